@@ -1,0 +1,1 @@
+"""TokenMixup (NeurIPS 2022) for Hugging Face Transformers."""
