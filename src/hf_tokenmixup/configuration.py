@@ -1,0 +1,134 @@
+"""The settings of TokenMixup, shared by every model family and validated once (paper: section 3, Table 4)."""
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from .functional import ASSIGNMENTS, RELABELS, SALIENCY_QUERIES, TOKEN_SELECTIONS, check_choice
+from .horizontal import SCORENET_POOLINGS
+
+SALIENCY_ROUTES = ("auto", "output_attentions")
+
+
+@dataclass(kw_only=True)
+class TokenMixupSettings:
+    """Settings of TokenMixup as flat attributes of a model configuration; with both lists empty all of it is off.
+
+    A family's configuration inherits from this and from its plain configuration, calls :meth:`validate_tokenmixup`
+    once its attributes stand, and tells ``num_prefix_tokens`` and ``num_patch_tokens``. Layer numbers count from 0 and
+    name the layer whose input is mixed.
+
+    Args:
+        horizontal_layers: layers whose input is mixed between images (HTM).
+        horizontal_tau: images with a ScoreNet loss below it, in nats, are easy and get mixed; None: all of them.
+        horizontal_rho: a token is replaced where the partner's saliency is higher by more than this.
+        scorenet_pooling: ``"cls"``, ``"mean"`` or ``"attention"``.
+        scorenet_loss_weight: lambda, the weight of ScoreNet's loss in the training loss.
+        scorenet_detach: train ScoreNet alone by that loss, not the layers before it.
+        vertical_layers: layers that also attend to salient tokens of all earlier layers (VTM).
+        vertical_kappa: how many tokens each earlier layer contributes.
+        vertical_detach: keep the gradient from the earlier layers.
+        saliency_query: ``"cls"``: attention of the CLS token; ``"mean"``: of all tokens.
+        rollout_steps: l, how many further layers the attention rollout of a horizontal layer goes through.
+        saliency_route: ``"auto"`` computes the attention rows that are needed; ``"output_attentions"`` whole maps.
+        assignment: partners by ``"optimal"`` matching or at ``"random"``.
+        token_selection: tokens replaced by ``"saliency"``, or as many at ``"random"``.
+        relabel: labels by ``"saliency"``, or by ``"count"`` of tokens.
+    """
+
+    horizontal_layers: list[int] = field(default_factory=list)
+    horizontal_tau: float | None = 1.0
+    horizontal_rho: float = 0.01
+    scorenet_pooling: str = "cls"
+    scorenet_loss_weight: float = 1.0
+    scorenet_detach: bool = True
+    vertical_layers: list[int] = field(default_factory=list)
+    vertical_kappa: int = 3
+    vertical_detach: bool = False
+    saliency_query: str = "cls"
+    rollout_steps: int = 0
+    saliency_route: str = "auto"
+    assignment: str = "optimal"
+    token_selection: str = "saliency"
+    relabel: str = "saliency"
+
+    # Fields of a training output that the Trainer must not take for predictions.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        "targets",
+        "scorenet_loss",
+        "scorenet_logits",
+        "horizontal",
+        "counts",
+    ]
+
+    @property
+    def tokenmixup_enabled(self) -> bool:
+        """Whether anything is mixed in training."""
+        return bool(self.horizontal_layers or self.vertical_layers)
+
+    @property
+    def last_vertical_layer(self) -> int:
+        """Layers before this one are collected from; 0 where there is no vertical layer."""
+        return max(self.vertical_layers, default=0)
+
+    def validate_tokenmixup(self) -> None:
+        """Check every setting against its range and against the network.
+
+        Raises:
+            ValueError: names the setting, its value, and what is allowed.
+        """
+        check_choice("scorenet_pooling", self.scorenet_pooling, SCORENET_POOLINGS)
+        check_choice("saliency_query", self.saliency_query, SALIENCY_QUERIES)
+        check_choice("saliency_route", self.saliency_route, SALIENCY_ROUTES)
+        check_choice("assignment", self.assignment, ASSIGNMENTS)
+        check_choice("token_selection", self.token_selection, TOKEN_SELECTIONS)
+        check_choice("relabel", self.relabel, RELABELS)
+        for name in ("scorenet_detach", "vertical_detach"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}.")
+
+        self._check_layers("horizontal_layers", first=0)
+        self._check_layers("vertical_layers", first=1)
+        self._check_number("horizontal_rho", self.horizontal_rho)
+        self._check_number("scorenet_loss_weight", self.scorenet_loss_weight)
+        if self.horizontal_tau is not None:
+            self._check_number("horizontal_tau", self.horizontal_tau, "; None makes every image easy")
+        self._check_count("vertical_kappa", self.vertical_kappa, self.num_patch_tokens, "the number of patch tokens")
+        last = self.num_hidden_layers - 1 - max(self.horizontal_layers, default=0)
+        self._check_count("rollout_steps", self.rollout_steps, last, "the layers behind the last horizontal one")
+
+        if self.num_prefix_tokens == 0:
+            for name, instead in (("scorenet_pooling", "'attention' or 'mean'"), ("saliency_query", "'mean'")):
+                if getattr(self, name) == "cls":
+                    raise ValueError(f"{name}='cls' needs a CLS token, and this model has none: use {instead}.")
+        if self.tokenmixup_enabled and self.problem_type not in (None, "single_label_classification"):
+            raise ValueError(
+                "TokenMixup mixes class distributions: problem_type must be None or 'single_label_classification', "
+                f"got {self.problem_type!r}."
+            )
+
+    def _check_layers(self, name: str, first: int) -> None:
+        layers, last = getattr(self, name), self.num_hidden_layers - 1
+        if not isinstance(layers, list | tuple) or not all(_is_integer(layer) for layer in layers):
+            raise ValueError(f"{name} must be a list of layer numbers, got {layers!r}.")
+        outside = [layer for layer in layers if not first <= layer <= last]
+        if outside:
+            reason = ", as nothing lies before layer 0" if first == 1 and 0 in outside else ""
+            raise ValueError(f"{name} must lie between {first} and {last}{reason}, got {layers!r}.")
+        if len(set(layers)) != len(layers):
+            raise ValueError(f"{name} must name each layer once, got {layers!r}.")
+
+    @staticmethod
+    def _check_number(name: str, value: object, otherwise: str = "") -> None:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (number and math.isfinite(value) and value >= 0):
+            raise ValueError(f"{name} must be a finite number of at least 0{otherwise}; got {value!r}.")
+
+    @staticmethod
+    def _check_count(name: str, value: object, most: int, meaning: str) -> None:
+        if not (_is_integer(value) and 0 <= value <= most):
+            raise ValueError(f"{name} must be an integer between 0 and {most} ({meaning}), got {value!r}.")
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

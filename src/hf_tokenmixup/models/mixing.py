@@ -1,0 +1,316 @@
+"""What every model family shares: the state of a forward, how a layer calls the steps, the loss, what is published.
+
+A family adds :class:`TokenMixupLayer` in front of its plain layer and :class:`TokenMixupModel` in front of its plain
+classifier, and says how a layer's attention is computed; nothing else of TokenMixup is family matter.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.utils import can_return_tuple
+from transformers.utils import logging as transformers_logging
+
+from ..configuration import TokenMixupSettings
+from ..functional import soft_cross_entropy
+from ..horizontal import HorizontalStep, ScoreNet, horizontal_step
+from ..saliency import attention_saliency
+from ..vertical import VerticalMemory
+from .targets import check_label_shape, check_label_values, class_distributions
+
+logger = logging.getLogger(__name__)
+once_logger = transformers_logging.get_logger(__name__)
+
+
+@dataclass
+class TokenMixupOutput(ImageClassifierOutput):
+    """Output of a training forward with labels; an evaluation forward returns what the plain model does.
+
+    Attributes:
+        loss: () cross-entropy against the mixed targets plus lambda times ``scorenet_loss``.
+        logits: (B, C).
+        targets: (B, C) class distributions after all mixing.
+        scorenet_loss: () ScoreNet's cross-entropy, summed over horizontal layers; None without them.
+        scorenet_logits: one (B, C) for each horizontal layer.
+        horizontal: the record of each horizontal layer, see :class:`~hf_tokenmixup.horizontal.HorizontalStep`.
+        counts: scalars on the device for logs: ``scorenet_loss``, and the mean over horizontal layers of
+            ``easy_samples``, ``mixed_samples``, ``replaced_tokens`` in the batch and of ``difficulty`` (nats);
+            ``vertical_tokens``, how many tokens of the batch were collected for vertical layers.
+    """
+
+    targets: torch.Tensor | None = None
+    scorenet_loss: torch.Tensor | None = None
+    scorenet_logits: tuple[torch.Tensor, ...] | None = None
+    horizontal: tuple[HorizontalStep, ...] | None = None
+    counts: dict[str, torch.Tensor] | None = None
+
+
+@dataclass
+class MixingState:
+    """What travels with the hidden states of one training forward, from layer to layer; it dies with the forward.
+
+    Attributes:
+        layers: the network's layers, which a rollout looks ahead in.
+        memory: tokens collected for vertical layers.
+        targets: (B, C) as the last horizontal layer left them.
+        scorenet_losses: (B,) for each horizontal layer passed, against the targets that entered it.
+        steps: the record of each horizontal layer passed.
+    """
+
+    layers: Sequence["TokenMixupLayer"]
+    memory: VerticalMemory
+    targets: torch.Tensor
+    scorenet_losses: list[torch.Tensor] = field(default_factory=list)
+    steps: list[HorizontalStep] = field(default_factory=list)
+
+    def counts(self) -> dict[str, torch.Tensor]:
+        """Scalars for logs, see :class:`TokenMixupOutput`; they stay on the device."""
+        counts = {}
+        if self.steps:
+            replaced = torch.stack([step.replaced for step in self.steps])  # (layers, B, T)
+            layers = len(self.steps)
+            counts["scorenet_loss"] = torch.stack(self.scorenet_losses).detach().mean(dim=1).sum()
+            counts["easy_samples"] = torch.stack([step.easy for step in self.steps]).sum() / layers
+            counts["mixed_samples"] = replaced.any(dim=2).sum() / layers
+            counts["replaced_tokens"] = replaced.sum() / layers
+            counts["difficulty"] = torch.stack([step.difficulty for step in self.steps]).mean()
+        if self.memory.num_tokens:
+            counts["vertical_tokens"] = self.targets.new_tensor(len(self.targets) * self.memory.num_tokens)
+        return counts
+
+
+class TokenMixupLayer(nn.Module):
+    """Mixes in front of a transformer layer. Comes before the family's plain layer among the bases.
+
+    The family gives ``pre_norm`` and the methods of :class:`~hf_tokenmixup.saliency.AttentionLayer`, and its attention
+    takes a keyword ``memory`` (B, M, D) of normed tokens in vertical layers.
+    """
+
+    # The host checkpoints a whole layer, by wrapping ``forward`` in ``__init_subclass__`` or in ``__call__`` (by
+    # version). Mixing must not run a second time, so this class checkpoints the plain layer alone instead.
+    __call__ = nn.Module.__call__
+
+    def __init_subclass__(cls, **kwargs):
+        pass
+
+    def setup_tokenmixup(self, config: TokenMixupSettings, layer_index: int) -> None:
+        """To be called at the end of the family's ``__init__``."""
+        self.settings = config
+        self.layer_index = layer_index
+        if layer_index in config.horizontal_layers:
+            self.scorenet = ScoreNet(
+                config.hidden_size,
+                config.num_labels,
+                pooling=config.scorenet_pooling,
+                num_prefix_tokens=config.num_prefix_tokens,
+            )
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        tokenmixup: MixingState | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """(B, N, D) to (B, N, D): the plain layer, behind the mixing steps if a state comes along."""
+        memory = None
+        if tokenmixup is not None:
+            hidden_states, memory = self.mix(hidden_states, tokenmixup)
+        layer = partial(self.plain_forward, **kwargs)
+        if self.gradient_checkpointing and self.training:
+            return self._gradient_checkpointing_func(layer, hidden_states, attention_mask, memory)
+        return layer(hidden_states, attention_mask, memory)
+
+    def plain_forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, memory: torch.Tensor | None, **kwargs
+    ) -> torch.Tensor:
+        """The plain layer; with a memory (B, M, D), its attention has that many further keys and values."""
+        if memory is not None:
+            kwargs["memory"] = self.pre_norm(memory)
+        return super().forward(hidden_states, attention_mask, **kwargs)
+
+    def mix(self, hidden_states: torch.Tensor, state: MixingState) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The steps in front of the layer: horizontal first, then what vertical layers need of its input."""
+        settings, index = self.settings, self.layer_index
+        if index in settings.horizontal_layers:
+            hidden_states = self._mix_horizontally(hidden_states, state)
+        memory = state.memory.tokens() if index in settings.vertical_layers else None
+        if index < settings.last_vertical_layer and settings.vertical_kappa > 0:
+            state.memory.collect(hidden_states, self._saliency((self,), hidden_states.detach()))
+        return hidden_states, memory
+
+    def _mix_horizontally(self, hidden_states: torch.Tensor, state: MixingState) -> torch.Tensor:
+        settings, index = self.settings, self.layer_index
+        hidden_states, state.targets, loss, step = horizontal_step(
+            self.scorenet,
+            hidden_states,
+            state.targets,
+            partial(self._saliency, state.layers[index : index + settings.rollout_steps + 1]),
+            tau=settings.horizontal_tau,
+            rho=settings.horizontal_rho,
+            detach=settings.scorenet_detach,
+            num_prefix_tokens=settings.num_prefix_tokens,
+            assignment=settings.assignment,
+            token_selection=settings.token_selection,
+            relabel=settings.relabel,
+        )
+        state.scorenet_losses.append(loss)
+        state.steps.append(step)
+        return hidden_states
+
+    def _saliency(self, layers: Sequence["TokenMixupLayer"], hidden_states: torch.Tensor) -> torch.Tensor:
+        settings = self.settings
+        return attention_saliency(
+            layers, hidden_states, settings.num_prefix_tokens, settings.saliency_query, settings.saliency_route
+        )
+
+
+class TokenMixupModel:
+    """Training forward, loss, loading and publishing of a TokenMixup classifier. Comes before the plain classifier.
+
+    The family gives ``plain_model_class`` and ``transformer_layers()``.
+    """
+
+    plain_model_class: type[PreTrainedModel]
+    # ScoreNet is training state: a published checkpoint holds none, and a model with HTM off has no use for one.
+    _keys_to_ignore_on_load_missing = [r"\.scorenet\."]
+    _keys_to_ignore_on_load_unexpected = [r"\.scorenet\."]
+
+    def transformer_layers(self) -> Sequence[TokenMixupLayer]:
+        """The network's layers in order."""
+        raise TypeError(f"{type(self).__name__} must define transformer_layers().")
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.Tensor | None = None, labels: torch.Tensor | None = None, **kwargs
+    ) -> ImageClassifierOutput | TokenMixupOutput:
+        """Classify images; in training mode and with labels, mix tokens.
+
+        Args:
+            pixel_values: (B, 3, height, width).
+            labels: class indices (B,) or distributions over the classes (B, C), as mixup, CutMix and label smoothing
+                make them.
+            kwargs: as the plain model takes them. ``num_items_in_batch``, if given, divides the summed loss in place
+                of B.
+
+        Returns:
+            A :class:`TokenMixupOutput` if tokens were mixed, else what the plain model returns.
+
+        Raises:
+            ValueError: for labels of a wrong shape or dtype, out of range, or rows that do not sum to one (values on
+                an accelerator are read at the first forward only); for an ``attention_mask`` while tokens are mixed.
+        """
+        mixing = self.training and self.config.tokenmixup_enabled
+        if labels is None:
+            if mixing:
+                once_logger.warning_once("A training forward without labels: no tokens were mixed.")
+            return super().forward(pixel_values, **kwargs)
+        if not mixing and not self._are_distributions(labels):
+            return super().forward(pixel_values, labels=labels, **kwargs)
+
+        check_label_shape(labels, len(pixel_values), self.config.num_labels)
+        self._check_values_once(labels)
+        targets = class_distributions(labels, self.config.num_labels)
+        num_items = kwargs.pop("num_items_in_batch", None)
+        state = self._new_state(targets, kwargs) if mixing else None
+        outputs = super().forward(pixel_values, return_dict=True, tokenmixup=state, **kwargs)
+        if state is None:
+            outputs.loss = _reduce(soft_cross_entropy(outputs.logits, targets), num_items)
+            return outputs
+        return self._training_output(outputs, state, num_items)
+
+    def published(self) -> PreTrainedModel:
+        """The plain model with these weights (shared, not copied) and without ScoreNet, which is training state.
+
+        This is what goes into an output folder and to the Hub: plain transformers opens it without this package.
+        The settings stay in its configuration as a record, and for training on with our class.
+        """
+        config = self.plain_model_class.config_class.from_dict(self.config.to_dict())
+        config._attn_implementation = self.config._attn_implementation
+        weights = {
+            name: tensor for name, tensor in self.state_dict(keep_vars=True).items() if ".scorenet." not in name
+        }
+        with torch.device("meta"):
+            model = self.plain_model_class(config)
+        model.load_state_dict(weights, assign=True)
+        return model.train(self.training)
+
+    def push_to_hub(self, *args, **kwargs) -> str:
+        """Upload the :meth:`published` model; arguments as in ``PreTrainedModel.push_to_hub``."""
+        return self.published().push_to_hub(*args, **kwargs)
+
+    def _replace_layers(self, layers: nn.ModuleList, layer_class: type[TokenMixupLayer]) -> None:
+        # The layers keep their parameters, initialised as the plain model's under the same seed; building ours on the
+        # meta device draws no random numbers. ScoreNet alone is new.
+        for index, plain in enumerate(layers):
+            weights = plain.state_dict(keep_vars=True)
+            with torch.device("meta"):
+                layer = layer_class(self.config, index)
+            layer.load_state_dict(weights, assign=True, strict=False)
+            if index in self.config.horizontal_layers:
+                layer.scorenet.to_empty(device=next(iter(weights.values())).device)
+                for module in layer.scorenet.modules():
+                    self._init_weights(module)
+            layers[index] = layer
+
+    def _adjust_missing_and_unexpected_keys(self, loading_info) -> None:
+        fresh = sorted({key.rsplit(".", 2)[0] for key in loading_info.missing_keys if ".scorenet." in key})
+        super()._adjust_missing_and_unexpected_keys(loading_info)
+        if fresh:
+            logger.warning("%s: the checkpoint holds no ScoreNet, so it starts untrained.", ", ".join(fresh))
+
+    def _are_distributions(self, labels: torch.Tensor) -> bool:
+        # Under these problem types the host would take them for multi-label targets, and remember that.
+        single_label = self.config.problem_type in (None, "single_label_classification")
+        return single_label and self.config.num_labels > 1 and labels.is_floating_point()
+
+    def _check_values_once(self, labels: torch.Tensor) -> None:
+        # Reading values waits for an accelerator, so there only the first labels are read; on the CPU it is free.
+        if torch.compiler.is_compiling() or (labels.device.type != "cpu" and getattr(self, "_labels_read", False)):
+            return
+        check_label_values(labels, self.config.num_labels)
+        self._labels_read = True
+
+    def _new_state(self, targets: torch.Tensor, kwargs: dict) -> MixingState:
+        if kwargs.get("attention_mask") is not None:
+            raise ValueError(
+                "attention_mask cannot be used while tokens are mixed: tokens would move to places that are masked. "
+                "Leave it out, or turn TokenMixup off (horizontal_layers=[], vertical_layers=[])."
+            )
+        config = self.config
+        memory = VerticalMemory(config.vertical_kappa, config.vertical_detach, config.num_prefix_tokens)
+        return MixingState(layers=self.transformer_layers(), memory=memory, targets=targets)
+
+    def _training_output(
+        self, outputs: ImageClassifierOutput, state: MixingState, num_items: torch.Tensor | int | None
+    ) -> TokenMixupOutput:
+        loss = _reduce(soft_cross_entropy(outputs.logits, state.targets), num_items)
+        scorenet_loss = None
+        counts = state.counts()
+        if state.steps:
+            scorenet_loss = _reduce(torch.stack(state.scorenet_losses).sum(dim=0), num_items)
+            loss = loss + self.config.scorenet_loss_weight * scorenet_loss
+        return TokenMixupOutput(
+            loss=loss,
+            logits=outputs.logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            targets=state.targets,
+            scorenet_loss=scorenet_loss,
+            scorenet_logits=tuple(step.scorenet_logits for step in state.steps) or None,
+            horizontal=tuple(state.steps) or None,
+            counts=counts,
+        )
+
+
+def _reduce(losses: torch.Tensor, num_items: torch.Tensor | int | None) -> torch.Tensor:
+    if num_items is None:
+        return losses.mean()
+    if torch.is_tensor(num_items):
+        num_items = num_items.to(losses.device).flatten()[0]
+    return losses.sum() / num_items

@@ -1,0 +1,149 @@
+"""TokenMixup for the Vision Transformer of transformers (paper: section 4, ViT-B/16 on ImageNet-1k).
+
+The layers are replaced inside transformers' own ``ViTModel``: its renaming of checkpoint keys goes by that class.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from transformers import ViTConfig, ViTForImageClassification
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.vit.modeling_vit import ViTAttention, ViTLayer, eager_attention_forward
+
+from ..configuration import TokenMixupSettings
+from .mixing import TokenMixupLayer, TokenMixupModel
+
+
+class TokenMixupViTConfig(TokenMixupSettings, ViTConfig):
+    """``ViTConfig`` with the settings of TokenMixup as further attributes.
+
+    The model type stays ``"vit"``, so that any ViT checkpoint comes in and a published one opens as a plain ViT.
+
+    Args:
+        kwargs: settings of :class:`~hf_tokenmixup.configuration.TokenMixupSettings` and of ``ViTConfig``.
+
+    Raises:
+        ValueError: for a setting out of its range or not fitting the network.
+    """
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        self.validate_tokenmixup()
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """P: the CLS token."""
+        return 1
+
+    @property
+    def num_patch_tokens(self) -> int:
+        """T at the configured image size."""
+        (height, width), (patch_height, patch_width) = _pair(self.image_size), _pair(self.patch_size)
+        return (height // patch_height) * (width // patch_width)
+
+
+class VerticalViTAttention(ViTAttention):
+    """Attention whose keys and values also come from a memory of salient tokens, if one is given (Eq. (13))."""
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        memory: torch.Tensor | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(B, N, D) normed tokens and (B, M, D) normed memory to (B, N, D) and the weights (B, H, N, N + M)."""
+        if memory is None:
+            return super().forward(hidden_states, attention_mask, **kwargs)
+        sources = torch.cat([hidden_states, memory], dim=1)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        attended, weights = attend(
+            self,
+            split_heads(self, self.q_proj(hidden_states)),
+            split_heads(self, self.k_proj(sources)),
+            split_heads(self, self.v_proj(sources)),
+            attention_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        return self.o_proj(attended.flatten(2)), weights
+
+
+class TokenMixupViTLayer(TokenMixupLayer, ViTLayer):
+    """A ViT layer that mixes the tokens that enter it (HTM), hands tokens on to later layers and takes them (VTM).
+
+    Args:
+        config: with the settings of TokenMixup.
+        layer_index: the layer's number, from 0.
+    """
+
+    def __init__(self, config: TokenMixupViTConfig, layer_index: int):
+        super().__init__(config)
+        if layer_index in config.vertical_layers:
+            self.attention = VerticalViTAttention(config)
+        self.setup_tokenmixup(config, layer_index)
+
+    def pre_norm(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The norm in front of attention, (B, N, D) to (B, N, D)."""
+        return self.layernorm_before(hidden)
+
+    def query_and_key(self, hidden: torch.Tensor, cls_query_only: bool) -> tuple[torch.Tensor, torch.Tensor, float]:
+        """See :class:`~hf_tokenmixup.saliency.AttentionLayer`."""
+        normed = self._normed(hidden)
+        query = self.attention.q_proj(normed[:, :1] if cls_query_only else normed)
+        key = self.attention.k_proj(normed)
+        return split_heads(self.attention, query), split_heads(self.attention, key), self.attention.scaling
+
+    def attention_weights(self, hidden: torch.Tensor) -> torch.Tensor:
+        """See :class:`~hf_tokenmixup.saliency.AttentionLayer`."""
+        query, key, scale = self.query_and_key(hidden, cls_query_only=False)
+        return eager_attention_forward(self.attention, query, key, key, None, scaling=scale)[1]
+
+    def propagate(self, hidden: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
+        """See :class:`~hf_tokenmixup.saliency.AttentionLayer`."""
+        value = split_heads(self.attention, self.attention.v_proj(self._normed(hidden)))
+        attended = (attention.to(value.dtype) @ value).transpose(1, 2).flatten(2)
+        hidden = hidden + self.attention.o_proj(attended)
+        return hidden + self.mlp(self.layernorm_after(hidden))
+
+    def _normed(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.pre_norm(hidden.to(self.layernorm_before.weight.dtype))
+
+
+class TokenMixupViTForImageClassification(TokenMixupModel, ViTForImageClassification):
+    """``ViTForImageClassification`` that mixes tokens in training, and is the plain model otherwise.
+
+    ``from_pretrained`` opens any ViT checkpoint; settings go to the configuration:
+    ``from_pretrained("google/vit-base-patch16-224", horizontal_layers=[3], vertical_layers=[4])``.
+
+    Raises:
+        ValueError: for a configuration without the settings of TokenMixup, or with invalid ones.
+    """
+
+    config_class = TokenMixupViTConfig
+    plain_model_class = ViTForImageClassification
+    _no_split_modules = ["ViTEmbeddings", "ViTLayer", "TokenMixupViTLayer"]
+
+    def __init__(self, config: TokenMixupViTConfig):
+        if not isinstance(config, TokenMixupViTConfig):
+            raise ValueError(
+                f"{type(self).__name__} needs a TokenMixupViTConfig, got {type(config).__name__}: build it with "
+                "TokenMixupViTConfig.from_dict(config.to_dict(), horizontal_layers=[...])."
+            )
+        config.validate_tokenmixup()
+        super().__init__(config)
+        self._replace_layers(self.vit.layers, TokenMixupViTLayer)
+
+    def transformer_layers(self) -> torch.nn.ModuleList:
+        """The network's layers in order."""
+        return self.vit.layers
+
+
+def split_heads(attention: ViTAttention, states: torch.Tensor) -> torch.Tensor:
+    """(B, N, H * d) to (B, H, N, d)."""
+    return states.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+
+
+def _pair(size: int | Iterable[int]) -> tuple[int, int]:
+    return tuple(size) if isinstance(size, Iterable) else (size, size)

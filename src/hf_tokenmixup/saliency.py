@@ -1,0 +1,85 @@
+"""Attention as the detector of saliency (paper: section 3.2, Eq. (2) and (3)).
+
+Two routes lead to the same value. The general one asks layers for their whole attention maps and multiplies them; the
+fast one, for a single layer, computes only the query rows that the saliency needs and never holds more of the map
+than a bounded number of elements. Both leave the forward pass on whatever attention implementation the user chose.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Protocol
+
+import torch
+
+from .functional import at_least_float32, attention_rollout, token_saliency
+
+MAX_MAP_ELEMENTS = 2**24  # 64 MiB in float32
+
+
+class AttentionLayer(Protocol):
+    """What a layer offers to the detector. All of it in evaluation mode: no dropout, whatever ``training`` says."""
+
+    def query_and_key(self, hidden: torch.Tensor, cls_query_only: bool) -> tuple[torch.Tensor, torch.Tensor, float]:
+        """(B, H, Q, d) queries, (B, H, N, d) keys of the layer's input (B, N, D), and the scale of their product."""
+
+    def attention_weights(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(B, H, N, N) probabilities, as ``output_attentions=True`` returns them."""
+
+    def propagate(self, hidden: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
+        """(B, N, D) output of the layer for its input and the attention weights just returned."""
+
+
+def received_attention(
+    query: torch.Tensor, key: torch.Tensor, scale: float, max_elements: int = MAX_MAP_ELEMENTS
+) -> torch.Tensor:
+    """Attention that each token receives, averaged over heads and over the given queries.
+
+    Args:
+        query: (B, H, Q, d).
+        key: (B, H, N, d).
+        scale: factor on the dot products.
+        max_elements: how many elements of the attention map may exist at a time (at least one query is computed).
+
+    Returns:
+        (B, N) in float32 or wider.
+    """
+    batch, heads, num_queries, _ = query.shape
+    num_tokens = key.shape[2]
+    query, key = at_least_float32(query), at_least_float32(key).transpose(2, 3)
+    rows = max(1, max_elements // (batch * heads * num_tokens))
+    received = query.new_zeros(batch, num_tokens)
+    for chunk in query.split(rows, dim=2):
+        received = received + (chunk @ key * scale).softmax(dim=-1).sum(dim=(1, 2))
+    return received / (heads * num_queries)
+
+
+def attention_saliency(
+    layers: Sequence[AttentionLayer],
+    hidden: torch.Tensor,
+    num_prefix_tokens: int,
+    query: str = "cls",
+    route: str = "auto",
+) -> torch.Tensor:
+    """Saliency of the tokens that enter the first of ``layers``, without gradient.
+
+    Computed outside of autocast, so that it is the same whatever the autocast dtype.
+
+    Args:
+        layers: the layer whose input is looked at, then the l >= 0 layers that the rollout goes on through.
+        hidden: (B, N, D) input of the first of them.
+        num_prefix_tokens: P.
+        query: ``"cls"`` or ``"mean"``, see :func:`~hf_tokenmixup.functional.token_saliency`.
+        route: ``"auto"`` takes the fast route where it applies (l = 0), ``"output_attentions"`` never.
+
+    Returns:
+        (B, T) saliency in float32 or wider.
+    """
+    with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
+        if route == "auto" and len(layers) == 1:
+            received = received_attention(*layers[0].query_and_key(hidden, cls_query_only=query == "cls"))
+            return received[:, num_prefix_tokens:]
+        attentions = [layers[0].attention_weights(hidden)]
+        for layer, following in pairwise(layers):
+            hidden = layer.propagate(hidden, attentions[-1])
+            attentions.append(following.attention_weights(hidden))
+        return token_saliency(attention_rollout(attentions), num_prefix_tokens, query)
