@@ -101,11 +101,6 @@ class TokenMixupSettings:
             for name, instead in (("scorenet_pooling", "'attention' or 'mean'"), ("saliency_query", "'mean'")):
                 if getattr(self, name) == "cls":
                     raise ValueError(f"{name}='cls' needs a CLS token, and this model has none: use {instead}.")
-        if self.tokenmixup_enabled and self.problem_type not in (None, "single_label_classification"):
-            raise ValueError(
-                "TokenMixup mixes class distributions: problem_type must be None or 'single_label_classification', "
-                f"got {self.problem_type!r}."
-            )
 
     def _check_layers(self, name: str, first: int) -> None:
         layers, last = getattr(self, name), self.num_hidden_layers - 1

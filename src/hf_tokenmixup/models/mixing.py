@@ -199,18 +199,22 @@ class TokenMixupModel:
                 of B.
 
         Returns:
-            A :class:`TokenMixupOutput` if tokens were mixed, else what the plain model returns.
+            A :class:`TokenMixupOutput` where tokens are mixed. Else what the plain model returns; so too, with one
+            warning, for other problem types than single-label classification.
 
         Raises:
             ValueError: for labels of a wrong shape or dtype, out of range, or rows that do not sum to one (values on
                 an accelerator are read at the first forward only); for an ``attention_mask`` while tokens are mixed.
         """
-        mixing = self.training and self.config.tokenmixup_enabled
-        if labels is None:
-            if mixing:
-                once_logger.warning_once("A training forward without labels: no tokens were mixed.")
-            return super().forward(pixel_values, **kwargs)
-        if not mixing and not self._are_distributions(labels):
+        single_label = self.config.problem_type in (None, "single_label_classification") and self.config.num_labels > 1
+        mixing = self.training and self.config.tokenmixup_enabled and single_label and labels is not None
+        if self.training and self.config.tokenmixup_enabled and not mixing:
+            once_logger.warning_once(
+                "No tokens are mixed in a training forward without labels, with fewer than two classes, or with a "
+                "problem_type other than 'single_label_classification'."
+            )
+        # The host would take distributions for multi-label targets, and change the problem type for good.
+        if not mixing and not (single_label and labels is not None and labels.is_floating_point()):
             return super().forward(pixel_values, labels=labels, **kwargs)
 
         check_label_shape(labels, len(pixel_values), self.config.num_labels)
@@ -256,6 +260,9 @@ class TokenMixupModel:
                 layer.scorenet.to_empty(device=next(iter(weights.values())).device)
                 for module in layer.scorenet.modules():
                     self._init_weights(module)
+            if plain.gradient_checkpointing:
+                layer.gradient_checkpointing = True
+                layer._gradient_checkpointing_func = plain._gradient_checkpointing_func
             layers[index] = layer
 
     def _adjust_missing_and_unexpected_keys(self, loading_info) -> None:
@@ -263,11 +270,6 @@ class TokenMixupModel:
         super()._adjust_missing_and_unexpected_keys(loading_info)
         if fresh:
             logger.warning("%s: the checkpoint holds no ScoreNet, so it starts untrained.", ", ".join(fresh))
-
-    def _are_distributions(self, labels: torch.Tensor) -> bool:
-        # Under these problem types the host would take them for multi-label targets, and remember that.
-        single_label = self.config.problem_type in (None, "single_label_classification")
-        return single_label and self.config.num_labels > 1 and labels.is_floating_point()
 
     def _check_values_once(self, labels: torch.Tensor) -> None:
         # Reading values waits for an accelerator, so there only the first labels are read; on the CPU it is free.
