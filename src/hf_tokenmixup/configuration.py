@@ -1,13 +1,21 @@
 """The settings of TokenMixup, shared by every model family and validated once (paper: section 3, Table 4)."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from .functional import ASSIGNMENTS, RELABELS, SALIENCY_QUERIES, TOKEN_SELECTIONS, check_choice
 from .horizontal import SCORENET_POOLINGS
 
 SALIENCY_ROUTES = ("auto", "output_attentions")
+
+
+def _setting(default: Any, help: str, choices: Sequence[str] | None = None) -> Any:
+    metadata = {"help": help} | ({"choices": list(choices)} if choices else {})
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(kw_only=True)
@@ -17,40 +25,31 @@ class TokenMixupSettings:
     A family's configuration inherits from this and from its plain configuration, calls :meth:`validate_tokenmixup`
     once its attributes stand, and tells ``num_prefix_tokens`` and ``num_patch_tokens``. Layer numbers count from 0 and
     name the layer whose input is mixed.
-
-    Args:
-        horizontal_layers: layers whose input is mixed between images (HTM).
-        horizontal_tau: images with a ScoreNet loss below it, in nats, are easy and get mixed; None: all of them.
-        horizontal_rho: a token is replaced where the partner's saliency is higher by more than this.
-        scorenet_pooling: ``"cls"``, ``"mean"`` or ``"attention"``.
-        scorenet_loss_weight: lambda, the weight of ScoreNet's loss in the training loss.
-        scorenet_detach: train ScoreNet alone by that loss, not the layers before it.
-        vertical_layers: layers that also attend to salient tokens of all earlier layers (VTM).
-        vertical_kappa: how many tokens each earlier layer contributes.
-        vertical_detach: keep the gradient from the earlier layers.
-        saliency_query: ``"cls"``: attention of the CLS token; ``"mean"``: of all tokens.
-        rollout_steps: l, how many further layers the attention rollout of a horizontal layer goes through.
-        saliency_route: ``"auto"`` computes the attention rows that are needed; ``"output_attentions"`` whole maps.
-        assignment: partners by ``"optimal"`` matching or at ``"random"``.
-        token_selection: tokens replaced by ``"saliency"``, or as many at ``"random"``.
-        relabel: labels by ``"saliency"``, or by ``"count"`` of tokens.
     """
 
-    horizontal_layers: list[int] = field(default_factory=list)
-    horizontal_tau: float | None = 1.0
-    horizontal_rho: float = 0.01
-    scorenet_pooling: str = "cls"
-    scorenet_loss_weight: float = 1.0
-    scorenet_detach: bool = True
-    vertical_layers: list[int] = field(default_factory=list)
-    vertical_kappa: int = 3
-    vertical_detach: bool = False
-    saliency_query: str = "cls"
-    rollout_steps: int = 0
-    saliency_route: str = "auto"
-    assignment: str = "optimal"
-    token_selection: str = "saliency"
-    relabel: str = "saliency"
+    horizontal_layers: list[int] = _setting([], "Layers whose input is mixed between images (HTM); none: off.")
+    horizontal_tau: float | None = _setting(
+        1.0, "Images with a ScoreNet loss below it, in nats, are easy and get mixed; none: all of them."
+    )
+    horizontal_rho: float = _setting(0.01, "Replace a token where the partner's saliency is higher by more than this.")
+    scorenet_pooling: str = _setting("cls", "What ScoreNet looks at.", SCORENET_POOLINGS)
+    scorenet_loss_weight: float = _setting(1.0, "Lambda, the weight of ScoreNet's loss in the training loss.")
+    scorenet_detach: bool = _setting(True, "Train ScoreNet alone by its loss, not the layers before it.")
+    vertical_layers: list[int] = _setting(
+        [], "Layers that also attend to salient tokens of all earlier layers (VTM); none: off."
+    )
+    vertical_kappa: int = _setting(3, "How many tokens each earlier layer contributes.")
+    vertical_detach: bool = _setting(False, "Keep the gradient of vertical layers from those tokens.")
+    saliency_query: str = _setting(
+        "cls", "Whose attention is saliency: the CLS token's, or the mean of all tokens.", SALIENCY_QUERIES
+    )
+    rollout_steps: int = _setting(0, "How many further layers a horizontal layer's attention rollout goes through.")
+    saliency_route: str = _setting(
+        "auto", "Compute the attention rows that are needed, or whole maps; the values are the same.", SALIENCY_ROUTES
+    )
+    assignment: str = _setting("optimal", "Partners by optimal matching or at random.", ASSIGNMENTS)
+    token_selection: str = _setting("saliency", "Replace tokens by saliency, or as many at random.", TOKEN_SELECTIONS)
+    relabel: str = _setting("saliency", "New labels by saliency or by the number of tokens.", RELABELS)
 
     # Fields of a training output that the Trainer must not take for predictions.
     keys_to_ignore_at_inference: ClassVar[list[str]] = [

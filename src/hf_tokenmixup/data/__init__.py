@@ -1,0 +1,17 @@
+"""Data: loading and columns, transforms, batches, mixing of input images, the embedded digits."""
+
+from .dataset import ImageClassificationData, collate
+from .digits import load_digits_dataset
+from .loading import ImageData, load_image_dataset
+from .mixing import InputMixing
+from .transforms import build_transforms
+
+__all__ = [
+    "ImageClassificationData",
+    "ImageData",
+    "InputMixing",
+    "build_transforms",
+    "collate",
+    "load_digits_dataset",
+    "load_image_dataset",
+]

@@ -1,0 +1,221 @@
+"""From a name or a folder to checked training and evaluation splits with known columns and classes.
+
+Three sources: a data set of the Hub (or a local folder that `load_dataset` opens, parquet say), folders of images with
+one sub-folder per class, and `digits`, which is embedded in the package.
+"""
+
+import glob
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
+from sklearn.model_selection import train_test_split
+
+from .columns import find_image_column, find_label_column, number_labels, read_labels
+from .digits import load_digits_dataset
+
+logger = logging.getLogger(__name__)
+
+EVALUATION_SPLITS = ("validation", "valid", "val", "test")
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """What `load_image_dataset` found. Splits that were not asked for are None, and so are their names.
+
+    `eval_split` is a name of the data set, or says which share of the training split it is. `label_names[i]` is the
+    name of class i in both splits.
+    """
+
+    train: Dataset | None
+    evaluation: Dataset | None
+    train_split: str | None
+    eval_split: str | None
+    image_column: str
+    label_column: str
+    label_names: list[str]
+
+
+def load_image_dataset(
+    dataset_name: str | None = None,
+    dataset_config_name: str | None = None,
+    train_dir: str | None = None,
+    validation_dir: str | None = None,
+    image_column_name: str | None = None,
+    label_column_name: str | None = None,
+    train_split: str = "train",
+    eval_split: str | None = None,
+    validation_fraction: float = 0.1,
+    max_train_samples: int | None = None,
+    max_eval_samples: int | None = None,
+    seed: int = 42,
+    cache_dir: str | None = None,
+    token: str | bool | None = None,
+    *,
+    do_train: bool = True,
+    do_eval: bool = True,
+    label_names: Sequence[str] | None = None,
+) -> ImageData:
+    """Load the splits that are needed, find their columns, number their classes and check every label.
+
+    Args:
+        dataset_name: `digits`, a data set of the Hub, or a local folder that `load_dataset` opens.
+        dataset_config_name: configuration of that data set, where it has several.
+        train_dir, validation_dir: folders of images, one sub-folder per class; instead of `dataset_name`.
+        image_column_name: default `image` or `img`, else the only image column.
+        label_column_name: default `label`, `fine_label` or `labels`, else the only ClassLabel column.
+        eval_split: default `validation` (or `valid`, `val`), else `test`, else a share of the training split that is
+            then not trained on; which one is logged as a warning.
+        validation_fraction: that share, above 0 and below 1; seeded, stratified where every class allows it.
+        max_train_samples, max_eval_samples: use a seeded random subset of this size (not the first rows: many data
+            sets are sorted by class). A number above the size of the split means the whole split.
+        do_train, do_eval: what is needed. The other split is then neither required nor checked.
+        label_names: number the classes as these, for instance those of the model that is evaluated.
+
+    Raises:
+        ValueError: no source or two, no such data set, folder, split or column, labels missing or out of range,
+            splits of different classes, or a number out of its range.
+    """
+    for name, size in (("max_train_samples", max_train_samples), ("max_eval_samples", max_eval_samples)):
+        if size is not None and size < 1:
+            raise ValueError(f"{name} must be at least 1 (or left out for the whole split), got {size}.")
+    if not 0 < validation_fraction < 1:
+        raise ValueError(f"validation_fraction must lie above 0 and below 1, got {validation_fraction}.")
+    if not (do_train or do_eval):
+        raise ValueError("Neither do_train nor do_eval: expected at least one split to load.")
+
+    source = _load(dataset_name, dataset_config_name, train_dir, validation_dir, cache_dir, token)
+    chosen_eval = _choose_eval_split(source, train_split, eval_split) if do_eval else None
+    carve = do_eval and chosen_eval is None
+    used = [train_split] if do_train or carve else []
+    used += [chosen_eval] if chosen_eval is not None and chosen_eval not in used else []
+    for split in used:
+        _require_split(source, split, "--train_split" if split == train_split else "--eval_split")
+
+    image_column = find_image_column(source[used[0]], used[0], image_column_name)
+    label_column = find_label_column(source[used[0]], used[0], label_column_name)
+    for split in used[1:]:
+        find_image_column(source[split], split, image_column)
+        find_label_column(source[split], split, label_column)
+    splits, names = _number(source, used, train_split, label_column, label_names)
+
+    evaluation, eval_name = None, chosen_eval
+    if chosen_eval is not None:
+        evaluation = splits[chosen_eval]
+    train = splits.get(train_split)
+    if carve:
+        train, evaluation = _hold_out(train, label_column, validation_fraction, seed)
+        eval_name = f"{train_split} (held out: {validation_fraction:.3g} of it, seed {seed})"
+        logger.warning(
+            "No evaluation split among %s: evaluating on %d of the %d images of '%s' (validation_fraction=%g, seed "
+            "%d), which are not trained on.",
+            sorted(source),
+            len(evaluation),
+            len(train) + len(evaluation),
+            train_split,
+            validation_fraction,
+            seed,
+        )
+    return ImageData(
+        train=_subset(train, max_train_samples, seed) if do_train else None,
+        evaluation=_subset(evaluation, max_eval_samples, seed) if do_eval else None,
+        train_split=train_split if do_train else None,
+        eval_split=eval_name,
+        image_column=image_column,
+        label_column=label_column,
+        label_names=names,
+    )
+
+
+def _load(
+    dataset_name: str | None,
+    config_name: str | None,
+    train_dir: str | None,
+    validation_dir: str | None,
+    cache_dir: str | None,
+    token: str | bool | None,
+) -> DatasetDict:
+    folders = {"train": train_dir, "validation": validation_dir}
+    folders = {split: folder for split, folder in folders.items() if folder is not None}
+    if bool(dataset_name) == bool(folders):
+        raise ValueError(
+            "Expected either --dataset_name or image folders (--train_dir, --validation_dir), got "
+            f"dataset_name={dataset_name!r}, train_dir={train_dir!r}, validation_dir={validation_dir!r}. "
+            "'--dataset_name digits' needs no download."
+        )
+    if dataset_name == "digits":
+        return load_digits_dataset()
+    if folders:
+        for split, folder in folders.items():
+            if not Path(folder).is_dir():
+                flag = "--train_dir" if split == "train" else "--validation_dir"
+                raise ValueError(
+                    f"{flag} must be a folder with one sub-folder of images per class; no folder {folder!r}."
+                )
+        # Explicit patterns: left to itself, `imagefolder` takes a class folder called "test" for a split.
+        files = {split: glob.escape(str(Path(folder).absolute())) + "/**" for split, folder in folders.items()}
+        return load_dataset("imagefolder", data_files=files, cache_dir=cache_dir)
+    try:
+        return load_dataset(dataset_name, name=config_name, cache_dir=cache_dir, token=token)
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"No data set {dataset_name!r}: expected 'digits', a data set of the Hub (a gated or private one needs "
+            f"`hf auth login`, and its terms accepted) or a local folder with data files. ({error})"
+        ) from error
+
+
+def _choose_eval_split(source: DatasetDict, train_split: str, eval_split: str | None) -> str | None:
+    if eval_split is not None:
+        if eval_split == train_split:
+            logger.warning("Evaluating on '%s', the split that is trained on.", eval_split)
+        return eval_split
+    found = next((split for split in EVALUATION_SPLITS if split in source and split != train_split), None)
+    if found is not None and found != "validation":
+        logger.warning("No split 'validation' among %s: evaluating on '%s'.", sorted(source), found)
+    return found
+
+
+def _require_split(source: DatasetDict, split: str, flag: str) -> None:
+    if split not in source:
+        raise ValueError(f"No split '{split}'; the splits are {sorted(source)}. Choose one with {flag}.")
+
+
+def _number(
+    source: DatasetDict, used: list[str], train_split: str, column: str, label_names: Sequence[str] | None
+) -> tuple[dict[str, Dataset], list[str]]:
+    """Number the classes of the used splits; strings as the training split has them, even if only evaluating."""
+    splits = {split: source[split] for split in used}
+    train = source.get(train_split)
+    by_name = label_names is None and train is not None and column in train.column_names
+    if by_name and train_split not in splits and not isinstance(train.features[column], ClassLabel):
+        splits = {train_split: train, **splits}
+    return number_labels(splits, column, label_names)
+
+
+def _hold_out(train: Dataset, column: str, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+    labels = read_labels(train, column).to_numpy()
+    held_out = max(1, round(fraction * len(labels)))
+    if len(labels) - held_out < 1:
+        raise ValueError(
+            f"Cannot hold {held_out} of {len(labels)} training images out for evaluation: at least one must be left "
+            "to train on. Name an evaluation split with --eval_split or give more images."
+        )
+    _, per_class = np.unique(labels, return_counts=True)
+    stratify = per_class.min() > 1 and min(held_out, len(labels) - held_out) >= len(per_class)
+    kept, taken = train_test_split(
+        np.arange(len(labels)), test_size=held_out, random_state=seed, stratify=labels if stratify else None
+    )
+    return _select(train, kept), _select(train, taken)
+
+
+def _subset(dataset: Dataset, size: int | None, seed: int) -> Dataset:
+    if size is None or size >= len(dataset):
+        return dataset
+    return _select(dataset, np.random.default_rng(seed).permutation(len(dataset))[:size])
+
+
+def _select(dataset: Dataset, indices: np.ndarray) -> Dataset:
+    return dataset.select(np.sort(indices), keep_in_memory=True)

@@ -1,0 +1,192 @@
+"""From a PIL image to the normalised tensor that the model reads: augmented for training, plain for evaluation.
+
+Augmentation is timm's (`timm.data.create_transform`). Sizes and normalisation are those of the model's image
+processor. Evaluation calls the image processor itself, so that it measures what `pipeline("image-classification")`
+will do with the published model.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import create_transform
+from timm.data.auto_augment import AugmentOp, posterize
+from torchvision.transforms import Compose, InterpolationMode, Resize
+
+logger = logging.getLogger(__name__)
+
+ImageTransform = Callable[[Image.Image], torch.Tensor]
+
+
+class ProcessorTransform:
+    """The image processor as a transform of one RGB image: PIL image -> (3, H, W) float tensor."""
+
+    def __init__(self, image_processor: Any) -> None:
+        self.image_processor = image_processor
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        return self.image_processor(images=image, return_tensors="pt")["pixel_values"][0]
+
+
+def build_transforms(
+    image_processor: Any,
+    *,
+    crop_scale: Sequence[float] = (0.08, 1.0),
+    crop_ratio: Sequence[float] = (3 / 4, 4 / 3),
+    hflip: float = 0.5,
+    color_jitter: float | Sequence[float] | None = None,
+    auto_augment: str | None = None,
+    random_erasing: float = 0.0,
+    erasing_mode: str = "pixel",
+) -> tuple[ImageTransform, ImageTransform]:
+    """Training and evaluation transforms, both from an RGB PIL image of any size to a (3, H, W) float32 tensor.
+
+    Args:
+        image_processor: a transformers image processor that brings every image to one size.
+        crop_scale: smallest and largest share of the image's area in a random crop; (1, 1) crops nothing, the whole
+            image is resized to the output size.
+        crop_ratio: smallest and largest width-to-height ratio of a random crop.
+        hflip: probability of a horizontal flip.
+        color_jitter: strength for brightness, contrast and saturation (one number, three, or four with hue).
+        auto_augment: timm's policy string, `rand-m9-mstd0.5-inc1` say. timm then leaves `color_jitter` out, except
+            beside its `3a` policies.
+        random_erasing: probability of erasing one rectangle after normalisation.
+        erasing_mode: what goes there: `pixel` (noise), `rand` (one random colour) or `const` (zero).
+
+    Returns:
+        `(train_transform, eval_transform)`. The second is the image processor itself.
+
+    Raises:
+        ValueError: a setting out of its range, an unknown policy, or an image processor that leaves images of
+            different shape at different sizes.
+    """
+    _check_range("crop_scale", crop_scale, 0, 1)
+    _check_range("crop_ratio", crop_ratio, 0, float("inf"))
+    _check_probability("hflip", hflip)
+    _check_probability("random_erasing", random_erasing)
+    if erasing_mode not in ("pixel", "rand", "const"):
+        raise ValueError(f"erasing_mode must be 'pixel', 'rand' or 'const', got {erasing_mode!r}.")
+    _check_color_jitter(color_jitter)
+    if color_jitter and auto_augment and "3a" not in auto_augment:
+        logger.warning("color_jitter=%s is left out: auto_augment=%r takes its place.", color_jitter, auto_augment)
+
+    evaluate = ProcessorTransform(image_processor)
+    size, mean, std = probe_image_processor(image_processor)
+    interpolation = _interpolation(image_processor)
+    try:
+        train = create_transform(
+            input_size=(3, *size),
+            is_training=True,
+            scale=tuple(crop_scale),
+            ratio=tuple(crop_ratio),
+            hflip=hflip,
+            color_jitter=color_jitter,
+            auto_augment=auto_augment,
+            interpolation=interpolation,
+            mean=mean,
+            std=std,
+            re_prob=random_erasing,
+            re_mode=erasing_mode,
+        )
+    # timm checks its policy strings by assertions and look-ups.
+    except (AssertionError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        if auto_augment is None:
+            raise
+        raise ValueError(
+            f"auto_augment must be a policy of timm such as 'rand-m9-mstd0.5-inc1', 'augmix-m5-w4-d2', 'original' or "
+            f"'3a', got {auto_augment!r} ({type(error).__name__}: {error})."
+        ) from error
+    if crop_scale[0] == crop_scale[1] == 1:
+        # timm's crop of scale 1 would still cut images whose shape lies outside crop_ratio.
+        train.transforms[0] = Resize(size, interpolation=InterpolationMode(interpolation), antialias=True)
+    keep_one_bit(train)
+    # Of all that timm may put here, only the policies draw from numpy; ImageClassificationData asks.
+    train.draws_from_numpy = auto_augment is not None
+    return train, evaluate
+
+
+def probe_image_processor(
+    image_processor: Any,
+) -> tuple[tuple[int, int], tuple[float, float, float], tuple[float, float, float]]:
+    """Output size (height, width), mean and standard deviation of an image processor, for pixels in [0, 1].
+
+    Found by processing a black and a white image rather than by reading attributes, whose names and meaning differ
+    between processors (`size` and `crop_size`, `do_rescale`, `crop_pct`).
+
+    Raises:
+        ValueError: images of different shape come out at different sizes, or not as (3, H, W).
+    """
+    transform = ProcessorTransform(image_processor)
+    black = transform(Image.new("RGB", (96, 64), "black"))
+    white = transform(Image.new("RGB", (64, 96), "white"))
+    if black.shape != white.shape or black.ndim != 3 or black.shape[0] != 3:
+        raise ValueError(
+            "The image processor must bring every image to one size (3, H, W); a wide and a tall image became "
+            f"{tuple(black.shape)} and {tuple(white.shape)}. Give it do_resize=True and a size of height and width, "
+            "or a shortest_edge together with a centre crop."
+        )
+    height, width = black.shape[-2:]
+    # The middle: a processor that pads does so at the border.
+    offset = black[:, height // 2, width // 2].double()
+    slope = white[:, height // 2, width // 2].double() - offset
+    if not (slope > 0).all():
+        raise ValueError(
+            f"The image processor maps black to {offset.tolist()} and white no higher ({slope.tolist()})."
+        )
+    return (height, width), tuple((-offset / slope).tolist()), tuple((1 / slope).tolist())
+
+
+def keep_one_bit(transform: Compose) -> None:
+    """Let timm's posterize operations keep at least one bit per channel, in place.
+
+    At a magnitude of 10 (2.3% of the draws of `m9-mstd0.5`, one image in 660 altogether) timm asks for 0 bits. Up to
+    version 12, Pillow made the image black; from 13 on it raises an error in the middle of a training. Nothing else
+    about the policy changes, whereas the remedy through its string, `-mmax9`, cuts half of all magnitudes down to 9.
+    """
+    for op in _augment_ops(getattr(transform, "transforms", [])):
+        if op.aug_fn is posterize:
+            op.aug_fn = _posterize
+
+
+def _posterize(image: Image.Image, bits_to_keep: int, **kwargs: Any) -> Image.Image:
+    return posterize(image, max(1, bits_to_keep), **kwargs)
+
+
+def _augment_ops(node: Any) -> list[AugmentOp]:
+    """The operations of RandAugment and AugMix (`ops`) and of AutoAugment (`policy`, a list of lists)."""
+    if isinstance(node, AugmentOp):
+        return [node]
+    if isinstance(node, list | tuple):
+        return [op for item in node for op in _augment_ops(item)]
+    inner = getattr(node, "ops", None) or getattr(node, "policy", None)
+    return _augment_ops(list(inner)) if isinstance(inner, list | tuple | np.ndarray) else []
+
+
+def _interpolation(image_processor: Any) -> str:
+    resample = getattr(image_processor, "resample", None)
+    if resample is None:
+        return "bilinear"
+    if isinstance(resample, InterpolationMode):
+        return resample.value
+    return Image.Resampling(int(resample)).name.lower()
+
+
+def _check_range(name: str, value: Sequence[float], low: float, high: float) -> None:
+    if len(value) != 2 or not low < value[0] <= value[1] <= high:
+        raise ValueError(f"{name} must be two numbers a <= b, above {low} and at most {high}, got {tuple(value)}.")
+
+
+def _check_probability(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be a probability between 0 and 1, got {value}.")
+
+
+def _check_color_jitter(value: float | Sequence[float] | None) -> None:
+    strengths = () if value is None else tuple(value) if isinstance(value, Sequence) else (value,)
+    if isinstance(value, Sequence) and len(strengths) not in (3, 4) or any(not v >= 0 for v in strengths):
+        raise ValueError(f"color_jitter must be one, three or four numbers of at least 0, got {value}.")
+    if len(strengths) == 4 and strengths[3] > 0.5:
+        raise ValueError(f"color_jitter's fourth number, the hue, must be at most 0.5, got {strengths[3]}.")

@@ -1,0 +1,103 @@
+"""Training arguments: those of transformers, and how images and labels are mixed before the model sees them.
+
+`HfArgumentParser(TokenMixupTrainingArguments)` turns every field into a command-line flag. The settings of TokenMixup
+itself belong to the model's configuration, not here: this is input mixup (Zhang et al., 2018) and CutMix (Yun et al.,
+2019), which the paper combines TokenMixup with.
+"""
+
+import math
+import os
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from ..data.mixing import MODES
+
+
+@dataclass
+class TokenMixupTrainingArguments(TrainingArguments):
+    """Arguments of a `TokenMixupTrainer`.
+
+    All that `transformers.TrainingArguments` takes, with two other defaults (`remove_unused_columns=False`,
+    `logging_nan_inf_filter=False`) and five settings of input mixing. `label_smoothing_factor` keeps its name; it is
+    applied to the targets in training only, together with the mixing.
+
+    SGD with momentum is `optim="sgd", optim_args="momentum=0.9"`; a cosine that ends at a floor after a warm-up is
+    `lr_scheduler_type="cosine_warmup_with_min_lr"` (or `"cosine_with_min_lr"`) with
+    `lr_scheduler_kwargs={"min_lr": 1e-5}`.
+
+    Raises:
+        ValueError: If a mixing setting is outside what it allows, or if a launcher has started several processes that
+            would train without knowing of each other.
+    """
+
+    mixup_alpha: float = field(
+        default=0.0,
+        metadata={"help": "Mixup on the input images: an image's share is drawn from Beta(alpha, alpha). 0: off."},
+    )
+    cutmix_alpha: float = field(
+        default=0.0,
+        metadata={"help": "CutMix on the input images: the area kept is drawn from Beta(alpha, alpha). 0: off."},
+    )
+    mixup_prob: float = field(
+        default=1.0,
+        metadata={"help": "Probability that a batch (or an image, see --mixup_mode) is mixed at all."},
+    )
+    mixup_switch_prob: float = field(
+        default=0.5,
+        metadata={"help": "Probability of CutMix rather than mixup, where both are on."},
+    )
+    mixup_mode: str = field(
+        default="batch",
+        metadata={
+            "help": "What one draw holds for: the batch ('batch'), a pair of images ('pair') or one image ('elem').",
+            "choices": list(MODES),
+        },
+    )
+    remove_unused_columns: bool = field(
+        default=False,
+        metadata={
+            "help": "Remove dataset columns that the model's forward does not name. Off by default: images that are "
+            "transformed when they are read would lose their source column."
+        },
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={
+            "help": "Replace NaN and infinite losses by an average in the logs. Off by default: it hides a diverging "
+            "training, and reads the loss back from the device at every step, which the device then waits for."
+        },
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("mixup_alpha", "cutmix_alpha"):
+            value = getattr(self, name)
+            if not (value >= 0 and math.isfinite(value)):
+                raise ValueError(f"`{name}` must be a finite number of at least 0 (0 turns it off), got {value}.")
+        for name in ("mixup_prob", "mixup_switch_prob"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise ValueError(f"`{name}` is a probability and must lie between 0 and 1, got {value}.")
+        if self.mixup_mode not in MODES:
+            raise ValueError(f"`mixup_mode` must be one of {', '.join(MODES)}, got {self.mixup_mode!r}.")
+        if not 0 <= self.label_smoothing_factor < 1:
+            raise ValueError(
+                f"`label_smoothing_factor` must be at least 0 and less than 1, got {self.label_smoothing_factor}."
+            )
+        self._refuse_unconnected_processes()
+
+    def _refuse_unconnected_processes(self) -> None:
+        """Raise if a launcher started several processes and the host did not connect them.
+
+        Without a GPU and without `use_cpu`, transformers (seen from accelerate 1.15 on) leaves each process of a
+        torchrun on its own: every one of them trains on all the data and writes to the same folder.
+        """
+        launched = os.environ.get("WORLD_SIZE", "1")
+        if launched.isdigit() and int(launched) > 1 and self.world_size == 1:
+            raise ValueError(
+                f"{launched} processes were started (WORLD_SIZE={launched}), but this one is not connected to the "
+                "others: each would train alone and overwrite the others' files. On a machine without GPU add "
+                "`--use_cpu` (`use_cpu=True`); for a single process start the script with `python` or "
+                "`--nproc_per_node 1`."
+            )

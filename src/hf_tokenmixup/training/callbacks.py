@@ -1,0 +1,75 @@
+"""Callbacks of a training: the log as JSON lines, the curves as a picture, and the epoch made known to the data."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..analysis.curves import plot_training_curves
+
+
+class JsonLinesCallback(TrainerCallback):
+    """Write each log record as one line of JSON to `<output_dir>/training_log.jsonl`.
+
+    The file always tells one training: a new one starts it afresh, a resumed one goes on from the records up to the
+    checkpoint. Records written before `train()` (an evaluation, say) are replaced then. A number that is not finite
+    becomes `null`, as JSON knows no NaN. Only the first process writes.
+    """
+
+    file_name = "training_log.jsonl"
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        # The restored state holds the records up to the checkpoint, and none that an interrupted run wrote after it.
+        self._write(args, state, state.log_history, "w")
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        self._write(args, state, state.log_history[-1:], "a")
+
+    def _write(self, args: TrainingArguments, state: TrainerState, records: list[dict], mode: str) -> None:
+        if not state.is_world_process_zero:
+            return
+        path = Path(args.output_dir) / self.file_name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open(mode, encoding="utf-8") as file:
+            file.writelines(json.dumps(_finite(record), allow_nan=False) + "\n" for record in records)
+
+
+class CurvesCallback(TrainerCallback):
+    """Draw accuracy, loss and mixing over the epochs to `<output_dir>/training_curves.png` when training ends."""
+
+    file_name = "training_curves.png"
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        if state.is_world_process_zero:
+            plot_training_curves(state.log_history, Path(args.output_dir) / self.file_name)
+
+
+class EpochCallback(TrainerCallback):
+    """Tell a training dataset that has `set_epoch` which epoch begins, so that its augmentation can depend on it.
+
+    The host's data loader keeps the epoch to its sampler, and on resuming within an epoch tells nobody.
+    `TokenMixupTrainer` adds this callback itself. It runs before the workers of an epoch start; persistent workers
+    see the epoch only if the dataset keeps it in shared memory.
+    """
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        self.epoch = int(state.epoch or 0)
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, train_dataloader=None, **kwargs
+    ):
+        dataset = getattr(train_dataloader, "dataset", None)
+        if hasattr(dataset, "set_epoch"):
+            dataset.set_epoch(self.epoch)
+        self.epoch += 1
+
+
+def _finite(value: Any) -> Any:
+    """`value` with every float that is not finite replaced by None, within dicts and lists too."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,162 @@
+"""What a training writes and reads back: checkpoints that lose no tensor, and the published model beside them.
+
+A checkpoint (`checkpoint-N`) holds everything, ScoreNet included. What lies in the output folder, and what goes to the
+Hub, is the published form: a plain transformers model.
+"""
+
+import re
+from pathlib import Path
+
+import torch
+from huggingface_hub import upload_folder
+from torch import nn
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, SaveStrategy
+from transformers.utils import (
+    CONFIG_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+    PushInProgress,
+)
+
+from ..models import TokenMixupModel
+
+
+class CheckpointTrainer(Trainer):
+    """A Trainer that restores every tensor of a checkpoint and publishes plain models.
+
+    The stock Trainer reads checkpoints back with `load_state_dict(strict=False)`. A ViT's checkpoint holds the names
+    of transformers 4 (`vit.encoder.layer.0...`), so that its encoder stays as it was, with a warning only.
+    `from_pretrained` knows the renaming; here it does the reading, and the loading is strict.
+    """
+
+    @property
+    def bare_model(self) -> nn.Module:
+        """The model without the wrappers of distributed training and `torch.compile`."""
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if model is None and self._reads_back(resume_from_checkpoint):
+            self._restore(resume_from_checkpoint)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if self._reads_back(self.state.best_model_checkpoint):
+            self._restore(self.state.best_model_checkpoint)
+        else:
+            super()._load_best_model()
+
+    def _reads_back(self, checkpoint: str) -> bool:
+        """Whether `from_pretrained` reads `checkpoint`: the host has other ways for FSDP, DeepSpeed and PEFT."""
+        weights = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
+        model = self.bare_model
+        return (
+            isinstance(model, PreTrainedModel)
+            and not getattr(model, "_hf_peft_config_loaded", False)
+            and getattr(model, "hf_quantizer", None) is None
+            and not (self.is_deepspeed_enabled or self.is_fsdp_enabled)
+            and (Path(checkpoint) / CONFIG_NAME).is_file()
+            and any((Path(checkpoint) / name).is_file() for name in weights)
+        )
+
+    def _restore(self, checkpoint: str) -> None:
+        """Load every tensor of `checkpoint` into the model.
+
+        Raises:
+            ValueError: If a tensor is missing, left over or of another shape.
+        """
+        model = self.bare_model
+        # Building a model draws random numbers; the resumed run must go on as if it had not.
+        with torch.random.fork_rng(devices=[]):
+            restored, report = type(model).from_pretrained(checkpoint, output_loading_info=True)
+        trouble = [f"{kind.replace('_', ' ')}: {_few(report[kind])}" for kind in _REPORTED if report.get(kind)]
+        if not trouble:
+            try:
+                model.load_state_dict(restored.state_dict(), strict=True)
+            except RuntimeError as error:
+                trouble = [str(error)]
+        if trouble:
+            raise ValueError(
+                f"The checkpoint {checkpoint} does not fit this {type(model).__name__}, and nothing is restored by "
+                f"halves. {' '.join(trouble)} Build the model with the settings that the checkpoint was trained with "
+                "(its config.json holds them), or start a new training from it with `from_pretrained`."
+            )
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        output_dir = self.args.output_dir if output_dir is None else output_dir
+        trained = self.model
+        if self._is_checkpoint(output_dir) or not isinstance(self.bare_model, TokenMixupModel):
+            return super()._save(output_dir, state_dict)
+        with torch.random.fork_rng(devices=[]):
+            published = self.bare_model.published()
+        if state_dict is not None:
+            names = published.state_dict().keys()
+            state_dict = {name: tensor for name, tensor in state_dict.items() if name in names}
+        # The host writes `self.model`, with the image processor and the arguments beside it.
+        self.model = published
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            self.model = trained
+
+    def _is_checkpoint(self, folder: str) -> bool:
+        return Path(folder) != Path(self.args.output_dir) and bool(
+            re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", Path(folder).name)
+        )
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Upload the published model, and the checkpoint too where `hub_strategy` says so, in the background.
+
+        The host would copy the checkpoint's weights, ScoreNet among them, into the output folder and upload those.
+        """
+        args = self.args
+        if not isinstance(self.bare_model, TokenMixupModel):
+            return super()._push_from_checkpoint(checkpoint_folder)
+        if not self.is_world_process_zero() or args.hub_strategy == HubStrategy.END:
+            return
+        busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if busy and not args.hub_always_push:
+            return
+        self.callback_handler.on_push_begin(args, self.state, self.control)
+        self._save(args.output_dir)
+
+        by_step = args.save_strategy == SaveStrategy.STEPS
+        reached = f"step {self.state.global_step}" if by_step else f"epoch {int(self.state.epoch)}"
+        where = {"repo_id": self.hub_model_id, "token": args.hub_token, "revision": args.hub_revision}
+        jobs = [
+            upload_folder(
+                folder_path=args.output_dir,
+                commit_message=f"Training in progress, {reached}",
+                ignore_patterns=["_*", f"{PREFIX_CHECKPOINT_DIR}-*"],
+                run_as_future=True,
+                **where,
+            )
+        ]
+        if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            last_only = args.hub_strategy == HubStrategy.CHECKPOINT
+            jobs.append(
+                upload_folder(
+                    folder_path=checkpoint_folder,
+                    path_in_repo="last-checkpoint" if last_only else Path(checkpoint_folder).name,
+                    commit_message=f"Training in progress, {reached}, checkpoint",
+                    run_as_future=True,
+                    **where,
+                )
+            )
+        if busy:
+            self.push_in_progress.jobs.extend(jobs)
+        else:
+            self.push_in_progress = PushInProgress(jobs)
+
+
+_REPORTED = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
+
+
+def _few(names) -> str:
+    """Up to three of `names`, and how many more there are."""
+    names = sorted(str(name) for name in names)
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more + "."

@@ -1,0 +1,157 @@
+"""The trainer: mixes the input images on the device, takes the loss, and logs what TokenMixup did.
+
+It serves every image-classification model of transformers, TokenMixup or not, so that a baseline is trained by the
+same code. A TokenMixup model computes its own loss (it alone knows the mixed labels); for any other model the loss is
+the cross-entropy between its logits and the targets, taken here.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..data import InputMixing
+from ..models import TokenMixupModel
+from .arguments import TokenMixupTrainingArguments
+from .callbacks import EpochCallback
+from .checkpoints import CheckpointTrainer
+
+
+class TokenMixupTrainer(CheckpointTrainer):
+    """A `transformers.Trainer` for TokenMixup models and the baselines beside them.
+
+    Batches hold `pixel_values` (B, 3, H, W) and `labels` (B,), class indices. Input mixup, CutMix and label smoothing
+    (see `TokenMixupTrainingArguments`) make distributions of the labels on the device, in training only; evaluation
+    is the plain cross-entropy with the labels as they are.
+
+    The loss of an optimizer step is the mean over all its images: over the micro-batches of gradient accumulation,
+    the last and smaller one included, and over processes. (With `average_tokens_across_devices=False` each process
+    averages over its own images and the processes are then averaged, which differs only where their shares do.)
+
+    Each logged training loss comes with the counts of the model's outputs (`mixed_samples`, `easy_samples`, ...),
+    averaged over the forwards since the last such line and over processes.
+
+    Raises:
+        ValueError: If `args` is not a `TokenMixupTrainingArguments` or a `compute_loss_func` is given; in training,
+            if the labels are missing or are not class indices.
+    """
+
+    def __init__(self, model: nn.Module | None = None, args: TokenMixupTrainingArguments | None = None, **kwargs: Any):
+        if not isinstance(args, TokenMixupTrainingArguments):
+            raise ValueError(
+                f"`args` must be a TokenMixupTrainingArguments, got {type(args).__name__}. It takes everything that "
+                "TrainingArguments does."
+            )
+        if kwargs.get("compute_loss_func") is not None:
+            raise ValueError(
+                "`compute_loss_func` is not supported: labels are mixed in training, so the loss is computed by the "
+                "trainer. Override `compute_loss` in a subclass instead."
+            )
+        super().__init__(model=model, args=args, **kwargs)
+        # Has the host count the images of all micro-batches (and processes) of a step, hand the number to
+        # `compute_loss` and leave the loss undivided, whatever the signature of the model's forward.
+        self.model_accepts_loss_kwargs = True
+        if self.args.n_gpu > 1:
+            # DataParallel is one process: its images are counted exactly, not divided evenly among the replicas.
+            self.args.average_tokens_across_devices = True
+        self._mixes_tokens = isinstance(self.bare_model, TokenMixupModel)
+        self.input_mixing = InputMixing(
+            self.bare_model.config.num_labels,
+            mixup_alpha=args.mixup_alpha,
+            cutmix_alpha=args.cutmix_alpha,
+            prob=args.mixup_prob,
+            switch_prob=args.mixup_switch_prob,
+            mode=args.mixup_mode,
+            label_smoothing=args.label_smoothing_factor,
+        )
+        self.add_callback(EpochCallback())
+        self._counts: dict[str, Tensor] = {}
+        self._counted_forwards = 0
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        """The loss of a micro-batch: its share of the optimizer step's mean in training, its own mean in evaluation.
+
+        Args:
+            model: The model, possibly wrapped.
+            inputs: `pixel_values` (B, 3, H, W), `labels` (B,) and whatever else the model's forward takes.
+            return_outputs: Whether to return the model's outputs too.
+            num_items_in_batch: The number of images of the whole optimizer step, over all processes where
+                `average_tokens_across_devices` is set. None: the loss is the mean over this micro-batch.
+        """
+        inputs = dict(inputs)
+        labels = self._class_indices(inputs)
+        if not model.training:
+            outputs = model(**inputs)
+            loss = F.cross_entropy(outputs.logits.float(), labels)
+            return (loss, outputs) if return_outputs else loss
+
+        if self.input_mixing.enabled:
+            inputs["pixel_values"], labels = self.input_mixing(inputs["pixel_values"], labels)
+        if self._mixes_tokens:
+            outputs = model(**inputs, labels=labels, num_items_in_batch=num_items_in_batch)
+            # A scalar, but for DataParallel: there each replica returns its share (or its mean).
+            loss = outputs.loss.mean() if num_items_in_batch is None else outputs.loss.sum()
+            # With TokenMixup off there are none.
+            self._count(getattr(outputs, "counts", None) or {})
+        else:
+            # Float labels would become binary cross-entropy in the model and change its `config.problem_type`.
+            outputs = model(**inputs)
+            loss = _mean_cross_entropy(outputs.logits, labels, num_items_in_batch)
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            # The number counts the images of all processes, whose gradients are averaged, not summed.
+            loss = loss * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log `logs`; with a training loss among them, the averaged counts too. All processes call this together."""
+        if "loss" in logs and self._counts:
+            names = sorted(self._counts)
+            means = torch.stack([self._counts[name] for name in names]) / self._counted_forwards
+            means = self.accelerator.reduce(means, reduction="mean")
+            logs |= dict(zip(names, means.tolist(), strict=True))
+            self._counts, self._counted_forwards = {}, 0
+        super().log(logs, start_time)
+
+    def train(self, *args: Any, **kwargs: Any):
+        # What an earlier training counted after its last log line belongs to none of this one's.
+        self._counts, self._counted_forwards = {}, 0
+        return super().train(*args, **kwargs)
+
+    def _count(self, counts: dict[str, Tensor]) -> None:
+        """Add up the counts of a forward where they are: reading them would have the device waited for."""
+        for name, value in counts.items():
+            value = value.detach().float().mean()
+            self._counts[name] = self._counts[name] + value if name in self._counts else value
+        self._counted_forwards += 1
+
+    def _class_indices(self, inputs: dict[str, Any]) -> Tensor:
+        """Take the labels (B,) out of `inputs`."""
+        labels = inputs.pop("labels", None)
+        if labels is None:
+            raise ValueError(
+                f"A batch must hold `labels`, got {', '.join(inputs) or 'nothing'}. Rename the dataset's label column "
+                "or collate the batch with a `data_collator`."
+            )
+        if labels.dim() != 1 or labels.is_floating_point():
+            raise ValueError(
+                f"`labels` must be class indices of shape (B,), got {labels.dtype} of shape {tuple(labels.shape)}. "
+                "Mixup, CutMix and label smoothing are applied by the trainer: set them in its arguments."
+            )
+        return labels
+
+
+def _mean_cross_entropy(logits: Tensor, targets: Tensor, num_items: Tensor | int | None) -> Tensor:
+    """Cross-entropy of `logits` (B, C) with class indices (B,) or distributions (B, C), in float32.
+
+    The mean over the batch, or the sum over its images divided by `num_items`.
+    """
+    if num_items is None:
+        return F.cross_entropy(logits.float(), targets)
+    return (F.cross_entropy(logits.float(), targets, reduction="sum") / num_items).mean()

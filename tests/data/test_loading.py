@@ -1,0 +1,244 @@
+"""Sources, splits, columns and labels, each on a small data set written for the test."""
+
+import logging
+
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from PIL import Image as PILImage
+
+from hf_tokenmixup.data import load_image_dataset
+
+NAMES = ["ant", "bee", "cat"]
+
+
+def picture(value=0):
+    return PILImage.new("RGB", (4, 4), (value % 256, 0, 0))
+
+
+def split_of(labels, label_feature=None, image="image", label="label", **more):
+    label_feature = label_feature or ClassLabel(names=NAMES)
+    features = {image: Image(), label: label_feature} | {name: feature for name, (feature, _) in more.items()}
+    columns = {image: [picture(i) for i in range(len(labels))], label: labels}
+    columns |= {name: values for name, (_, values) in more.items()}
+    return Dataset.from_dict(columns, features=Features(features))
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Write splits as parquet files and load them as the user does."""
+
+    def write_and_load(splits, **arguments):
+        folder = tmp_path / "source"
+        folder.mkdir()
+        for name, dataset in splits.items():
+            dataset.to_parquet(folder / f"{name}-00000-of-00001.parquet")
+        return load_image_dataset(str(folder), cache_dir=str(tmp_path / "cache"), **arguments)
+
+    return write_and_load
+
+
+def test_digits_needs_no_folder_and_names_its_evaluation_split(caplog):
+    with caplog.at_level(logging.WARNING):
+        data = load_image_dataset("digits")
+    assert (len(data.train), len(data.evaluation), data.eval_split) == (1437, 360, "test")
+    assert data.label_names == [str(i) for i in range(10)]
+    assert "evaluating on 'test'" in caplog.text
+
+
+def test_cifar100_columns(load):
+    coarse = (ClassLabel(names=["x", "y"]), [0, 1, 0])
+    split = split_of([0, 1, 2], image="img", label="fine_label", coarse_label=coarse)
+    data = load({"train": split, "test": split})
+    assert (data.image_column, data.label_column, data.label_names) == ("img", "fine_label", NAMES)
+
+
+def test_explicit_label_column_wins(load):
+    coarse = (ClassLabel(names=["x", "y"]), [0, 1, 0])
+    split = split_of([0, 1, 2], image="img", label="fine_label", coarse_label=coarse)
+    assert load({"train": split, "test": split}, label_column_name="coarse_label").label_names == ["x", "y"]
+
+
+def test_unusual_single_columns_are_found(load):
+    split = split_of([0, 1, 2], image="scan", label="species", note=(Value("string"), ["a", "b", "c"]))
+    data = load({"train": split, "validation": split})
+    assert (data.image_column, data.label_column) == ("scan", "species")
+
+
+@pytest.mark.parametrize(
+    "arguments, parts",
+    [
+        ({"image_column_name": "picture"}, ["'picture'", "'image' (Image)", "--image_column_name"]),
+        ({"label_column_name": "klass"}, ["'klass'", "'label' (ClassLabel)", "--label_column_name"]),
+        ({"image_column_name": "label"}, ["'label'", "holds no images"]),
+        ({"label_column_name": "image"}, ["'image'", "must hold one ClassLabel"]),
+        ({"train_split": "trian"}, ["'trian'", "['test', 'train']", "--train_split"]),
+        ({"eval_split": "dev"}, ["'dev'", "['test', 'train']", "--eval_split"]),
+        ({"max_train_samples": 0}, ["max_train_samples", "at least 1", "got 0"]),
+        ({"max_eval_samples": -3}, ["max_eval_samples", "got -3"]),
+        ({"validation_fraction": 1.0}, ["validation_fraction", "got 1.0"]),
+        ({"train_dir": "somewhere"}, ["--dataset_name", "--train_dir"]),
+        ({"do_train": False, "do_eval": False}, ["do_train", "do_eval"]),
+    ],
+)
+def test_user_errors_name_the_way_out(load, arguments, parts):
+    split = split_of([0, 1, 2])
+    with pytest.raises(ValueError) as error:
+        load({"train": split, "test": split}, **arguments)
+    for part in parts:
+        assert part in str(error.value)
+
+
+def test_no_source_and_missing_folder(tmp_path):
+    with pytest.raises(ValueError, match="--dataset_name"):
+        load_image_dataset()
+    with pytest.raises(ValueError, match="--train_dir must be a folder"):
+        load_image_dataset(train_dir=str(tmp_path / "nowhere"))
+
+
+def test_ambiguous_columns_are_listed(load):
+    split = split_of([0, 1, 2], image="left", label="a", right=(Image(), [picture()] * 3))
+    with pytest.raises(ValueError, match=r"found 2; the columns are 'left' \(Image\), 'a' \(ClassLabel\), 'right'"):
+        load({"train": split, "test": split})
+
+
+def test_validation_is_preferred_to_test(load, caplog):
+    with caplog.at_level(logging.WARNING):
+        data = load({"train": split_of([0, 1]), "test": split_of([0] * 3), "validation": split_of([1] * 4)})
+    assert data.eval_split == "validation" and len(data.evaluation) == 4
+    assert caplog.text == ""
+
+
+def test_share_of_train_is_held_out_stratified_and_seeded(load, caplog):
+    labels = [0] * 60 + [1] * 30 + [2] * 10
+    rows = (Value("int64"), list(range(100)))
+    with caplog.at_level(logging.WARNING):
+        data = load({"train": split_of(labels, row=rows)}, validation_fraction=0.2)
+    assert np.bincount(data.evaluation["label"][:]).tolist() == [12, 6, 2]
+    train, held_out = set(data.train["row"][:]), set(data.evaluation["row"][:])
+    assert not train & held_out and train | held_out == set(range(100))
+    assert "validation_fraction=0.2" in caplog.text and "20 of the 100" in caplog.text
+    assert data.eval_split.startswith("train (held out: 0.2")
+
+
+def test_held_out_share_is_the_same_when_only_evaluating(tmp_path):
+    folder = tmp_path / "source"
+    folder.mkdir()
+    split_of([0, 1] * 20, row=(Value("int64"), list(range(40)))).to_parquet(folder / "train.parquet")
+    cache = str(tmp_path / "cache")
+    both = load_image_dataset(str(folder), cache_dir=cache)
+    alone = load_image_dataset(str(folder), cache_dir=cache, do_train=False)
+    other = load_image_dataset(str(folder), cache_dir=cache, seed=1)
+    train_only = load_image_dataset(str(folder), cache_dir=cache, do_eval=False)
+    assert alone.train is None and alone.evaluation["row"][:] == both.evaluation["row"][:]
+    assert other.evaluation["row"][:] != both.evaluation["row"][:]
+    assert len(train_only.train) == 40 and train_only.evaluation is None and train_only.eval_split is None
+
+
+def test_share_of_a_single_image_class_falls_back_to_random(load):
+    data = load({"train": split_of([0] * 18 + [1, 2])}, validation_fraction=0.25)
+    assert (len(data.train), len(data.evaluation)) == (15, 5)
+
+
+def test_evaluation_alone_needs_no_train_split(load):
+    data = load({"validation": split_of([0, 1, 2])}, do_train=False)
+    assert data.train is None and data.train_split is None and len(data.evaluation) == 3
+
+
+def test_training_without_a_train_split_is_an_error(load):
+    with pytest.raises(ValueError, match=r"No split 'train'; the splits are \['validation'\]"):
+        load({"validation": split_of([0, 1, 2])})
+
+
+def test_subsets_are_seeded_and_not_a_prefix(load):
+    rows = (Value("int64"), list(range(90)))
+    sorted_by_class = split_of([0] * 30 + [1] * 30 + [2] * 30, row=rows)
+    data = load({"train": sorted_by_class, "test": sorted_by_class}, max_train_samples=30, max_eval_samples=1000)
+    assert len(data.train) == 30 and len(data.evaluation) == 90
+    assert np.bincount(data.train["label"][:], minlength=3).min() >= 5
+    assert data.train["row"][:] == sorted(np.random.default_rng(42).permutation(90)[:30].tolist())
+
+
+def test_bare_integers_are_named_by_number(load):
+    data = load({"train": split_of([0, 2, 1], Value("int32")), "test": split_of([3], Value("int32"))})
+    assert data.label_names == ["0", "1", "2", "3"]
+    assert data.evaluation["label"][:] == [3] and data.train.features["label"].names == data.label_names
+
+
+def test_strings_are_numbered_as_in_training(load):
+    train, test = split_of(["cat", "ant", "bee"], Value("string")), split_of(["cat", "bee"], Value("string"))
+    data = load({"train": train, "test": test}, do_train=False)
+    assert data.label_names == NAMES and data.evaluation["label"][:] == [2, 1]
+    # The images stay with their labels.
+    assert [image.getpixel((0, 0))[0] for image in data.evaluation["image"][:]] == [0, 1]
+
+
+def test_strings_unknown_to_training_are_an_error(load):
+    train, test = split_of(["cat", "ant"], Value("string")), split_of(["ant", "dog"], Value("string"))
+    with pytest.raises(ValueError, match="Split 'test' has the label 'dog' at index 1"):
+        load({"train": train, "test": test})
+
+
+def test_other_class_names_in_the_evaluation_split_are_an_error():
+    from hf_tokenmixup.data.columns import number_labels
+
+    other = split_of([0, 1, 2], ClassLabel(names=["bee", "ant", "cat"]))
+    with pytest.raises(ValueError, match="'train' and 'test' must share the label names"):
+        number_labels({"train": split_of([0]), "test": other}, "label")
+    # Told which names count, the labels are numbered by them.
+    splits, names = number_labels({"test": other}, "label", NAMES)
+    assert names == NAMES and splits["test"]["label"][:] == [1, 0, 2]
+
+
+@pytest.mark.parametrize(
+    "labels, feature, message",
+    [
+        ([0, 1, None, 2], None, r"Split 'train' has no label at index 2"),
+        ([0, 1, 2, -1], None, r"Split 'train' has the label -1 at index 3"),
+        ([0, -7, 2, -1], Value("int64"), r"Split 'train' has the label -7 at index 1"),
+        ([0.5, 1.0], Value("float32"), r"must hold one ClassLabel, integer or string"),
+        (["ant", None], Value("string"), r"Split 'train' has no label at index 1"),
+    ],
+)
+def test_bad_labels_are_located(load, labels, feature, message):
+    with pytest.raises(ValueError, match=message):
+        load({"train": split_of(labels, feature)})
+
+
+def test_labels_of_an_unneeded_split_are_not_checked(load):
+    data = load({"train": split_of([0, 1, 2]), "test": split_of([-1, -1])}, do_eval=False)
+    assert len(data.train) == 3
+
+
+def test_image_folders(tmp_path):
+    for split in ("training [1]", "held out"):
+        for number, name in enumerate(["test", "zebra"]):
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            for i in range(3):
+                picture(number * 100 + i).save(folder / f"{i}.png")
+    cache = str(tmp_path / "cache")
+    data = load_image_dataset(
+        train_dir=str(tmp_path / "training [1]"), validation_dir=str(tmp_path / "held out"), cache_dir=cache
+    )
+    assert data.label_names == ["test", "zebra"] and data.eval_split == "validation"
+    assert (len(data.train), len(data.evaluation)) == (6, 6)
+    for example in data.train:
+        assert example["image"].getpixel((0, 0))[0] // 100 == example["label"]
+    held_out = load_image_dataset(train_dir=str(tmp_path / "held out"), cache_dir=cache, validation_fraction=0.34)
+    assert (len(held_out.train), len(held_out.evaluation)) == (4, 2)
+
+
+def test_an_image_folder_without_classes_says_what_is_expected(tmp_path):
+    (tmp_path / "flat").mkdir()
+    picture().save(tmp_path / "flat" / "0.png")
+    with pytest.raises(ValueError, match="one sub-folder per class"):
+        load_image_dataset(train_dir=str(tmp_path / "flat"), cache_dir=str(tmp_path / "cache"))
+
+
+def test_dataset_dict_of_two_label_types_is_an_error():
+    from hf_tokenmixup.data.columns import number_labels
+
+    splits = DatasetDict({"train": split_of([0]), "test": split_of(["ant"], Value("string"))})
+    with pytest.raises(ValueError, match="one type in all splits"):
+        number_labels(splits, "label")

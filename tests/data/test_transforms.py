@@ -1,0 +1,209 @@
+"""Transforms: evaluation equals the image processor, training follows its size and normalisation."""
+
+import pickle
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.data.auto_augment import AugmentOp
+from transformers import (
+    ConvNextImageProcessor,
+    DeiTImageProcessor,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+    pipeline,
+)
+
+from hf_tokenmixup.data import build_transforms
+from hf_tokenmixup.data.transforms import probe_image_processor
+
+CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)
+
+
+def processor(size=32, **more):
+    more = {"image_mean": CIFAR_MEAN, "image_std": CIFAR_STD} | more
+    return ViTImageProcessor(size={"height": size, "width": size}, **more)
+
+
+def picture(width, height, seed=0):
+    generator = np.random.default_rng(seed)
+    coarse = Image.fromarray(generator.integers(0, 256, (5, 5, 3), dtype=np.uint8))
+    return coarse.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def plain(image_processor, **more):
+    """Training transform without any randomness."""
+    return build_transforms(image_processor, crop_scale=(1.0, 1.0), hflip=0.0, **more)[0]
+
+
+@pytest.mark.parametrize(
+    "image_processor, size, mean, std",
+    [
+        (processor(), (32, 32), CIFAR_MEAN, CIFAR_STD),
+        (ViTImageProcessor(size={"height": 24, "width": 40}), (24, 40), (0.5,) * 3, (0.5,) * 3),
+        (processor(do_normalize=False), (32, 32), (0.0,) * 3, (1.0,) * 3),
+        (processor(do_rescale=False, do_normalize=False), (32, 32), (0.0,) * 3, (1 / 255,) * 3),
+        (DeiTImageProcessor(size={"height": 40, "width": 40}, crop_size={"height": 32, "width": 32}), (32,) * 2, None, None),
+        (ConvNextImageProcessor(size={"shortest_edge": 48}, crop_pct=0.875), (48, 48), None, None),
+    ],
+)  # fmt: skip
+def test_probe_finds_size_and_normalisation(image_processor, size, mean, std):
+    found_size, found_mean, found_std = probe_image_processor(image_processor)
+    assert found_size == size
+    assert found_mean == pytest.approx(mean or image_processor.image_mean, abs=1e-6)
+    assert found_std == pytest.approx(std or image_processor.image_std, abs=1e-6)
+
+
+def test_processor_of_varying_output_size_is_an_error():
+    with pytest.raises(ValueError, match=r"one size \(3, H, W\).*do_resize=True"):
+        build_transforms(ViTImageProcessor(do_resize=False))
+
+
+def test_evaluation_is_what_the_pipeline_feeds_the_published_model():
+    image_processor = processor()
+    config = ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, image_size=32)
+    classify = pipeline("image-classification", ViTForImageClassification(config), image_processor=image_processor)
+    _, evaluate = build_transforms(image_processor)
+    for size in ((32, 32), (8, 8), (500, 375)):
+        image = picture(*size)
+        assert torch.equal(evaluate(image), classify.preprocess(image)["pixel_values"][0])
+
+
+@pytest.mark.parametrize("size", [(32, 32), (8, 8), (150, 90), (90, 400)])
+def test_training_without_augmentation_is_resize_and_normalise(size):
+    image_processor = processor()
+    _, evaluate = build_transforms(image_processor)
+    image = picture(*size)
+    out = plain(image_processor)(image)
+    assert out.shape == (3, 32, 32) and out.dtype == torch.float32
+    # One grey level is 0.016 after normalisation; the two resize routes may differ by one.
+    torch.testing.assert_close(out, evaluate(image), rtol=0, atol=0.017 * 1.01)
+
+
+def test_normalisation_is_the_processors_not_imagenets():
+    white = plain(processor())(Image.new("RGB", (32, 32), "white"))
+    expected = [(1 - mean) / std for mean, std in zip(CIFAR_MEAN, CIFAR_STD, strict=True)]
+    assert white.mean((1, 2)).tolist() == pytest.approx(expected, abs=1e-4)
+
+
+def test_interpolation_is_the_processors():
+    image, nearest = picture(7, 7), processor(resample=Image.Resampling.NEAREST)
+    assert torch.equal(plain(nearest)(image)[0].unique(), plain(nearest)(image.resize((32, 32), 0))[0].unique())
+    assert plain(processor())(image)[0].unique().numel() > plain(nearest)(image)[0].unique().numel()
+
+
+def test_flip_crop_and_jitter_do_what_they_say():
+    image_processor, image = processor(), picture(64, 64)
+    still = plain(image_processor)(image)
+    flipped = build_transforms(image_processor, crop_scale=(1, 1), hflip=1.0)[0](image)
+    assert torch.equal(flipped, plain(image_processor)(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)))
+    assert not torch.equal(flipped, still)
+    # A crop of a horizontal ramp spans its share of the ramp.
+    ramp = Image.fromarray(np.tile(np.arange(256, dtype=np.uint8), (256, 1))).convert("RGB")
+    random.seed(0)
+    crop = build_transforms(processor(image_mean=(0,) * 3, image_std=(1,) * 3), crop_scale=(0.25, 0.25),
+                            crop_ratio=(1, 1), hflip=0.0)[0]  # fmt: skip
+    for _ in range(5):
+        out = crop(ramp)[0]
+        assert float(out.max() - out.min()) == pytest.approx(0.5, abs=0.03)
+    torch.manual_seed(0)
+    assert not torch.equal(plain(image_processor, color_jitter=0.4)(image), still)
+
+
+def test_random_erasing_modes():
+    image_processor, white = processor(), Image.new("RGB", (32, 32), "white")
+    value = plain(image_processor)(white)[0, 0, 0]
+    distinct = {}
+    for mode in ("const", "pixel"):
+        random.seed(1)
+        torch.manual_seed(1)
+        out = plain(image_processor, random_erasing=1.0, erasing_mode=mode)(white)[0]
+        erased = out[out != value]
+        assert 0.01 < erased.numel() / out.numel() < 0.4
+        distinct[mode] = erased.unique().numel() / erased.numel()
+        assert mode != "const" or (erased == 0).all()
+    assert distinct["pixel"] > 0.9
+
+
+def posterize_ops(transform):
+    augment = next(t for t in transform.transforms if hasattr(t, "ops"))
+    return [op for op in augment.ops if op.name.startswith("Posterize")]
+
+
+@pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", "rand-m9-mstd0.5", "augmix-m5", "rand-m15-mmax20-inc1"])
+def test_posterize_keeps_a_bit_at_every_magnitude(policy):
+    train, _ = build_transforms(processor(), auto_augment=policy)
+    (op,) = posterize_ops(train)
+    op.prob, op.magnitude_std, image = 1.0, 0, picture(32, 32)
+    for magnitude in (0, 1, 5, 9, 10, 20):
+        op.magnitude = magnitude
+        levels = np.unique(np.asarray(op(image))[..., 0])
+        assert len(levels) > 1
+
+
+def test_posterize_is_otherwise_timms_and_other_operations_untouched():
+    train, _ = build_transforms(processor(), auto_augment="rand-m9-mstd0.5-inc1")
+    (op,) = posterize_ops(train)
+    for magnitude in (0.0, 3.0, 6.0, 8.0):
+        theirs = AugmentOp(op.name, prob=1.0, magnitude=magnitude, hparams={})
+        op.prob, op.magnitude, op.magnitude_std = 1.0, magnitude, 0
+        assert np.array_equal(np.asarray(op(picture(32, 32))), np.asarray(theirs(picture(32, 32))))
+    augment = next(t for t in train.transforms if hasattr(t, "ops"))
+    for other in augment.ops:
+        if other is not op:
+            assert other.aug_fn is AugmentOp(other.name, hparams={}).aug_fn and other.magnitude_max is None
+
+
+@pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", "augmix-m5-w2", "original", "v0", "3a", None])
+@pytest.mark.parametrize("size", [(8, 8), (200, 120)])
+def test_policies_run_on_small_and_large_images_and_travel_to_workers(policy, size):
+    transforms = build_transforms(processor(), auto_augment=policy, random_erasing=0.5)
+    train, evaluate = pickle.loads(pickle.dumps(transforms))
+    for _ in range(10):
+        out = train(picture(*size))
+        assert out.shape == (3, 32, 32) and out.isfinite().all()
+    assert evaluate(picture(*size)).shape == (3, 32, 32)
+
+
+def test_only_policies_draw_from_numpy():
+    """ImageClassificationData leaves numpy's generator alone where a transform says that it does not use it."""
+    for settings in ({"random_erasing": 1.0, "color_jitter": 0.4}, {"auto_augment": "rand-m9-mstd0.5-inc1"}):
+        train, _ = build_transforms(processor(), **settings)
+        before = np.random.get_state()[1:3]  # noqa: NPY002
+        train(picture(40, 50))
+        after = np.random.get_state()[1:3]  # noqa: NPY002
+        drew = not np.array_equal(before[0], after[0]) or before[1] != after[1]
+        assert drew == train.draws_from_numpy
+
+
+def test_jitter_that_a_policy_replaces_is_said(caplog):
+    build_transforms(processor(), auto_augment="rand-m9", color_jitter=0.4)
+    assert "color_jitter=0.4 is left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "settings, parts",
+    [
+        ({"crop_scale": (0.0, 1.0)}, ["crop_scale", "(0.0, 1.0)"]),
+        ({"crop_scale": (0.9, 0.8)}, ["crop_scale", "(0.9, 0.8)"]),
+        ({"crop_scale": (0.5, 1.2)}, ["crop_scale"]),
+        ({"crop_ratio": (2.0, 1.0)}, ["crop_ratio"]),
+        ({"hflip": 1.1}, ["hflip", "1.1"]),
+        ({"random_erasing": -0.1}, ["random_erasing", "-0.1"]),
+        ({"erasing_mode": "noise"}, ["erasing_mode", "'noise'", "'pixel'"]),
+        ({"color_jitter": -1.0}, ["color_jitter", "-1.0"]),
+        ({"color_jitter": (0.1, 0.1)}, ["color_jitter", "three or four"]),
+        ({"color_jitter": (0.1, 0.1, 0.1, 0.7)}, ["hue", "0.7"]),
+        ({"auto_augment": "rand-z3"}, ["auto_augment", "'rand-z3'", "rand-m9"]),
+        ({"auto_augment": "rand-m9.5"}, ["auto_augment", "'rand-m9.5'"]),
+        ({"auto_augment": "trivial"}, ["auto_augment", "'trivial'"]),
+    ],
+)
+def test_settings_are_checked(settings, parts):
+    with pytest.raises(ValueError) as error:
+        build_transforms(processor(), **settings)
+    for part in parts:
+        assert part in str(error.value)

@@ -1,0 +1,67 @@
+"""The log as JSON lines, and the picture at the end."""
+
+import json
+from pathlib import Path
+
+import torch
+from tiny_training import Images, plain_vit, tokenmixup_vit
+
+from hf_tokenmixup.training import CurvesCallback, JsonLinesCallback, TokenMixupTrainer
+
+
+def strict_lines(folder: str) -> list[dict]:
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    lines = (Path(folder) / "training_log.jsonl").read_text().splitlines()
+    return [json.loads(line, parse_constant=refuse) for line in lines]
+
+
+def test_each_record_is_a_line(arguments):
+    args = arguments(max_steps=3, logging_steps=1)
+    model = tokenmixup_vit()
+    trainer = TokenMixupTrainer(model, args, train_dataset=Images(12), callbacks=[JsonLinesCallback()])
+    trainer.train()
+    assert strict_lines(args.output_dir) == json.loads(json.dumps(trainer.state.log_history))
+    assert strict_lines(args.output_dir)[0]["mixed_samples"] == 4
+    trainer.train()  # a new training, a new file
+    assert [line["step"] for line in strict_lines(args.output_dir)] == [1, 2, 3, 3]
+
+
+def test_a_resumed_training_goes_on_from_the_checkpoints_records(arguments):
+    settings = {"max_steps": 5, "logging_steps": 1, "save_strategy": "steps", "save_steps": 2}
+    args = arguments(**settings)
+    TokenMixupTrainer(plain_vit(), args, train_dataset=Images(12), callbacks=[JsonLinesCallback()]).train()
+    first = strict_lines(args.output_dir)
+    path = Path(args.output_dir) / "training_log.jsonl"
+    path.write_text(path.read_text() + '{"step": 5, "half a li')  # killed while writing
+    resumed = TokenMixupTrainer(plain_vit(), args, train_dataset=Images(12), callbacks=[JsonLinesCallback()])
+    resumed.train(resume_from_checkpoint=f"{args.output_dir}/checkpoint-2")
+    lines = strict_lines(args.output_dir)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 5]
+    assert [line.get("loss") for line in lines[:5]] == [line.get("loss") for line in first[:5]]
+
+
+def test_numbers_that_are_not_finite_become_null(arguments):
+    model = plain_vit()
+    with torch.no_grad():
+        model.classifier.weight.fill_(float("nan"))
+    args = arguments(logging_steps=1)
+    TokenMixupTrainer(model, args, train_dataset=Images(4), callbacks=[JsonLinesCallback()]).train()
+    line = strict_lines(args.output_dir)[0]
+    assert line["loss"] is None and line["step"] == 1
+
+
+def test_only_the_first_process_writes(arguments):
+    args = arguments(logging_steps=1)
+    callbacks = [JsonLinesCallback(), CurvesCallback()]
+    trainer = TokenMixupTrainer(plain_vit(), args, train_dataset=Images(4), callbacks=callbacks)
+    trainer.is_world_process_zero = lambda: False
+    trainer.train()
+    assert not list(Path(args.output_dir).glob("training_*.jsonl")) + list(Path(args.output_dir).glob("*.png"))
+
+
+def test_the_curves_are_drawn_at_the_end(arguments):
+    args = arguments(max_steps=2, logging_steps=1)
+    TokenMixupTrainer(tokenmixup_vit(), args, train_dataset=Images(8), callbacks=[CurvesCallback()]).train()
+    assert (Path(args.output_dir) / "training_curves.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,237 @@
+"""The loss, its gradient, and what is logged."""
+
+import copy
+
+import pytest
+import torch
+from tiny_training import CLASSES, Images, plain_vit, resnet, tokenmixup_vit
+from torch.nn import functional as F
+from transformers import TrainerCallback
+
+from hf_tokenmixup.training import TokenMixupTrainer
+
+
+class WatchSteps(TrainerCallback):
+    """Records learning rate and momentum of each optimizer step."""
+
+    def __init__(self):
+        self.rates, self.momenta = [], []
+
+    def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+        self.rates.append(optimizer.param_groups[0]["lr"])
+        self.momenta.append(optimizer.param_groups[0].get("momentum"))
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def plain_step(
+    model: torch.nn.Module, images: Images, rate: float = 0.1, smoothing: float = 0.0
+) -> tuple[dict, float]:
+    """The weights after one SGD step on all images at once, and the loss of that step."""
+    model = copy.deepcopy(model).train()
+    logits = model(pixel_values=images.pixels).logits
+    loss = F.cross_entropy(logits, images.labels, label_smoothing=smoothing)
+    loss.backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter -= rate * parameter.grad
+    return weights(model), loss.item()
+
+
+@pytest.mark.parametrize("make_model", [plain_vit, lambda: tokenmixup_vit(horizontal_layers=[], vertical_layers=[])])
+@pytest.mark.parametrize("average", [True, False])
+def test_accumulation_equals_the_larger_batch(arguments, make_model, average):
+    model, images = make_model(), Images(11)  # micro-batches of 4, 4 and 3
+    expected, loss = plain_step(model, images)
+    args = arguments(
+        gradient_accumulation_steps=3,
+        logging_steps=1,
+        average_tokens_across_devices=average,
+    )
+    trainer = TokenMixupTrainer(model, args, train_dataset=images)
+    trainer.train()
+    for name, tensor in weights(model).items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-6, msg=name)
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_accumulation_weighs_tokenmixup_micro_batches_by_their_images(arguments):
+    model, images = tokenmixup_vit(), Images(7)
+    shares = []
+
+    class Watching(TokenMixupTrainer):
+        def compute_loss(self, model, inputs, *rest, **kwargs):
+            twin = copy.deepcopy(model)  # same weights, so the same mixing
+            mean = twin(**inputs).loss.item()
+            loss = super().compute_loss(model, inputs, *rest, **kwargs)
+            shares.append((loss.item(), mean * len(inputs["labels"]) / 7))
+            return loss
+
+    Watching(model, arguments(gradient_accumulation_steps=2), train_dataset=images).train()
+    assert len(shares) == 2
+    for got, expected in shares:
+        assert got == pytest.approx(expected, rel=1e-5)
+
+
+def test_label_smoothing_is_for_training_only(arguments):
+    model, images = plain_vit(), Images(6)
+    expected, loss = plain_step(model, images, smoothing=0.3)
+    args = arguments(label_smoothing_factor=0.3, logging_steps=1, per_device_train_batch_size=6)
+    trainer = TokenMixupTrainer(model, args, train_dataset=images, eval_dataset=images)
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(loss, rel=1e-5)
+    for name, tensor in weights(model).items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("make_model", [plain_vit, tokenmixup_vit, resnet])
+def test_evaluation_is_plain_cross_entropy_over_all_images(arguments, make_model):
+    model, images = make_model(), Images(11)
+    args = arguments(label_smoothing_factor=0.3, mixup_alpha=1.0, per_device_eval_batch_size=4)
+    metrics = TokenMixupTrainer(model, args, eval_dataset=images).evaluate()
+    with torch.no_grad():
+        logits = model.eval()(pixel_values=images.pixels).logits
+    assert metrics["eval_loss"] == pytest.approx(F.cross_entropy(logits, images.labels).item(), rel=1e-5)
+    predictions = TokenMixupTrainer(model, args).predict(images).predictions
+    torch.testing.assert_close(torch.tensor(predictions), logits)
+
+
+@pytest.mark.parametrize("make_model", [plain_vit, resnet])
+def test_input_mixing_leaves_a_plain_models_problem_type_alone(arguments, make_model):
+    model = make_model()
+    seen = []
+
+    def watch(module, args, kwargs):
+        seen.append((kwargs["pixel_values"].clone(), "labels" in kwargs))
+
+    model.register_forward_pre_hook(watch, with_kwargs=True)
+    before, problem_type, images = weights(model), model.config.problem_type, Images(5)
+    args = arguments(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing_factor=0.1, per_device_train_batch_size=5)
+    trainer = TokenMixupTrainer(model, args, train_dataset=images, eval_dataset=images)
+    trainer.train()
+    trainer.evaluate()
+    assert model.config.problem_type == problem_type
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in weights(model).items())
+    assert not any(labels for _, labels in seen)
+    originals = {tuple(image.flatten().tolist()) for image in images.pixels}
+    assert any(tuple(image.flatten().tolist()) not in originals for image in seen[0][0])  # mixed in training
+    assert all(tuple(image.flatten().tolist()) in originals for image in seen[-1][0])  # not in evaluation
+
+
+def test_the_model_gets_distributions_only_where_inputs_are_mixed(arguments):
+    for settings, shape in (({}, (4,)), ({"mixup_alpha": 0.8}, (4, CLASSES))):
+        model = tokenmixup_vit()
+        seen = []
+        model.register_forward_pre_hook(
+            lambda m, a, kwargs, seen=seen: seen.append(kwargs["labels"]), with_kwargs=True
+        )
+        TokenMixupTrainer(model, arguments(**settings), train_dataset=Images(4)).train()
+        assert seen[0].shape == shape
+        torch.testing.assert_close(seen[0].float().sum(-1), torch.ones(4) if len(shape) > 1 else seen[0].sum().float())
+
+
+def test_logged_counts_are_averages_over_the_interval(arguments):
+    model = tokenmixup_vit(horizontal_tau=1.4)
+    seen = []
+
+    class Watching(TokenMixupTrainer):
+        def compute_loss(self, model, inputs, *rest, **kwargs):
+            if model.training:
+                seen.append({k: v.item() for k, v in copy.deepcopy(model)(**inputs).counts.items()})
+            return super().compute_loss(model, inputs, *rest, **kwargs)
+
+    # Three forwards, of 4, 4 and 2 images, between two lines; the fifth step's are never logged by the first training.
+    args = arguments(max_steps=5, logging_steps=2, gradient_accumulation_steps=2, eval_strategy="steps", eval_steps=1)
+    trainer = Watching(model, args, train_dataset=Images(10), eval_dataset=Images(4))
+    for _ in range(2):
+        seen.clear()
+        trainer.train()
+        lines = [line for line in trainer.state.log_history if "loss" in line]
+        others = [line for line in trainer.state.log_history if "loss" not in line]
+        assert [line["step"] for line in lines] == [2, 4]
+        assert not any("mixed_samples" in line for line in others)
+        for line, forwards in zip(lines, (seen[:3], seen[3:6]), strict=True):
+            assert set(forwards[0]) >= {"scorenet_loss", "easy_samples", "mixed_samples", "vertical_tokens"}
+            for name in forwards[0]:
+                assert line[name] == pytest.approx(sum(f[name] for f in forwards) / 3, rel=1e-4), name
+
+
+def test_no_value_is_read_from_the_device_between_log_lines(arguments, monkeypatch):
+    args = arguments(max_steps=4, logging_steps=4)
+    assert args.logging_nan_inf_filter is False
+    trainer = TokenMixupTrainer(plain_vit(), args, train_dataset=Images(16))
+    monkeypatch.setattr(trainer, "log", lambda *a, **k: None)
+    reads = []
+    compute_loss = trainer.compute_loss
+
+    def counted(*args, **kwargs):
+        with monkeypatch.context() as patch:
+            for name in ("item", "tolist", "__bool__", "__float__", "cpu", "numpy"):
+                original = getattr(torch.Tensor, name)
+                patch.setattr(torch.Tensor, name, lambda *a, n=name, o=original, **k: (reads.append(n), o(*a, **k))[1])
+            return compute_loss(*args, **kwargs)
+
+    monkeypatch.setattr(trainer, "compute_loss", counted)
+    trainer.train()
+    assert reads == []
+
+
+def test_every_epoch_is_made_known_to_the_dataset(arguments):
+    images = Images(8)
+    args = arguments(num_train_epochs=3, max_steps=-1)
+    TokenMixupTrainer(plain_vit(), args, train_dataset=images).train()
+    assert images.seen == [0] * 8 + [1] * 8 + [2] * 8
+
+
+def test_momentum_and_schedule_arrive(arguments):
+    watch = WatchSteps()
+    args = arguments(
+        max_steps=10,
+        optim_args="momentum=0.9",
+        learning_rate=0.5,
+        lr_scheduler_type="cosine_warmup_with_min_lr",
+        lr_scheduler_kwargs={"min_lr": 0.05, "warmup_lr_rate": 0.1},
+        warmup_steps=4,
+    )
+    TokenMixupTrainer(plain_vit(), args, train_dataset=Images(40), callbacks=[watch]).train()
+    assert watch.momenta == [0.9] * 10
+    assert watch.rates[0] == pytest.approx(0.05)
+    assert max(watch.rates) == pytest.approx(0.5) and watch.rates.index(max(watch.rates)) == 3
+    assert min(watch.rates) >= 0.05 and watch.rates[-1] < 0.12
+    assert watch.rates[3:] == sorted(watch.rates[3:], reverse=True)
+
+
+def test_cosine_floor_arrives(arguments):
+    watch = WatchSteps()
+    args = arguments(max_steps=8, lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr": 0.04})
+    trainer = TokenMixupTrainer(plain_vit(), args, train_dataset=Images(32), callbacks=[watch])
+    trainer.train()
+    assert watch.rates[0] == pytest.approx(0.1)
+    assert trainer.lr_scheduler.get_last_lr()[0] == pytest.approx(0.04)
+
+
+def test_compiled_and_autocast_models_train(arguments):
+    model = tokenmixup_vit()
+    before = weights(model)
+    args = arguments(bf16=True, torch_compile=True, torch_compile_backend="eager", mixup_alpha=0.8, logging_steps=1)
+    trainer = TokenMixupTrainer(model, args, train_dataset=Images(4))
+    trainer.train()
+    line = trainer.state.log_history[0]
+    assert line["loss"] > 0 and line["mixed_samples"] == 4
+    assert not torch.equal(model.classifier.weight, before["classifier.weight"])
+
+
+def test_errors_name_the_way_out(arguments):
+    with pytest.raises(ValueError, match="TokenMixupTrainingArguments, got NoneType"):
+        TokenMixupTrainer(plain_vit())
+    with pytest.raises(ValueError, match="compute_loss_func"):
+        TokenMixupTrainer(plain_vit(), arguments(), compute_loss_func=lambda *a: 0)
+    trainer = TokenMixupTrainer(plain_vit(), arguments())
+    pixels = torch.zeros(2, 3, 8, 8)
+    with pytest.raises(ValueError, match="must hold `labels`, got pixel_values"):
+        trainer.compute_loss(trainer.model, {"pixel_values": pixels})
+    with pytest.raises(ValueError, match=r"class indices of shape \(B,\), got torch.float32 of shape \(2, 4\)"):
+        trainer.compute_loss(trainer.model, {"pixel_values": pixels, "labels": torch.zeros(2, 4)})
