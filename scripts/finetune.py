@@ -218,12 +218,9 @@ def main(arguments: list[str]) -> None:
             seed=args.seed,
             cache_dir=model_args.cache_dir,
             token=model_args.token,
+            do_train=args.do_train,
+            do_eval=args.do_eval,
         )
-    if args.do_train and data.train is None:
-        raise ValueError("--do_train needs training images: give --dataset_name or --train_dir.")
-    if args.do_eval and data.evaluation is None:
-        raise ValueError("--do_eval needs evaluation images: give --dataset_name or --validation_dir.")
-
     overrides = json.loads(model_args.config_overrides) if model_args.config_overrides else {}
     model = load_classifier(
         model_args.model_name_or_path,

@@ -20,6 +20,7 @@ from transformers import (
 from hf_tokenmixup.data import build_transforms
 from hf_tokenmixup.data.transforms import probe_image_processor
 
+SQUARE_40 = {"height": 40, "width": 40}
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)
 
 
@@ -46,10 +47,10 @@ def plain(image_processor, **more):
         (ViTImageProcessor(size={"height": 24, "width": 40}), (24, 40), (0.5,) * 3, (0.5,) * 3),
         (processor(do_normalize=False), (32, 32), (0.0,) * 3, (1.0,) * 3),
         (processor(do_rescale=False, do_normalize=False), (32, 32), (0.0,) * 3, (1 / 255,) * 3),
-        (DeiTImageProcessor(size={"height": 40, "width": 40}, crop_size={"height": 32, "width": 32}), (32,) * 2, None, None),
+        (DeiTImageProcessor(size=SQUARE_40, crop_size={"height": 32, "width": 32}), (32, 32), None, None),
         (ConvNextImageProcessor(size={"shortest_edge": 48}, crop_pct=0.875), (48, 48), None, None),
     ],
-)  # fmt: skip
+)
 def test_probe_finds_size_and_normalisation(image_processor, size, mean, std):
     found_size, found_mean, found_std = probe_image_processor(image_processor)
     assert found_size == size

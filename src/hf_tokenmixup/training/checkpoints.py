@@ -4,11 +4,15 @@ A checkpoint (`checkpoint-N`) holds everything, ScoreNet included. What lies in 
 Hub, is the published form: a plain transformers model.
 """
 
+import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import upload_folder
+from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, SaveStrategy
@@ -73,6 +77,10 @@ class CheckpointTrainer(Trainer):
         with torch.random.fork_rng(devices=[]):
             restored, report = type(model).from_pretrained(checkpoint, output_loading_info=True)
         trouble = [f"{kind.replace('_', ' ')}: {_few(report[kind])}" for kind in _REPORTED if report.get(kind)]
+        # A fresh ScoreNet is no fault in `from_pretrained`, which does not report it; in a checkpoint it is one.
+        held, needed = _tensors_held(Path(checkpoint)), len(restored.state_dict())
+        if isinstance(model, TokenMixupModel) and held is not None and held < needed:
+            trouble.append(f"missing keys: it holds {held} of {needed} tensors (a published model has no ScoreNet).")
         if not trouble:
             try:
                 model.load_state_dict(restored.state_dict(), strict=True)
@@ -155,7 +163,17 @@ class CheckpointTrainer(Trainer):
 _REPORTED = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
 
 
-def _few(names) -> str:
+def _tensors_held(checkpoint: Path) -> int | None:
+    """How many tensors the safetensors files of `checkpoint` hold; None if there are none of these."""
+    if (single := checkpoint / SAFE_WEIGHTS_NAME).is_file():
+        with safe_open(single, framework="pt") as file:
+            return len(file.keys())
+    if (index := checkpoint / SAFE_WEIGHTS_INDEX_NAME).is_file():
+        return len(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    return None
+
+
+def _few(names: Iterable[Any]) -> str:
     """Up to three of `names`, and how many more there are."""
     names = sorted(str(name) for name in names)
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""

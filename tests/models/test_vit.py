@@ -1,0 +1,439 @@
+"""The ViT model: plain where it must be, the same under every mode of running, and what it saves."""
+
+import copy
+import logging
+import threading
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+    ViTModel,
+    pipeline,
+    set_seed,
+)
+
+from hf_tokenmixup.functional import horizontal_mix, select_salient_tokens
+from hf_tokenmixup.models import TokenMixupViTConfig, TokenMixupViTForImageClassification
+from hf_tokenmixup.saliency import attention_saliency
+
+SIZE = {
+    "hidden_size": 24,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 3,
+    "intermediate_size": 32,
+    "image_size": 20,
+    "patch_size": 5,
+    "num_labels": 5,
+    "initializer_range": 0.2,
+}
+DROPOUT = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2}
+BOTH = {"horizontal_layers": [1], "horizontal_tau": None, "horizontal_rho": 0.002, "vertical_layers": [2, 3]}
+
+
+@pytest.fixture
+def images():
+    return torch.randn(6, 3, 20, 20, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def labels():
+    return torch.tensor([0, 1, 2, 3, 4, 0])
+
+
+def build(**changes):
+    set_seed(0)
+    return TokenMixupViTForImageClassification(TokenMixupViTConfig(**SIZE | changes)).train()
+
+
+def step(model, images, labels, seed=2, **kwargs):
+    """Outputs and gradients of a training step."""
+    model.zero_grad()
+    set_seed(seed)
+    output = model(images, labels=labels, **kwargs)
+    output.loss.backward()
+    return output, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same_step(first, second):
+    (output, gradients), (other, other_gradients) = first, second
+    assert torch.equal(output.loss, other.loss) and torch.equal(output.logits, other.logits)
+    assert gradients.keys() == other_gradients.keys()
+    for name in gradients:
+        assert torch.equal(gradients[name], other_gradients[name]), name
+
+
+def test_all_off_is_plain_vit_from_the_seed_on(images, labels):
+    set_seed(0)
+    plain = ViTForImageClassification(ViTConfig(**SIZE | DROPOUT)).train()
+    off = build(**DROPOUT)
+    assert plain.state_dict().keys() == off.state_dict().keys()
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), off.parameters(), strict=True))
+    assert_same_step(step(plain, images, labels), step(off, images, labels))
+
+
+def test_evaluation_is_bit_equal_to_plain_vit(images, labels):
+    model = build(**BOTH, **DROPOUT).eval()
+    plain = ViTForImageClassification(ViTConfig(**SIZE)).eval()
+    plain.load_state_dict({name: tensor for name, tensor in model.state_dict().items() if "scorenet" not in name})
+    output, expected = model(images, labels=labels), plain(images, labels=labels)
+    assert torch.equal(output.logits, expected.logits) and torch.equal(output.loss, expected.loss)
+    assert type(output) is type(expected)
+    assert torch.equal(model(images).logits, expected.logits)
+
+
+def test_training_forward_by_hand(images, labels):
+    """Algorithm 1 and section 3.4 written out with the public functions and plain submodules."""
+    model = build(**BOTH, scorenet_loss_weight=0.5)
+    output = model(images, labels=labels)
+
+    targets = torch.nn.functional.one_hot(labels, 5).float()
+    hidden, memory, config = model.vit.embeddings(images), [], model.config
+    for index, layer in enumerate(model.vit.layers):
+        if index == 1:
+            scorenet_logits = layer.scorenet.classifier(hidden[:, 0].detach())
+            scorenet_loss = torch.nn.functional.cross_entropy(scorenet_logits, labels)
+            saliency = attention_saliency([layer], hidden, 1)
+            easy = torch.ones(6, dtype=torch.bool)
+            hidden, targets, _, replaced = horizontal_mix(hidden, targets, saliency, easy, config.horizontal_rho, 1)
+            assert replaced.any()
+        collected = select_salient_tokens(hidden, attention_saliency([layer], hidden, 1), 3, 1)
+        attention, norm = layer.attention, layer.layernorm_before
+        sources = norm(torch.cat([hidden, *memory], dim=1)) if index in (2, 3) else norm(hidden)
+        query, key, value = (
+            states.view(6, -1, 3, 8).transpose(1, 2)
+            for states in (attention.q_proj(norm(hidden)), attention.k_proj(sources), attention.v_proj(sources))
+        )
+        weights = (query @ key.transpose(2, 3) / 8**0.5).softmax(dim=-1)
+        hidden = hidden + attention.o_proj((weights @ value).transpose(1, 2).flatten(2))
+        hidden = hidden + layer.mlp(layer.layernorm_after(hidden))
+        memory.append(collected)
+    logits = model.classifier(model.vit.layernorm(hidden)[:, 0])
+    loss = -(targets * logits.log_softmax(1)).sum(1).mean() + 0.5 * scorenet_loss
+    torch.testing.assert_close(output.logits, logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(output.targets, targets)
+    torch.testing.assert_close(output.loss, loss)
+    assert output.counts["vertical_tokens"] == 6 * 3 * 3
+
+
+@pytest.mark.parametrize("settings", [{"horizontal_layers": [1]}, {"vertical_layers": [2]}, BOTH])
+def test_every_parameter_gets_a_gradient(settings, images, labels):
+    # Also where no image is easy (tau of 0): data-parallel training stops on parameters without one.
+    model = build(**{**settings, "horizontal_tau": 0.0})
+    _, gradients = step(model, images, labels)
+    assert gradients.keys() == dict(model.named_parameters()).keys()
+
+
+def test_no_easy_image_means_plain_logits(images, labels):
+    model = build(horizontal_layers=[1, 2], horizontal_tau=0.0)
+    output = model(images, labels=labels)
+    assert output.counts["easy_samples"] == 0 and output.counts["mixed_samples"] == 0
+    torch.testing.assert_close(output.logits, model.eval()(images).logits)
+    torch.testing.assert_close(output.targets, torch.nn.functional.one_hot(labels, 5).float())
+
+
+def test_a_second_horizontal_layer_mixes_what_the_first_made(images, labels):
+    one = build(horizontal_layers=[1], horizontal_tau=None, horizontal_rho=0.0)
+    two = build(horizontal_layers=[1, 3], horizontal_tau=None, horizontal_rho=0.0)
+    first, both = one(images, labels=labels), two(images, labels=labels)
+    assert torch.equal(first.horizontal[0].replaced, both.horizontal[0].replaced)
+    entering = first.targets
+    second = both.horizontal[1]
+    loss = torch.nn.functional.cross_entropy(second.scorenet_logits, entering, reduction="none")
+    torch.testing.assert_close(second.difficulty, loss)
+    torch.testing.assert_close(both.scorenet_loss, first.scorenet_loss + loss.mean())
+    assert not torch.equal(both.targets, entering)
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+def test_odd_batches(batch, images, labels):
+    output = build(**BOTH)(images[:batch], labels=labels[:batch])
+    assert output.logits.shape == (batch, 5) and output.loss.isfinite()
+    torch.testing.assert_close(output.targets.sum(dim=1), torch.ones(batch))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("settings", [BOTH, {**BOTH, "horizontal_layers": [0, 3], "scorenet_detach": False}])
+def test_gradient_checkpointing_changes_nothing(reentrant, settings, images, labels):
+    model = build(**settings, **DROPOUT)
+    expected = step(model, images, labels)
+    checkpointed = copy.deepcopy(model)
+    checkpointed.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    calls = []
+    checkpointed.vit.layers[2].mlp.register_forward_hook(lambda *args: calls.append(1))
+    assert_same_step(expected, step(checkpointed, images, labels))
+    assert len(calls) == 2
+
+
+def test_checkpointing_asked_for_by_the_configuration(images, labels):
+    config = TokenMixupViTConfig(**SIZE, **BOTH)
+    config.gradient_checkpointing = True
+    assert TokenMixupViTForImageClassification(config).is_gradient_checkpointing
+
+
+def test_compiled_as_one_graph(images, labels):
+    model = build(**BOTH)
+    expected_output, expected = step(model, images, labels)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    output, gradients = step(compiled, images, labels)
+    torch.testing.assert_close(output.loss, expected_output.loss)
+    assert torch.equal(output.horizontal[0].replaced, expected_output.horizontal[0].replaced)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(gradients[f"_orig_mod.{name}"], gradient, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_mixes_the_same(dtype, images, labels):
+    model = build(**{**BOTH, "horizontal_layers": [0]})
+    expected = model(images, labels=labels).horizontal[0]
+    embeddings = model.vit.embeddings(images)
+    model.vit.embeddings.register_forward_hook(lambda *args: embeddings)
+    with torch.autocast("cpu", dtype):
+        output = model(images, labels=labels)
+    got = output.horizontal[0]
+    assert torch.equal(got.saliency, expected.saliency) and got.saliency.dtype == torch.float32
+    assert torch.equal(got.scorenet_logits, expected.scorenet_logits)
+    assert torch.equal(got.partner, expected.partner) and torch.equal(got.replaced, expected.replaced)
+    assert output.loss.dtype == torch.float32 and output.loss.isfinite()
+    output.loss.backward()
+
+
+def test_attention_implementations_agree_and_are_kept(images, labels):
+    model = build(**BOTH)
+    eager = build(**BOTH, attn_implementation="eager")
+    assert model.config._attn_implementation == "sdpa"
+    output, expected = step(model, images, labels), step(eager, images, labels)
+    torch.testing.assert_close(output[0].loss, expected[0].loss)
+    for name in expected[1]:
+        torch.testing.assert_close(output[1][name], expected[1][name], atol=1e-5, rtol=1e-4)
+
+
+def test_attentions_and_hidden_states_come_out_in_both_modes(images, labels):
+    model = build(**BOTH, attn_implementation="eager")
+    output = model(images, labels=labels, output_attentions=True, output_hidden_states=True)
+    assert [a.shape[-1] for a in output.attentions] == [17, 17, 17 + 6, 17 + 9]
+    for attention in output.attentions:
+        torch.testing.assert_close(attention.sum(dim=-1), torch.ones(attention.shape[:-1]))
+    assert len(output.hidden_states) == 5
+    assert torch.equal(output.hidden_states[0], model.vit.embeddings(images))
+    saliency = attention_saliency([model.vit.layers[1]], output.hidden_states[1], 1)
+    torch.testing.assert_close(output.horizontal[0].saliency, saliency)
+    evaluated = model.eval()(images, output_attentions=True, output_hidden_states=True)
+    assert [a.shape[-1] for a in evaluated.attentions] == [17] * 4
+    torch.testing.assert_close(evaluated.attentions[1].mean(dim=1)[:, 0, 1:], output.horizontal[0].saliency)
+
+
+def test_saliency_routes_mix_the_same(images, labels):
+    fast, whole = build(**BOTH), build(**BOTH, saliency_route="output_attentions")
+    first, second = step(fast, images, labels), step(whole, images, labels)
+    assert torch.equal(first[0].horizontal[0].replaced, second[0].horizontal[0].replaced)
+    torch.testing.assert_close(first[0].targets, second[0].targets)
+    for name in first[1]:
+        torch.testing.assert_close(first[1][name], second[1][name], atol=1e-6, rtol=1e-4)
+
+
+def test_rollout_steps_reach_the_detector(images, labels):
+    model = build(**BOTH | {"vertical_layers": []}, rollout_steps=2, attn_implementation="eager")
+    output = model(images, labels=labels)
+    maps = [a.mean(dim=1) for a in model.eval()(images, output_attentions=True).attentions]
+    expected = (maps[3] @ maps[2] @ maps[1])[:, 0, 1:]
+    torch.testing.assert_close(output.horizontal[0].saliency, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_other_image_sizes(labels):
+    model = build(**BOTH)
+    output = model(torch.randn(6, 3, 30, 25), labels=labels, interpolate_pos_encoding=True)
+    assert output.horizontal[0].replaced.shape == (6, 30) and output.loss.isfinite()
+    few = build(**{**BOTH, "vertical_kappa": 10})
+    with pytest.raises(ValueError, match="number of patch tokens, 4, got 10"):
+        few(torch.randn(6, 3, 10, 10), labels=labels, interpolate_pos_encoding=True)
+
+
+def test_distributions_are_taken_as_labels_in_both_modes(images, labels):
+    model = build(**BOTH)
+    one_hot = torch.nn.functional.one_hot(labels, 5)
+    assert_same_step(step(model, images, labels), step(model, images, one_hot.float()))
+    smooth = 0.9 * one_hot + 0.02
+    output = model.eval()(images, labels=smooth)
+    by_hand = -(smooth * output.logits.log_softmax(dim=1)).sum(dim=1).mean()
+    torch.testing.assert_close(output.loss, by_hand)
+    off = build()
+    torch.testing.assert_close(off(images, labels=smooth).loss, off.eval()(images, labels=smooth).loss)
+    assert off.config.problem_type is None and model.config.problem_type is None
+
+
+def test_num_items_in_batch_divides_the_sums(images, labels):
+    model = build(**BOTH)
+    mean = model(images, labels=labels).loss
+    torch.testing.assert_close(model(images, labels=labels, num_items_in_batch=24).loss, mean / 4)
+    torch.testing.assert_close(model(images, labels=labels, num_items_in_batch=torch.tensor(12)).loss, mean / 2)
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (torch.tensor([0, 1, 5, 3, 4, 0]), "between 0 and 4 .* got 5 for image 2"),
+        (torch.tensor([0, 1, 2, -1, 4, 0]), "got -1 for image 3"),
+        (torch.zeros(4, dtype=torch.long), r"shape \(B,\) = \(6,\)"),
+        (torch.zeros(6, 4), r"\(6, 5\), got \(6, 4\)"),
+        (torch.full((6, 5), 0.3), "Row 0 has sum 1.5"),
+        (torch.tensor([[1.2, -0.2, 0, 0, 0]] * 6), "least value -0.2"),
+        (torch.full((6, 5), float("nan")), "Row 0 has sum nan"),
+        (torch.zeros(6, dtype=torch.bool), "got torch.bool"),
+    ],
+)
+def test_impossible_labels_are_refused(wrong, message, images):
+    with pytest.raises(ValueError, match=message):
+        build(**BOTH)(images, labels=wrong)
+
+
+def test_an_attention_mask_is_refused_while_mixing(images, labels):
+    mask = torch.ones(6, 17, dtype=torch.long)
+    model = build(**BOTH)
+    with pytest.raises(ValueError, match="attention_mask cannot be used while tokens are mixed"):
+        model(images, labels=labels, attention_mask=mask)
+    torch.testing.assert_close(model.eval()(images, attention_mask=mask).logits, model(images).logits)
+
+
+def test_without_labels_plain_and_said_once(images, caplog):
+    model = build(**BOTH)
+    logger = logging.getLogger("hf_tokenmixup.models.mixing")
+    with caplog.at_level(logging.WARNING, logger=logger.name):
+        first = model(images)
+        model(images)
+    torch.testing.assert_close(first.logits, model.eval()(images).logits)
+    assert sum("No tokens are mixed" in record.message for record in caplog.records) <= 1
+
+
+def test_tuples(images, labels):
+    model = build(**BOTH)
+    output = model(images, labels=labels)
+    as_tuple = model(images, labels=labels, return_dict=False)
+    assert torch.equal(as_tuple[0], output.loss) and torch.equal(as_tuple[1], output.logits)
+
+
+def test_two_forwards_never_meet(images, labels):
+    """Nested and threaded forwards of two models give what each gives alone."""
+    first, second = build(**BOTH), build(**{**BOTH, "vertical_layers": [1]})
+    alone = first(images, labels=labels).logits, second(images.flip(0), labels=labels).logits
+    nested = []
+    first.vit.layers[2].register_forward_hook(lambda *a: nested.append(second(images.flip(0), labels=labels).logits))
+    assert torch.equal(first(images, labels=labels).logits, alone[0]) and torch.equal(nested[0], alone[1])
+    results = {}
+
+    def work(name, model, batch):
+        for _ in range(5):
+            results.setdefault(name, []).append(model(batch, labels=labels).logits)
+
+    third = build(**BOTH)
+    threads = [
+        threading.Thread(target=work, args=("third", third, images)),
+        threading.Thread(target=work, args=("second", second, images.flip(0))),
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(logits, alone[0]) for logits in results["third"])
+    assert all(torch.equal(logits, alone[1]) for logits in results["second"])
+
+
+def loading_info(model_class, folder, **settings):
+    model, info = model_class.from_pretrained(folder, output_loading_info=True, **settings)
+    return model, {key: sorted(info[key]) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+
+
+CLEAN = {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": []}
+
+
+def test_any_vit_checkpoint_comes_in(tmp_path, caplog):
+    set_seed(3)
+    plain = ViTForImageClassification(ViTConfig(**SIZE))
+    plain.save_pretrained(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        model, info = loading_info(TokenMixupViTForImageClassification, tmp_path, **BOTH)
+    assert info == CLEAN
+    said = [record.message for record in caplog.records if "ScoreNet" in record.message]
+    assert said == ["vit.layers.1.scorenet: the checkpoint holds no ScoreNet, so it starts untrained."]
+    weights = model.state_dict()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in plain.state_dict().items())
+    scorenet = model.vit.layers[1].scorenet.classifier
+    assert scorenet.weight.std().item() == pytest.approx(0.2, rel=0.3) and not scorenet.bias.any()
+
+
+def test_checkpoints_from_before_transformers_5_come_in(tmp_path):
+    from safetensors.torch import load_file
+
+    ViTForImageClassification(ViTConfig(**SIZE)).save_pretrained(tmp_path)
+    names = load_file(tmp_path / "model.safetensors").keys()
+    assert "vit.encoder.layer.0.attention.attention.query.weight" in names
+    _, info = loading_info(TokenMixupViTForImageClassification, tmp_path, **BOTH)
+    assert info == CLEAN
+
+
+def test_a_headless_checkpoint_misses_the_classifier_alone(tmp_path):
+    ViTModel(ViTConfig(**SIZE), add_pooling_layer=False).save_pretrained(tmp_path)
+    _, info = loading_info(TokenMixupViTForImageClassification, tmp_path, **BOTH)
+    assert info == {**CLEAN, "missing_keys": ["classifier.bias", "classifier.weight"]}
+
+
+def test_another_number_of_classes(tmp_path):
+    build(**BOTH).save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        TokenMixupViTForImageClassification.from_pretrained(tmp_path, num_labels=3)
+    model = TokenMixupViTForImageClassification.from_pretrained(tmp_path, num_labels=3, ignore_mismatched_sizes=True)
+    assert model.classifier.out_features == model.vit.layers[1].scorenet.classifier.out_features == 3
+    assert model.train()(torch.randn(2, 3, 20, 20), labels=torch.tensor([0, 2])).loss.isfinite()
+
+
+@pytest.mark.parametrize("pooling", ["cls", "attention"])
+def test_saving_keeps_everything(pooling, tmp_path):
+    model = build(**BOTH, scorenet_pooling=pooling)
+    model.save_pretrained(tmp_path)
+    again, info = loading_info(TokenMixupViTForImageClassification, tmp_path)
+    assert info == CLEAN
+    weights = again.state_dict()
+    assert weights.keys() == model.state_dict().keys() and any("scorenet" in name for name in weights)
+    assert all(torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items())
+    assert again.config.to_diff_dict().items() >= BOTH.items()
+
+
+def test_turning_horizontal_off_forgets_scorenet_quietly(tmp_path):
+    build(**BOTH).save_pretrained(tmp_path)
+    _, info = loading_info(TokenMixupViTForImageClassification, tmp_path, horizontal_layers=[])
+    assert info == CLEAN
+
+
+def test_the_published_model_is_a_plain_one(tmp_path, images):
+    model = build(**BOTH).eval()
+    published = model.published()
+    assert type(published) is ViTForImageClassification and not published.training
+    assert published.classifier.weight.data_ptr() == model.classifier.weight.data_ptr()
+    published.save_pretrained(tmp_path)
+    ViTImageProcessor(size={"height": 20, "width": 20}).save_pretrained(tmp_path)
+    for model_class in (ViTForImageClassification, AutoModelForImageClassification):
+        opened, info = loading_info(model_class, tmp_path)
+        assert info == CLEAN and type(opened) is ViTForImageClassification
+        weights = opened.state_dict()
+        kept = {name: tensor for name, tensor in model.state_dict().items() if "scorenet" not in name}
+        assert weights.keys() == kept.keys() and all(torch.equal(weights[name], kept[name]) for name in kept)
+        torch.testing.assert_close(opened.eval()(images).logits, model(images).logits, atol=1e-6, rtol=1e-6)
+    ours, info = loading_info(TokenMixupViTForImageClassification, tmp_path)
+    assert info == CLEAN and ours.config.horizontal_layers == [1] and ours.config.horizontal_tau is None
+
+    from PIL import Image
+
+    classify = pipeline("image-classification", model=str(tmp_path))
+    assert len(classify(Image.new("RGB", (40, 30), "red"))) == 5
+
+
+def test_push_to_hub_uploads_the_published_model(monkeypatch):
+    pushed = []
+    monkeypatch.setattr(ViTForImageClassification, "push_to_hub", lambda self, *a, **k: pushed.append((self, a, k)))
+    build(**BOTH).push_to_hub("user/repo", private=True)
+    ((model, args, kwargs),) = pushed
+    assert type(model) is ViTForImageClassification and args == ("user/repo",) and kwargs == {"private": True}
+    assert not any("scorenet" in name for name in model.state_dict())

@@ -1,0 +1,80 @@
+"""Attention saliency: both routes, bounded memory, rollout, against the attentions that the model itself returns."""
+
+import pytest
+import torch
+
+from hf_tokenmixup.functional import attention_rollout, token_saliency
+from hf_tokenmixup.models import TokenMixupViTConfig, TokenMixupViTForImageClassification
+from hf_tokenmixup.saliency import attention_saliency, received_attention
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    config = TokenMixupViTConfig(
+        hidden_size=24,
+        num_hidden_layers=4,
+        num_attention_heads=3,
+        intermediate_size=32,
+        image_size=20,
+        patch_size=5,
+        num_labels=5,
+        hidden_dropout_prob=0.3,
+        attention_probs_dropout_prob=0.3,
+        initializer_range=0.3,
+    )
+    return TokenMixupViTForImageClassification(config)
+
+
+@pytest.fixture(scope="module")
+def outputs(model):
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        return model.eval()(torch.randn(6, 3, 20, 20), output_attentions=True, output_hidden_states=True)
+
+
+@pytest.mark.parametrize("elements", [1, 500, 2**24])
+@pytest.mark.parametrize("queries", [1, 11])
+def test_received_attention_in_chunks(queries, elements):
+    query, key = torch.randn(3, 2, 11, 4), torch.randn(3, 2, 11, 4)
+    attention = (query @ key.transpose(2, 3) * 0.5).softmax(dim=-1)
+    received = received_attention(query[:, :, :queries], key, 0.5, max_elements=elements)
+    torch.testing.assert_close(received, attention[:, :, :queries].mean(dim=(1, 2)), atol=1e-7, rtol=1e-6)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("route", ["auto", "output_attentions"])
+@pytest.mark.parametrize("query", ["cls", "mean"])
+@pytest.mark.parametrize("layer", [0, 2])
+def test_equals_the_attentions_that_the_model_returns(model, outputs, layer, query, route, training):
+    model.train(training)
+    saliency = attention_saliency([model.vit.layers[layer]], outputs.hidden_states[layer], 1, query, route)
+    expected = token_saliency(attention_rollout([outputs.attentions[layer]]), 1, query)
+    torch.testing.assert_close(saliency, expected, atol=1e-6, rtol=1e-5)
+    assert not saliency.requires_grad
+
+
+@pytest.mark.parametrize("query", ["cls", "mean"])
+def test_rollout_goes_through_the_following_layers_without_dropout(model, outputs, query):
+    model.train()
+    maps = [attention.mean(dim=1) for attention in outputs.attentions[1:4]]
+    expected = token_saliency(maps[2] @ maps[1] @ maps[0], 1, query)
+    layers = model.vit.layers[1:4]
+    saliency = attention_saliency(layers, outputs.hidden_states[1], 1, query)
+    torch.testing.assert_close(saliency, expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("route", ["auto", "output_attentions"])
+def test_autocast_changes_no_bit(model, outputs, route):
+    layer, hidden = [model.vit.layers[1]], outputs.hidden_states[1]
+    plain = attention_saliency(layer, hidden, 1, route=route)
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype):
+            assert torch.equal(attention_saliency(layer, hidden, 1, route=route), plain)
+
+
+def test_half_precision_weights_give_float32_saliency(model, outputs):
+    layer = TokenMixupViTForImageClassification(model.config).to(torch.bfloat16).vit.layers[1]
+    saliency = attention_saliency([layer], outputs.hidden_states[1], 1)
+    assert saliency.dtype == torch.float32
+    assert saliency.sum(dim=1).max() <= 1
