@@ -52,7 +52,7 @@ def tokenmixup_vit(**settings) -> TokenMixupViTForImageClassification:
         "vertical_layers": [2],
         "vertical_kappa": 2,
     } | settings
-    return TokenMixupViTForImageClassification(TokenMixupViTConfig(**VIT, horizontal_rho=0.0, **settings))
+    return TokenMixupViTForImageClassification(TokenMixupViTConfig(**VIT | {"horizontal_rho": 0.0} | settings))
 
 
 def resnet() -> ResNetForImageClassification:

@@ -56,13 +56,16 @@ class VerticalViTAttention(ViTAttention):
         if memory is None:
             return super().forward(hidden_states, attention_mask, **kwargs)
         sources = torch.cat([hidden_states, memory], dim=1)
+        # A mask of the user's is refused while tokens are mixed, so one that is here hides nothing (some versions of
+        # the host make such a mask under torch.compile) and would only have too few columns.
+        no_mask = None
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         attended, weights = attend(
             self,
             split_heads(self, self.q_proj(hidden_states)),
             split_heads(self, self.k_proj(sources)),
             split_heads(self, self.v_proj(sources)),
-            attention_mask,
+            no_mask,
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
             **kwargs,

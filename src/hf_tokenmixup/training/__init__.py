@@ -1,15 +1,17 @@
-"""Training with TokenMixup: the trainer, its arguments and its callbacks."""
+"""Training with TokenMixup: the trainer, its arguments and callbacks, command-line options and recipes."""
 
 from .arguments import TokenMixupTrainingArguments
 from .callbacks import CurvesCallback, JsonLinesCallback
-from .recipes import expand_recipe, refuse_unknown_options
+from .options import AugmentationArguments, DataArguments, ModelArguments, parse_options
 from .trainer import TokenMixupTrainer
 
 __all__ = [
+    "AugmentationArguments",
     "CurvesCallback",
+    "DataArguments",
     "JsonLinesCallback",
+    "ModelArguments",
     "TokenMixupTrainer",
     "TokenMixupTrainingArguments",
-    "expand_recipe",
-    "refuse_unknown_options",
+    "parse_options",
 ]

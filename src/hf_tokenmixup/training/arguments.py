@@ -18,8 +18,8 @@ from ..data.mixing import MODES
 class TokenMixupTrainingArguments(TrainingArguments):
     """Arguments of a `TokenMixupTrainer`.
 
-    All that `transformers.TrainingArguments` takes, with two other defaults (`remove_unused_columns=False`,
-    `logging_nan_inf_filter=False`) and five settings of input mixing. `label_smoothing_factor` keeps its name; it is
+    All that `transformers.TrainingArguments` takes, with three other defaults (`remove_unused_columns=False`,
+    `logging_nan_inf_filter=False`, `ddp_find_unused_parameters=False`) and five settings of input mixing. `label_smoothing_factor` keeps its name; it is
     applied to the targets in training only, together with the mixing.
 
     SGD with momentum is `optim="sgd", optim_args="momentum=0.9"`; a cosine that ends at a floor after a warm-up is
@@ -30,6 +30,8 @@ class TokenMixupTrainingArguments(TrainingArguments):
         ValueError: If a mixing setting is outside what it allows, or if a launcher has started several processes that
             would train without knowing of each other.
     """
+
+    _argument_group_name = "training (more of transformers' options: --help_all)"
 
     mixup_alpha: float = field(
         default=0.0,
@@ -59,6 +61,13 @@ class TokenMixupTrainingArguments(TrainingArguments):
         metadata={
             "help": "Remove dataset columns that the model's forward does not name. Off by default: images that are "
             "transformed when they are read would lose their source column."
+        },
+    )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False,
+        metadata={
+            "help": "Have DistributedDataParallel look for parameters without a gradient. Off by default: every "
+            "parameter gets one in every step, also where no image is easy, and looking costs time."
         },
     )
     logging_nan_inf_filter: bool = field(

@@ -1,0 +1,206 @@
+"""The options of scripts/finetune.py: dataclasses, parser and help."""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import HfArgumentParser, TrainingArguments
+
+from ..configuration import TokenMixupSettings
+from .arguments import TokenMixupTrainingArguments
+from .recipes import expand_recipe, refuse_unknown_options
+
+HOST_TRAINING_OPTIONS = {item.name for item in dataclasses.fields(TrainingArguments)}
+SHOWN_TRAINING_OPTIONS = """
+    do_train do_eval output_dir num_train_epochs max_steps per_device_train_batch_size per_device_eval_batch_size
+    gradient_accumulation_steps learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps optim optim_args
+    weight_decay max_grad_norm label_smoothing_factor bf16 fp16 torch_compile gradient_checkpointing eval_strategy
+    save_strategy save_total_limit load_best_model_at_end metric_for_best_model logging_steps report_to seed use_cpu
+    dataloader_num_workers resume_from_checkpoint push_to_hub hub_model_id
+"""
+
+
+def option(help: str, default: Any = None, **metadata) -> Any:
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+@dataclass
+class ModelArguments:
+    _argument_group_name = "model"
+
+    model_name_or_path: str | None = option(
+        "Model on the Hub or folder: any image classifier; TokenMixup needs a ViT."
+    )
+    from_scratch: bool = option("Take the model's configuration alone, with fresh weights.", False)
+    model_type: str | None = option("With --from_scratch and no model name: the type of model, such as vit.")
+    config_overrides: str | None = option('Attributes of the model configuration as JSON: {"hidden_size": 96}.')
+    ignore_mismatched_sizes: bool = option("Start a fresh classifier if the number of classes differs.", False)
+    attn_implementation: str | None = option("Attention: sdpa, eager, flash_attention_2, ... (transformers' choice).")
+    image_processor_name: str | None = option("Image processor, if it is not the model's.")
+    image_mean: list[float] | None = option("Normalisation mean per channel, if not the image processor's.")
+    image_std: list[float] | None = option("Normalisation deviation per channel, if not the image processor's.")
+    model_revision: str | None = option("Branch, tag or commit of the model on the Hub.")
+    token: str | None = option("Token for the Hub, if not the one of `hf auth login`.")
+    cache_dir: str | None = option("Where downloads are kept.")
+
+    def config_changes(self) -> dict[str, Any]:
+        """``config_overrides`` as a dictionary.
+
+        Raises:
+            ValueError: if it is not a JSON object.
+        """
+        try:
+            changes = json.loads(self.config_overrides or "{}")
+        except json.JSONDecodeError as error:
+            changes = error
+        if not isinstance(changes, dict):
+            raise ValueError(
+                f"--config_overrides must be a JSON object such as '{{\"hidden_size\": 96}}', got "
+                f"{self.config_overrides!r}."
+            )
+        return changes
+
+
+@dataclass
+class DataArguments:
+    _argument_group_name = "data"
+
+    dataset_name: str | None = option("Dataset on the Hub, folder of parquet files, or digits (embedded).")
+    dataset_config_name: str | None = option("Configuration of the dataset.")
+    train_dir: str | None = option("Folder of training images, one subfolder per class.")
+    validation_dir: str | None = option("Folder of evaluation images, one subfolder per class.")
+    image_column_name: str | None = option("Column of the images (found if not given).")
+    label_column_name: str | None = option("Column of the labels (found if not given).")
+    train_split: str = option("Split to train on.", "train")
+    eval_split: str | None = option("Split to evaluate on (validation, else test, else a share of train).")
+    train_val_split: float = option("Share of train to evaluate on where there is no other split.", 0.1)
+    max_train_samples: int | None = option("Train on so many images, drawn with --seed.")
+    max_eval_samples: int | None = option("Evaluate on so many images, drawn with --seed.")
+
+
+@dataclass
+class AugmentationArguments:
+    _argument_group_name = "augmentation of training images"
+
+    crop_scale: list[float] = field(
+        default_factory=lambda: [0.08, 1.0], metadata={"help": "Area of the random crop, least and largest share."}
+    )
+    crop_ratio: list[float] = field(
+        default_factory=lambda: [3 / 4, 4 / 3],
+        metadata={"help": "Width to height of the random crop, least and largest."},
+    )
+    hflip: float = option("Probability of a horizontal flip.", 0.5)
+    color_jitter: float | None = option("Strength of colour jitter.")
+    auto_augment: str | None = option("RandAugment or AutoAugment policy of timm: rand-m9-mstd0.5-inc1, ...")
+    random_erasing: float = option("Probability of random erasing.", 0.0)
+    erasing_mode: str = option("What is put there: pixel (noise), rand (a colour) or const (zero).", "pixel")
+
+
+def number_or_none(text: str) -> float | None:
+    return None if text.lower() == "none" else float(text)
+
+
+def truth(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"true or false expected, got {text!r}")
+    return text.lower() == "true"
+
+
+def build_parser(description: str) -> HfArgumentParser:
+    """The parser of all options; settings of TokenMixup that are not given leave no trace in what it returns."""
+    own = HfArgumentParser([ModelArguments, DataArguments, AugmentationArguments], add_help=False)
+    own.add_argument("--recipe", help="Recipe by name (see scripts/recipes) or path; other flags override it.")
+    group = own.add_argument_group("TokenMixup", "What is not given stays as the model's configuration has it.")
+    for setting in dataclasses.fields(TokenMixupSettings):
+        default = getattr(TokenMixupSettings(), setting.name)
+        kwargs = {"type": type(default), "default": argparse.SUPPRESS, "choices": setting.metadata.get("choices")}
+        if isinstance(default, list):
+            kwargs |= {"type": int, "nargs": "*", "metavar": "LAYER"}
+        elif isinstance(default, bool):
+            kwargs |= {"type": truth, "nargs": "?", "const": True, "metavar": "BOOL"}
+        elif setting.name == "horizontal_tau":
+            kwargs["type"] = number_or_none
+        group.add_argument(f"--{setting.name}", help=f"{setting.metadata['help']} (new models: {default})", **kwargs)
+    parser = HfArgumentParser(
+        TokenMixupTrainingArguments,
+        parents=[own],
+        usage="%(prog)s [--recipe RECIPE] [options]",
+        description=description,
+        formatter_class=BriefHelp,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    parser.add_argument("-h", "--help", action="help", help="Show the options that matter most.")
+    parser.add_argument(
+        "--help_all", action=HelpAll, help="Show all options, those of transformers' TrainingArguments too."
+    )
+    return parser
+
+
+class BriefHelp(argparse.RawDescriptionHelpFormatter):
+    """One line of help, as a rule, for each option, and none for transformers' less usual ones."""
+
+    every_option = False
+
+    def add_argument(self, action: argparse.Action) -> None:
+        usual = action.dest in SHOWN_TRAINING_OPTIONS.split() or action.dest not in HOST_TRAINING_OPTIONS
+        if (usual or self.every_option) and not any(name.startswith("--no_") for name in action.option_strings):
+            super().add_argument(action)
+
+    def _metavar_formatter(self, action: argparse.Action, default_metavar: str):
+        if action.choices is not None and len(action.choices) > 6:
+            return lambda size: ("NAME",) * size
+        return super()._metavar_formatter(action, default_metavar)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        value = (
+            ""
+            if action.nargs in (0, "?")
+            else " "
+            + self._format_args(action, action.type.__name__.upper() if isinstance(action.type, type) else "VALUE")
+        )
+        return ", ".join(name for name in action.option_strings if "-" not in name[2:]) + value
+
+
+class HelpAll(argparse.Action):
+    def __init__(self, option_strings, dest, **kwargs):
+        super().__init__(option_strings, dest=argparse.SUPPRESS, default=argparse.SUPPRESS, nargs=0, **kwargs)
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        parser.formatter_class = type("FullHelp", (BriefHelp,), {"every_option": True})
+        parser.print_help()
+        parser.exit()
+
+
+def parse_options(
+    arguments: Sequence[str], recipes: Path, description: str = ""
+) -> tuple[ModelArguments, DataArguments, AugmentationArguments, TokenMixupTrainingArguments, dict[str, Any]]:
+    """Parse a command line, with the options of its recipe in front.
+
+    Args:
+        arguments: as typed.
+        recipes: folder of the recipes that are given by name.
+        description: what ``--help`` says first.
+
+    Returns:
+        The dataclasses, and those settings of TokenMixup that were given.
+
+    Raises:
+        ValueError: for an option or a recipe's key that does not exist, with the nearest one that does.
+    """
+    parser = build_parser(description)
+    training, namespace, remaining = parser.parse_args_into_dataclasses(
+        expand_recipe(arguments, parser, recipes), return_remaining_strings=True, look_for_args_file=False
+    )
+    refuse_unknown_options(remaining, parser)
+    given = vars(namespace)
+    groups = (ModelArguments, DataArguments, AugmentationArguments)
+    model, data, augmentation = (
+        group(**{item.name: given.pop(item.name) for item in dataclasses.fields(group)}) for group in groups
+    )
+    del given["recipe"]
+    return model, data, augmentation, training, given
