@@ -68,7 +68,9 @@ def main() -> None:
         names = list(models)[:: 1 if turn % 2 else -1]
         rounds.append({name: step(models[name]) for name in names})
 
-    print(f"ViT-{args.size}/16, batch {args.batch_size}, {args.dtype}, {args.device}, {torch.get_num_threads()} threads")
+    print(
+        f"ViT-{args.size}/16, batch {args.batch_size}, {args.dtype}, {args.device}, {torch.get_num_threads()} threads"
+    )
     for name in models:
         ratios = [times[name] / times["off"] for times in rounds]
         low, _, high = quantiles(ratios, n=4)

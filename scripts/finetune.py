@@ -36,14 +36,22 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 def load_image_processor(args: ModelArguments, model: PreTrainedModel):
-    """The model's image processor; for a model from nothing, a plain one of the model's image size."""
+    """The model's image processor; for a model from nothing, a plain one of the model's image size.
+
+    Raises:
+        ValueError: for an image size beside an image processor that has its own.
+    """
     name = args.image_processor_name or args.model_name_or_path
-    if name is not None:
-        processor = AutoImageProcessor.from_pretrained(name, **hub_options(args))
-    else:
-        size = model.config.image_size
+    if name is None:
+        size = args.image_size or getattr(model.config, "image_size", 224)
         height, width = size if isinstance(size, list | tuple) else (size, size)
         processor = ViTImageProcessor(size={"height": height, "width": width})
+    elif args.image_size is not None:
+        raise ValueError(
+            f"--image_size is for models from nothing; the image processor of {name} has a size of its own."
+        )
+    else:
+        processor = AutoImageProcessor.from_pretrained(name, **hub_options(args))
     for key in ("image_mean", "image_std"):
         if getattr(args, key) is not None:
             setattr(processor, key, getattr(args, key))

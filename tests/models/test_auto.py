@@ -1,0 +1,87 @@
+"""Opening any classifier by name."""
+
+import pytest
+import torch
+from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig, ViTForImageClassification
+
+from hf_tokenmixup.models import TokenMixupViTForImageClassification, load_classifier
+
+VIT = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8, "image_size": 16}
+VIT |= {"patch_size": 8}
+
+
+def test_a_vit_checkpoint_opens_with_tokenmixup_and_new_classes(tmp_path):
+    plain = ViTForImageClassification(ViTConfig(**VIT, num_labels=2))
+    plain.save_pretrained(tmp_path)
+    model = load_classifier(
+        str(tmp_path),
+        label_names=["a", "b", "c"],
+        tokenmixup={"horizontal_layers": [1], "horizontal_tau": None},
+        ignore_mismatched_sizes=True,
+    )
+    assert type(model) is TokenMixupViTForImageClassification
+    assert model.config.id2label == {0: "a", 1: "b", 2: "c"} and model.config.label2id["c"] == 2
+    assert model.config.horizontal_layers == [1] and model.config.horizontal_tau is None
+    assert model.classifier.out_features == 3
+    assert torch.equal(model.vit.layers[0].mlp.fc1.weight, plain.vit.layers[0].mlp.fc1.weight)
+
+
+def test_settings_not_named_stay_as_the_checkpoint_has_them(tmp_path):
+    options = {"model_type": "vit", "from_scratch": True, "config_overrides": VIT}
+    first = load_classifier(**options, tokenmixup={"vertical_layers": [1], "vertical_kappa": 2})
+    first.published().save_pretrained(tmp_path)
+    again = load_classifier(str(tmp_path), tokenmixup={"vertical_kappa": 3})
+    assert (again.config.vertical_layers, again.config.vertical_kappa) == ([1], 3)
+
+
+def test_from_scratch_takes_the_configuration_alone(tmp_path):
+    plain = ViTForImageClassification(ViTConfig(**VIT, num_labels=2))
+    plain.save_pretrained(tmp_path)
+    model = load_classifier(str(tmp_path), from_scratch=True, config_overrides={"num_hidden_layers": 3})
+    assert len(model.vit.layers) == 3
+    assert not torch.equal(model.vit.layers[0].mlp.fc1.weight, plain.vit.layers[0].mlp.fc1.weight)
+
+
+def test_another_family_trains_plain_and_refuses_tokenmixup(tmp_path):
+    config = ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], num_labels=3)
+    resnet = ResNetForImageClassification(config)
+    resnet.save_pretrained(tmp_path)
+    model = load_classifier(str(tmp_path), label_names=["a", "b", "c"])
+    assert type(model) is ResNetForImageClassification and model.config.id2label[2] == "c"
+    assert torch.equal(model.classifier[1].weight, resnet.classifier[1].weight)
+    with pytest.raises(
+        ValueError, match="model types vit, and this model is of type 'resnet': leave out vertical_kappa"
+    ):
+        load_classifier(str(tmp_path), tokenmixup={"vertical_kappa": 2})
+    built = load_classifier(
+        model_type="resnet", from_scratch=True, config_overrides={"depths": [1], "hidden_sizes": [8]}
+    )
+    assert built.config.depths == [1]
+
+
+def test_half_precision_checkpoints_are_trained_in_float32(tmp_path):
+    ViTForImageClassification(ViTConfig(**VIT)).to(torch.bfloat16).save_pretrained(tmp_path)
+    assert load_classifier(str(tmp_path)).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({}, "No model was named"),
+        ({"model_type": "vit"}, "No model was named"),
+        ({"from_scratch": True}, "No model was named"),
+        (
+            {"model_type": "vit", "from_scratch": True, "config_overrides": {"hiden_size": 8}},
+            "no attribute 'hiden_size': did you mean 'hidden_size'",
+        ),
+    ],
+)
+def test_errors_tell_the_way_out(options, message):
+    with pytest.raises(ValueError, match=message):
+        load_classifier(**options)
+
+
+def test_an_unknown_attribute_of_a_checkpoint_is_refused(tmp_path):
+    ViTForImageClassification(ViTConfig(**VIT)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="did you mean 'hidden_dropout_prob'"):
+        load_classifier(str(tmp_path), config_overrides={"hidden_dropout": 0.1})
