@@ -27,5 +27,5 @@ setup(
         "pillow>=10.3",
         "pyyaml>=6.0",
     ],
-    extras_require={"dev": ["pytest>=8", "ruff>=0.14"]},
+    extras_require={"dev": ["pytest>=8", "ruff>=0.14,<0.18"]},
 )

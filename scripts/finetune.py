@@ -25,6 +25,7 @@ from hf_tokenmixup.metrics import compute_metrics, top_classes
 from hf_tokenmixup.models import load_classifier
 from hf_tokenmixup.training import (
     CurvesCallback,
+    DataArguments,
     JsonLinesCallback,
     ModelArguments,
     TokenMixupTrainer,
@@ -90,16 +91,11 @@ def report(metrics: dict[str, float], trainer: TokenMixupTrainer) -> None:
     print("\n" + "\n".join(lines))
 
 
-def prepare(arguments: list[str]) -> TokenMixupTrainer:
-    """Everything up to the first step: options, data, model, trainer."""
-    model_args, data_args, augmentation, args, tokenmixup = parse_options(arguments, RECIPES, __doc__)
-    if not (args.do_train or args.do_eval):
-        raise ValueError("Nothing to do: give --do_train, --do_eval or both (a recipe may do so).")
-    logging.basicConfig(format="%(message)s", level=logging.WARNING if args.should_log else logging.ERROR)
-    set_seed(args.seed)
-
+def load_data(
+    data_args: DataArguments, model_args: ModelArguments, args: TokenMixupTrainingArguments, label_names=None
+) -> ImageData:
     with args.main_process_first(desc="loading the dataset"):
-        data = load_image_dataset(
+        return load_image_dataset(
             dataset_name=data_args.dataset_name,
             dataset_config_name=data_args.dataset_config_name,
             train_dir=data_args.train_dir,
@@ -116,11 +112,24 @@ def prepare(arguments: list[str]) -> TokenMixupTrainer:
             token=model_args.token,
             do_train=args.do_train,
             do_eval=args.do_eval,
+            label_names=label_names,
         )
+
+
+def prepare(arguments: list[str]) -> TokenMixupTrainer:
+    """Everything up to the first step: options, data, model, trainer."""
+    model_args, data_args, augmentation, args, tokenmixup = parse_options(arguments, RECIPES, __doc__)
+    if not (args.do_train or args.do_eval):
+        raise ValueError("Nothing to do: give --do_train, --do_eval or both (a recipe may do so).")
+    logging.basicConfig(format="%(message)s", level=logging.WARNING if args.should_log else logging.ERROR)
+    set_seed(args.seed)
+
+    data = load_data(data_args, model_args, args)
     model = load_classifier(
         model_args.model_name_or_path,
         model_type=model_args.model_type,
         from_scratch=model_args.from_scratch,
+        plain=not args.do_train,
         label_names=data.label_names if args.do_train else None,
         tokenmixup=tokenmixup,
         config_overrides=model_args.config_changes(),
@@ -128,6 +137,12 @@ def prepare(arguments: list[str]) -> TokenMixupTrainer:
         attn_implementation=model_args.attn_implementation,
         **hub_options(model_args),
     )
+    known = [name for _, name in sorted(model.config.id2label.items())]
+    if not args.do_train and data.label_names != known:
+        if set(data.label_names) & set(known):
+            data = load_data(data_args, model_args, args, label_names=known)
+        else:
+            logging.warning("The model's class names are none of the dataset's: classes are compared by number.")
     if model.config.num_labels != len(data.label_names):
         raise ValueError(
             f"The model knows {model.config.num_labels} classes and the dataset has {len(data.label_names)}: "

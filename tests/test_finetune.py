@@ -200,6 +200,34 @@ def test_a_model_of_other_classes_is_not_evaluated(finetune, tmp_path):
         finetune.prepare([*COMMON, *map(str, arguments), "--cache_dir", str(tmp_path / "cache")])
 
 
+def test_evaluation_goes_by_the_model_s_class_names(finetune, tmp_path, caplog):
+    digits = load_digits_dataset()["test"].select(range(60))
+    names = {0: "cat", 1: "ant", 2: "bee"}
+    for index, row in enumerate(digits):
+        folder = tmp_path / "images" / names[row["label"] % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        row["image"].save(folder / f"{index}.png")
+    where = ["--validation_dir", tmp_path / "images", "--cache_dir", tmp_path / "cache"]
+    train = ["--train_dir", tmp_path / "images", *where[2:], *SCRATCH, "--do_train", "--max_steps", 20]
+    run(finetune, *train, "--learning_rate", 0.003, "--output_dir", tmp_path / "out")
+    evaluate = [*where, "--do_eval", "--output_dir", tmp_path / "evaluated"]
+    run(finetune, "--model_name_or_path", tmp_path / "out", *evaluate)
+    expected = metrics(tmp_path / "evaluated")["eval_top1"]
+    assert expected > 0.4 and "ScoreNet" not in caplog.text
+
+    model = ViTForImageClassification.from_pretrained(tmp_path / "out")
+    order = torch.tensor([2, 0, 1])
+    model.classifier.weight.data, model.classifier.bias.data = (
+        model.classifier.weight[order],
+        model.classifier.bias[order],
+    )
+    model.config.id2label = {new: model.config.id2label[int(old)] for new, old in enumerate(order)}
+    model.config.label2id = {name: number for number, name in model.config.id2label.items()}
+    model.save_pretrained(tmp_path / "out")
+    run(finetune, "--model_name_or_path", tmp_path / "out", *evaluate)
+    assert metrics(tmp_path / "evaluated")["eval_top1"] == expected
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "launcher", ["torchrun --nproc_per_node 2", "accelerate launch --multi_gpu --num_processes 2"]

@@ -187,6 +187,21 @@ def test_non_finite_tokens_reach_nobody_who_did_not_take_them(bad, generator):
     assert hidden.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_tokens_are_selected_and_not_multiplied_by_a_mask(bad):
+    """Neither the partner's tokens that were left nor the own ones that went reach the mixed image or its gradient."""
+    hidden = torch.ones(2, 3, 2)
+    hidden[1, 2] = bad  # offered and left
+    hidden[0, 0] = bad  # replaced
+    hidden.requires_grad_()
+    replaced = torch.tensor([[True, True, False], [False, False, False]])
+    mixed = f.mix_tokens(hidden, torch.tensor([1, 1]), replaced, 0)
+    assert torch.equal(mixed[0], torch.ones(3, 2))
+    mixed[0].square().sum().backward()
+    assert torch.equal(hidden.grad[0], torch.tensor([[0.0, 0], [0, 0], [2, 2]]))
+    assert torch.equal(hidden.grad[1], torch.tensor([[2.0, 2], [2, 2], [0, 0]]))
+
+
 def test_a_taken_non_finite_token_stays_where_it_was_put():
     hidden = torch.zeros(3, 2, 1)
     hidden[1, 0] = float("inf")
@@ -252,6 +267,28 @@ def test_selected_tokens_are_the_most_salient_behind_the_prefix(generator):
 def test_errors_name_what_was_expected(call, message, generator):
     with pytest.raises(ValueError, match=message):
         call(torch.randn(3, 8, 2, generator=generator), draw_saliency(3, 6, generator))
+
+
+def test_nothing_to_pair():
+    assert f.saliency_gain(torch.zeros(0, 4), 0.0).shape == (0, 0)
+    assert torch.equal(f.saliency_gain(torch.zeros(3, 0), 0.0), torch.zeros(3, 3))
+    mix = f.horizontal_mix(torch.zeros(0, 4, 2), torch.zeros(0, 3), torch.zeros(0, 4), torch.zeros(0).bool(), 0.0, 0)
+    assert mix.hidden.shape == (0, 4, 2)
+
+
+def test_autocast_and_narrow_types_do_not_narrow_the_mathematics(generator):
+    maps = [torch.rand(2, 3, 5, 5, generator=generator).softmax(dim=-1) for _ in range(3)]
+    expected = f.attention_rollout(maps)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(f.attention_rollout(maps), expected)
+    narrow = expected.bfloat16()
+    assert torch.equal(f.token_saliency(narrow, 1, "mean"), f.token_saliency(narrow.float(), 1, "mean"))
+    saliency = torch.tensor([[0.5, 0.5], [0.501, 0.499]], dtype=torch.float16)
+    partner = torch.tensor([1, 0])
+    assert torch.equal(f.replace_mask(saliency, partner, 4.8e-4), f.replace_mask(saliency.float(), partner, 4.8e-4))
+    one_hot = f.mix_targets(torch.eye(2).long(), saliency, partner, torch.tensor([[True, False], [False, True]]))
+    torch.testing.assert_close(one_hot.sum(dim=1), torch.ones(2))
+    assert 0.4 < one_hot[0, 0] < 0.6
 
 
 def test_half_precision_decides_in_float32(generator):

@@ -9,6 +9,7 @@ from .functional import ASSIGNMENTS, RELABELS, SALIENCY_QUERIES, TOKEN_SELECTION
 from .horizontal import SCORENET_POOLINGS
 
 SALIENCY_ROUTES = ("auto", "output_attentions")
+_DEFAULT_KAPPA = 3
 
 
 def _setting(default: Any, help: str, choices: Sequence[str] | None = None) -> Any:
@@ -38,7 +39,7 @@ class TokenMixupSettings:
     vertical_layers: list[int] = _setting(
         [], "Layers that also attend to salient tokens of all earlier layers (VTM); none: off."
     )
-    vertical_kappa: int = _setting(3, "How many tokens each earlier layer contributes.")
+    vertical_kappa: int = _setting(_DEFAULT_KAPPA, "How many tokens each earlier layer contributes.")
     vertical_detach: bool = _setting(False, "Keep the gradient of vertical layers from those tokens.")
     saliency_query: str = _setting(
         "cls", "Whose attention is saliency: the CLS token's, or the mean of all tokens.", SALIENCY_QUERIES
@@ -92,7 +93,9 @@ class TokenMixupSettings:
         self._check_number("scorenet_loss_weight", self.scorenet_loss_weight)
         if self.horizontal_tau is not None:
             self._check_number("horizontal_tau", self.horizontal_tau, "; None makes every image easy")
-        self._check_count("vertical_kappa", self.vertical_kappa, self.num_patch_tokens, "the number of patch tokens")
+        # A network of fewer patch tokens than the default kappa is no mistake where nothing is collected.
+        most = self.num_patch_tokens if self.vertical_layers else max(self.num_patch_tokens, _DEFAULT_KAPPA)
+        self._check_count("vertical_kappa", self.vertical_kappa, most, "the number of patch tokens")
         last = self.num_hidden_layers - 1 - max(self.horizontal_layers, default=0)
         self._check_count("rollout_steps", self.rollout_steps, last, "the layers behind the last horizontal one")
 

@@ -88,8 +88,9 @@ def attention_rollout(attentions: Sequence[torch.Tensor]) -> torch.Tensor:
     if len(attentions) == 0:
         raise ValueError("attention_rollout needs at least one attention map (B, H, N, N), got none.")
     rollout = at_least_float32(attentions[0]).mean(dim=1)
-    for attention in attentions[1:]:
-        rollout = at_least_float32(attention).mean(dim=1) @ rollout
+    with torch.autocast(rollout.device.type, enabled=False):
+        for attention in attentions[1:]:
+            rollout = at_least_float32(attention).mean(dim=1) @ rollout
     return rollout
 
 
@@ -108,6 +109,7 @@ def token_saliency(rollout: torch.Tensor, num_prefix_tokens: int, query: str = "
         ValueError: for another ``query``, or for ``"cls"`` in a sequence without prefix token.
     """
     check_choice("query", query, SALIENCY_QUERIES)
+    rollout = at_least_float32(rollout)
     if query == "cls":
         if num_prefix_tokens < 1:
             raise ValueError("query='cls' needs a CLS token, but num_prefix_tokens is 0: use query='mean'.")
@@ -131,6 +133,8 @@ def saliency_gain(saliency: torch.Tensor, rho: float) -> torch.Tensor:
     Returns:
         (B, B) gain; row i receives tokens from column j.
     """
+    if saliency.numel() == 0:
+        return saliency.new_zeros(len(saliency), len(saliency))
     finite = saliency.isfinite().all(dim=1)
     saliency = torch.where(finite[:, None], saliency, 0.0)
     saliency = saliency.to(torch.float32 if saliency.device.type == "mps" else torch.float64)
@@ -200,6 +204,7 @@ def replace_mask(saliency: torch.Tensor, partner: torch.Tensor, rho: float) -> t
     Returns:
         (B, T) bool, True = replaced by the partner's token. Not-a-number compares as False.
     """
+    saliency = at_least_float32(saliency)
     return saliency[partner] - saliency > rho
 
 
@@ -241,9 +246,10 @@ def mix_targets(
         replaced: (B, T) bool.
 
     Returns:
-        (B, C). A row without replaced tokens, or whose ratio is 0/0 or not finite, stays as it was.
+        (B, C) in float32 or wider. A row without replaced tokens, or whose ratio is 0/0 or not finite, stays as it
+        was.
     """
-    saliency = at_least_float32(saliency)
+    targets, saliency = at_least_float32(targets), at_least_float32(saliency)
     own = torch.where(replaced, 0.0, saliency).sum(dim=1, keepdim=True)
     received = torch.where(replaced, saliency[partner], 0.0).sum(dim=1, keepdim=True)
     total = own + received

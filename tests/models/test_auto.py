@@ -85,3 +85,15 @@ def test_an_unknown_attribute_of_a_checkpoint_is_refused(tmp_path):
     ViTForImageClassification(ViTConfig(**VIT)).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="did you mean 'hidden_dropout_prob'"):
         load_classifier(str(tmp_path), config_overrides={"hidden_dropout": 0.1})
+
+
+def test_a_classifier_of_another_size_is_refused_with_the_way_out(tmp_path):
+    ViTForImageClassification(ViTConfig(**VIT, num_labels=2)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="does not fit 3 classes.*give ignore_mismatched_sizes"):
+        load_classifier(str(tmp_path), label_names=["a", "b", "c"])
+
+
+def test_plain_is_the_host_s_own_class(tmp_path):
+    options = {"model_type": "vit", "from_scratch": True, "config_overrides": VIT}
+    load_classifier(**options, tokenmixup={"horizontal_layers": [1]}).published().save_pretrained(tmp_path)
+    assert type(load_classifier(str(tmp_path), plain=True)) is ViTForImageClassification

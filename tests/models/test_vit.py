@@ -6,6 +6,7 @@ import threading
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoModelForImageClassification,
     ViTConfig,
@@ -186,6 +187,41 @@ def test_compiled_as_one_graph(images, labels):
         torch.testing.assert_close(gradients[f"_orig_mod.{name}"], gradient, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="plain ViT does not compile either: a host decorator")
+def test_compiled_models_check_labels_too(images, labels):
+    compiled = torch.compile(build(**BOTH), fullgraph=True, backend="aot_eager")
+    assert compiled(images, labels=labels).loss.isfinite()
+    with pytest.raises(ValueError, match="got 5 for image 1"):
+        compiled(images, labels=torch.tensor([0, 5, 2, 3, 4, 0]))
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses the operations that make a host wait for an accelerator; custom operators count as one."""
+
+    waiting = ("_local_scalar_dense", "nonzero", "masked_select", "lift_fresh", "unique", "item", "is_nonzero")
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.__name__.split(".")[0]
+        self.seen.append(name)
+        if any(name.startswith(word) for word in self.waiting):
+            raise AssertionError(f"{func} waits for the device")
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("changes", [{}, {"assignment": "random", "token_selection": "random", "relabel": "count"}])
+def test_the_assignment_is_all_that_is_waited_for(changes, images, labels):
+    model = build(**{**BOTH, "horizontal_layers": [1, 3], **changes})
+    with NoWaiting() as log:
+        model(images, labels=labels).loss.backward()
+    assert log.seen.count("optimal_assignment") == (0 if changes else 2)
+    with pytest.raises(AssertionError, match="waits"), NoWaiting():
+        bool(labels.sum() > 0)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_mixes_the_same(dtype, images, labels):
     model = build(**{**BOTH, "horizontal_layers": [0]})
@@ -301,12 +337,43 @@ def test_an_attention_mask_is_refused_while_mixing(images, labels):
 
 def test_without_labels_plain_and_said_once(images, caplog):
     model = build(**BOTH)
-    logger = logging.getLogger("hf_tokenmixup.models.mixing")
-    with caplog.at_level(logging.WARNING, logger=logger.name):
+    logging.Logger.warning_once.cache_clear()
+    with caplog.at_level(logging.WARNING, logger="hf_tokenmixup.models.mixing"):
         first = model(images)
         model(images)
     torch.testing.assert_close(first.logits, model.eval()(images).logits)
-    assert sum("No tokens are mixed" in record.message for record in caplog.records) <= 1
+    assert sum("No tokens are mixed" in record.message for record in caplog.records) == 1
+
+
+def test_kappa_of_zero_collects_nothing(images, labels):
+    output = build(**BOTH, vertical_kappa=0)(images, labels=labels)
+    assert "vertical_tokens" not in output.counts
+    horizontal = build(**{**BOTH, "vertical_layers": []})(images, labels=labels)
+    torch.testing.assert_close(output.logits, horizontal.logits)
+
+
+def test_layers_cannot_change_once_built(images, labels):
+    model = build(**BOTH)
+    model.config.vertical_layers = [1]
+    with pytest.raises(ValueError, match=r"vertical_layers was \[2, 3\] when the model was built .* got \[1\]"):
+        model(images, labels=labels)
+    model.config.horizontal_layers, model.config.vertical_layers = [], []
+    torch.testing.assert_close(model(images, labels=labels).logits, model.eval()(images).logits)
+
+
+def test_one_patch_token(images, labels):
+    build(patch_size=20)  # fewer than the default kappa, which nothing uses
+    model = build(
+        patch_size=20,
+        horizontal_layers=[1],
+        horizontal_tau=None,
+        horizontal_rho=0.0,
+        vertical_layers=[2],
+        vertical_kappa=1,
+    )
+    output = model(images, labels=labels)
+    assert output.horizontal[0].replaced.shape == (6, 1) and output.counts["vertical_tokens"] == 12
+    assert output.counts["replaced_tokens"] > 0
 
 
 def test_tuples(images, labels):

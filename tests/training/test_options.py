@@ -47,6 +47,11 @@ def test_flags_override_the_recipe_wherever_they_stand(tmp_path):
     assert augmentation.crop_scale == [0.5, 1.0] and augmentation.hflip == 0.0
 
 
+def test_nothing_in_a_recipe_is_as_if_it_were_not_there(tmp_path):
+    _, data, augmentation, *_ = parse("--recipe", write(tmp_path, eval_split=None, color_jitter=None))
+    assert data.eval_split is None and augmentation.color_jitter is None
+
+
 def test_config_overrides_come_as_a_mapping_or_as_json(tmp_path):
     recipe = write(tmp_path, config_overrides={"hidden_size": 96, "hidden_dropout_prob": 0.1})
     model, *_ = parse("--recipe", recipe)

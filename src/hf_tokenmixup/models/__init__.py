@@ -1,7 +1,8 @@
 """Model families with TokenMixup."""
 
 from .auto import FAMILIES, load_classifier
-from .mixing import TokenMixupModel, TokenMixupOutput
+from .mixing import TokenMixupModel
+from .state import TokenMixupOutput
 from .vit import TokenMixupViTConfig, TokenMixupViTForImageClassification, TokenMixupViTLayer
 
 __all__ = [

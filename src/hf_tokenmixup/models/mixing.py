@@ -1,4 +1,4 @@
-"""What every model family shares: the state of a forward, how a layer calls the steps, the loss, what is published.
+"""What every model family shares: how a layer calls the steps, the loss, loading, what is published.
 
 A family adds :class:`TokenMixupLayer` in front of its plain layer and :class:`TokenMixupModel` in front of its plain
 classifier, and says how a layer's attention is computed; nothing else of TokenMixup is family matter.
@@ -6,7 +6,6 @@ classifier, and says how a layer's attention is computed; nothing else of TokenM
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -18,70 +17,14 @@ from transformers.utils import logging as transformers_logging
 
 from ..configuration import TokenMixupSettings
 from ..functional import soft_cross_entropy
-from ..horizontal import HorizontalStep, ScoreNet, horizontal_step
+from ..horizontal import ScoreNet, horizontal_step
 from ..saliency import attention_saliency
 from ..vertical import VerticalMemory
+from .state import MixingState, TokenMixupOutput
 from .targets import check_label_shape, check_label_values, class_distributions
 
 logger = logging.getLogger(__name__)
 once_logger = transformers_logging.get_logger(__name__)
-
-
-@dataclass
-class TokenMixupOutput(ImageClassifierOutput):
-    """Output of a training forward with labels; an evaluation forward returns what the plain model does.
-
-    Attributes:
-        loss: () cross-entropy against the mixed targets plus lambda times ``scorenet_loss``.
-        logits: (B, C).
-        targets: (B, C) class distributions after all mixing.
-        scorenet_loss: () ScoreNet's cross-entropy, summed over horizontal layers; None without them.
-        scorenet_logits: one (B, C) for each horizontal layer.
-        horizontal: the record of each horizontal layer, see :class:`~hf_tokenmixup.horizontal.HorizontalStep`.
-        counts: scalars on the device for logs: ``scorenet_loss``, and the mean over horizontal layers of
-            ``easy_samples``, ``mixed_samples``, ``replaced_tokens`` in the batch and of ``difficulty`` (nats);
-            ``vertical_tokens``, how many tokens of the batch were collected for vertical layers.
-    """
-
-    targets: torch.Tensor | None = None
-    scorenet_loss: torch.Tensor | None = None
-    scorenet_logits: tuple[torch.Tensor, ...] | None = None
-    horizontal: tuple[HorizontalStep, ...] | None = None
-    counts: dict[str, torch.Tensor] | None = None
-
-
-@dataclass
-class MixingState:
-    """What travels with the hidden states of one training forward, from layer to layer; it dies with the forward.
-
-    Attributes:
-        layers: the network's layers, which a rollout looks ahead in.
-        memory: tokens collected for vertical layers.
-        targets: (B, C) as the last horizontal layer left them.
-        scorenet_losses: (B,) for each horizontal layer passed, against the targets that entered it.
-        steps: the record of each horizontal layer passed.
-    """
-
-    layers: Sequence["TokenMixupLayer"]
-    memory: VerticalMemory
-    targets: torch.Tensor
-    scorenet_losses: list[torch.Tensor] = field(default_factory=list)
-    steps: list[HorizontalStep] = field(default_factory=list)
-
-    def counts(self) -> dict[str, torch.Tensor]:
-        """Scalars for logs, see :class:`TokenMixupOutput`; they stay on the device."""
-        counts = {}
-        if self.steps:
-            replaced = torch.stack([step.replaced for step in self.steps])  # (layers, B, T)
-            layers = len(self.steps)
-            counts["scorenet_loss"] = torch.stack(self.scorenet_losses).detach().mean(dim=1).sum()
-            counts["easy_samples"] = torch.stack([step.easy for step in self.steps]).sum() / layers
-            counts["mixed_samples"] = replaced.any(dim=2).sum() / layers
-            counts["replaced_tokens"] = replaced.sum() / layers
-            counts["difficulty"] = torch.stack([step.difficulty for step in self.steps]).mean()
-        if self.memory.num_tokens:
-            counts["vertical_tokens"] = self.targets.new_tensor(len(self.targets) * self.memory.num_tokens)
-        return counts
 
 
 class TokenMixupLayer(nn.Module):
@@ -102,7 +45,10 @@ class TokenMixupLayer(nn.Module):
         """To be called at the end of the family's ``__init__``."""
         self.settings = config
         self.layer_index = layer_index
-        if layer_index in config.horizontal_layers:
+        self.is_horizontal = layer_index in config.horizontal_layers
+        self.is_vertical = layer_index in config.vertical_layers
+        self.is_collected = layer_index < config.last_vertical_layer
+        if self.is_horizontal:
             self.scorenet = ScoreNet(
                 config.hidden_size,
                 config.num_labels,
@@ -136,11 +82,10 @@ class TokenMixupLayer(nn.Module):
 
     def mix(self, hidden_states: torch.Tensor, state: MixingState) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The steps in front of the layer: horizontal first, then what vertical layers need of its input."""
-        settings, index = self.settings, self.layer_index
-        if index in settings.horizontal_layers:
+        if self.is_horizontal:
             hidden_states = self._mix_horizontally(hidden_states, state)
-        memory = state.memory.tokens() if index in settings.vertical_layers else None
-        if index < settings.last_vertical_layer and settings.vertical_kappa > 0:
+        memory = state.memory.tokens() if self.is_vertical and state.memory.num_tokens else None
+        if self.is_collected and state.memory.kappa:
             state.memory.collect(hidden_states, self._saliency((self,), hidden_states.detach()))
         return hidden_states, memory
 
@@ -256,7 +201,7 @@ class TokenMixupModel:
             with torch.device("meta"):
                 layer = layer_class(self.config, index)
             layer.load_state_dict(weights, assign=True, strict=False)
-            if index in self.config.horizontal_layers:
+            if layer.is_horizontal:
                 layer.scorenet.to_empty(device=next(iter(weights.values())).device)
                 for module in layer.scorenet.modules():
                     self._init_weights(module)
@@ -272,8 +217,9 @@ class TokenMixupModel:
             logger.warning("%s: the checkpoint holds no ScoreNet, so it starts untrained.", ", ".join(fresh))
 
     def _check_values_once(self, labels: torch.Tensor) -> None:
-        # Reading values waits for an accelerator, so there only the first labels are read; on the CPU it is free.
-        if torch.compiler.is_compiling() or (labels.device.type != "cpu" and getattr(self, "_labels_read", False)):
+        # Reading values waits for an accelerator, so there only the first labels are read. On the CPU, where it is
+        # free, ``class_distributions`` reads them all.
+        if torch.compiler.is_compiling() or labels.device.type == "cpu" or getattr(self, "_labels_read", False):
             return
         check_label_values(labels, self.config.num_labels)
         self._labels_read = True
@@ -284,9 +230,16 @@ class TokenMixupModel:
                 "attention_mask cannot be used while tokens are mixed: tokens would move to places that are masked. "
                 "Leave it out, or turn TokenMixup off (horizontal_layers=[], vertical_layers=[])."
             )
-        config = self.config
+        config, layers = self.config, self.transformer_layers()
+        for name, is_one in (("horizontal_layers", "is_horizontal"), ("vertical_layers", "is_vertical")):
+            built = [index for index, layer in enumerate(layers) if getattr(layer, is_one)]
+            if sorted(getattr(config, name)) != built:
+                raise ValueError(
+                    f"{name} was {built} when the model was built and cannot change afterwards, got "
+                    f"{getattr(config, name)}: open the model anew with it."
+                )
         memory = VerticalMemory(config.vertical_kappa, config.vertical_detach, config.num_prefix_tokens)
-        return MixingState(layers=self.transformer_layers(), memory=memory, targets=targets)
+        return MixingState(layers=layers, memory=memory, targets=targets)
 
     def _training_output(
         self, outputs: ImageClassifierOutput, state: MixingState, num_items: torch.Tensor | int | None

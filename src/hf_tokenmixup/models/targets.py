@@ -2,8 +2,6 @@
 
 import torch
 
-from ..functional import at_least_float32
-
 _ROW_SUM_TOLERANCE = 1e-2  # rounding of a half-precision row
 
 
@@ -45,9 +43,25 @@ def check_label_values(labels: torch.Tensor, num_labels: int) -> None:
         )
 
 
+@torch.library.custom_op("hf_tokenmixup::class_distributions", mutates_args=())
 def class_distributions(labels: torch.Tensor, num_labels: int) -> torch.Tensor:
-    """Class indices (B,) or distributions (B, C), both checked before, as float32 (or wider) distributions (B, C)."""
+    """Class indices (B,) or distributions (B, C), of a shape already checked, as float32 (or wider) ones (B, C).
+
+    An operator of its own, so that it runs as it is under ``torch.compile`` too: values on the CPU are checked every
+    time, and an index out of range on an accelerator stops there instead of being written somewhere.
+
+    Raises:
+        ValueError: see :func:`check_label_values`; on the CPU only, where nothing has to be waited for.
+    """
+    if labels.device.type == "cpu":
+        check_label_values(labels, num_labels)
     if labels.is_floating_point():
-        return at_least_float32(labels)
+        return labels.to(torch.promote_types(labels.dtype, torch.float32), copy=True)
     one_hot = torch.zeros(len(labels), num_labels, device=labels.device)
     return one_hot.scatter_(1, labels.long()[:, None], 1.0)
+
+
+@class_distributions.register_fake
+def _(labels: torch.Tensor, num_labels: int) -> torch.Tensor:
+    dtype = torch.promote_types(labels.dtype, torch.float32) if labels.is_floating_point() else torch.float32
+    return labels.new_empty((len(labels), num_labels), dtype=dtype)

@@ -18,9 +18,9 @@ from ..data.mixing import MODES
 class TokenMixupTrainingArguments(TrainingArguments):
     """Arguments of a `TokenMixupTrainer`.
 
-    All that `transformers.TrainingArguments` takes, with three other defaults (`remove_unused_columns=False`,
-    `logging_nan_inf_filter=False`, `ddp_find_unused_parameters=False`) and five settings of input mixing.
-    `label_smoothing_factor` keeps its name; it is applied to the targets in training only, together with the mixing.
+    All that `transformers.TrainingArguments` takes, with two other defaults (`remove_unused_columns=False`,
+    `logging_nan_inf_filter=False`) and five settings of input mixing. `label_smoothing_factor` keeps its name; it is
+    applied to the targets in training only, together with the mixing.
 
     SGD with momentum is `optim="sgd", optim_args="momentum=0.9"`; a cosine that ends at a floor after a warm-up is
     `lr_scheduler_type="cosine_warmup_with_min_lr"` (or `"cosine_with_min_lr"`) with
@@ -61,13 +61,6 @@ class TokenMixupTrainingArguments(TrainingArguments):
         metadata={
             "help": "Remove dataset columns that the model's forward does not name. Off by default: images that are "
             "transformed when they are read would lose their source column."
-        },
-    )
-    ddp_find_unused_parameters: bool | None = field(
-        default=False,
-        metadata={
-            "help": "Have DistributedDataParallel look for parameters without a gradient. Off by default: every "
-            "parameter gets one in every step, also where no image is easy, and looking costs time."
         },
     )
     logging_nan_inf_filter: bool = field(

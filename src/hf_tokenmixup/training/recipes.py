@@ -54,6 +54,8 @@ def expand_recipe(arguments: Sequence[str], parser: ArgumentParser, folder: Path
     for name, value in options.items():
         if name not in known:
             raise ValueError(f"Recipe {path} has the key {name!r}, which is no option{_suggest(str(name), known)}")
+        if value is None and name != "horizontal_tau":
+            continue  # as if it were not there; tau alone has a meaning for none
         expanded += [f"--{name}", *_words(value)]
     return expanded + rest
 

@@ -56,6 +56,9 @@ class TokenMixupTrainer(CheckpointTrainer):
             # DataParallel is one process: its images are counted exactly, not divided evenly among the replicas.
             self.args.average_tokens_across_devices = True
         self._mixes_tokens = isinstance(self.bare_model, TokenMixupModel)
+        if self._mixes_tokens and self.args.ddp_find_unused_parameters is None:
+            # Every parameter gets a gradient in every step, also where no image is easy; looking would cost time.
+            self.args.ddp_find_unused_parameters = False
         self.input_mixing = InputMixing(
             self.bare_model.config.num_labels,
             mixup_alpha=args.mixup_alpha,

@@ -1,0 +1,68 @@
+"""What travels through a training forward, and what comes out of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from transformers.modeling_outputs import ImageClassifierOutput
+
+from ..horizontal import HorizontalStep
+from ..vertical import VerticalMemory
+
+
+@dataclass
+class TokenMixupOutput(ImageClassifierOutput):
+    """Output of a training forward with labels; an evaluation forward returns what the plain model does.
+
+    Attributes:
+        loss: () cross-entropy against the mixed targets plus lambda times ``scorenet_loss``.
+        logits: (B, C).
+        targets: (B, C) class distributions after all mixing.
+        scorenet_loss: () ScoreNet's cross-entropy, summed over horizontal layers; None without them.
+        scorenet_logits: one (B, C) for each horizontal layer.
+        horizontal: the record of each horizontal layer, see :class:`~hf_tokenmixup.horizontal.HorizontalStep`.
+        counts: scalars on the device for logs: ``scorenet_loss``, and the mean over horizontal layers of
+            ``easy_samples``, ``mixed_samples``, ``replaced_tokens`` in the batch and of ``difficulty`` (nats);
+            ``vertical_tokens``, how many tokens of the batch were collected for vertical layers.
+    """
+
+    targets: torch.Tensor | None = None
+    scorenet_loss: torch.Tensor | None = None
+    scorenet_logits: tuple[torch.Tensor, ...] | None = None
+    horizontal: tuple[HorizontalStep, ...] | None = None
+    counts: dict[str, torch.Tensor] | None = None
+
+
+@dataclass
+class MixingState:
+    """What travels with the hidden states of one training forward, from layer to layer; it dies with the forward.
+
+    Attributes:
+        layers: the network's layers, which a rollout looks ahead in.
+        memory: tokens collected for vertical layers.
+        targets: (B, C) as the last horizontal layer left them.
+        scorenet_losses: (B,) for each horizontal layer passed, against the targets that entered it.
+        steps: the record of each horizontal layer passed.
+    """
+
+    layers: Sequence[nn.Module]
+    memory: VerticalMemory
+    targets: torch.Tensor
+    scorenet_losses: list[torch.Tensor] = field(default_factory=list)
+    steps: list[HorizontalStep] = field(default_factory=list)
+
+    def counts(self) -> dict[str, torch.Tensor]:
+        """Scalars for logs, see :class:`TokenMixupOutput`; they stay on the device."""
+        counts = {}
+        if self.steps:
+            replaced = torch.stack([step.replaced for step in self.steps])  # (layers, B, T)
+            layers = len(self.steps)
+            counts["scorenet_loss"] = torch.stack(self.scorenet_losses).detach().mean(dim=1).sum()
+            counts["easy_samples"] = torch.stack([step.easy for step in self.steps]).sum() / layers
+            counts["mixed_samples"] = replaced.any(dim=2).sum() / layers
+            counts["replaced_tokens"] = replaced.sum() / layers
+            counts["difficulty"] = torch.stack([step.difficulty for step in self.steps]).mean()
+        if self.memory.num_tokens:
+            counts["vertical_tokens"] = self.targets.new_full((), len(self.targets) * self.memory.num_tokens)
+        return counts
