@@ -24,8 +24,8 @@ setup(
         "timm>=1.0.20,<2",
         "scikit-learn>=1.5",
         "matplotlib>=3.9",
-        "pillow>=10.3",
-        "pyyaml>=6.0",
+        "pillow>=10.4",
+        "pyyaml>=6.0.1",
     ],
     extras_require={"dev": ["pytest>=8", "ruff>=0.14,<0.18"]},
 )
