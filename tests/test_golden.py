@@ -8,7 +8,12 @@ from hf_tokenmixup import functional
 from hf_tokenmixup.saliency import attention_saliency
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
-VIT_TRAINING_CASES = [name for name in golden_cases.names("vit_") if name != "vit_eval"]
+CASES = [*golden_cases.names("vit_"), *golden_cases.names("cct_")]
+TRAINING_CASES = [name for name in CASES if "_eval" not in name]
+
+
+def build(name, case, **changes):
+    return (golden_cases.vit if name.startswith("vit_") else golden_cases.cct)(case, **changes)
 
 
 @pytest.mark.parametrize("name", golden_cases.names("htm_op_"))
@@ -31,25 +36,29 @@ def test_operator(name):
         torch.testing.assert_close(gain[easy].float(), tensors["out.gain_matrix"], atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("name", golden_cases.names("vit_"))
+@pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_vit_evaluation(name, attention):
+def test_evaluation(name, attention):
     case, tensors = golden_cases.load(name)
-    model = golden_cases.vit(case, attn_implementation=attention).eval()
+    model = build(name, case, attn_implementation=attention).eval()
     torch.testing.assert_close(model(tensors["in.pixel_values"]).logits, tensors["eval.logits"], **TOLERANCE)
+    if "eval.tokens_first2" in tensors:
+        tokens = model.cct.embeddings.tokenizer(tensors["in.pixel_values"][:2])
+        torch.testing.assert_close(tokens, tensors["eval.tokens_first2"], **TOLERANCE)
 
 
-@pytest.mark.parametrize("name", VIT_TRAINING_CASES)
+@pytest.mark.parametrize("name", TRAINING_CASES)
 @pytest.mark.parametrize("route", ["auto", "output_attentions"])
-def test_vit_training(name, route):
+def test_training(name, route):
     case, tensors = golden_cases.load(name)
-    model = golden_cases.vit(case, saliency_route=route)
+    model = build(name, case, saliency_route=route)
     convention = "paper_postmix" if "paper_postmix.logits" in tensors else "paper"
     expected = {key.split(".", 1)[1]: value for key, value in tensors.items() if key.startswith("paper.")}
     expected |= {key.split(".", 1)[1]: value for key, value in tensors.items() if key.startswith(f"{convention}.")}
     memories = []
     for layer in model.config.vertical_layers:
-        norm = model.vit.layers[layer].layernorm_before
+        vertical = model.transformer_layers()[layer]
+        norm = vertical.layernorm_before if name.startswith("vit_") else vertical.pre_norm
         norm.register_forward_hook(lambda module, args, output: memories.append(args[0]))
 
     output = model(tensors["in.pixel_values"], labels=tensors["in.targets"])
@@ -99,19 +108,25 @@ def compare_gradients(model, expected, case):
     compared = 0
     for name, reference in expected.items():
         if name.startswith("grad."):
-            gradient = gradients[own_name(name.removeprefix("grad."), case)]
+            gradient = own_gradient(name.removeprefix("grad."), gradients, case)
             assert (gradient - reference).abs().max() <= 1e-4 * reference.abs().max() + 1e-7, name
             compared += 1
     assert compared >= 7
     for name, norm in case["grad_norms"].items():
         if norm > 1e-4 * largest:
-            assert gradients[own_name(name, case)].norm().item() == pytest.approx(norm, rel=1e-3), name
+            assert own_gradient(name, gradients, case).norm().item() == pytest.approx(norm, rel=1e-3), name
 
 
-def own_name(name, case):
-    if name.startswith("scorenet."):
-        return f"vit.layers.{case['horizontal_layer']}.{name.replace('scorenet.', 'scorenet.classifier.')}"
-    return name
+def own_gradient(name, gradients, case):
+    """Our gradient of a parameter under its reference name."""
+    if not case["case"].startswith("cct_"):
+        if name.startswith("scorenet."):
+            name = f"vit.layers.{case['horizontal_layer']}.{name.replace('scorenet.', 'scorenet.classifier.')}"
+        return gradients[name]
+    own, part = golden_cases.cct_name(name)
+    if name.endswith(("query.weight", "key.weight", "value.weight")):
+        return gradients[own].chunk(3)[part]
+    return gradients[own]
 
 
 def test_selected_tokens_of_each_layer():

@@ -50,7 +50,7 @@ def test_another_family_trains_plain_and_refuses_tokenmixup(tmp_path):
     assert type(model) is ResNetForImageClassification and model.config.id2label[2] == "c"
     assert torch.equal(model.classifier[1].weight, resnet.classifier[1].weight)
     with pytest.raises(
-        ValueError, match="model types vit, and this model is of type 'resnet': leave out vertical_kappa"
+        ValueError, match="model types cct, vit, and this model is of type 'resnet': leave out vertical_kappa"
     ):
         load_classifier(str(tmp_path), tokenmixup={"vertical_kappa": 2})
     built = load_classifier(

@@ -1,12 +1,26 @@
 """Model families with TokenMixup."""
 
 from .auto import FAMILIES, load_classifier
+from .cct import (
+    CctConfig,
+    CctForImageClassification,
+    CctModel,
+    TokenMixupCctConfig,
+    TokenMixupCctForImageClassification,
+    TokenMixupCctLayer,
+)
 from .mixing import TokenMixupModel
 from .state import TokenMixupOutput
 from .vit import TokenMixupViTConfig, TokenMixupViTForImageClassification, TokenMixupViTLayer
 
 __all__ = [
     "FAMILIES",
+    "CctConfig",
+    "CctForImageClassification",
+    "CctModel",
+    "TokenMixupCctConfig",
+    "TokenMixupCctForImageClassification",
+    "TokenMixupCctLayer",
     "TokenMixupModel",
     "TokenMixupOutput",
     "TokenMixupViTConfig",

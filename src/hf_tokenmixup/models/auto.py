@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 
+from .cct import TokenMixupCctConfig, TokenMixupCctForImageClassification
 from .vit import TokenMixupViTConfig, TokenMixupViTForImageClassification
 
 FAMILIES: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel]]] = {
+    "cct": (TokenMixupCctConfig, TokenMixupCctForImageClassification),
     "vit": (TokenMixupViTConfig, TokenMixupViTForImageClassification),
 }
 

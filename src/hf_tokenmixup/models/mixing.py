@@ -126,6 +126,17 @@ class TokenMixupModel:
     _keys_to_ignore_on_load_missing = [r"\.scorenet\."]
     _keys_to_ignore_on_load_unexpected = [r"\.scorenet\."]
 
+    @classmethod
+    def check_config(cls, config: TokenMixupSettings) -> None:
+        """Raise a ``ValueError`` for a configuration without the settings of TokenMixup, or with invalid ones."""
+        if not isinstance(config, cls.config_class):
+            ours = cls.config_class.__name__
+            raise ValueError(
+                f"{cls.__name__} needs a {ours}, got {type(config).__name__}: build it with "
+                f"{ours}.from_dict(config.to_dict(), horizontal_layers=[...])."
+            )
+        config.validate_tokenmixup()
+
     def transformer_layers(self) -> Sequence[TokenMixupLayer]:
         """The network's layers in order."""
         raise TypeError(f"{type(self).__name__} must define transformer_layers().")

@@ -129,12 +129,7 @@ class TokenMixupViTForImageClassification(TokenMixupModel, ViTForImageClassifica
     _no_split_modules = ["ViTEmbeddings", "ViTLayer", "TokenMixupViTLayer"]
 
     def __init__(self, config: TokenMixupViTConfig):
-        if not isinstance(config, TokenMixupViTConfig):
-            raise ValueError(
-                f"{type(self).__name__} needs a TokenMixupViTConfig, got {type(config).__name__}: build it with "
-                "TokenMixupViTConfig.from_dict(config.to_dict(), horizontal_layers=[...])."
-            )
-        config.validate_tokenmixup()
+        self.check_config(config)
         super().__init__(config)
         self._replace_layers(self.vit.layers, TokenMixupViTLayer)
 

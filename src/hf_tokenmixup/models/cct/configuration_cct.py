@@ -1,0 +1,127 @@
+"""Configuration of the Compact Transformers (Hassani et al., "Escaping the Big Data Paradigm", 2021)."""
+
+from typing import Literal
+
+from transformers import PreTrainedConfig
+
+
+class CctConfig(PreTrainedConfig):
+    r"""
+    The family of CCT, CVT and ViT-Lite: a small vision transformer for small images. The defaults are CCT-7/3x1 for
+    32x32 images.
+
+    Args:
+        hidden_size (`int`, *optional*, defaults to 256): D.
+        num_hidden_layers (`int`, *optional*, defaults to 7).
+        num_attention_heads (`int`, *optional*, defaults to 4).
+        intermediate_size (`int`, *optional*, defaults to 512).
+        image_size (`int` or pair, *optional*, defaults to 32): height and width the learned positions are made for.
+        tokenizer (`str`, *optional*, defaults to `"convolution"`):
+            `"convolution"`: blocks of convolution, ReLU and max-pooling; `"patch"`: one convolution over patches.
+        num_conv_layers, conv_kernel_size, conv_stride, conv_padding, conv_channels:
+            The convolutional tokenizer's blocks; `conv_channels` between two of them.
+        pooling_kernel_size, pooling_stride, pooling_padding: Their max-pooling.
+        patch_size (`int`, *optional*, defaults to 4): side of a patch with `tokenizer="patch"`.
+        pooling (`str`, *optional*, defaults to `"sequence"`):
+            What the classifier reads: `"sequence"`, an attention-weighted mean of all tokens, or `"cls"`, a CLS token.
+        position_embedding (`str`, *optional*, defaults to `"learned"`): `"learned"`, `"sinusoidal"` or `"none"`.
+        position_initializer_range (`float`, *optional*, defaults to 0.2).
+        drop_path_rate (`float`, *optional*, defaults to 0.1): of the last layer; linear from 0 in the first.
+    """
+
+    model_type = "cct"
+
+    hidden_size: int = 256
+    num_hidden_layers: int = 7
+    num_attention_heads: int = 4
+    intermediate_size: int = 512
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.0
+    attention_probs_dropout_prob: float = 0.1
+    drop_path_rate: float = 0.1
+    layer_norm_eps: float = 1e-5
+    initializer_range: float = 0.02
+    position_initializer_range: float = 0.2
+    image_size: int | list[int] | tuple[int, int] = 32
+    num_channels: int = 3
+    tokenizer: Literal["convolution", "patch"] = "convolution"
+    num_conv_layers: int = 1
+    conv_kernel_size: int = 3
+    conv_stride: int = 1
+    conv_padding: int = 1
+    conv_channels: int = 64
+    pooling_kernel_size: int = 3
+    pooling_stride: int = 2
+    pooling_padding: int = 1
+    patch_size: int = 4
+    pooling: Literal["sequence", "cls"] = "sequence"
+    position_embedding: Literal["learned", "sinusoidal", "none"] = "learned"
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        allowed = {
+            "tokenizer": ("convolution", "patch"),
+            "pooling": ("sequence", "cls"),
+            "position_embedding": ("learned", "sinusoidal", "none"),
+        }
+        for name, choices in allowed.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}.")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size must be a multiple of num_attention_heads, got {self.hidden_size} and "
+                f"{self.num_attention_heads}."
+            )
+
+    @classmethod
+    def cct_7_3x1(cls, **kwargs) -> "CctConfig":
+        """CCT-7/3x1 for 32x32 images."""
+        return cls(**kwargs)
+
+    @classmethod
+    def cct_2_3x2(cls, **kwargs) -> "CctConfig":
+        """CCT-2/3x2 for 32x32 images."""
+        small = {"num_hidden_layers": 2, "hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 128}
+        return cls(**{**small, "num_conv_layers": 2, **kwargs})
+
+    @classmethod
+    def cvt_6_4(cls, **kwargs) -> "CctConfig":
+        """CVT-6/4 for 32x32 images: patches of 4x4 and sequence pooling."""
+        return cls(**{"num_hidden_layers": 6, "tokenizer": "patch", **kwargs})
+
+    @classmethod
+    def vit_lite_6_4(cls, **kwargs) -> "CctConfig":
+        """ViT-Lite-6/4 for 32x32 images: patches of 4x4 and a CLS token."""
+        return cls(**{"num_hidden_layers": 6, "tokenizer": "patch", "pooling": "cls", **kwargs})
+
+    @classmethod
+    def vit_lite_7_4(cls, **kwargs) -> "CctConfig":
+        """ViT-Lite-7/4 for 32x32 images: patches of 4x4 and a CLS token."""
+        return cls(**{"tokenizer": "patch", "pooling": "cls", **kwargs})
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """P: 1 with a CLS token, else 0."""
+        return int(self.pooling == "cls")
+
+    def grid_size(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of tokens that the tokenizer makes of an image."""
+        return self._tokens_along(height), self._tokens_along(width)
+
+    @property
+    def num_patch_tokens(self) -> int:
+        """T at the configured image size."""
+        size = self.image_size
+        rows, columns = self.grid_size(*(size if isinstance(size, list | tuple) else (size, size)))
+        return rows * columns
+
+    def _tokens_along(self, size: int) -> int:
+        if self.tokenizer == "patch":
+            return size // self.patch_size
+        for _ in range(self.num_conv_layers):
+            size = (size + 2 * self.conv_padding - self.conv_kernel_size) // self.conv_stride + 1
+            size = (size + 2 * self.pooling_padding - self.pooling_kernel_size) // self.pooling_stride + 1
+        return size
+
+
+__all__ = ["CctConfig"]

@@ -1,0 +1,101 @@
+"""TokenMixup for the Compact Transformers (paper: section 4, CCT-7/3x1 on CIFAR)."""
+
+import torch
+from transformers.models.vit.modeling_vit import eager_attention_forward
+
+from ...configuration import TokenMixupSettings
+from ..mixing import TokenMixupLayer, TokenMixupModel
+from .configuration_cct import CctConfig
+from .modeling_cct import CctAttention, CctForImageClassification, CctLayer
+
+
+class TokenMixupCctConfig(TokenMixupSettings, CctConfig):
+    """``CctConfig`` with the settings of TokenMixup as further attributes.
+
+    Args:
+        kwargs: settings of :class:`~hf_tokenmixup.configuration.TokenMixupSettings` and of ``CctConfig``. As there is
+            no CLS token by default, ScoreNet pools by attention and all tokens are asked for saliency.
+
+    Raises:
+        ValueError: for a setting out of its range or not fitting the network.
+    """
+
+    scorenet_pooling: str = "attention"
+    saliency_query: str = "mean"
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        self.validate_tokenmixup()
+
+
+class VerticalCctAttention(CctAttention):
+    """Attention whose keys and values also come from a memory of salient tokens, if one is given (Eq. (13))."""
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        memory: torch.Tensor | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(B, N, D) normed tokens and (B, M, D) normed memory to (B, N, D) and the weights (B, H, N, N + M)."""
+        if memory is None:
+            return super().forward(hidden_states, attention_mask, **kwargs)
+        query, key, value = self.query_key_value(torch.cat([hidden_states, memory], dim=1))
+        return self.attend(query[:, :, : hidden_states.shape[1]], key, value, **kwargs)
+
+
+class TokenMixupCctLayer(TokenMixupLayer, CctLayer):
+    """A CCT layer that mixes the tokens that enter it (HTM), hands tokens on to later layers and takes them (VTM).
+
+    Args:
+        config: with the settings of TokenMixup.
+        layer_index: the layer's number, from 0.
+    """
+
+    def __init__(self, config: TokenMixupCctConfig, layer_index: int):
+        super().__init__(config, layer_index)
+        if layer_index in config.vertical_layers:
+            self.attention = VerticalCctAttention(config)
+        self.setup_tokenmixup(config, layer_index)
+
+    def query_and_key(self, hidden: torch.Tensor, cls_query_only: bool) -> tuple[torch.Tensor, torch.Tensor, float]:
+        """See :class:`~hf_tokenmixup.saliency.AttentionLayer`."""
+        query, key, _ = self.attention.query_key_value(self._normed(hidden))
+        return query[:, :, :1] if cls_query_only else query, key, self.attention.scaling
+
+    def attention_weights(self, hidden: torch.Tensor) -> torch.Tensor:
+        """See :class:`~hf_tokenmixup.saliency.AttentionLayer`."""
+        query, key, scale = self.query_and_key(hidden, cls_query_only=False)
+        return eager_attention_forward(self.attention, query, key, key, None, scaling=scale)[1]
+
+    def propagate(self, hidden: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
+        """See :class:`~hf_tokenmixup.saliency.AttentionLayer`."""
+        _, _, value = self.attention.query_key_value(self._normed(hidden))
+        attended = self.attention.proj((attention.to(value.dtype) @ value).transpose(1, 2).flatten(2))
+        hidden = self.norm1(hidden + attended)
+        return hidden + self.linear2(self.activation(self.linear1(hidden)))
+
+    def _normed(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.pre_norm(hidden.to(self.pre_norm.weight.dtype))
+
+
+class TokenMixupCctForImageClassification(TokenMixupModel, CctForImageClassification):
+    """``CctForImageClassification`` that mixes tokens in training, and is the plain model otherwise.
+
+    Raises:
+        ValueError: for a configuration without the settings of TokenMixup, or with invalid ones.
+    """
+
+    config_class = TokenMixupCctConfig
+    plain_model_class = CctForImageClassification
+    _no_split_modules = ["CctEmbeddings", "CctLayer", "TokenMixupCctLayer"]
+
+    def __init__(self, config: TokenMixupCctConfig):
+        self.check_config(config)
+        super().__init__(config)
+        self._replace_layers(self.cct.layers, TokenMixupCctLayer)
+
+    def transformer_layers(self) -> torch.nn.ModuleList:
+        """The network's layers in order."""
+        return self.cct.layers
