@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from hf_tokenmixup.configuration import TokenMixupSettings
-from hf_tokenmixup.models import TokenMixupViTConfig
+from hf_tokenmixup.models import FAMILIES, TokenMixupCctConfig
 from hf_tokenmixup.training import parse_options
 from hf_tokenmixup.training.options import build_parser
 
@@ -100,11 +100,12 @@ def test_misspelt_flags():
 def test_every_recipe_parses_and_fits_its_model(recipe):
     model, data, _, training, settings = parse("--recipe", recipe)
     assert training.do_train and training.do_eval and data.dataset_name and training.output_dir.endswith(recipe)
-    config = TokenMixupViTConfig(**model.config_changes(), **settings)
+    config_class, _ = FAMILIES[model.model_type or "vit"]
+    config = config_class(**model.config_changes(), **settings)
     written = yaml.safe_load((RECIPES / f"{recipe}.yaml").read_text())
     for name, value in settings.items():
         assert getattr(config, name) == value == written[name]
-    assert config.tokenmixup_enabled == (not recipe.endswith("baseline"))
+    assert config.tokenmixup_enabled == ("baseline" not in recipe)
 
 
 def test_the_paper_s_imagenet_settings():
@@ -114,6 +115,37 @@ def test_the_paper_s_imagenet_settings():
     assert (training.optim, training.optim_args, training.learning_rate) == ("sgd", "momentum=0.9", 0.015)
     assert (training.lr_scheduler_type, training.max_grad_norm, training.weight_decay) == ("constant", 1.0, 0.0)
     assert (augmentation.color_jitter, augmentation.crop_scale) == (0.4, [0.08, 1.0])
+
+
+@pytest.mark.parametrize(
+    "recipe, horizontal, vertical, tau, rho, kappa, rate, decay, start",
+    [
+        ("cifar10-htm", [2], [], 1.0, 0.003, 3, 5e-4, 0.05, 1e-5),
+        ("cifar10-vtm", [], [1], 1.0, 0.01, 5, 5e-4, 0.05, 1e-5),
+        ("cifar10-htm-vtm", [2], [3], 1.0, 0.004, 3, 5e-4, 0.05, 1e-5),
+        ("cifar100-htm", [2], [], 2.0, 0.005, 3, 6e-4, 0.06, 1e-6),
+        ("cifar100-vtm", [], [2], 1.0, 0.01, 80, 6e-4, 0.06, 1e-6),
+        ("cifar100-htm-vtm", [3], [2], 2.0, 0.005, 3, 6e-4, 0.06, 1e-6),
+        ("cifar100-htm-vtm-300", [3], [2], 2.0, 0.005, 3, 6e-4, 0.06, 1e-6),
+    ],
+)
+def test_the_paper_s_cifar_settings(recipe, horizontal, vertical, tau, rho, kappa, rate, decay, start):
+    model, _, augmentation, training, settings = parse("--recipe", f"cct-7-3x1-{recipe}")
+    config = TokenMixupCctConfig(**model.config_changes(), **settings)
+    assert (config.horizontal_layers, config.vertical_layers) == (horizontal, vertical)
+    assert (config.horizontal_tau, config.horizontal_rho, config.vertical_kappa) == (tau, rho, kappa)
+    if horizontal:
+        assert (config.scorenet_pooling, config.scorenet_loss_weight, config.scorenet_detach) == (
+            "attention",
+            1e-3,
+            False,
+        )
+    assert (training.learning_rate, training.weight_decay, training.seed) == (rate, decay, 42)
+    assert training.lr_scheduler_kwargs["warmup_lr_rate"] * rate == pytest.approx(start, rel=1e-4)
+    assert training.lr_scheduler_kwargs["min_lr"] == 1e-5
+    assert training.num_train_epochs == (310 if recipe.endswith("300") else 1510)
+    assert (training.mixup_alpha, training.cutmix_alpha, training.mixup_switch_prob) == (0.8, 1.0, 0.5)
+    assert (augmentation.auto_augment, augmentation.random_erasing) == ("rand-m9-mstd0.5-inc1", 0.25)
 
 
 def test_help_is_brief_and_help_all_is_not(capsys, monkeypatch):

@@ -33,10 +33,10 @@ class ModelArguments:
     _argument_group_name = "model"
 
     model_name_or_path: str | None = option(
-        "Model on the Hub or folder: any image classifier; TokenMixup needs a ViT."
+        "Model on the Hub or folder: any image classifier; TokenMixup needs a ViT or CCT."
     )
     from_scratch: bool = option("Take the model's configuration alone, with fresh weights.", False)
-    model_type: str | None = option("With --from_scratch and no model name: the type of model, such as vit.")
+    model_type: str | None = option("With --from_scratch and no model name: the type of model, such as vit or cct.")
     config_overrides: str | None = option('Attributes of the model configuration as JSON: {"hidden_size": 96}.')
     ignore_mismatched_sizes: bool = option("Start a fresh classifier if the number of classes differs.", False)
     attn_implementation: str | None = option("Attention: sdpa, eager, flash_attention_2, ... (transformers' choice).")
