@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.models.vit.modeling_vit import eager_attention_forward
 from transformers.utils import can_return_tuple
 from transformers.utils import logging as transformers_logging
 
@@ -30,8 +31,9 @@ once_logger = transformers_logging.get_logger(__name__)
 class TokenMixupLayer(nn.Module):
     """Mixes in front of a transformer layer. Comes before the family's plain layer among the bases.
 
-    The family gives ``pre_norm`` and the methods of :class:`~hf_tokenmixup.saliency.AttentionLayer`, and its attention
-    takes a keyword ``memory`` (B, M, D) of normed tokens in vertical layers.
+    The family gives ``pre_norm``, ``query_and_key`` and ``propagate`` (see
+    :class:`~hf_tokenmixup.saliency.AttentionLayer`), and its attention takes a keyword ``memory`` (B, M, D) of normed
+    tokens in vertical layers.
     """
 
     # The host checkpoints a whole layer, by wrapping ``forward`` in ``__init_subclass__`` or in ``__call__`` (by
@@ -71,6 +73,15 @@ class TokenMixupLayer(nn.Module):
         if self.gradient_checkpointing and self.training:
             return self._gradient_checkpointing_func(layer, hidden_states, attention_mask, memory)
         return layer(hidden_states, attention_mask, memory)
+
+    def normed(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What attention sees of the layer's input (B, N, D), in the dtype of the weights."""
+        return self.pre_norm(hidden.to(self.pre_norm.weight.dtype))
+
+    def attention_weights(self, hidden: torch.Tensor) -> torch.Tensor:
+        """See :class:`~hf_tokenmixup.saliency.AttentionLayer`."""
+        query, key, scale = self.query_and_key(hidden, cls_query_only=False)
+        return eager_attention_forward(self.attention, query, key, key, None, scaling=scale)[1]
 
     def plain_forward(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, memory: torch.Tensor | None, **kwargs

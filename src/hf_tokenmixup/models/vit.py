@@ -87,31 +87,24 @@ class TokenMixupViTLayer(TokenMixupLayer, ViTLayer):
             self.attention = VerticalViTAttention(config)
         self.setup_tokenmixup(config, layer_index)
 
-    def pre_norm(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The norm in front of attention, (B, N, D) to (B, N, D)."""
-        return self.layernorm_before(hidden)
+    @property
+    def pre_norm(self) -> torch.nn.LayerNorm:
+        """The norm in front of attention."""
+        return self.layernorm_before
 
     def query_and_key(self, hidden: torch.Tensor, cls_query_only: bool) -> tuple[torch.Tensor, torch.Tensor, float]:
         """See :class:`~hf_tokenmixup.saliency.AttentionLayer`."""
-        normed = self._normed(hidden)
+        normed = self.normed(hidden)
         query = self.attention.q_proj(normed[:, :1] if cls_query_only else normed)
         key = self.attention.k_proj(normed)
         return split_heads(self.attention, query), split_heads(self.attention, key), self.attention.scaling
 
-    def attention_weights(self, hidden: torch.Tensor) -> torch.Tensor:
-        """See :class:`~hf_tokenmixup.saliency.AttentionLayer`."""
-        query, key, scale = self.query_and_key(hidden, cls_query_only=False)
-        return eager_attention_forward(self.attention, query, key, key, None, scaling=scale)[1]
-
     def propagate(self, hidden: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
         """See :class:`~hf_tokenmixup.saliency.AttentionLayer`."""
-        value = split_heads(self.attention, self.attention.v_proj(self._normed(hidden)))
+        value = split_heads(self.attention, self.attention.v_proj(self.normed(hidden)))
         attended = (attention.to(value.dtype) @ value).transpose(1, 2).flatten(2)
         hidden = hidden + self.attention.o_proj(attended)
         return hidden + self.mlp(self.layernorm_after(hidden))
-
-    def _normed(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.pre_norm(hidden.to(self.layernorm_before.weight.dtype))
 
 
 class TokenMixupViTForImageClassification(TokenMixupModel, ViTForImageClassification):

@@ -1,7 +1,6 @@
 """TokenMixup for the Compact Transformers (paper: section 4, CCT-7/3x1 on CIFAR)."""
 
 import torch
-from transformers.models.vit.modeling_vit import eager_attention_forward
 
 from ...configuration import TokenMixupSettings
 from ..mixing import TokenMixupLayer, TokenMixupModel
@@ -61,23 +60,15 @@ class TokenMixupCctLayer(TokenMixupLayer, CctLayer):
 
     def query_and_key(self, hidden: torch.Tensor, cls_query_only: bool) -> tuple[torch.Tensor, torch.Tensor, float]:
         """See :class:`~hf_tokenmixup.saliency.AttentionLayer`."""
-        query, key, _ = self.attention.query_key_value(self._normed(hidden))
+        query, key, _ = self.attention.query_key_value(self.normed(hidden))
         return query[:, :, :1] if cls_query_only else query, key, self.attention.scaling
-
-    def attention_weights(self, hidden: torch.Tensor) -> torch.Tensor:
-        """See :class:`~hf_tokenmixup.saliency.AttentionLayer`."""
-        query, key, scale = self.query_and_key(hidden, cls_query_only=False)
-        return eager_attention_forward(self.attention, query, key, key, None, scaling=scale)[1]
 
     def propagate(self, hidden: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
         """See :class:`~hf_tokenmixup.saliency.AttentionLayer`."""
-        _, _, value = self.attention.query_key_value(self._normed(hidden))
+        _, _, value = self.attention.query_key_value(self.normed(hidden))
         attended = self.attention.proj((attention.to(value.dtype) @ value).transpose(1, 2).flatten(2))
         hidden = self.norm1(hidden + attended)
         return hidden + self.linear2(self.activation(self.linear1(hidden)))
-
-    def _normed(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.pre_norm(hidden.to(self.pre_norm.weight.dtype))
 
 
 class TokenMixupCctForImageClassification(TokenMixupModel, CctForImageClassification):
