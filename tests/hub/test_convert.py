@@ -101,7 +101,7 @@ def write(path: Path, content) -> Path:
     return path
 
 
-def refused(file: Path, match: str, **kwargs) -> str:
+def assert_refused(file: Path, match: str, **kwargs) -> str:
     """The message of a refusal that left nothing behind."""
     folder = file.parent / "made" / "out"
     with pytest.raises(ValueError, match=match) as raised:
@@ -200,9 +200,9 @@ def test_a_cls_scorenet_leaves_out_the_pooling_it_never_uses(tmp_path, caplog):
 
 def test_horizontal_layers_must_be_where_scorenet_lies(tmp_path):
     file = write(tmp_path / "w.pth", released_cct("htm1"))
-    assert "[1]" in refused(file, "ScoreNet lies in", horizontal_layers=[2], num_attention_heads=2)
+    assert "[1]" in assert_refused(file, "ScoreNet lies in", horizontal_layers=[2], num_attention_heads=2)
     file = write(tmp_path / "w.pth", released_cct())
-    refused(file, "ScoreNet lies in", horizontal_layers=[2], num_attention_heads=2)
+    assert_refused(file, "ScoreNet lies in", horizontal_layers=[2], num_attention_heads=2)
     folder = convert_weights(file, tmp_path / "out", vertical_layers=[2], num_attention_heads=2)
     assert TokenMixupCctForImageClassification.from_pretrained(folder).config.vertical_layers == [2]
 
@@ -302,7 +302,7 @@ def test_every_misfit_is_listed_at_once_and_nothing_written(tmp_path):
     weights["classifier.blocks.3.extra.weight"] = torch.zeros(2)
     weights["classifier.blocks.0.linear2.weight"] = torch.zeros(32, 63)
     weights["classifier.norm.weight"] = torch.zeros(32, dtype=torch.int64)
-    message = refused(write(tmp_path / "w.pth", weights), "does not fit", num_attention_heads=2)
+    message = assert_refused(write(tmp_path / "w.pth", weights), "does not fit", num_attention_heads=2)
     for line in (
         "classifier.blocks.1.norm1.bias: missing",
         "classifier.blocks.2.self_attn.key.weight: missing",
@@ -326,7 +326,7 @@ def test_missing_extra_and_misshapen_tensors_of_a_vit(tmp_path, name):
         weights |= {"transformer.extra": torch.zeros(1), wrong: torch.zeros(48, 47)}
         extra = "transformer.extra: maps nowhere"
     del weights[missing]
-    message = refused(write(tmp_path / name, weights), "does not fit", num_attention_heads=heads)
+    message = assert_refused(write(tmp_path / name, weights), "does not fit", num_attention_heads=heads)
     assert f"{missing}: missing" in message and f"{wrong}: shape (48, 48)" in message and extra in message
 
 
@@ -336,13 +336,13 @@ def test_missing_extra_and_misshapen_tensors_of_a_vit(tmp_path, name):
 def test_a_tensor_that_the_architecture_is_read_from_is_missing(tmp_path, missing):
     weights = released_cct()
     del weights[missing]
-    refused(write(tmp_path / "w.pth", weights), f"{re.escape(missing)}: missing", num_attention_heads=2)
+    assert_refused(write(tmp_path / "w.pth", weights), f"{re.escape(missing)}: missing", num_attention_heads=2)
 
 
 def test_another_architecture_is_refused(tmp_path):
     weights = {"conv1.weight": torch.zeros(64, 3, 7, 7), "layer1.0.bn1.weight": torch.zeros(64)}
-    refused(write(tmp_path / "resnet.pth", weights), "of no format known here")
-    refused(write(tmp_path / "own.safetensors", vit_weights()), "use from_pretrained")
+    assert_refused(write(tmp_path / "resnet.pth", weights), "of no format known here")
+    assert_refused(write(tmp_path / "own.safetensors", vit_weights()), "use from_pretrained")
 
 
 class Payload:
@@ -357,9 +357,11 @@ class Payload:
 
 def test_a_file_that_needs_unpickling_is_refused_without_running_it(tmp_path):
     trace = tmp_path / "trace"
-    refused(write(tmp_path / "w.pth.tar", {"state_dict": released_cct(), "x": Payload(trace)}), "could run code")
+    assert_refused(
+        write(tmp_path / "w.pth.tar", {"state_dict": released_cct(), "x": Payload(trace)}), "could run code"
+    )
     objects = jax_vit() | {"x": np.array([Payload(trace)], dtype=object)}
-    refused(write(tmp_path / "w.npz", objects), "could run code")
+    assert_refused(write(tmp_path / "w.npz", objects), "could run code")
     assert not trace.exists()
 
 
@@ -369,14 +371,14 @@ def test_a_truncated_file_is_refused(tmp_path, name, share):
     file = write(tmp_path / name, jax_vit() if name == "w.npz" else released_cct())
     content = file.read_bytes()
     file.write_bytes(content[: int(len(content) * share)])
-    refused(file, "cannot be read")
+    assert_refused(file, "cannot be read")
 
 
 def test_files_that_hold_no_state_dict_are_refused(tmp_path):
-    refused(write(tmp_path / "w.pth", [torch.zeros(1)]), "must hold named tensors")
-    refused(write(tmp_path / "w.pth", {"epoch": 1, "weights": torch.zeros(1)}), "no tensors are epoch")
-    refused(tmp_path / "none.pth", "There is no file")
-    refused(write(tmp_path / "w.ckpt", released_cct()), "must end in")
+    assert_refused(write(tmp_path / "w.pth", [torch.zeros(1)]), "must hold named tensors")
+    assert_refused(write(tmp_path / "w.pth", {"epoch": 1, "weights": torch.zeros(1)}), "no tensors are epoch")
+    assert_refused(tmp_path / "none.pth", "There is no file")
+    assert_refused(write(tmp_path / "w.ckpt", released_cct()), "must end in")
 
 
 @pytest.mark.parametrize(
@@ -393,7 +395,7 @@ def test_files_that_hold_no_state_dict_are_refused(tmp_path):
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(tmp_path, kwargs, match):
-    refused(write(tmp_path / "w.pth", released_cct()), match, **kwargs)
+    assert_refused(write(tmp_path / "w.pth", released_cct()), match, **kwargs)
 
 
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path):

@@ -13,19 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel, ViTImageProcessor
 
 from ..configuration import TokenMixupSettings
 from ..models import FAMILIES
-from ..models.cct.modeling_cct import sinusoidal_positions
+from .architecture import height_and_width, read_architecture, refusal
 from .released import FORMATS, Renamed, read_weights, recognise, rename, source_name
 
 logger = logging.getLogger(__name__)
-
-CCT_HEADS = {128: 2, 256: 4, 384: 6}  # by hidden size, as the Compact-Transformers project has them
-MOST_LAYERS = 1000
-_VIT_PATCHES = "vit.embeddings.patch_embeddings.projection.weight"
 
 
 def convert_weights(
@@ -76,7 +71,7 @@ def convert_weights(
         int(match[1]) for name in weights if (match := re.search(r"blocks\.(\d+)\.self_attn\.query\.weight$", name))
     )
     renamed = rename(kind, weights)
-    attributes = _architecture(kind, path.name, weights, renamed, image_size, num_attention_heads)
+    attributes = read_architecture(kind, path.name, weights, renamed, image_size, num_attention_heads)
     attributes |= _labels(label_names, attributes["num_labels"])
     normalisation = _normalisation(image_mean, image_std, attributes["num_channels"])
     family = "cct" if kind == "cct" else "vit"
@@ -101,7 +96,7 @@ def convert_weights(
         model = model_class(config)
     _drop_unused_scorenet(renamed, model, plain=given is None)
     _load(path.name, kind, model, renamed)
-    height, width = _pair(config.image_size)
+    height, width = height_and_width(config.image_size)
     processor = ViTImageProcessor(size={"height": height, "width": width}, **normalisation)
     _write(model.eval(), processor, output_dir)
     return output_dir
@@ -123,124 +118,6 @@ def _tokenmixup_settings(
                 + (f": did you mean {near[0]!r}?" if near else f"; it has {', '.join(known)}.")
             )
     return {**(settings or {}), **layers}
-
-
-def _architecture(
-    kind: str,
-    file: str,
-    weights: dict[str, torch.Tensor],
-    renamed: Renamed,
-    image_size: int | Sequence[int] | None,
-    heads: int | None,
-) -> dict[str, Any]:
-    """Attributes of the configuration from the shapes; ``renamed`` gets positions for ``image_size``."""
-    family = "cct" if kind == "cct" else "vit"
-    convolutions = "cct.embeddings.tokenizer.layers.{}.weight" if family == "cct" else _VIT_PATCHES
-    mlp = f"{family}.layers.0." + ("linear1.weight" if family == "cct" else "mlp.fc1.weight")
-    positions = f"{family}.embeddings.position_embeddings"
-    ranks = {convolutions.format(0): 4, mlp: 2, positions: 3, "classifier.weight": 2}
-    problems = list(renamed.problems)
-    for name, rank in ranks.items():
-        if name not in renamed.tensors:
-            problems.append(f"{source_name(kind, name)}: missing")
-        elif renamed.tensors[name].ndim != rank or not renamed.tensors[name].numel():
-            problems.append(
-                f"{renamed.sources[name]}: {rank} dimensions expected, got the shape "
-                f"{tuple(renamed.tensors[name].shape)}"
-            )
-    if len(problems) > len(renamed.problems):
-        raise _refusal(file, kind, problems)
-
-    first, stored = renamed.tensors[convolutions.format(0)], renamed.tensors[positions]
-    numbers = {int(match[1]) for name in renamed.tensors if (match := re.match(rf"{family}\.layers\.(\d+)\.", name))}
-    if max(numbers) >= MOST_LAYERS:
-        raise ValueError(f"{file} has a layer of number {max(numbers)}; fewer than {MOST_LAYERS} layers are expected.")
-    hidden = stored.shape[2]
-    attributes = {
-        "hidden_size": hidden,
-        "num_hidden_layers": max(numbers) + 1,
-        "intermediate_size": renamed.tensors[mlp].shape[0],
-        "num_labels": renamed.tensors["classifier.weight"].shape[0],
-        "num_channels": first.shape[1],
-        "num_attention_heads": _heads(kind, weights, hidden, heads),
-    }
-    kernel, prefix = first.shape[2], 1
-    if family == "vit":
-        attributes |= {"patch_size": kernel, "layer_norm_eps": 1e-6}
-        stride = kernel
-    else:
-        prefix = int("cct.embeddings.cls_token" in renamed.tensors)
-        attributes["pooling"] = "cls" if prefix else "sequence"
-        if "cct.embeddings.tokenizer.layers.0.bias" in renamed.tensors:  # patches alone have a bias
-            attributes |= {"tokenizer": "patch", "patch_size": kernel}
-            stride = kernel
-        else:
-            count = sum(convolutions.format(index) in renamed.tensors for index in range(MOST_LAYERS))
-            # The Compact-Transformers project derives stride and padding from the kernel.
-            step = max(1, kernel // 2 - 1)
-            attributes |= {
-                "num_conv_layers": count,
-                "conv_kernel_size": kernel,
-                "conv_stride": step,
-                "conv_padding": max(1, kernel // 2),
-            }
-            if count > 1:
-                attributes["conv_channels"] = first.shape[0]
-            stride = (step * 2) ** count
-    grid = math.isqrt(max(stored.shape[1] - prefix, 0))
-    if not grid or grid**2 != stored.shape[1] - prefix:
-        raise _refusal(
-            file,
-            kind,
-            [
-                *problems,
-                f"{renamed.sources[positions]}: a square of tokens and {prefix} expected, got {stored.shape[1]}",
-            ],
-        )
-    trained = grid * stride
-    attributes["image_size"] = trained if image_size is None else _checked_size(image_size)
-    plain_config = FAMILIES[family][1].plain_model_class.config_class(**attributes)
-    height, width = _pair(attributes["image_size"])
-    new_grid = plain_config.grid_size(height, width) if family == "cct" else (height // kernel, width // kernel)
-    if min(new_grid) < 1:
-        raise ValueError(f"image_size must be at least one patch of {kernel} pixels, got {image_size!r}.")
-    if family == "cct" and _is_sinusoid(stored):
-        attributes["position_embedding"] = "sinusoidal"
-        del renamed.tensors[positions]
-    elif new_grid != (grid, grid):
-        renamed.tensors[positions] = _interpolate(stored, prefix, grid, new_grid)
-        logger.info("positions interpolated from %dx%d tokens to %dx%d", grid, grid, *new_grid)
-    return attributes
-
-
-def _heads(kind: str, weights: dict[str, torch.Tensor], hidden: int, given: int | None) -> int:
-    query = weights.get("Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel")
-    if query is not None and query.ndim == 3:
-        if given not in (None, query.shape[1]):
-            raise ValueError(f"The file has {query.shape[1]} attention heads, got num_attention_heads={given}.")
-        return query.shape[1]
-    usual = CCT_HEADS.get(hidden) if kind == "cct" else None if hidden % 64 else hidden // 64
-    heads = usual if given is None else given
-    if heads is None:
-        raise ValueError(
-            f"The number of attention heads cannot be seen in the file, and none is usual for a hidden size of "
-            f"{hidden}: give num_attention_heads."
-        )
-    if isinstance(heads, bool) or not isinstance(heads, int) or heads < 1 or hidden % heads:
-        raise ValueError(f"num_attention_heads must divide the hidden size of {hidden}, got {heads!r}.")
-    return heads
-
-
-def _is_sinusoid(positions: torch.Tensor) -> bool:
-    expected = sinusoidal_positions(positions.shape[1], positions.shape[2], positions.device)
-    return positions.shape == expected.shape and torch.allclose(positions, expected, atol=1e-4)
-
-
-def _interpolate(positions: torch.Tensor, prefix: int, grid: int, new_grid: tuple[int, int]) -> torch.Tensor:
-    """(1, P + grid * grid, D) to (1, P + rows * columns, D), as the models do it for images of other sizes."""
-    square = positions[:, prefix:].unflatten(1, (grid, grid)).permute(0, 3, 1, 2)
-    square = nn.functional.interpolate(square, size=new_grid, mode="bicubic", align_corners=False)
-    return torch.cat([positions[:, :prefix], square.flatten(2).transpose(1, 2)], dim=1)
 
 
 def _drop_unused_scorenet(renamed: Renamed, model: PreTrainedModel, plain: bool) -> None:
@@ -265,16 +142,9 @@ def _load(file: str, kind: str, model: PreTrainedModel, renamed: Renamed) -> Non
             problems.append(f"{source}: shape {tuple(expected[name].shape)} expected, got {tuple(tensor.shape)}")
     problems += [f"{source_name(kind, name)}: missing" for name in expected if name not in renamed.tensors]
     if problems:
-        raise _refusal(file, kind, problems)
+        raise refusal(file, kind, problems)
     # Each its own memory: a file may hold one tensor under two names.
     model.load_state_dict({name: tensor.clone() for name, tensor in renamed.tensors.items()}, assign=True)
-
-
-def _refusal(file: str, kind: str, problems: list[str]) -> ValueError:
-    return ValueError(
-        f"{file} was taken for the format {FORMATS[kind]!r} and does not fit it; nothing was written. Shapes are "
-        "in PyTorch's order.\n  " + "\n  ".join(sorted(problems))
-    )
 
 
 def _labels(names: Sequence[str] | None, classes: int) -> dict[str, Any]:
@@ -304,18 +174,6 @@ def _normalisation(mean: Sequence[float] | None, std: Sequence[float] | None, ch
     if min(result["image_std"]) <= 0:
         raise ValueError(f"image_std must be positive, got {result['image_std']}.")
     return result
-
-
-def _checked_size(size: int | Sequence[int]) -> int | list[int]:
-    pair = [size] if isinstance(size, int) else list(size)
-    whole = all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in pair)
-    if not whole or (len(pair) != 2 and not isinstance(size, int)):
-        raise ValueError(f"image_size must be a positive number of pixels, or height and width, got {size!r}.")
-    return size if isinstance(size, int) else pair
-
-
-def _pair(size: int | Sequence[int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def _write(model: PreTrainedModel, processor: ViTImageProcessor, folder: Path) -> None:

@@ -129,32 +129,43 @@ class TokenMixupLayer(nn.Module):
 class TokenMixupModel:
     """Training forward, loss, loading and publishing of a TokenMixup classifier. Comes before the plain classifier.
 
-    The family gives ``plain_model_class`` and ``transformer_layers()``.
+    The family gives ``config_class``, ``plain_model_class`` and ``layer_class``; its base model holds ``layers``.
+
+    Args:
+        config: the family's configuration with the settings of TokenMixup.
+
+    Raises:
+        ValueError: for a configuration without these settings, or with invalid ones.
     """
 
     plain_model_class: type[PreTrainedModel]
+    layer_class: type[TokenMixupLayer]
     # ScoreNet is training state: a published checkpoint holds none, and a model with HTM off has no use for one.
     _keys_to_ignore_on_load_missing = [r"\.scorenet\."]
     _keys_to_ignore_on_load_unexpected = [r"\.scorenet\."]
 
-    @classmethod
-    def check_config(cls, config: TokenMixupSettings) -> None:
-        """Raise a ``ValueError`` for a configuration without the settings of TokenMixup, or with invalid ones."""
-        if not isinstance(config, cls.config_class):
-            ours = cls.config_class.__name__
+    def __init__(self, config: TokenMixupSettings):
+        if not isinstance(config, self.config_class):
+            ours = self.config_class.__name__
             raise ValueError(
-                f"{cls.__name__} needs a {ours}, got {type(config).__name__}: build it with "
+                f"{type(self).__name__} needs a {ours}, got {type(config).__name__}: build it with "
                 f"{ours}.from_dict(config.to_dict(), horizontal_layers=[...])."
             )
         config.validate_tokenmixup()
+        super().__init__(config)
+        self._replace_layers()
 
-    def transformer_layers(self) -> Sequence[TokenMixupLayer]:
+    def transformer_layers(self) -> nn.ModuleList:
         """The network's layers in order."""
-        raise TypeError(f"{type(self).__name__} must define transformer_layers().")
+        return self.base_model.layers
 
     @can_return_tuple
     def forward(
-        self, pixel_values: torch.Tensor | None = None, labels: torch.Tensor | None = None, **kwargs
+        self,
+        pixel_values: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        **kwargs,
     ) -> ImageClassifierOutput | TokenMixupOutput:
         """Classify images; in training mode and with labels, mix tokens.
 
@@ -162,6 +173,7 @@ class TokenMixupModel:
             pixel_values: (B, 3, height, width).
             labels: class indices (B,) or distributions over the classes (B, C), as mixup, CutMix and label smoothing
                 make them.
+            interpolate_pos_encoding: fit the learned positions to images of another size.
             kwargs: as the plain model takes them. ``num_items_in_batch``, if given, divides the summed loss in place
                 of B.
 
@@ -173,6 +185,7 @@ class TokenMixupModel:
             ValueError: for labels of a wrong shape or dtype, out of range, or rows that do not sum to one (values on
                 an accelerator are read at the first forward only); for an ``attention_mask`` while tokens are mixed.
         """
+        kwargs["interpolate_pos_encoding"] = interpolate_pos_encoding
         single_label = self.config.problem_type in (None, "single_label_classification") and self.config.num_labels > 1
         mixing = self.training and self.config.tokenmixup_enabled and single_label and labels is not None
         if self.training and self.config.tokenmixup_enabled and not mixing:
@@ -215,13 +228,14 @@ class TokenMixupModel:
         """Upload the :meth:`published` model; arguments as in ``PreTrainedModel.push_to_hub``."""
         return self.published().push_to_hub(*args, **kwargs)
 
-    def _replace_layers(self, layers: nn.ModuleList, layer_class: type[TokenMixupLayer]) -> None:
+    def _replace_layers(self) -> None:
         # The layers keep their parameters, initialised as the plain model's under the same seed; building ours on the
         # meta device draws no random numbers. ScoreNet alone is new.
+        layers = self.transformer_layers()
         for index, plain in enumerate(layers):
             weights = plain.state_dict(keep_vars=True)
             with torch.device("meta"):
-                layer = layer_class(self.config, index)
+                layer = self.layer_class(self.config, index)
             layer.load_state_dict(weights, assign=True, strict=False)
             if layer.is_horizontal:
                 layer.scorenet.to_empty(device=next(iter(weights.values())).device)

@@ -119,16 +119,8 @@ class TokenMixupViTForImageClassification(TokenMixupModel, ViTForImageClassifica
 
     config_class = TokenMixupViTConfig
     plain_model_class = ViTForImageClassification
+    layer_class = TokenMixupViTLayer
     _no_split_modules = ["ViTEmbeddings", "ViTLayer", "TokenMixupViTLayer"]
-
-    def __init__(self, config: TokenMixupViTConfig):
-        self.check_config(config)
-        super().__init__(config)
-        self._replace_layers(self.vit.layers, TokenMixupViTLayer)
-
-    def transformer_layers(self) -> torch.nn.ModuleList:
-        """The network's layers in order."""
-        return self.vit.layers
 
 
 def split_heads(attention: ViTAttention, states: torch.Tensor) -> torch.Tensor:

@@ -80,13 +80,5 @@ class TokenMixupCctForImageClassification(TokenMixupModel, CctForImageClassifica
 
     config_class = TokenMixupCctConfig
     plain_model_class = CctForImageClassification
+    layer_class = TokenMixupCctLayer
     _no_split_modules = ["CctEmbeddings", "CctLayer", "TokenMixupCctLayer"]
-
-    def __init__(self, config: TokenMixupCctConfig):
-        self.check_config(config)
-        super().__init__(config)
-        self._replace_layers(self.cct.layers, TokenMixupCctLayer)
-
-    def transformer_layers(self) -> torch.nn.ModuleList:
-        """The network's layers in order."""
-        return self.cct.layers
