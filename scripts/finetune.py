@@ -64,10 +64,9 @@ def hub_options(args: ModelArguments) -> dict[str, Any]:
     return {key: value for key, value in options.items() if value is not None}
 
 
-def images(dataset: Dataset, split: str, transform: Callable, data: ImageData, seed: int | None) -> Any:
-    return ImageClassificationData(
-        dataset, transform, image_column=data.image_column, label_column=data.label_column, split=split, seed=seed
-    )
+def images(dataset: Dataset, transform: Callable, data: ImageData, **options: Any) -> ImageClassificationData:
+    columns = {"image_column": data.image_column, "label_column": data.label_column}
+    return ImageClassificationData(dataset, transform, **columns, **options)
 
 
 def checkpoint_to_resume(args: TokenMixupTrainingArguments) -> str | bool | None:
@@ -150,13 +149,18 @@ def prepare(arguments: list[str]) -> TokenMixupTrainer:
         )
     processor = load_image_processor(model_args, model)
     train_transform, eval_transform = build_transforms(processor, **dataclasses.asdict(augmentation))
+    train_dataset, eval_dataset, cache = None, None, data_args.image_cache_gib
+    if args.do_train:
+        train_dataset = images(
+            data.train, train_transform, data, split=data.train_split, seed=args.seed, cache_gib=cache
+        )
+    if args.do_eval:
+        eval_dataset = images(data.evaluation, eval_transform, data, split=data.eval_split, cache_gib=cache)
     return TokenMixupTrainer(
         model=model,
         args=args,
-        train_dataset=images(data.train, data.train_split, train_transform, data, args.seed)
-        if args.do_train
-        else None,
-        eval_dataset=images(data.evaluation, data.eval_split, eval_transform, data, None) if args.do_eval else None,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
         data_collator=collate,
         processing_class=processor,
         compute_metrics=compute_metrics,

@@ -14,7 +14,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from transformers import ViTImageProcessor
 
 from hf_tokenmixup.data import ImageClassificationData, build_transforms, collate, load_digits_dataset
-from hf_tokenmixup.data.dataset import to_rgb
+from hf_tokenmixup.data.images import StoredImages, to_rgb
 
 PROCESSOR = ViTImageProcessor(size={"height": 16, "width": 16})
 
@@ -102,6 +102,52 @@ def test_persistent_workers_see_the_epoch(context):
         data.set_epoch(epoch)
         expected.set_epoch(epoch)
         assert torch.equal(torch.cat([batch["pixel_values"] for batch in loader]), pixels(expected))
+
+
+def test_the_batch_around_an_image_changes_nothing():
+    data = digits()
+    alone = pixels(data)
+    for order in ([3, 1], [1, 3, 11, 0], list(range(12))):
+        together = torch.stack([example["pixel_values"] for example in data.__getitems__(order)])
+        assert torch.equal(together, alone[order])
+        assert [example["labels"] for example in data.__getitems__(order)] == [data[i]["labels"] for i in order]
+
+
+def test_images_kept_in_memory_are_the_same_images():
+    sizes = ((4, 6), (9, 2), (4, 6), (1, 1))
+    generator = np.random.default_rng(0)
+    images = [PILImage.fromarray(generator.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes]
+    images.append(images[0].convert("L"))
+    needed = sum(3 * image.width * image.height for image in images) / 2**30
+    plain = ImageClassificationData(rows(images), pil_to_tensor)
+    kept = ImageClassificationData(rows(images), pil_to_tensor, cache_gib=needed)
+    assert kept.images.cached and not plain.images.cached
+    for index in range(-5, 5):
+        assert torch.equal(kept[index]["pixel_values"], plain[index]["pixel_values"])
+    copy = pickle.loads(pickle.dumps(kept))
+    assert torch.equal(copy[1]["pixel_values"], plain[1]["pixel_values"])
+    assert not ImageClassificationData(rows(images), pil_to_tensor, cache_gib=0.99 * needed).images.cached
+    with pytest.raises(IndexError):
+        kept[5]
+
+
+def test_the_size_of_a_cache_is_judged_by_a_sample(monkeypatch):
+    images = [PILImage.new("RGB", (4, 4))] * 100
+    data = ImageClassificationData(rows(images), pil_to_tensor, cache_gib=100 * 48 / 2**30)
+    assert data.images.cached
+    read = []
+    monkeypatch.setattr(StoredImages, "read", lambda self, at: read.extend(at) or [images[0]] * len(at))
+    assert not ImageClassificationData(rows(images), pil_to_tensor, cache_gib=99 * 48 / 2**30).images.cached
+    assert len(read) == 32 and (read[0], read[-1]) == (0, 99)
+
+
+def test_a_broken_image_shows_when_it_is_to_be_kept():
+    good = encoded(PILImage.new("RGB", (4, 4)))
+    images = [{"bytes": good, "path": None}] * 40
+    images[13] = {"bytes": good[:20], "path": "cut.png"}
+    ImageClassificationData(rows(images), pil_to_tensor)
+    with pytest.raises(ValueError, match="Image 13 of split 'train' .cut.png"):
+        ImageClassificationData(rows(images), pil_to_tensor, cache_gib=1.0)
 
 
 def test_pickled_copy_gives_the_same_images():

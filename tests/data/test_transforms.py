@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from timm.data.auto_augment import AugmentOp
+from torchvision.transforms.functional import to_tensor
 from transformers import (
     ConvNextImageProcessor,
     DeiTImageProcessor,
@@ -130,7 +131,7 @@ def test_random_erasing_modes():
 
 
 def posterize_ops(transform):
-    augment = next(t for t in transform.transforms if hasattr(t, "ops"))
+    augment = next(t for t in transform.augment.transforms if hasattr(t, "ops"))
     return [op for op in augment.ops if op.name.startswith("Posterize")]
 
 
@@ -152,7 +153,7 @@ def test_posterize_is_otherwise_timms_and_other_operations_untouched():
         theirs = AugmentOp(op.name, prob=1.0, magnitude=magnitude, hparams={})
         op.prob, op.magnitude, op.magnitude_std = 1.0, magnitude, 0
         assert np.array_equal(np.asarray(op(picture(32, 32))), np.asarray(theirs(picture(32, 32))))
-    augment = next(t for t in train.transforms if hasattr(t, "ops"))
+    augment = next(t for t in train.augment.transforms if hasattr(t, "ops"))
     for other in augment.ops:
         if other is not op:
             assert other.aug_fn is AugmentOp(other.name, hparams={}).aug_fn and other.magnitude_max is None
@@ -208,3 +209,23 @@ def test_settings_are_checked(settings, parts):
         build_transforms(processor(), **settings)
     for part in parts:
         assert part in str(error.value)
+
+
+def test_a_batch_is_its_images_one_by_one():
+    """Images of mixed sizes, bit for bit, against the steps that timm and the image processor take for one image."""
+    images = [picture(*size) for size in ((40, 50), (32, 32), (20, 64), (32, 32))]
+    train, evaluate = build_transforms(processor(), auto_augment="rand-m9-mstd0.5-inc1", random_erasing=0.5)
+    assert torch.equal(evaluate.batch(images), torch.stack([evaluate(image) for image in images]))
+
+    def reseed(position, stream):
+        random.seed(10 * position + stream), torch.manual_seed(10 * position + stream)
+        np.random.seed(10 * position + stream)  # noqa: NPY002
+
+    batch, expected, erased = train.batch(images, reseed), [], 0
+    for position, image in enumerate(images):
+        reseed(position, 0)
+        tensor = train.normalize(to_tensor(train.augment(image)))
+        reseed(position, 1)
+        expected.append(train.erase(tensor.clone()))
+        erased += not torch.equal(expected[-1], tensor)
+    assert torch.equal(batch, torch.stack(expected)) and erased

@@ -4,9 +4,10 @@ from .dataset import ImageClassificationData, collate
 from .digits import load_digits_dataset
 from .loading import ImageData, load_image_dataset
 from .mixing import InputMixing
-from .transforms import build_transforms
+from .transforms import BatchTransform, build_transforms
 
 __all__ = [
+    "BatchTransform",
     "ImageClassificationData",
     "ImageData",
     "InputMixing",

@@ -1,37 +1,47 @@
 """Images and labels as the model reads them, one by one and in batches.
 
-A training image's augmentation depends on (seed, epoch, index) alone: the order of reading, the number of workers and
-an interruption in the middle of an epoch change nothing, and the global random generators stay untouched.
+A training image's augmentation depends on (seed, epoch, index) alone: the order of reading, the batch around it, the
+number of workers and an interruption in the middle of an epoch change nothing, and the global random generators stay
+untouched.
 """
 
 import hashlib
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset as HFDataset
-from datasets import Image as ImageFeature
 from PIL import Image
 from torch.utils.data import Dataset, get_worker_info
+
+from .columns import read_labels
+from .images import StoredImages
+from .transforms import BatchTransform, Reseed
 
 
 class ImageClassificationData(Dataset):
     """A split with its transform: `data[i] -> {"pixel_values": (3, H, W) float tensor, "labels": int}`.
 
+    A DataLoader reads whole batches at once, so that a `BatchTransform` does its work on all images together.
+
     Args:
         dataset: the split.
-        transform: from an RGB PIL image to a (3, H, W) tensor. Its attribute `draws_from_numpy = False`, if there,
-            promises that it draws from torch and `random` alone, which saves time.
+        transform: from an RGB PIL image to a (3, H, W) tensor, or a `BatchTransform` (`build_transforms` makes such).
+            An attribute `draws_from_numpy = False`, if there, promises that it draws from torch and `random` alone,
+            which saves time.
         image_column, label_column: the columns to read; labels are class numbers.
         split: name of the split, for error messages.
         seed: for training: makes the transform's random draws a function of (seed, epoch, index). None for
             evaluation: the transform draws nothing, or from the global generators.
+        cache_gib: keep the decoded images in memory if they fit into so many GiB, see `StoredImages`.
 
     Seeding replaces the state of the global generators (torch's on the CPU, `random`, numpy's) while the transform
     runs and puts it back afterwards, so read from one thread per process, as DataLoader does.
+
+    Raises:
+        ValueError: with a cache, an image that cannot be read or decoded.
     """
 
     def __init__(
@@ -43,15 +53,12 @@ class ImageClassificationData(Dataset):
         label_column: str = "label",
         split: str = "train",
         seed: int | None = None,
+        cache_gib: float = 0.0,
     ) -> None:
-        columns = dataset.select_columns([image_column, label_column])
-        self.dataset = columns.cast_column(image_column, ImageFeature(decode=False)).with_format(None)
+        self.images = StoredImages(dataset, image_column, split=split, cache_gib=cache_gib)
+        self.labels = read_labels(dataset, label_column).to_numpy()
         self.transform = transform
-        self.image_column = image_column
-        self.label_column = label_column
-        self.split = split
         self.seed = seed
-        self._decoder = ImageFeature()
         self._draws_from_numpy = getattr(transform, "draws_from_numpy", True)
         # In shared memory: workers that outlive an epoch must see the next one's number.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -65,7 +72,7 @@ class ImageClassificationData(Dataset):
         self._epoch.fill_(int(epoch))
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor | int]:
         """
@@ -73,73 +80,65 @@ class ImageClassificationData(Dataset):
             ValueError: the image cannot be read or decoded; says which.
         """
         index = int(index)
-        if index < 0:
-            index += len(self)
-        row = self.dataset[index]
-        image = self._decode(row[self.image_column], index)
+        return self.__getitems__([index + len(self) if index < 0 else index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, torch.Tensor | int]]:
+        """The examples of a batch; DataLoader prefers this to reading them one by one."""
+        indices = [int(index) for index in indices]
+        images = self.images.read(indices)
         if self.seed is None:
-            pixel_values = self.transform(image)
+            pixel_values = self._transformed(images)
         else:
-            with isolated_generators(self.seed, self.epoch, index, self._draws_from_numpy):
-                pixel_values = self.transform(image)
-        return {"pixel_values": pixel_values, "labels": int(row[self.label_column])}
+            epoch = self.epoch
 
-    def _decode(self, value: dict[str, Any] | None, index: int) -> Image.Image:
-        try:
-            if value is None:
-                raise ValueError("there is no image (None)")
-            return to_rgb(self._decoder.decode_example(value))
-        # Pillow's decoders raise OSError, SyntaxError, struct.error and more.
-        except Exception as error:
-            path = f" ({value['path']})" if value and value.get("path") else ""
-            raise ValueError(
-                f"Image {index} of split '{self.split}'{path} cannot be decoded: {type(error).__name__}: {error}. "
-                "Repair the file or remove the row from the data set."
-            ) from error
+            def reseed(position: int, stream: int) -> None:
+                seed_generators(self._draws_from_numpy, self.seed, epoch, indices[position], stream)
+
+            with isolated_generators(self._draws_from_numpy):
+                pixel_values = self._transformed(images, reseed)
+        labels = self.labels[indices].tolist()
+        return [{"pixel_values": p, "labels": label} for p, label in zip(pixel_values, labels, strict=True)]
+
+    def _transformed(self, images: list[Image.Image], reseed: Reseed | None = None) -> Sequence[torch.Tensor]:
+        if isinstance(self.transform, BatchTransform):
+            return self.transform.batch(images, reseed)
+        transformed = []
+        for position, image in enumerate(images):
+            if reseed is not None:
+                reseed(position, 0)
+            transformed.append(self.transform(image))
+        return transformed
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any image as 8-bit RGB, as the image-classification pipeline of transformers does it (alpha is dropped).
-
-    Except for 16-bit grey images: these are scaled to 8 bits here, whereas Pillow, and with it the pipeline, turns all
-    but the darkest 256 of their 65,536 levels white. Such files are better stored with 8 bits.
-    """
-    if image.mode == "RGB":
-        return image
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        levels = np.rint(np.clip(np.asarray(image, dtype=np.float64) / 257, 0, 255))
-        image = Image.fromarray(levels.astype(np.uint8))
-    elif image.mode == "P" and "transparency" in image.info:
-        # Straight to RGB gives the same colours and a warning per image.
-        image = image.convert("RGBA")
-    return image.convert("RGB")
+def seed_generators(numpy_too: bool, *key: int) -> None:
+    """Seed torch's CPU generator, `random` and, if asked for, numpy's global one by a key of integers."""
+    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=20).digest()
+    # Three different seeds: torch and numpy use the same algorithm and would repeat each other's draws.
+    torch.default_generator.manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+    random.seed(int.from_bytes(digest[8:16], "little"))
+    if numpy_too:
+        np.random.seed(int.from_bytes(digest[16:], "little"))  # noqa: NPY002 (timm draws there)
 
 
 @contextmanager
-def isolated_generators(seed: int, epoch: int, index: int, numpy_too: bool = True) -> Iterator[None]:
-    """Seed torch's CPU generator, `random` and numpy's global one by (seed, epoch, index); restore them afterwards.
+def isolated_generators(numpy_too: bool = True) -> Iterator[None]:
+    """Put the state of torch's CPU generator, `random` and numpy's global one back at the end.
 
-    numpy's generator takes longer to save and restore than the others together (65 of 90 microseconds): `numpy_too`
-    leaves it out. DataLoader workers restore nothing, as nobody else draws in them.
+    numpy's takes longer to save and restore than the others together: `numpy_too` leaves it out. DataLoader workers
+    restore nothing, as nobody else draws in them.
     """
-    digest = hashlib.blake2b(f"{seed}/{epoch}/{index}".encode(), digest_size=20).digest()
-    restore = get_worker_info() is None
-    if restore:
-        torch_state, python_state = torch.default_generator.get_state(), random.getstate()
-        numpy_state = np.random.get_state() if numpy_too else None  # noqa: NPY002 (timm draws there)
+    if get_worker_info() is not None:
+        yield
+        return
+    torch_state, python_state = torch.default_generator.get_state(), random.getstate()
+    numpy_state = np.random.get_state() if numpy_too else None  # noqa: NPY002
     try:
-        # Three different seeds: torch and numpy use the same algorithm and would repeat each other's draws.
-        torch.default_generator.manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-        random.seed(digest[8:16])
-        if numpy_too:
-            np.random.seed(int.from_bytes(digest[16:], "little"))  # noqa: NPY002
         yield
     finally:
-        if restore:
-            torch.default_generator.set_state(torch_state)
-            random.setstate(python_state)
-            if numpy_too:
-                np.random.set_state(numpy_state)  # noqa: NPY002
+        torch.default_generator.set_state(torch_state)
+        random.setstate(python_state)
+        if numpy_too:
+            np.random.set_state(numpy_state)  # noqa: NPY002
 
 
 def collate(batch: Sequence[dict[str, torch.Tensor | int]]) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""From a PIL image to the normalised tensor that the model reads: augmented for training, plain for evaluation.
+"""From PIL images to the normalised tensors that the model reads: augmented for training, plain for evaluation.
 
 Augmentation is timm's (`timm.data.create_transform`). Sizes and normalisation are those of the model's image
 processor. Evaluation calls the image processor itself, so that it measures what `pipeline("image-classification")`
@@ -18,17 +18,75 @@ from torchvision.transforms import Compose, InterpolationMode, Resize
 
 logger = logging.getLogger(__name__)
 
-ImageTransform = Callable[[Image.Image], torch.Tensor]
+Reseed = Callable[[int, int], None]
 
 
-class ProcessorTransform:
-    """The image processor as a transform of one RGB image: PIL image -> (3, H, W) float tensor."""
+class BatchTransform:
+    """A transform of RGB images that does together what need not be done one by one.
+
+    `transform(image)` gives a (3, H, W) float tensor, `transform.batch(images)` the same tensors as (B, 3, H, W).
+    """
+
+    draws_from_numpy = False
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        return self.batch([image])[0]
+
+    def batch(self, images: Sequence[Image.Image], reseed: Reseed | None = None) -> torch.Tensor:
+        """
+        Args:
+            images: RGB images of any sizes.
+            reseed: called as `reseed(position, stream)` before anything is drawn for the image at that position of
+                the batch; seeds of different streams are independent of each other.
+        """
+        raise NotImplementedError
+
+
+class ProcessorTransform(BatchTransform):
+    """The image processor of a model."""
 
     def __init__(self, image_processor: Any) -> None:
         self.image_processor = image_processor
 
-    def __call__(self, image: Image.Image) -> torch.Tensor:
-        return self.image_processor(images=image, return_tensors="pt")["pixel_values"][0]
+    def batch(self, images: Sequence[Image.Image], reseed: Reseed | None = None) -> torch.Tensor:
+        return self.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
+
+
+class TrainTransform(BatchTransform):
+    """Augmentation image by image, normalisation as a batch, random erasing of normalised images.
+
+    Args:
+        augment: from an RGB PIL image to one of the output size.
+        normalize: of images in [0, 1], (B, 3, H, W).
+        erase: changes a (3, H, W) image in place.
+        draws_from_numpy: whether `augment` draws from numpy's global generator.
+    """
+
+    def __init__(
+        self,
+        augment: Callable[[Image.Image], Image.Image],
+        normalize: Callable[[torch.Tensor], torch.Tensor],
+        erase: Callable[[torch.Tensor], Any] | None = None,
+        draws_from_numpy: bool = True,
+    ) -> None:
+        self.augment = augment
+        self.normalize = normalize
+        self.erase = erase
+        self.draws_from_numpy = draws_from_numpy
+
+    def batch(self, images: Sequence[Image.Image], reseed: Reseed | None = None) -> torch.Tensor:
+        pixels = []
+        for position, image in enumerate(images):
+            if reseed is not None:
+                reseed(position, 0)
+            pixels.append(np.asarray(self.augment(image)))
+        batch = self.normalize(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous().float().div_(255))
+        if self.erase is not None:
+            for position, image in enumerate(batch):
+                if reseed is not None:
+                    reseed(position, 1)
+                self.erase(image)
+        return batch
 
 
 def build_transforms(
@@ -41,8 +99,8 @@ def build_transforms(
     auto_augment: str | None = None,
     random_erasing: float = 0.0,
     erasing_mode: str = "pixel",
-) -> tuple[ImageTransform, ImageTransform]:
-    """Training and evaluation transforms, both from an RGB PIL image of any size to a (3, H, W) float32 tensor.
+) -> tuple[TrainTransform, ProcessorTransform]:
+    """Training and evaluation transforms, both from RGB PIL images of any size to (3, H, W) float32 tensors.
 
     Args:
         image_processor: a transformers image processor that brings every image to one size.
@@ -57,7 +115,7 @@ def build_transforms(
         erasing_mode: what goes there: `pixel` (noise), `rand` (one random colour) or `const` (zero).
 
     Returns:
-        `(train_transform, eval_transform)`. The second is the image processor itself.
+        `(train_transform, eval_transform)`, each a `BatchTransform`. The second is the image processor itself.
 
     Raises:
         ValueError: a setting out of its range, an unknown policy, or an image processor that leaves images of
@@ -77,7 +135,7 @@ def build_transforms(
     size, mean, std = probe_image_processor(image_processor)
     interpolation = _interpolation(image_processor)
     try:
-        train = create_transform(
+        crop, policy, finish = create_transform(
             input_size=(3, *size),
             is_training=True,
             scale=tuple(crop_scale),
@@ -90,6 +148,7 @@ def build_transforms(
             std=std,
             re_prob=random_erasing,
             re_mode=erasing_mode,
+            separate=True,
         )
     # timm checks its policy strings by assertions and look-ups.
     except (AssertionError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
@@ -101,10 +160,13 @@ def build_transforms(
         ) from error
     if crop_scale[0] == crop_scale[1] == 1:
         # timm's crop of scale 1 would still cut images whose shape lies outside crop_ratio.
-        train.transforms[0] = Resize(size, interpolation=InterpolationMode(interpolation), antialias=True)
-    keep_one_bit(train)
-    # Of all that timm may put here, only the policies draw from numpy; ImageClassificationData asks.
-    train.draws_from_numpy = auto_augment is not None
+        crop.transforms[0] = Resize(size, interpolation=InterpolationMode(interpolation), antialias=True)
+    augment = Compose(crop.transforms + policy.transforms)
+    keep_one_bit(augment)
+    # The first step of the last part, to a tensor in [0, 1], is one division for the whole batch.
+    _, normalize, *erase = finish.transforms
+    # Of all that timm may put here, only the policies draw from numpy.
+    train = TrainTransform(augment, normalize, erase[0] if erase else None, auto_augment is not None)
     return train, evaluate
 
 
