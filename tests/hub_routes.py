@@ -22,6 +22,8 @@ ROUTES = (
     ("DELETE", r"/api/repos/delete", "delete_repo", None),
     ("PUT", r"/lfs-storage/(?P<ticket>[0-9a-f]+)", "upload", "ticket"),
     ("GET", rf"{API}(?:/revision/{REVISION})?", "info", "read"),
+    ("GET", rf"{API}/auth-check", "auth_check", "read"),
+    ("GET", rf"{API}/auth-check/write", "auth_check", "write"),
     ("GET", rf"{API}/refs", "refs", "read"),
     ("GET", rf"{API}/commits/{REVISION}", "commits", "read"),
     ("GET", rf"{API}/tree/{REVISION}(?:/(?P<path>.+))?", "tree", "read"),
@@ -178,6 +180,9 @@ class Routes:
         facts = repo.info(repo.resolve(revision), call.flag("blobs"))
         wanted = call.query.get("expand")
         return {key: facts[key] for key in ("id", *wanted) if key in facts} if wanted else facts
+
+    def auth_check(self, call: Call, repo: Repository) -> dict:
+        return {"ok": True}
 
     def refs(self, call: Call, repo: Repository) -> dict:
         def listed(prefix: str, commits: Mapping[str, Commit]) -> list[dict]:

@@ -10,6 +10,11 @@ AutoConfig.register("cct", CctConfig, exist_ok=True)
 AutoModel.register(CctConfig, CctModel, exist_ok=True)
 AutoModelForImageClassification.register(CctConfig, CctForImageClassification, exist_ok=True)
 
+# Saving then carries the two files of the plain model, so that others open it with `trust_remote_code=True` alone.
+CctConfig.register_for_auto_class()
+CctModel.register_for_auto_class("AutoModel")
+CctForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+
 __all__ = [
     "CctConfig",
     "CctForImageClassification",

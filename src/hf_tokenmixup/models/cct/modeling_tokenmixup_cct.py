@@ -19,6 +19,9 @@ class TokenMixupCctConfig(TokenMixupSettings, CctConfig):
         ValueError: for a setting out of its range or not fitting the network.
     """
 
+    # A checkpoint in training is opened with this package, so it carries no code.
+    _auto_class = None
+
     scorenet_pooling: str = "attention"
     saliency_query: str = "mean"
 
@@ -78,6 +81,7 @@ class TokenMixupCctForImageClassification(TokenMixupModel, CctForImageClassifica
         ValueError: for a configuration without the settings of TokenMixup, or with invalid ones.
     """
 
+    _auto_class = None
     config_class = TokenMixupCctConfig
     plain_model_class = CctForImageClassification
     layer_class = TokenMixupCctLayer
