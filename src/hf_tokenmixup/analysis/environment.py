@@ -1,7 +1,10 @@
-"""What a result was measured with: hardware and library versions, without anything that names a particular machine."""
+"""What a result was measured with: hardware, library versions, command; nothing that names a particular machine."""
 
 import platform
+import shlex
+from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import PurePosixPath, PureWindowsPath
 
 import torch
 
@@ -22,3 +25,23 @@ def describe_hardware(num_processes: int = 1, use_cpu: bool = False) -> str:
     else:
         name = torch.accelerator.current_accelerator().type
     return name if num_processes == 1 else f"{num_processes} x {name}"
+
+
+def public_command(program: str, arguments: Sequence[str]) -> str:
+    """A command line as others may read and repeat it: without tokens, and with the last part alone of local paths."""
+    told, secret = [], False
+    for argument in arguments:
+        option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+        if secret or option.endswith("token"):
+            # `--token VALUE` and `--token=VALUE`; the next option ends it.
+            secret = not equals and option.endswith("token")
+            continue
+        told.append(option + equals + public_name(value) if value else option)
+    return shlex.join([*program.split(), *told])
+
+
+def public_name(name: str) -> str:
+    """The last part of a path that leads out of the working directory; any other name as it is."""
+    path = PureWindowsPath(name) if "\\" in name else PurePosixPath(name)
+    leads_out = path.is_absolute() or path.parts[:1] in (("..",), ("~",))
+    return path.name if leads_out else name

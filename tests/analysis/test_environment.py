@@ -1,0 +1,39 @@
+"""What is told of the place that something was measured at, and what is not."""
+
+import shlex
+
+import pytest
+import torch
+
+from hf_tokenmixup.analysis.environment import describe_hardware, library_versions, public_command, public_name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("--token hf_abc --do_eval", "--do_eval"),
+        ("--hub_token=hf_abc --do_eval", "--do_eval"),
+        ("me/model --hub_token hf_abc", "me/model"),
+        ("--output_dir /home/me/out --lr 1e-3", "--output_dir out --lr 1e-3"),
+        ("--dataset_name ../shared/data/cifar10 --seed=3", "--dataset_name cifar10 --seed=3"),
+        ("--train_dir=~/images/train", "--train_dir=train"),
+        (r"'C:\Users\me\model' --do_eval", "model --do_eval"),
+        ("outputs/run --dataset_name uoft-cs/cifar10", "outputs/run --dataset_name uoft-cs/cifar10"),
+        ("""--config_overrides '{"hidden_size": 96}'""", """--config_overrides '{"hidden_size": 96}'"""),
+        ("--horizontal_layers --crop_scale 0.8 1", "--horizontal_layers --crop_scale 0.8 1"),
+    ],
+)
+def test_a_command_without_tokens_and_local_paths(arguments, told):
+    assert public_command("python scripts/x.py", shlex.split(arguments)) == f"python scripts/x.py {told}"
+
+
+def test_names_that_are_no_paths_stay():
+    assert [public_name(name) for name in ("user/repo", "digits", "/", "/data/cifar10/")] == [
+        "user/repo", "digits", "", "cifar10",
+    ]  # fmt: skip
+
+
+def test_hardware_and_versions():
+    assert describe_hardware(use_cpu=True) == f"CPU, {torch.get_num_threads()} threads"
+    assert describe_hardware(2, use_cpu=True).startswith("2 x CPU")
+    assert library_versions()["torch"] == torch.__version__
