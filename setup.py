@@ -11,6 +11,7 @@ setup(
     license="Apache-2.0",
     package_dir={"": "src"},
     packages=find_packages("src"),
+    package_data={"hf_tokenmixup.hub": ["templates/*.md"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.6",
@@ -26,6 +27,7 @@ setup(
         "matplotlib>=3.9",
         "pillow>=10.4",
         "pyyaml>=6.0.1",
+        "jinja2>=3.1",
     ],
     extras_require={"dev": ["pytest>=8", "ruff>=0.14,<0.18"]},
 )

@@ -14,13 +14,28 @@ import dataclasses
 import logging
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 from transformers import AutoImageProcessor, PreTrainedModel, ViTImageProcessor, set_seed
 
-from hf_tokenmixup.data import ImageClassificationData, ImageData, build_transforms, collate, load_image_dataset
+# This folder comes first on the path, and the metrics need the library `evaluate`, not the script of that name here.
+with suppress(ValueError):
+    sys.path.remove(str(Path(__file__).parent))
+
+from hf_tokenmixup.analysis.environment import public_command, public_name
+from hf_tokenmixup.data import (
+    ImageClassificationData,
+    ImageData,
+    build_transforms,
+    collate,
+    load_image_dataset,
+    match_labels,
+)
+from hf_tokenmixup.hub.cards import TrainingFacts
+from hf_tokenmixup.hub.publish import PublishingError
 from hf_tokenmixup.metrics import compute_metrics, top_classes
 from hf_tokenmixup.models import load_classifier
 from hf_tokenmixup.training import (
@@ -28,6 +43,7 @@ from hf_tokenmixup.training import (
     DataArguments,
     JsonLinesCallback,
     ModelArguments,
+    Options,
     TokenMixupTrainer,
     TokenMixupTrainingArguments,
     parse_options,
@@ -90,9 +106,36 @@ def report(metrics: dict[str, float], trainer: TokenMixupTrainer) -> None:
     print("\n" + "\n".join(lines))
 
 
-def load_data(
-    data_args: DataArguments, model_args: ModelArguments, args: TokenMixupTrainingArguments, label_names=None
-) -> ImageData:
+def card_facts(options: Options, arguments: list[str], data: ImageData) -> dict[str, Any]:
+    """What the model card tells of this run and the trainer cannot know."""
+    model_args, data_args, args = options.model, options.data, options.training
+    launcher = "accelerate launch" + (f" --num_processes {args.world_size}" if args.world_size > 1 else "")
+    source = data_args.dataset_name or data_args.train_dir or data_args.validation_dir
+    dataset = {"dataset": public_name(source), "dataset_config": data_args.dataset_config_name}
+    training = TrainingFacts(
+        **dataset,
+        base_model=None if model_args.from_scratch else model_args.model_name_or_path,
+        train_split=data.train_split,
+        recipe=options.recipe,
+        command=public_command(f"{launcher} scripts/finetune.py", arguments),
+        hyperparameters=dataclasses.asdict(options.augmentation),
+    )
+    if not args.do_eval:
+        return {"training_facts": training}
+    names = "dataset_name dataset_config_name validation_dir label_column_name eval_split max_eval_samples".split()
+    given = [f"--{name}={getattr(data_args, name)}" for name in names if getattr(data_args, name) is not None]
+    given += [f"--dtype={dtype}" for dtype in ("bf16", "fp16") if getattr(args, dtype)]
+    evaluation = {
+        **dataset,
+        "dataset_revision": data.revision,
+        "dataset_fingerprint": data.eval_fingerprint,
+        "split": data.eval_split,
+        "command": public_command("python scripts/evaluate.py {model}", given),
+    }
+    return {"training_facts": training, "evaluation_facts": evaluation}
+
+
+def load_data(data_args: DataArguments, model_args: ModelArguments, args: TokenMixupTrainingArguments) -> ImageData:
     with args.main_process_first(desc="loading the dataset"):
         return load_image_dataset(
             dataset_name=data_args.dataset_name,
@@ -111,13 +154,13 @@ def load_data(
             token=model_args.token,
             do_train=args.do_train,
             do_eval=args.do_eval,
-            label_names=label_names,
         )
 
 
 def prepare(arguments: list[str]) -> TokenMixupTrainer:
     """Everything up to the first step: options, data, model, trainer."""
-    model_args, data_args, augmentation, args, tokenmixup = parse_options(arguments, RECIPES, __doc__)
+    options = parse_options(arguments, RECIPES, __doc__)
+    model_args, data_args, augmentation, args, _, tokenmixup = options
     if not (args.do_train or args.do_eval):
         raise ValueError("Nothing to do: give --do_train, --do_eval or both (a recipe may do so).")
     logging.basicConfig(format="%(message)s", level=logging.WARNING if args.should_log else logging.ERROR)
@@ -136,17 +179,10 @@ def prepare(arguments: list[str]) -> TokenMixupTrainer:
         attn_implementation=model_args.attn_implementation,
         **hub_options(model_args),
     )
-    known = [name for _, name in sorted(model.config.id2label.items())]
-    if not args.do_train and data.label_names != known:
-        if set(data.label_names) & set(known):
-            data = load_data(data_args, model_args, args, label_names=known)
-        else:
-            logging.warning("The model's class names are none of the dataset's: classes are compared by number.")
-    if model.config.num_labels != len(data.label_names):
-        raise ValueError(
-            f"The model knows {model.config.num_labels} classes and the dataset has {len(data.label_names)}: "
-            "evaluate a model that was trained on these classes, or name another --label_column_name."
-        )
+    label_map = None
+    if not args.do_train:
+        known = [model.config.id2label[number] for number in range(model.config.num_labels)]
+        label_map = match_labels(known, data.label_names, data_args.label_mapping)
     processor = load_image_processor(model_args, model)
     train_transform, eval_transform = build_transforms(processor, **dataclasses.asdict(augmentation))
     train_dataset, eval_dataset, cache = None, None, data_args.image_cache_gib
@@ -155,7 +191,9 @@ def prepare(arguments: list[str]) -> TokenMixupTrainer:
             data.train, train_transform, data, split=data.train_split, seed=args.seed, cache_gib=cache
         )
     if args.do_eval:
-        eval_dataset = images(data.evaluation, eval_transform, data, split=data.eval_split, cache_gib=cache)
+        eval_dataset = images(
+            data.evaluation, eval_transform, data, split=data.eval_split, cache_gib=cache, label_map=label_map
+        )
     return TokenMixupTrainer(
         model=model,
         args=args,
@@ -166,6 +204,7 @@ def prepare(arguments: list[str]) -> TokenMixupTrainer:
         compute_metrics=compute_metrics,
         preprocess_logits_for_metrics=top_classes,
         callbacks=[JsonLinesCallback(), CurvesCallback()] if args.do_train else None,
+        **card_facts(options, arguments, data),
     )
 
 
@@ -174,7 +213,8 @@ def run(trainer: TokenMixupTrainer) -> None:
     args, metrics = trainer.args, {}
     if args.do_train:
         result = trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))
-        trainer.save_model()
+        # By itself it would upload too, before there is anything to tell in the card.
+        trainer.save_model(_internal_call=True)
         trainer.save_metrics("train", result.metrics)
         trainer.save_state()
         metrics |= result.metrics
@@ -182,10 +222,14 @@ def run(trainer: TokenMixupTrainer) -> None:
         evaluated = trainer.evaluate()
         trainer.save_metrics("eval", evaluated)
         metrics |= evaluated
-    if args.push_to_hub:
-        trainer.push_to_hub()
+    if args.do_train:
+        trainer.create_model_card()
     if trainer.is_world_process_zero():
         report(metrics, trainer)
+    if args.push_to_hub:
+        commit = trainer.push_to_hub()
+        if commit is not None:
+            print(f"on the Hub  {commit.repo_url}")
 
 
 if __name__ == "__main__":
@@ -193,4 +237,7 @@ if __name__ == "__main__":
         trainer = prepare(sys.argv[1:])
     except (ValueError, OSError) as error:
         sys.exit(f"finetune.py: {error}")
-    run(trainer)
+    try:
+        run(trainer)
+    except PublishingError as error:
+        sys.exit(f"finetune.py: the training is complete, the upload is not. {error}")

@@ -14,10 +14,13 @@ from hf_tokenmixup.analysis.environment import describe_hardware, library_versio
         ("--token hf_abc --do_eval", "--do_eval"),
         ("--hub_token=hf_abc --do_eval", "--do_eval"),
         ("me/model --hub_token hf_abc", "me/model"),
+        ("--push_to_hub --hub_model_id me/model --seed 3", "--seed 3"),
+        ("--push_to_hub true --hub_private_repo=true --token hf_abc --seed 3 me/model", "--seed 3 me/model"),
         ("--output_dir /home/me/out --lr 1e-3", "--output_dir out --lr 1e-3"),
         ("--dataset_name ../shared/data/cifar10 --seed=3", "--dataset_name cifar10 --seed=3"),
         ("--train_dir=~/images/train", "--train_dir=train"),
         (r"'C:\Users\me\model' --do_eval", "model --do_eval"),
+        ("C:/Users/me/model ~me/model outputs/../../model", "model model model"),
         ("outputs/run --dataset_name uoft-cs/cifar10", "outputs/run --dataset_name uoft-cs/cifar10"),
         ("""--config_overrides '{"hidden_size": 96}'""", """--config_overrides '{"hidden_size": 96}'"""),
         ("--horizontal_layers --crop_scale 0.8 1", "--horizontal_layers --crop_scale 0.8 1"),
@@ -34,6 +37,6 @@ def test_names_that_are_no_paths_stay():
 
 
 def test_hardware_and_versions():
-    assert describe_hardware(use_cpu=True) == f"CPU, {torch.get_num_threads()} threads"
+    assert describe_hardware(1, use_cpu=True) == f"CPU, {torch.get_num_threads()} threads"
     assert describe_hardware(2, use_cpu=True).startswith("2 x CPU")
-    assert library_versions()["torch"] == torch.__version__
+    assert torch.__version__.startswith(library_versions()["torch"])

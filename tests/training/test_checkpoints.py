@@ -1,7 +1,6 @@
 """Resuming, the best model, and the published form: every tensor, and none too many."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from transformers import AutoModelForImageClassification, ViTForImageClassificat
 
 from hf_tokenmixup.models import TokenMixupViTForImageClassification
 from hf_tokenmixup.training import TokenMixupTrainer
-from hf_tokenmixup.training import checkpoints as checkpoints_module
 
 DROPOUT = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2}
 MODELS = [plain_vit, tokenmixup_vit]
@@ -169,41 +167,3 @@ def test_publishing_draws_no_random_number_and_goes_on_training(arguments):
     assert torch.equal(torch.get_rng_state(), random_state)
     trainer.train()
     assert trainer.model.training and "scorenet" in " ".join(trainer.model.state_dict())
-
-
-@pytest.mark.parametrize("strategy", ["every_save", "checkpoint"])
-def test_what_goes_up_while_training_is_published(arguments, monkeypatch, tmp_path, strategy):
-    uploads = []
-
-    class Done:
-        def done(self):
-            return True
-
-        is_done = done
-
-        def result(self):
-            return None
-
-    def upload(folder_path, path_in_repo=None, **kwargs):
-        copied = tmp_path / f"upload-{len(uploads)}"
-        shutil.copytree(folder_path, copied, ignore=shutil.ignore_patterns("checkpoint-*"))
-        uploads.append((path_in_repo, copied, kwargs["commit_message"]))
-        return Done()
-
-    def init_repo(self, *args, **kwargs):
-        self.hub_model_id, self.push_in_progress = "someone/model", None
-
-    monkeypatch.setattr(checkpoints_module, "upload_folder", upload)
-    monkeypatch.setattr(TokenMixupTrainer, "init_hf_repo", init_repo)
-    args = arguments(save_strategy="steps", save_steps=1, max_steps=2, push_to_hub=True, hub_strategy=strategy)
-    TokenMixupTrainer(tokenmixup_vit(), args, train_dataset=Images(8)).train()
-
-    models = [folder for where, folder, _ in uploads if where is None]
-    checkpoints = [folder for where, folder, _ in uploads if where == "last-checkpoint"]
-    assert len(models) == 2 and len(checkpoints) == (2 if strategy == "checkpoint" else 0)
-    for folder in models:
-        assert "scorenet" not in " ".join(load_file(folder / "model.safetensors"))
-    for folder in checkpoints:
-        assert "scorenet" in " ".join(load_file(folder / "model.safetensors"))
-        assert (folder / "trainer_state.json").is_file()
-    assert uploads[0][2].endswith("step 1")

@@ -28,20 +28,25 @@ def describe_hardware(num_processes: int = 1, use_cpu: bool = False) -> str:
 
 
 def public_command(program: str, arguments: Sequence[str]) -> str:
-    """A command line as others may read and repeat it: without tokens, and with the last part alone of local paths."""
-    told, secret = [], False
+    """A command line as others may read and repeat it.
+
+    Without tokens, without what says where to upload to, and with the last part alone of local paths.
+    """
+    told, value_follows = [], False
     for argument in arguments:
         option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
-        if secret or option.endswith("token"):
-            # `--token VALUE` and `--token=VALUE`; the next option ends it.
-            secret = not equals and option.endswith("token")
-            continue
-        told.append(option + equals + public_name(value) if value else option)
-    return shlex.join([*program.split(), *told])
+        if option.endswith("token") or option.startswith(("--hub_", "--push_to_hub")):
+            value_follows = not equals
+        elif option or not value_follows:
+            value_follows = False
+            told.append(option + equals + public_name(value) if value else option)
+        else:
+            value_follows = False
+    return " ".join([program, *map(shlex.quote, told)])
 
 
 def public_name(name: str) -> str:
     """The last part of a path that leads out of the working directory; any other name as it is."""
-    path = PureWindowsPath(name) if "\\" in name else PurePosixPath(name)
-    leads_out = path.is_absolute() or path.parts[:1] in (("..",), ("~",))
+    path = PureWindowsPath(name) if "\\" in name or PureWindowsPath(name).drive else PurePosixPath(name)
+    leads_out = path.is_absolute() or ".." in path.parts or name.startswith("~")
     return path.name if leads_out else name

@@ -1,18 +1,22 @@
-"""Data: loading and columns, transforms, batches, mixing of input images, the embedded digits."""
+"""Data: loading and columns, transforms, batches, matching of classes, mixing of input images, the embedded digits."""
 
 from .dataset import ImageClassificationData, collate
 from .digits import load_digits_dataset
 from .loading import ImageData, load_image_dataset
+from .mapping import LABEL_MAPPINGS, has_class_names, match_labels
 from .mixing import InputMixing
 from .transforms import BatchTransform, build_transforms
 
 __all__ = [
+    "LABEL_MAPPINGS",
     "BatchTransform",
     "ImageClassificationData",
     "ImageData",
     "InputMixing",
     "build_transforms",
     "collate",
+    "has_class_names",
     "load_digits_dataset",
     "load_image_dataset",
+    "match_labels",
 ]

@@ -36,6 +36,7 @@ class ImageClassificationData(Dataset):
         seed: for training: makes the transform's random draws a function of (seed, epoch, index). None for
             evaluation: the transform draws nothing, or from the global generators.
         cache_gib: keep the decoded images in memory if they fit into so many GiB, see `StoredImages`.
+        label_map: the class number to give out for each class of the column, see `match_labels`.
 
     Seeding replaces the state of the global generators (torch's on the CPU, `random`, numpy's) while the transform
     runs and puts it back afterwards, so read from one thread per process, as DataLoader does.
@@ -54,9 +55,11 @@ class ImageClassificationData(Dataset):
         split: str = "train",
         seed: int | None = None,
         cache_gib: float = 0.0,
+        label_map: Sequence[int] | None = None,
     ) -> None:
         self.images = StoredImages(dataset, image_column, split=split, cache_gib=cache_gib)
-        self.labels = read_labels(dataset, label_column).to_numpy()
+        labels = read_labels(dataset, label_column).to_numpy()
+        self.labels = labels if label_map is None else np.asarray(label_map)[labels]
         self.transform = transform
         self.seed = seed
         self._draws_from_numpy = getattr(transform, "draws_from_numpy", True)

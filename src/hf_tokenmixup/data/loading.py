@@ -6,6 +6,7 @@ one sub-folder per class, and `digits`, which is embedded in the package.
 
 import glob
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,8 @@ class ImageData:
     """What `load_image_dataset` found. Splits that were not asked for are None, and so are their names.
 
     `eval_split` is a name of the data set, or says which share of the training split it is. `label_names[i]` is the
-    name of class i in both splits.
+    name of class i in both splits. `eval_fingerprint` is that of the evaluation split as it was loaded, whole and
+    unchanged, and `revision` the commit of a data set of the Hub.
     """
 
     train: Dataset | None
@@ -37,6 +39,8 @@ class ImageData:
     image_column: str
     label_column: str
     label_names: list[str]
+    eval_fingerprint: str | None = None
+    revision: str | None = None
 
 
 def load_image_dataset(
@@ -48,7 +52,7 @@ def load_image_dataset(
     label_column_name: str | None = None,
     train_split: str = "train",
     eval_split: str | None = None,
-    validation_fraction: float = 0.1,
+    validation_fraction: float | None = 0.1,
     max_train_samples: int | None = None,
     max_eval_samples: int | None = None,
     seed: int = 42,
@@ -69,7 +73,8 @@ def load_image_dataset(
         label_column_name: default `label`, `fine_label` or `labels`, else the only ClassLabel column.
         eval_split: default `validation` (or `valid`, `val`), else `test`, else a share of the training split that is
             then not trained on; which one is logged as a warning.
-        validation_fraction: that share, above 0 and below 1; seeded, stratified where every class allows it.
+        validation_fraction: that share, above 0 and below 1; seeded, stratified where every class allows it. None:
+            never a share of the training split.
         max_train_samples, max_eval_samples: use a seeded random subset of this size (not the first rows: many data
             sets are sorted by class). A number above the size of the split means the whole split.
         do_train, do_eval: what is needed. The other split is then neither required nor checked.
@@ -82,7 +87,7 @@ def load_image_dataset(
     for name, size in (("max_train_samples", max_train_samples), ("max_eval_samples", max_eval_samples)):
         if size is not None and size < 1:
             raise ValueError(f"{name} must be at least 1 (or left out for the whole split), got {size}.")
-    if not 0 < validation_fraction < 1:
+    if validation_fraction is not None and not 0 < validation_fraction < 1:
         raise ValueError(f"validation_fraction must lie above 0 and below 1, got {validation_fraction}.")
     if not (do_train or do_eval):
         raise ValueError("Neither do_train nor do_eval: expected at least one split to load.")
@@ -90,6 +95,11 @@ def load_image_dataset(
     source = _load(dataset_name, dataset_config_name, train_dir, validation_dir, cache_dir, token)
     chosen_eval = _choose_eval_split(source, train_split, eval_split) if do_eval else None
     carve = do_eval and chosen_eval is None
+    if carve and validation_fraction is None:
+        raise ValueError(
+            f"No evaluation split among {sorted(source)}: name the split to evaluate on with --eval_split, or the "
+            "share of train that was kept from training with --train_val_split."
+        )
     used = [train_split] if do_train or carve else []
     used += [chosen_eval] if chosen_eval is not None and chosen_eval not in used else []
     for split in used:
@@ -127,6 +137,8 @@ def load_image_dataset(
         image_column=image_column,
         label_column=label_column,
         label_names=names,
+        eval_fingerprint=source[chosen_eval or train_split]._fingerprint if do_eval else None,
+        revision=_hub_commit(source[used[0]]),
     )
 
 
@@ -165,6 +177,13 @@ def _load(
             f"No data set {dataset_name!r}: expected 'digits', a data set of the Hub (a gated or private one needs "
             f"`hf auth login`, and its terms accepted) or a local folder with data files. ({error})"
         ) from error
+
+
+def _hub_commit(dataset: Dataset) -> str | None:
+    """The commit that a data set of the Hub was downloaded from: `datasets` names the folder of its cache after it."""
+    folders = {Path(file["filename"]).parent.name for file in dataset.cache_files}
+    commit = folders.pop() if len(folders) == 1 else ""
+    return commit if re.fullmatch("[0-9a-f]{40}", commit) else None
 
 
 def _choose_eval_split(source: DatasetDict, train_split: str, eval_split: str | None) -> str | None:

@@ -2,7 +2,7 @@
 
 from .arguments import TokenMixupTrainingArguments
 from .callbacks import CurvesCallback, JsonLinesCallback
-from .options import AugmentationArguments, DataArguments, ModelArguments, parse_options
+from .options import AugmentationArguments, DataArguments, ModelArguments, Options, parse_options
 from .trainer import TokenMixupTrainer
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "DataArguments",
     "JsonLinesCallback",
     "ModelArguments",
+    "Options",
     "TokenMixupTrainer",
     "TokenMixupTrainingArguments",
     "parse_options",

@@ -10,18 +10,16 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from huggingface_hub import upload_folder
 from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel, Trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, SaveStrategy
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import (
     CONFIG_NAME,
     SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,
     WEIGHTS_INDEX_NAME,
     WEIGHTS_NAME,
-    PushInProgress,
 )
 
 from ..models import TokenMixupModel
@@ -116,50 +114,6 @@ class CheckpointTrainer(Trainer):
         return Path(folder) != Path(self.args.output_dir) and bool(
             re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", Path(folder).name)
         )
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Upload the published model, and the checkpoint too where `hub_strategy` says so, in the background.
-
-        The host would copy the checkpoint's weights, ScoreNet among them, into the output folder and upload those.
-        """
-        args = self.args
-        if not isinstance(self.bare_model, TokenMixupModel):
-            return super()._push_from_checkpoint(checkpoint_folder)
-        if not self.is_world_process_zero() or args.hub_strategy == HubStrategy.END:
-            return
-        busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
-        if busy and not args.hub_always_push:
-            return
-        self.callback_handler.on_push_begin(args, self.state, self.control)
-        self._save(args.output_dir)
-
-        by_step = args.save_strategy == SaveStrategy.STEPS
-        reached = f"step {self.state.global_step}" if by_step else f"epoch {int(self.state.epoch)}"
-        where = {"repo_id": self.hub_model_id, "token": args.hub_token, "revision": args.hub_revision}
-        jobs = [
-            upload_folder(
-                folder_path=args.output_dir,
-                commit_message=f"Training in progress, {reached}",
-                ignore_patterns=["_*", f"{PREFIX_CHECKPOINT_DIR}-*"],
-                run_as_future=True,
-                **where,
-            )
-        ]
-        if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-            last_only = args.hub_strategy == HubStrategy.CHECKPOINT
-            jobs.append(
-                upload_folder(
-                    folder_path=checkpoint_folder,
-                    path_in_repo="last-checkpoint" if last_only else Path(checkpoint_folder).name,
-                    commit_message=f"Training in progress, {reached}, checkpoint",
-                    run_as_future=True,
-                    **where,
-                )
-            )
-        if busy:
-            self.push_in_progress.jobs.extend(jobs)
-        else:
-            self.push_in_progress = PushInProgress(jobs)
 
 
 def _tensors_in(checkpoint: Path) -> int | None:

@@ -6,11 +6,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import HfArgumentParser, TrainingArguments
 
 from ..configuration import TokenMixupSettings
+from ..data import LABEL_MAPPINGS
 from .arguments import TokenMixupTrainingArguments
 from .recipes import expand_recipe, refuse_unknown_options
 
@@ -67,20 +68,34 @@ class ModelArguments:
 
 
 @dataclass
-class DataArguments:
+class EvaluationDataArguments:
+    """What there is to say of the data where nothing is trained."""
+
     _argument_group_name = "data"
 
     dataset_name: str | None = option("Dataset on the Hub, folder of parquet files, or digits (embedded).")
     dataset_config_name: str | None = option("Configuration of the dataset.")
-    train_dir: str | None = option("Folder of training images, one subfolder per class.")
     validation_dir: str | None = option("Folder of evaluation images, one subfolder per class.")
     image_column_name: str | None = option("Column of the images (found if not given).")
     label_column_name: str | None = option("Column of the labels (found if not given).")
+    eval_split: str | None = option("Split to evaluate on (validation, else test).")
+    train_val_split: float | None = option("Share of train to evaluate on where there is no other split (none).")
+    max_eval_samples: int | None = option("Evaluate on so many images, drawn with --seed.")
+    label_mapping: str = option(
+        "Evaluating a trained model: its classes must be the dataset's, in order (strict), are looked up by name or "
+        "taken by number.",
+        "strict",
+        choices=list(LABEL_MAPPINGS),
+    )
+
+
+@dataclass
+class DataArguments(EvaluationDataArguments):
+    train_dir: str | None = option("Folder of training images, one subfolder per class.")
     train_split: str = option("Split to train on.", "train")
     eval_split: str | None = option("Split to evaluate on (validation, else test, else a share of train).")
     train_val_split: float = option("Share of train to evaluate on where there is no other split.", 0.1)
     max_train_samples: int | None = option("Train on so many images, drawn with --seed.")
-    max_eval_samples: int | None = option("Evaluate on so many images, drawn with --seed.")
     image_cache_gib: float = option("Keep a split decoded in memory if it takes at most so many GiB (0: never).", 1.0)
 
 
@@ -100,6 +115,17 @@ class AugmentationArguments:
     auto_augment: str | None = option("RandAugment or AutoAugment policy of timm: rand-m9-mstd0.5-inc1, ...")
     random_erasing: float = option("Probability of random erasing.", 0.0)
     erasing_mode: str = option("What is put there: pixel (noise), rand (a colour) or const (zero).", "pixel")
+
+
+class Options(NamedTuple):
+    """What a command line and its recipe say; of TokenMixup's settings those that were given."""
+
+    model: ModelArguments
+    data: DataArguments
+    augmentation: AugmentationArguments
+    training: TokenMixupTrainingArguments
+    recipe: str | None
+    tokenmixup: dict[str, Any]
 
 
 def number_or_none(text: str) -> float | None:
@@ -159,6 +185,8 @@ class BriefHelp(argparse.RawDescriptionHelpFormatter):
         return super()._metavar_formatter(action, default_metavar)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
         value = (
             ""
             if action.nargs in (0, "?")
@@ -178,18 +206,13 @@ class HelpAll(argparse.Action):
         parser.exit()
 
 
-def parse_options(
-    arguments: Sequence[str], recipes: Path, description: str = ""
-) -> tuple[ModelArguments, DataArguments, AugmentationArguments, TokenMixupTrainingArguments, dict[str, Any]]:
+def parse_options(arguments: Sequence[str], recipes: Path, description: str = "") -> Options:
     """Parse a command line, with the options of its recipe in front.
 
     Args:
         arguments: as typed.
         recipes: folder of the recipes that are given by name.
         description: what ``--help`` says first.
-
-    Returns:
-        The dataclasses, and those settings of TokenMixup that were given.
 
     Raises:
         ValueError: for an option or a recipe's key that does not exist, with the nearest one that does.
@@ -204,5 +227,5 @@ def parse_options(
     model, data, augmentation = (
         group(**{item.name: given.pop(item.name) for item in dataclasses.fields(group)}) for group in groups
     )
-    del given["recipe"]
-    return model, data, augmentation, training, given
+    recipe = given.pop("recipe")
+    return Options(model, data, augmentation, training, recipe, tokenmixup=given)

@@ -15,10 +15,10 @@ from ..data import InputMixing
 from ..models import TokenMixupModel
 from .arguments import TokenMixupTrainingArguments
 from .callbacks import EpochCallback
-from .checkpoints import CheckpointTrainer
+from .publishing import PublishingTrainer
 
 
-class TokenMixupTrainer(CheckpointTrainer):
+class TokenMixupTrainer(PublishingTrainer):
     """A `transformers.Trainer` for TokenMixup models and the baselines beside them.
 
     Batches hold `pixel_values` (B, 3, H, W) and `labels` (B,), class indices. Input mixup, CutMix and label smoothing

@@ -1,0 +1,58 @@
+"""What a classifier costs: parameters, and multiply-accumulate operations of an image."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
+
+
+def count_parameters(model: nn.Module) -> int:
+    """The number of parameters, trained or not; shared ones count once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_macs(model: PreTrainedModel, image_size: Sequence[int]) -> int:
+    """Multiply-accumulate operations of one image's forward pass in evaluation: half of torch's count of its flops.
+
+    Matrix products and convolutions count, attention's among them with any implementation; biases, normalisation,
+    activations and softmax do not. The model is left as it was.
+
+    Args:
+        image_size: (3, H, W), as the model reads it.
+    """
+    image = torch.zeros(1, *image_size, device=model.device, dtype=model.dtype)
+    counter = FlopCounterMode(display=False)
+    # Fused kernels are not counted by every torch (on a CPU by 2.6, say), or not at all: take the plain products.
+    with evaluating(model), plain_attention(model), sdpa_kernel(SDPBackend.MATH), torch.no_grad(), counter:
+        model(pixel_values=image)
+    return counter.get_total_flops() // 2
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; each module's own mode again afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
+def plain_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, `eager` in place of an attention that is neither that nor torch's `scaled_dot_product_attention`."""
+    chosen = getattr(model.config, "_attn_implementation", None)
+    if chosen in (None, "eager", "sdpa"):
+        yield
+        return
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(chosen)

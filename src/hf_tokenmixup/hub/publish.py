@@ -1,0 +1,210 @@
+"""What goes up to the Hub, and whether it may: asked before a training rather than after it."""
+
+import json
+import re
+import shlex
+from concurrent.futures import Future
+from pathlib import Path, PurePath
+
+from huggingface_hub import CommitInfo, HfApi, constants
+
+# HTTPError is that of the client's HTTP library, for a connection that cannot be made or breaks.
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+from safetensors import safe_open
+from transformers import AutoConfig
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from .cards import build_card
+
+# An allow-list: an output folder also holds checkpoints, optimizer states and files that name local paths.
+PUBLISHED_PATTERNS = {
+    "allow_patterns": [
+        "README.md",
+        CONFIG_NAME,
+        "model*.safetensors",
+        SAFE_WEIGHTS_INDEX_NAME,
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "*processor_config.json",
+        "configuration_*.py",
+        "modeling_*.py",
+        "all_results.json",
+        "training_log.jsonl",
+        "training_curves.png",
+    ],
+    # `*` stands for slashes too.
+    "ignore_patterns": ["*/*"],
+}
+PROCESSOR_NAMES = ("preprocessor_config.json", "processor_config.json")
+
+
+class PublishingError(ValueError):
+    """The Hub does not take it; the message says why and what to do. Nothing on the disk has changed."""
+
+
+def claim_repository(repo_id: str, *, token: str | None = None, private: bool | None = None) -> str:
+    """Create a model repository where there is none, and make sure that one may write to it.
+
+    Args:
+        repo_id: `user/name`, or `name` alone for the user of the token.
+        token: default: that of `hf auth login` or of the environment variable HF_TOKEN.
+        private: whether a new repository is private.
+
+    Returns:
+        The full name, `user/name`.
+
+    Raises:
+        PublishingError: nobody is logged in, the token is not known or may not write there, the name is none that
+            the Hub takes, or the Hub cannot be reached; says what to do.
+    """
+    api = HfApi(token=token)
+    try:
+        claimed = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        api.auth_check(claimed, write=True)
+    except (HTTPError, OSError, ValueError) as error:
+        raise PublishingError(explain(error, api, repo_id)) from error
+    return claimed
+
+
+def publish_folder(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    token: str | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    message: str = "Upload model",
+    blocking: bool = True,
+) -> CommitInfo | Future[CommitInfo]:
+    """Upload the published model that lies in a folder, and nothing else of it.
+
+    The model card is addressed to the repository first, see :func:`address_card`. All of it can be repeated: what went
+    up before an interruption is not sent again, and the repository changes only by one commit at the very end.
+
+    Args:
+        folder: with config, safetensors and image processor, as a training or `convert_weights.py` leaves it.
+        repo_id, token, private: as in :func:`claim_repository`.
+        revision: branch to upload to, default `main`.
+        message: of the commit.
+        blocking: False uploads in the background and returns a future, from which errors come as the client has them.
+
+    Raises:
+        ValueError: the folder holds no published model.
+        PublishingError: one may not write there, or the upload breaks off.
+    """
+    check_published(folder)
+    folder = Path(folder)
+    repo_id = claim_repository(repo_id, token=token, private=private)
+    address_card(folder, repo_id)
+    api = HfApi(token=token)
+    try:
+        return api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            **PUBLISHED_PATTERNS,
+            commit_message=message,
+            revision=revision,
+            run_as_future=not blocking,
+        )
+    # RuntimeError: the client tells so of an upload to the storage that broke off.
+    except (HTTPError, OSError, RuntimeError) as error:
+        raise PublishingError(
+            f"{explain(error, api, repo_id)} The model in {folder} is complete and the repository holds no half of "
+            f"it: repeat with `python scripts/publish.py {folder} {repo_id}`."
+        ) from error
+
+
+def check_published(folder: str | Path) -> None:
+    """
+    Raises:
+        ValueError: `folder` holds no model in the published form, or no image processor.
+    """
+    folder = Path(folder)
+    if not (folder / CONFIG_NAME).is_file():
+        raise ValueError(f"{folder} holds no model: expected a folder with {CONFIG_NAME} in it.")
+    names = _tensor_names(folder)
+    if any(".scorenet." in name for name in names):
+        raise ValueError(
+            f"{folder} is a checkpoint in training, ScoreNet included. The published form lies in the output folder "
+            "above it; or make it: `model.published().save_pretrained(...)`."
+        )
+    if not any((folder / name).is_file() for name in PROCESSOR_NAMES):
+        raise ValueError(
+            f"{folder} holds no image processor, without which nobody can use the model: save it there with "
+            "`image_processor.save_pretrained(...)`."
+        )
+
+
+def address_card(folder: Path, repo_id: str) -> None:
+    """Have the card in `folder` name `repo_id` where it says how to open and to evaluate the model.
+
+    A training that did not upload writes the folder there. Where there is no card, one is made.
+    """
+    path = folder / "README.md"
+    if not path.is_file():
+        build_card(AutoConfig.from_pretrained(folder), repo_id).save(path)
+        return
+    card = path.read_bytes().decode()
+    found = re.search(r'pipeline\("image-classification", model=("(?:[^"\\]|\\.)+")', card)
+    if not found or json.loads(found[1]) == repo_id:
+        return
+    old = json.loads(found[1])
+    for before, after in (
+        (found[1], json.dumps(repo_id)),
+        (f"scripts/evaluate.py {shlex.quote(old)}", f"scripts/evaluate.py {repo_id}"),
+        (f"\n# {PurePath(old).name}\n", f"\n# {PurePath(repo_id).name}\n"),
+        (f"\n- name: {PurePath(old).name}\n", f"\n- name: {PurePath(repo_id).name}\n"),
+    ):
+        card = card.replace(before, after)
+    path.write_bytes(card.encode())
+
+
+def explain(error: Exception, api: HfApi, repo_id: str) -> str:
+    """What went wrong between here and the Hub and what to do about it, without any token."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set, so nothing can be uploaded: unset it."
+    if status == 401:
+        known = api.token or constants.HF_TOKEN_PATH and Path(constants.HF_TOKEN_PATH).is_file()
+        trouble = "does not accept the token" if known else "does not know who you are"
+        return (
+            f"The Hub {trouble}: log in with `hf auth login`, or give a token with write permission by HF_TOKEN or "
+            "--hub_token."
+        )
+    if status == 403:
+        return (
+            f"You may not write to {repo_id} on the Hub{_signed_in(api)}. Name a repository of your own with "
+            "--hub_model_id USER/NAME, or use a token with write permission."
+        )
+    if isinstance(error, HfHubHTTPError):
+        return f"The Hub refused {repo_id}: {error.server_message or _first_line(error)}."
+    if isinstance(error, ValueError):
+        return f"{repo_id!r} is no name for a repository: {_first_line(error)}"
+    return f"The connection to the Hub at {api.endpoint} failed ({type(error).__name__}: {_first_line(error)})."
+
+
+def _signed_in(api: HfApi) -> str:
+    try:
+        return f", signed in as {api.whoami()['name']}"
+    except (HTTPError, OSError, ValueError):
+        return ""
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else ""
+
+
+def _tensor_names(folder: Path) -> list[str]:
+    """Names of all tensors in the safetensors files of `folder`."""
+    single, index = folder / SAFE_WEIGHTS_NAME, folder / SAFE_WEIGHTS_INDEX_NAME
+    if index.is_file():
+        weights = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        missing = sorted({name for name in weights.values() if not (folder / name).is_file()})
+        if missing:
+            raise ValueError(f"{folder} lacks {', '.join(missing)}, which its {index.name} names.")
+        return list(weights)
+    if not single.is_file():
+        raise ValueError(f"{folder} holds no weights: expected {SAFE_WEIGHTS_NAME} or {SAFE_WEIGHTS_INDEX_NAME}.")
+    with safe_open(single, framework="pt") as file:
+        return list(file.keys())

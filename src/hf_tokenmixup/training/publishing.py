@@ -1,0 +1,223 @@
+"""From a training to the Hub: the repository, the model card, and uploads of nothing but the published model."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import CommitInfo, HfApi, ModelCard
+from transformers.trainer_utils import HubStrategy, SaveStrategy
+from transformers.utils import PushInProgress
+
+from ..analysis.costs import count_macs, count_parameters
+from ..analysis.environment import describe_hardware, library_versions
+from ..analysis.evaluation import Evaluation
+from ..hub.cards import TrainingFacts, build_card
+from ..hub.publish import PUBLISHED_PATTERNS, claim_repository, publish_folder
+from ..models import TokenMixupModel
+from .callbacks import CurvesCallback
+from .checkpoints import CheckpointTrainer
+
+TOLD_HYPERPARAMETERS = """num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps optim
+    learning_rate weight_decay max_grad_norm lr_scheduler_type lr_scheduler_kwargs warmup_steps mixup_alpha
+    cutmix_alpha mixup_prob mixup_switch_prob mixup_mode label_smoothing_factor bf16 fp16 torch_compile seed"""
+
+
+class PublishingTrainer(CheckpointTrainer):
+    """A Trainer whose uploads a stranger can use and trust.
+
+    Args:
+        training_facts: what the model card tells about the training and a Trainer cannot know: data set, base model,
+            recipe, command, settings of the augmentation. The trainer adds what it does know.
+        evaluation_facts: fields of :class:`~hf_tokenmixup.analysis.evaluation.Evaluation` that are known before
+            anything is measured: `dataset`, `dataset_config`, `dataset_revision`, `dataset_fingerprint`, `split` and
+            `command` (in which `{model}` stands for the repository). With them, the results of the last `evaluate()`
+            go into the card as a `model-index`.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        training_facts: TrainingFacts | None = None,
+        evaluation_facts: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.training_facts = training_facts or TrainingFacts()
+        self.evaluation_facts = evaluation_facts
+        self._last_evaluation: dict[str, float] = {}
+        self._train_seconds: float | None = None
+        self._resumed = False
+        super().__init__(*args, **kwargs)
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Create the repository and make sure that one may write to it; with `push_to_hub`, before the training.
+
+        Raises:
+            PublishingError: one may not, or is not logged in; says what to do.
+        """
+        if not self.is_world_process_zero():
+            return
+        name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+        private = self.args.hub_private_repo if private is None else private
+        self.hub_model_id = claim_repository(name, token=token or self.args.hub_token, private=private)
+        self.push_in_progress = None
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        result = super().train(resume_from_checkpoint, *args, **kwargs)
+        self._train_seconds = result.metrics.get("train_runtime")
+        self._resumed = bool(resume_from_checkpoint)
+        return result
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        self._last_evaluation = super().evaluate(*args, **kwargs)
+        return self._last_evaluation
+
+    def create_model_card(self, license: str | None = None, **facts: Any) -> None:
+        """Write the model card, README.md, into the output folder: from what was run, not from memory.
+
+        Args:
+            license: instead of that of `training_facts`.
+            facts: fields of `TrainingFacts` instead of those known.
+        """
+        if not self.is_world_process_zero():
+            return
+        if license is not None:
+            facts["license"] = license
+        folder = Path(self.args.output_dir)
+        repo_id = getattr(self, "hub_model_id", None) or folder.as_posix()
+        self.model_card(repo_id, **facts).save(folder / "README.md")
+
+    def model_card(self, repo_id: str, **facts: Any) -> ModelCard:
+        """The model card for a repository of this name; `facts` as in `create_model_card`."""
+        evaluation = self._evaluation(repo_id)
+        return build_card(
+            self.bare_model.config,
+            repo_id,
+            replace(self._training_facts(), **facts),
+            evaluations=[evaluation] if evaluation else [],
+        )
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **facts: Any,
+    ) -> CommitInfo | None:
+        """Save the published model and its card and upload them; arguments as in `Trainer.push_to_hub`.
+
+        Raises:
+            PublishingError: one may not write there, or the upload breaks off. The output folder is complete then.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        token = token or self.args.hub_token
+        if getattr(self, "hub_model_id", None) is None:
+            self.init_hf_repo(token=token, private=private)
+        # Every process takes part: gathering sharded weights needs all of them.
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(**facts)
+        self._finish_current_push()
+        return publish_folder(
+            self.args.output_dir,
+            self.hub_model_id,
+            token=token,
+            private=self.args.hub_private_repo if private is None else private,
+            revision=revision or self.args.hub_revision,
+            message=commit_message,
+            blocking=blocking,
+        )
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Upload the published model, and the checkpoint too where `hub_strategy` says so, in the background.
+
+        The host would copy the checkpoint's weights, ScoreNet among them, into the output folder and upload those.
+        """
+        args = self.args
+        if not self.is_world_process_zero() or args.hub_strategy == HubStrategy.END:
+            return
+        busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if busy and not args.hub_always_push:
+            return
+        self.callback_handler.on_push_begin(args, self.state, self.control)
+        self._save(args.output_dir)
+        self.create_model_card()
+
+        by_step = args.save_strategy == SaveStrategy.STEPS
+        reached = f"step {self.state.global_step}" if by_step else f"epoch {int(self.state.epoch)}"
+        api, where = HfApi(token=args.hub_token), {"repo_id": self.hub_model_id, "revision": args.hub_revision}
+        jobs = [
+            api.upload_folder(
+                folder_path=args.output_dir,
+                commit_message=f"Training in progress, {reached}",
+                **PUBLISHED_PATTERNS,
+                run_as_future=True,
+                **where,
+            )
+        ]
+        if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            last_only = args.hub_strategy == HubStrategy.CHECKPOINT
+            jobs.append(
+                api.upload_folder(
+                    folder_path=checkpoint_folder,
+                    path_in_repo="last-checkpoint" if last_only else Path(checkpoint_folder).name,
+                    commit_message=f"Training in progress, {reached}, checkpoint",
+                    # A pickle that holds the Hub token, should one have been given, and local paths.
+                    ignore_patterns=["training_args.bin"],
+                    run_as_future=True,
+                    **where,
+                )
+            )
+        if busy:
+            self.push_in_progress.jobs.extend(jobs)
+        else:
+            self.push_in_progress = PushInProgress(jobs)
+
+    def _training_facts(self) -> TrainingFacts:
+        args, facts = self.args, self.training_facts
+        told = {name: getattr(args, name) for name in TOLD_HYPERPARAMETERS.split()}
+        curves = CurvesCallback.file_name if (Path(args.output_dir) / CurvesCallback.file_name).exists() else None
+        return replace(
+            facts,
+            hyperparameters={name: value for name, value in told.items() if value not in (None, False, "", {})}
+            | {"processes": args.world_size}
+            | dict(facts.hyperparameters),
+            hardware=describe_hardware(args.world_size, args.use_cpu),
+            seconds=self._train_seconds,
+            epochs=self.state.epoch,
+            resumed=self._resumed,
+            versions=library_versions(),
+            curves=curves,
+        )
+
+    def _evaluation(self, repo_id: str) -> Evaluation | None:
+        metrics = self._last_evaluation
+        if self.evaluation_facts is None or not {"eval_loss", "eval_top1", "eval_top5"} <= metrics.keys():
+            return None
+        args, model = self.args, self.bare_model
+        if isinstance(model, TokenMixupModel):
+            with torch.random.fork_rng(devices=[]):
+                model = model.published()
+        image = self.eval_dataset[0]["pixel_values"]
+        facts = dict(self.evaluation_facts)
+        return Evaluation(
+            **facts | {"command": facts["command"].replace("{model}", repo_id)},
+            model=repo_id,
+            model_revision=None,
+            num_parameters=count_parameters(model),
+            macs=count_macs(model, tuple(image.shape)),
+            num_images=len(self.eval_dataset),
+            top1=metrics["eval_top1"],
+            top5=metrics["eval_top5"],
+            loss=metrics["eval_loss"],
+            images_per_second=metrics.get("eval_samples_per_second", 0.0),
+            batch_size=args.per_device_eval_batch_size,
+            num_processes=args.world_size,
+            hardware=describe_hardware(args.world_size, args.use_cpu),
+            dtype="bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
+            versions=library_versions(),
+        )

@@ -1,0 +1,132 @@
+"""Uploading: what goes up, who may, and what is said otherwise."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from huggingface_hub import constants
+from safetensors.torch import load_file
+from transformers import ViTImageProcessor
+
+from hf_tokenmixup import TokenMixupViTForImageClassification
+from hf_tokenmixup.hub.publish import check_published, claim_repository, publish_folder
+from hf_tokenmixup.models import TokenMixupViTConfig
+
+TINY = {"image_size": 8, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def trained():
+    torch.manual_seed(0)
+    return TokenMixupViTForImageClassification(
+        TokenMixupViTConfig(**TINY, intermediate_size=16, horizontal_layers=[1], num_labels=3)
+    )
+
+
+@pytest.fixture
+def folder(trained, tmp_path):
+    """An output folder as a training leaves it: the published model, and much that is nobody's business."""
+    folder = tmp_path / "output"
+    trained.published().save_pretrained(folder)
+    ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(folder)
+    trained.save_pretrained(folder / "checkpoint-2")
+    for name in ("training_args.bin", "trainer_state.json", "notes.txt", "checkpoint-2/optimizer.pt", "runs/events"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(f"{folder} hf_alice")
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A model\n")
+    return folder
+
+
+def test_only_the_published_model_goes_up(hub, folder):
+    publish_folder(folder, "alice/vit", token="hf_alice")
+    files = hub.files("alice/vit")
+    expected = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", ".gitattributes"}
+    assert set(files) == expected
+    assert not any(".scorenet." in name for name in load_file(folder / "model.safetensors"))
+    for name in expected - {".gitattributes"}:
+        assert files[name] == (folder / name).read_bytes()
+    assert not hub.sent(str(folder)) and not hub.sent("hf_alice")
+
+
+def test_again_changes_nothing_and_sends_no_weights(hub, folder):
+    publish_folder(folder, "alice/vit", token="hf_alice", private=True)
+    assert hub.repo("alice/vit").private
+    sent = len([request for request in hub.requests if "lfs-storage" in request.path])
+    publish_folder(folder, "alice/vit", token="hf_alice")
+    assert len([request for request in hub.requests if "lfs-storage" in request.path]) == sent == 1
+
+
+def test_another_branch(hub, folder):
+    publish_folder(folder, "alice/vit", token="hf_alice")
+    commit = hub.repo("alice/vit").resolve("main").oid
+    with pytest.raises(ValueError, match="The Hub refused alice/vit"):
+        publish_folder(folder, "alice/vit", token="hf_alice", revision="no-such-branch")
+    assert hub.repo("alice/vit").resolve("main").oid == commit
+
+
+@pytest.mark.parametrize(
+    ("token", "repo_id", "said"),
+    [
+        (None, "alice/vit", "does not know who you are: log in with `hf auth login`"),
+        ("hf_stale", "alice/vit", "does not accept the token: log in"),
+        ("hf_reader", "alice/vit", "may not write to alice/vit on the Hub, signed in as alice"),
+        ("hf_bob", "alice/vit", "may not write to alice/vit on the Hub, signed in as bob"),
+        ("hf_bob", "alice/there", "may not write to alice/there on the Hub, signed in as bob. Name a repository of"),
+        ("hf_alice", "alice/a name", "'alice/a name' is no name for a repository"),
+    ],
+)
+def test_who_may_not_write_is_told_before_anything_is_sent(hub, folder, token, repo_id, said):
+    hub.add_repo("alice/there", {"README.md": "there"})
+    with pytest.raises(ValueError) as error:
+        claim_repository(repo_id, token=token)
+    assert said in str(error.value) and (token is None or token not in str(error.value))
+    with pytest.raises(ValueError):
+        publish_folder(folder, repo_id, token=token)
+    assert set(hub.files("alice/there")) == {"README.md", ".gitattributes"} and not hub.sent("scorenet")
+    assert not any(request.method == "PUT" for request in hub.requests)
+
+
+def test_a_name_alone_is_the_users(hub):
+    assert claim_repository("vit", token="hf_alice") == "alice/vit"
+    assert claim_repository("alice/vit", token="hf_alice") == "alice/vit"
+
+
+def test_no_hub_at_all(monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(ValueError, match=r"connection to the Hub at http://127.0.0.1:9 failed \(ConnectError"):
+        claim_repository("alice/vit", token="hf_alice")
+
+
+def test_an_upload_that_breaks_off_can_be_repeated(hub, folder):
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    hub.refuse_next_upload(status=403)
+    with pytest.raises(ValueError, match=r"repeat with `python scripts/publish.py .*output alice/vit`"):
+        publish_folder(folder, "alice/vit", token="hf_alice")
+    assert set(hub.files("alice/vit")) == {".gitattributes"}
+    hub.drop_next_commit()
+    with pytest.raises(ValueError, match="connection to the Hub"):
+        publish_folder(folder, "alice/vit", token="hf_alice")
+    assert set(hub.files("alice/vit")) == {".gitattributes"}
+    publish_folder(folder, "alice/vit", token="hf_alice")
+    assert hub.files("alice/vit")["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+    kept = {path: path.read_bytes() for path in before}
+    assert kept == before
+
+
+def test_folders_that_hold_no_published_model(folder, tmp_path):
+    check_published(folder)
+    with pytest.raises(ValueError, match="holds no model"):
+        check_published(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="checkpoint in training, ScoreNet included"):
+        check_published(folder / "checkpoint-2")
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(ValueError, match="no image processor"):
+        check_published(folder)
+    shutil.move(folder / "model.safetensors", folder / "model-00001-of-00002.safetensors")
+    with pytest.raises(ValueError, match="holds no weights"):
+        check_published(folder)
+    shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    with pytest.raises(ValueError, match="lacks model-00002-of-00002.safetensors"):
+        check_published(folder)
