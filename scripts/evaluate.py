@@ -14,6 +14,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import sys
 from argparse import Namespace
 from contextlib import suppress
@@ -22,7 +23,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from huggingface_hub import auth_check
+from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoImageProcessor, HfArgumentParser, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
@@ -98,6 +99,9 @@ def check_options(options: EvaluationDataArguments, args: Namespace) -> None:
             f"--batch_size must be at least 1 and --num_workers at least 0, got {args.batch_size} and "
             f"{args.num_workers}."
         )
+    local = Path(args.model).is_dir()
+    if local and args.revision is not None:
+        raise ValueError(f"--revision is for models on the Hub, and {args.model} is a folder.")
     if args.json is not None and args.json.is_dir():
         raise ValueError(f"--json must name a file, and {args.json} is a folder.")
     if args.json is not None:
@@ -106,9 +110,11 @@ def check_options(options: EvaluationDataArguments, args: Namespace) -> None:
         return
     if options.max_eval_samples is not None:
         raise ValueError("A card's result is that of a whole split: leave out --max_eval_samples or --update_card.")
-    if not Path(args.model).is_dir():
+    if not local:
+        if re.fullmatch("[0-9a-f]{40}", args.revision or ""):
+            raise ValueError("--update_card writes to a branch, and --revision names a commit.")
         try:
-            auth_check(args.model, token=args.token, write=True)
+            HfApi(token=args.token).auth_check(args.model, write=True)
         except HfHubHTTPError as error:
             raise ValueError(
                 f"--update_card needs a token that may write to {args.model}: log in with `hf auth login` or give "
@@ -130,8 +136,8 @@ def connect(use_cpu: bool) -> PartialState:
 
 
 def hub_options(args: Namespace) -> dict[str, Any]:
-    names = ("revision", "token", "cache_dir", "trust_remote_code")
-    return {name: getattr(args, name) for name in names if getattr(args, name)}
+    options = {"revision": args.revision, "token": args.token, "cache_dir": args.cache_dir}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def load_data(options: EvaluationDataArguments, args: Namespace) -> ImageData:
@@ -153,14 +159,19 @@ def local_name(name: str) -> str:
 
 
 def prepare(
-    options: EvaluationDataArguments, args: Namespace
+    options: EvaluationDataArguments, args: Namespace, commit: str | None
 ) -> tuple[PreTrainedModel, tuple[int, int, int], ImageData, ImageClassificationData]:
     """Everything up to the first batch: the model, its image size, the data, and the data as the model reads it.
+
+    Args:
+        commit: of a model on the Hub: all its files are those of one commit, whatever happens to the branch.
 
     Raises:
         ValueError: also where the model's classes are not those of the data.
     """
-    hub = hub_options(args)
+    hub = hub_options(args) | ({"revision": commit} if commit else {})
+    if args.trust_remote_code:
+        hub["trust_remote_code"] = True
     model = load_classifier(args.model, plain=True, attn_implementation=args.attn_implementation, **hub)
     processor = AutoImageProcessor.from_pretrained(args.model, **hub)
     (height, width), *_ = probe_image_processor(processor)
@@ -183,7 +194,8 @@ def main(arguments: list[str]) -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING if state.is_main_process else logging.ERROR)
     if not state.is_main_process:
         disable_progress_bar()
-    model, image_size, data, images = prepare(options, args)
+    revision = model_revision(args.model, **hub_options(args))
+    model, image_size, data, images = prepare(options, args, None if Path(args.model).is_dir() else revision)
     model.to(state.device)
     macs = count_macs(model, image_size)
     counts = evaluate_classifier(
@@ -198,7 +210,7 @@ def main(arguments: list[str]) -> None:
     if state.is_main_process:
         evaluation = Evaluation(
             model=local_name(args.model),
-            model_revision=model_revision(model, args.model),
+            model_revision=revision,
             num_parameters=count_parameters(model),
             macs=macs,
             dataset=local_name(options.dataset_name or options.validation_dir),

@@ -40,6 +40,18 @@ SIZE = {"num_hidden_layers": 4, "hidden_size": 8, "num_attention_heads": 2, "ima
         ({"assignment": "greedy"}, "assignment must be one of 'optimal', 'random', got 'greedy'"),
         ({"token_selection": "top"}, "token_selection must be one of"),
         ({"relabel": "none"}, "relabel must be one of"),
+        ({"saliency_detector": "edges"}, "saliency_detector must be one of 'attention', 'gradient', 'random'"),
+        (
+            {"saliency_detector": "random", "horizontal_layers": [1], "rollout_steps": 1},
+            "rollout_steps belong to saliency_detector='attention'; got 1 of them and 'random'",
+        ),
+        ({"assignment_group_size": 1}, "assignment_group_size must be an integer of at least 2, or None; got 1"),
+        ({"assignment_group_size": 8, "assignment": "random"}, "assignment_group_size is for assignment='optimal'"),
+        ({"manifold_mixup_layers": [4]}, r"manifold_mixup_layers must lie between 0 and 3, got \[4\]"),
+        (
+            {"manifold_mixup_alpha": 0},
+            r"manifold_mixup_alpha must be above 0; manifold_mixup_layers=\[\] turns it off",
+        ),
         ({"scorenet_detach": 1}, "scorenet_detach must be True or False, got 1"),
     ],
 )

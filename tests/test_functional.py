@@ -87,6 +87,32 @@ def test_assignment_is_the_best_of_all(batch, generator):
         assert torch.equal(partner[~easy], torch.arange(batch)[~easy])
 
 
+@pytest.mark.parametrize(("batch", "size"), [(7, 3), (8, 4), (5, 2), (6, 1), (4, 9)])
+def test_groups_are_matched_by_themselves(batch, size, generator):
+    gain = torch.rand(batch, batch, generator=generator, dtype=torch.float64)
+    easy = torch.rand(batch, generator=generator) < 0.8
+    partner = f.optimal_assignment(gain, easy, size)
+    groups = torch.arange(batch).tensor_split(-(-batch // size))
+    assert max(map(len, groups)) <= size
+    for group in groups:
+        block = f.optimal_assignment(gain[group][:, group], easy[group])
+        assert torch.equal(partner[group], group[block])
+    whole = f.optimal_assignment(gain, easy)
+    rows = easy.nonzero().squeeze(1)
+    assert gain[rows, partner[rows]].sum() <= gain[rows, whole[rows]].sum() + 1e-12
+    assert size < batch or torch.equal(partner, whole)
+    with pytest.raises(ValueError, match="group_size must be at least 1"):
+        f.optimal_assignment(gain, easy, 0)
+
+
+def test_manifold_mix_blends_everything_in_one_proportion(generator):
+    hidden, targets = torch.randn(4, 5, 3, generator=generator), torch.eye(4)
+    partner = torch.tensor([2, 0, 3, 1])
+    mixed, mixed_targets = f.manifold_mix(hidden, targets, partner, 0.3)
+    torch.testing.assert_close(mixed, 0.3 * hidden + 0.7 * hidden[partner])
+    torch.testing.assert_close(mixed_targets, 0.3 * targets + 0.7 * targets[partner])
+
+
 def test_random_assignment_gives_each_easy_image_a_partner_of_its_own(generator):
     easy = torch.rand(50, generator=generator) < 0.5
     partner = f.random_assignment(easy, generator)

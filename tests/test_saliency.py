@@ -1,11 +1,19 @@
 """Attention saliency: both routes, bounded memory, rollout, against the attentions that the model itself returns."""
 
+import copy
+
 import pytest
 import torch
 
-from hf_tokenmixup.functional import attention_rollout, token_saliency
+from hf_tokenmixup.functional import attention_rollout, soft_cross_entropy, token_saliency
 from hf_tokenmixup.models import TokenMixupViTConfig, TokenMixupViTForImageClassification
-from hf_tokenmixup.saliency import attention_saliency, received_attention
+from hf_tokenmixup.saliency import (
+    attention_saliency,
+    evaluation_mode,
+    gradient_saliency,
+    random_saliency,
+    received_attention,
+)
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +86,58 @@ def test_half_precision_weights_give_float32_saliency(model, outputs):
     saliency = attention_saliency([layer], outputs.hidden_states[1], 1)
     assert saliency.dtype == torch.float32
     assert saliency.sum(dim=1).max() <= 1
+
+
+def test_gradient_is_that_of_finite_differences(model):
+    """Every pixel of one image nudged up and down, in float64."""
+    model = copy.deepcopy(model).double().eval()
+    # Eager attention takes its softmax in float32.
+    model.set_attn_implementation("sdpa")
+    generator = torch.Generator().manual_seed(0)
+    image, target = torch.randn(1, 3, 20, 20, generator=generator, dtype=torch.float64), torch.rand(1, 5).double()
+    nudges = 1e-5 * torch.eye(1200, dtype=torch.float64).view(1200, 3, 20, 20)
+    with torch.no_grad():
+        up, down = (
+            soft_cross_entropy(model(image + sign * nudges).logits, target.expand(1200, 5)) for sign in (1, -1)
+        )
+    gradient = ((up - down) / 2e-5).view(3, 20, 20)
+    tokens = gradient.square().mean(dim=0).sqrt().view(4, 5, 4, 5).mean(dim=(1, 3)).flatten()
+    saliency = gradient_saliency(lambda pixels: model(pixels).logits, image, target, (4, 4))
+    torch.testing.assert_close(saliency[0], tokens / tokens.sum(), rtol=1e-5, atol=1e-8)
+
+
+def test_gradients_of_images_do_not_meet_and_a_vanishing_one_is_even(model):
+    model.eval()
+    images = torch.randn(3, 3, 20, 20, generator=torch.Generator().manual_seed(1))
+    targets = torch.eye(5)[[0, 3, 2]]
+
+    def classify(pixels):
+        return model(pixels).logits
+
+    together = gradient_saliency(classify, images, targets, (4, 4))
+    alone = gradient_saliency(classify, images[1:2], targets[1:2], (4, 4))
+    torch.testing.assert_close(together[1:2], alone)
+    torch.testing.assert_close(together.sum(dim=1), torch.ones(3))
+    even = gradient_saliency(lambda pixels: 0 * classify(pixels), images, targets, (4, 4))
+    assert torch.equal(even, torch.full((3, 16), 1 / 16))
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_random_saliency_sums_to_one_and_follows_its_generator():
+    first, again, other = (random_saliency(4, 9, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    torch.testing.assert_close(first.sum(dim=1), torch.ones(4))
+    assert torch.equal(first, again) and not torch.equal(first, other) and not torch.equal(first[0], first[1])
+    torch.manual_seed(5)
+    drawn = random_saliency(4, 9)
+    torch.manual_seed(5)
+    assert torch.equal(drawn, random_saliency(4, 9))
+
+
+def test_evaluation_mode_gives_each_module_its_own_mode_back(model):
+    model.train()
+    frozen = model.vit.layers[1].eval()
+    with pytest.raises(RuntimeError), evaluation_mode(model):
+        assert not any(module.training for module in model.modules())
+        raise RuntimeError
+    assert model.training and model.vit.layers[0].training and not any(m.training for m in frozen.modules())
+    frozen.train()

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from .functional import ASSIGNMENTS, RELABELS, SALIENCY_QUERIES, TOKEN_SELECTIONS, check_choice
 from .horizontal import SCORENET_POOLINGS
+from .saliency import DETECTORS
 
 SALIENCY_ROUTES = ("auto", "output_attentions")
 _DEFAULT_KAPPA = 3
@@ -41,6 +42,9 @@ class TokenMixupSettings:
     )
     vertical_kappa: int = _setting(_DEFAULT_KAPPA, "How many tokens each earlier layer contributes.")
     vertical_detach: bool = _setting(False, "Keep the gradient of vertical layers from those tokens.")
+    saliency_detector: str = _setting(
+        "attention", "What tells salient tokens: the attention they get, the loss's gradient, or chance.", DETECTORS
+    )
     saliency_query: str = _setting(
         "cls", "Whose attention is saliency: the CLS token's, or the mean of all tokens.", SALIENCY_QUERIES
     )
@@ -49,8 +53,15 @@ class TokenMixupSettings:
         "auto", "Compute the attention rows that are needed, or whole maps; the values are the same.", SALIENCY_ROUTES
     )
     assignment: str = _setting("optimal", "Partners by optimal matching or at random.", ASSIGNMENTS)
+    assignment_group_size: int | None = _setting(
+        None, "Match within groups of at most so many images, for large batches; none: the whole batch."
+    )
     token_selection: str = _setting("saliency", "Replace tokens by saliency, or as many at random.", TOKEN_SELECTIONS)
     relabel: str = _setting("saliency", "New labels by saliency or by the number of tokens.", RELABELS)
+    manifold_mixup_layers: list[int] = _setting(
+        [], "Manifold mixup, for comparison: mix the input of one of these layers, drawn for each batch; none: off."
+    )
+    manifold_mixup_alpha: float = _setting(2.0, "Beta(alpha, alpha) gives the share of an image in manifold mixup.")
 
     # Fields of a training output that the Trainer must not take for predictions.
     keys_to_ignore_at_inference: ClassVar[list[str]] = [
@@ -64,7 +75,7 @@ class TokenMixupSettings:
     @property
     def tokenmixup_enabled(self) -> bool:
         """Whether anything is mixed in training."""
-        return bool(self.horizontal_layers or self.vertical_layers)
+        return bool(self.horizontal_layers or self.vertical_layers or self.manifold_mixup_layers)
 
     @property
     def last_vertical_layer(self) -> int:
@@ -78,6 +89,7 @@ class TokenMixupSettings:
             ValueError: names the setting, its value, and what is allowed.
         """
         check_choice("scorenet_pooling", self.scorenet_pooling, SCORENET_POOLINGS)
+        check_choice("saliency_detector", self.saliency_detector, DETECTORS)
         check_choice("saliency_query", self.saliency_query, SALIENCY_QUERIES)
         check_choice("saliency_route", self.saliency_route, SALIENCY_ROUTES)
         check_choice("assignment", self.assignment, ASSIGNMENTS)
@@ -89,6 +101,15 @@ class TokenMixupSettings:
 
         self._check_layers("horizontal_layers", first=0)
         self._check_layers("vertical_layers", first=1)
+        self._check_layers("manifold_mixup_layers", first=0)
+        self._check_number("manifold_mixup_alpha", self.manifold_mixup_alpha)
+        if self.manifold_mixup_alpha == 0:
+            raise ValueError("manifold_mixup_alpha must be above 0; manifold_mixup_layers=[] turns it off.")
+        group = self.assignment_group_size
+        if group is not None and not (_is_integer(group) and group >= 2):
+            raise ValueError(f"assignment_group_size must be an integer of at least 2, or None; got {group!r}.")
+        if group is not None and self.assignment == "random":
+            raise ValueError("assignment_group_size is for assignment='optimal', got assignment='random' beside it.")
         self._check_number("horizontal_rho", self.horizontal_rho)
         self._check_number("scorenet_loss_weight", self.scorenet_loss_weight)
         if self.horizontal_tau is not None:
@@ -99,6 +120,11 @@ class TokenMixupSettings:
         last = self.num_hidden_layers - 1 - max(self.horizontal_layers, default=0)
         self._check_count("rollout_steps", self.rollout_steps, last, "the layers behind the last horizontal one")
 
+        if self.rollout_steps and self.saliency_detector != "attention":
+            raise ValueError(
+                f"rollout_steps belong to saliency_detector='attention'; got {self.rollout_steps} of them and "
+                f"{self.saliency_detector!r}."
+            )
         if self.num_prefix_tokens == 0:
             for name, instead in (("scorenet_pooling", "'attention' or 'mean'"), ("saliency_query", "'mean'")):
                 if getattr(self, name) == "cls":

@@ -148,23 +148,25 @@ def saliency_gain(saliency: torch.Tensor, rho: float) -> torch.Tensor:
 
 
 @torch.library.custom_op("hf_tokenmixup::optimal_assignment", mutates_args=())
-def _optimal_assignment(gain: torch.Tensor, easy: torch.Tensor) -> torch.Tensor:
+def _optimal_assignment(gain: torch.Tensor, easy: torch.Tensor, group_size: int) -> torch.Tensor:
     # One tensor holds both, so that one copy brings both to the host.
     packed = torch.cat([gain, easy[:, None].to(gain.dtype)], dim=1).cpu()
-    rows = packed[:, -1].nonzero().squeeze(1)
+    score, easy_rows = packed[:, :-1].nan_to_num(nan=0.0), packed[:, -1].bool()
     partner = torch.arange(len(packed))
-    if len(rows):
-        score = packed[rows, :-1].nan_to_num(nan=0.0)
-        partner[rows] = torch.from_numpy(linear_sum_assignment(score.numpy(), maximize=True)[1]).to(torch.int64)
+    for group in partner.clone().tensor_split(max(1, -(-len(packed) // group_size))):
+        rows = group[easy_rows[group]]
+        if len(rows):
+            _, columns = linear_sum_assignment(score[rows][:, group].numpy(), maximize=True)
+            partner[rows] = group[torch.from_numpy(columns)]
     return partner.to(gain.device)
 
 
 @_optimal_assignment.register_fake
-def _(gain: torch.Tensor, easy: torch.Tensor) -> torch.Tensor:
+def _(gain: torch.Tensor, easy: torch.Tensor, group_size: int) -> torch.Tensor:
     return gain.new_empty(gain.shape[0], dtype=torch.int64)
 
 
-def optimal_assignment(gain: torch.Tensor, easy: torch.Tensor) -> torch.Tensor:
+def optimal_assignment(gain: torch.Tensor, easy: torch.Tensor, group_size: int | None = None) -> torch.Tensor:
     """Partners by exact maximum matching, Eq. (7): every easy image gets one of its own among all B images.
 
     The one place where the host is waited for: gains go there, partners come back.
@@ -172,11 +174,18 @@ def optimal_assignment(gain: torch.Tensor, easy: torch.Tensor) -> torch.Tensor:
     Args:
         gain: (B, B), row i receives from column j.
         easy: (B,) bool, the rows to match.
+        group_size: match within groups of at most so many neighbours of the batch, which takes far less time for
+            large batches and gives some gain away. None: among all.
 
     Returns:
         (B,) int64 partner; an image that is not easy has itself.
+
+    Raises:
+        ValueError: for a group size below 1.
     """
-    return _optimal_assignment(gain.detach(), easy)
+    if group_size is not None and group_size < 1:
+        raise ValueError(f"group_size must be at least 1, or None for the whole batch; got {group_size}.")
+    return _optimal_assignment(gain.detach(), easy, group_size or max(len(gain), 1))
 
 
 def random_assignment(easy: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
@@ -267,6 +276,7 @@ def horizontal_mix(
     num_prefix_tokens: int,
     *,
     assignment: str = "optimal",
+    group_size: int | None = None,
     token_selection: str = "saliency",
     relabel: str = "saliency",
     generator: torch.Generator | None = None,
@@ -281,6 +291,7 @@ def horizontal_mix(
         rho: least gain in saliency of a replaced token.
         num_prefix_tokens: P.
         assignment: ``"optimal"`` or ``"random"`` partners (Table 4).
+        group_size: of the optimal assignment, see :func:`optimal_assignment`.
         token_selection: ``"saliency"``, or ``"random"`` for as many tokens drawn at random (Table 4).
         relabel: ``"saliency"``, or ``"count"`` for labels by the number of tokens (Table 4).
         generator: source of randomness of the random choices, torch's default one if None.
@@ -298,7 +309,7 @@ def horizontal_mix(
     with torch.no_grad():
         saliency = at_least_float32(saliency)
         if assignment == "optimal":
-            partner = optimal_assignment(saliency_gain(saliency, rho), easy)
+            partner = optimal_assignment(saliency_gain(saliency, rho), easy, group_size)
         else:
             partner = random_assignment(easy, generator)
         replaced = replace_mask(saliency, partner, rho)
@@ -335,6 +346,23 @@ def select_salient_tokens(
         raise ValueError(f"kappa must lie between 0 and the number of patch tokens, {saliency.shape[1]}, got {kappa}.")
     index = saliency.topk(kappa, dim=1).indices + num_prefix_tokens
     return hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))
+
+
+def manifold_mix(
+    hidden: torch.Tensor, targets: torch.Tensor, partner: torch.Tensor, share: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Manifold mixup (Verma et al., ICML 2019): every image and its label, blended with another's in one proportion.
+
+    Args:
+        hidden: (B, N, D) tokens.
+        targets: (B, C) class distributions.
+        partner: (B,) int64, a permutation.
+        share: what is kept of each image, in [0, 1].
+
+    Returns:
+        (B, N, D) tokens and (B, C) targets.
+    """
+    return torch.lerp(hidden[partner], hidden, share), torch.lerp(targets[partner], targets, share)
 
 
 def _check_saliency_shape(hidden: torch.Tensor, saliency: torch.Tensor, num_prefix_tokens: int) -> None:

@@ -81,6 +81,7 @@ def horizontal_step(
     detach: bool,
     num_prefix_tokens: int,
     assignment: str = "optimal",
+    group_size: int | None = None,
     token_selection: str = "saliency",
     relabel: str = "saliency",
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, HorizontalStep]:
@@ -95,7 +96,7 @@ def horizontal_step(
         rho: least gain in saliency of a replaced token.
         detach: keep ScoreNet's gradient away from the tokens.
         num_prefix_tokens: P.
-        assignment, token_selection, relabel: see :func:`~hf_tokenmixup.functional.horizontal_mix`.
+        assignment, group_size, token_selection, relabel: see :func:`~hf_tokenmixup.functional.horizontal_mix`.
 
     Returns:
         (B, N, D) mixed tokens, (B, C) mixed targets, (B,) ScoreNet's loss, and the record of the step.
@@ -113,6 +114,7 @@ def horizontal_step(
         rho,
         num_prefix_tokens,
         assignment=assignment,
+        group_size=group_size,
         token_selection=token_selection,
         relabel=relabel,
     )

@@ -1,18 +1,23 @@
-"""Attention as the detector of saliency (paper: section 3.2, Eq. (2) and (3)).
+"""Detectors of saliency: attention (paper: section 3.2, Eq. (2) and (3)), gradient and random (section 5.1, Table 3).
 
-Two routes lead to the same value. The general one asks layers for their whole attention maps and multiplies them; the
-fast one, for a single layer, computes only the query rows that the saliency needs and never holds more of the map
-than a bounded number of elements. Both leave the forward pass on whatever attention implementation the user chose.
+Attention: two routes lead to the same value. The general one asks layers for their whole attention maps and multiplies
+them; the fast one, for a single layer, computes only the query rows that the saliency needs and never holds more of
+the map than a bounded number of elements. Both leave the forward pass on whatever attention implementation the user
+chose.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Protocol
 
 import torch
+from torch import nn
+from torch.nn import functional as F
 
-from .functional import at_least_float32, attention_rollout, token_saliency
+from .functional import at_least_float32, attention_rollout, soft_cross_entropy, token_saliency
 
+DETECTORS = ("attention", "gradient", "random")
 MAX_MAP_ELEMENTS = 2**24  # 64 MiB in float32
 
 
@@ -83,3 +88,54 @@ def attention_saliency(
             hidden = layer.propagate(hidden, attentions[-1])
             attentions.append(following.attention_weights(hidden))
         return token_saliency(attention_rollout(attentions), num_prefix_tokens, query)
+
+
+def gradient_saliency(
+    classify: Callable[[torch.Tensor], torch.Tensor],
+    pixel_values: torch.Tensor,
+    targets: torch.Tensor,
+    grid: tuple[int, int],
+) -> torch.Tensor:
+    """Saliency by the gradient of the loss with respect to the input, as Co-Mixup and Puzzle Mix have it.
+
+    The mean cross-entropy's gradient, the root of its squares' mean over channels, averaged over the pixels of each
+    token. Computed outside of autocast. No parameter receives a gradient, and no hook that waits for one is called.
+
+    Args:
+        classify: (B, 3, H, W) to logits (B, C), differentiable; in evaluation mode, so that it draws nothing and keeps
+            no statistics (see :func:`evaluation_mode`).
+        pixel_values: (B, 3, H, W), normalised.
+        targets: (B, C) class distributions.
+        grid: rows and columns of patch tokens.
+
+    Returns:
+        (B, T) in float32 or wider, row by row, each image's with a sum of 1; even where the gradient vanishes.
+    """
+    with torch.enable_grad(), torch.autocast(pixel_values.device.type, enabled=False):
+        pixels = pixel_values.detach().clone().requires_grad_(True)
+        loss = soft_cross_entropy(classify(pixels), targets).mean()
+        (gradient,) = torch.autograd.grad(loss, pixels)
+    strength = at_least_float32(gradient).square().mean(dim=1, keepdim=True).sqrt()  # (B, 1, H, W)
+    saliency = F.adaptive_avg_pool2d(strength, grid).flatten(1)
+    total = saliency.sum(dim=1, keepdim=True)
+    return torch.where(total > 0, saliency / total, 1 / saliency.shape[1])
+
+
+def random_saliency(
+    batch: int, num_tokens: int, device: torch.device | str = "cpu", generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """(B, T) uniform random numbers, each image's scaled to a sum of 1: the baseline of Table 3."""
+    saliency = torch.rand(batch, num_tokens, device=device, generator=generator)
+    return saliency / saliency.sum(dim=1, keepdim=True)
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; each module's own mode again afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -138,7 +138,7 @@ def test_batch_normalisation_and_every_module_s_mode_stay(data):
 @pytest.mark.parametrize(
     "model, options, message",
     [
-        (Constant(0.0, float("nan"), *[0.0] * 8), {}, "loss of 101 of 101 images is infinite or not a number with float32"),
+        (Constant(0.0, float("nan"), *[0.0] * 8), {}, "loss of 101 of 101 images is .* not a number with float32"),
         (Constant(*[float("-inf")] * 5, *[0.0] * 5), {}, r"loss of \d\d of 101 images"),
         (Constant(0.0, 0.0, 0.0), {}, "The model has 3 classes, and an image the label 9"),
         (Constant(0.0), {"batch_size": 0}, "batch_size of at least 1 .* got 0 and 0"),
@@ -160,28 +160,21 @@ def test_the_revision_of_a_folder_is_that_of_its_weights(tmp_path):
     first = resnet()
     first.save_pretrained(tmp_path)
     digest = hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest()
-    assert model_revision(first, str(tmp_path)) == f"sha256:{digest[:16]}"
+    assert model_revision(str(tmp_path)) == f"sha256:{digest[:16]}"
     (tmp_path / "README.md").write_text("other")
-    assert model_revision(first, str(tmp_path)) == f"sha256:{digest[:16]}"
+    assert model_revision(str(tmp_path)) == f"sha256:{digest[:16]}"
 
     first.save_pretrained(tmp_path / "parts", max_shard_size="1KB")
     parts = sorted((tmp_path / "parts").glob("*.safetensors"))
     whole = hashlib.sha256(b"".join(part.read_bytes() for part in parts)).hexdigest()
-    assert len(parts) > 1 and model_revision(first, str(tmp_path / "parts")) == f"sha256:{whole[:16]}"
+    assert len(parts) > 1 and model_revision(str(tmp_path / "parts")) == f"sha256:{whole[:16]}"
 
     with torch.no_grad():
         first.classifier[1].bias += 1
     first.save_pretrained(tmp_path)
-    assert model_revision(first, str(tmp_path)) not in (f"sha256:{digest[:16]}", None)
+    assert model_revision(str(tmp_path)) not in (f"sha256:{digest[:16]}", None)
     (tmp_path / "empty").mkdir()
-    assert model_revision(first, str(tmp_path / "empty")) is None
-
-
-def test_the_revision_of_a_model_on_the_hub_is_its_commit():
-    model = resnet()
-    assert model_revision(model, "alice/resnet") is None
-    model.config._commit_hash = "c" * 40
-    assert model_revision(model, "alice/resnet") == "c" * 40
+    assert model_revision(str(tmp_path / "empty")) is None
 
 
 def test_the_table_holds_what_was_measured():

@@ -34,7 +34,7 @@ def test_another_order_is_an_error_that_shows_both_and_the_way_out():
 
 
 def test_one_class_that_differs_is_enough():
-    with pytest.raises(ValueError, match=r"^1 of 3 classes have other names in the two: 1 \('great .*' and 'shark'\)\."):
+    with pytest.raises(ValueError, match=r"^1 of 3 classes have other names .*: 1 \('great .*' and 'shark'\)\."):
         match_labels(ANIMALS, ["tench", "shark", "sea snake"])
 
 
@@ -69,7 +69,7 @@ def test_what_is_no_name():
 def test_numbers_sorted_as_words_are_another_order():
     numbers = [str(number) for number in range(12)]
     for pair in ((numbers, sorted(numbers)), (sorted(numbers), numbers)):
-        with pytest.raises(ValueError, match=r"10 of 12 classes have other names in the two: 2 \('(2|10)' and '(10|2)'\)"):
+        with pytest.raises(ValueError, match=r"10 of 12 classes have other names .*: 2 \('(2|10)' and '(10|2)'\)"):
             match_labels(*pair)
     assert match_labels(numbers, sorted(numbers), "name") == [0, 1, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9]
 

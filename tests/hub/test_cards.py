@@ -125,6 +125,10 @@ def test_settings_in_force_and_no_others():
         return set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)), card.text
 
     everything = {item.name for item in dataclasses.fields(TokenMixupSettings)}
+    more = {"assignment_group_size": 8, "manifold_mixup_layers": [1]}
+    names, text = told(horizontal_tau=2.5, **more)
+    assert names == everything and "In front of layer 1, one drawn for each batch, images are blended" in text
+    everything -= {"assignment_group_size", "manifold_mixup_layers", "manifold_mixup_alpha"}
     names, text = told(horizontal_tau=2.5)
     assert names == everything and "| `horizontal_tau` | 2.5 |" in text
     names, text = told(vertical_layers=[], horizontal_layers=[0, 1, 2], horizontal_tau=None)
@@ -132,8 +136,11 @@ def test_settings_in_force_and_no_others():
     assert "| `horizontal_tau` | none |" in text and "In front of layers 0, 1 and 2," in text and "VTM)" not in text
     assert "ScoreNet, which" in text
     names, text = told(horizontal_layers=[])
-    assert names == {"vertical_layers", "vertical_kappa", "vertical_detach", "saliency_query", "saliency_route"}
+    vertical = {"vertical_layers", "vertical_kappa", "vertical_detach"}
+    assert names == vertical | {"saliency_detector", "saliency_query", "saliency_route"}
     assert "HTM)" not in text and "ScoreNet" not in text
+    names, text = told(saliency_detector="random")
+    assert names == everything - {"saliency_query", "saliency_route", "rollout_steps"}
     names, text = told(horizontal_layers=[], vertical_layers=[])
     assert not names and ", without TokenMixup." in text
 

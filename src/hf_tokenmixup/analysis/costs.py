@@ -9,6 +9,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
+from ..saliency import evaluation_mode
+
 
 def count_parameters(model: nn.Module) -> int:
     """The number of parameters, trained or not; shared ones count once."""
@@ -27,21 +29,9 @@ def count_macs(model: PreTrainedModel, image_size: Sequence[int]) -> int:
     image = torch.zeros(1, *image_size, device=model.device, dtype=model.dtype)
     counter = FlopCounterMode(display=False)
     # Fused kernels are not counted by every torch (on a CPU by 2.6, say), or not at all: take the plain products.
-    with evaluating(model), plain_attention(model), sdpa_kernel(SDPBackend.MATH), torch.no_grad(), counter:
+    with evaluation_mode(model), plain_attention(model), sdpa_kernel(SDPBackend.MATH), torch.no_grad(), counter:
         model(pixel_values=image)
     return counter.get_total_flops() // 2
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; each module's own mode again afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @contextmanager

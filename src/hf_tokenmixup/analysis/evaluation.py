@@ -13,9 +13,11 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
+from transformers.utils import CONFIG_NAME, cached_file
+from transformers.utils.hub import extract_commit_hash
 
 from ..data import ImageClassificationData, collate
-from .costs import evaluating
+from ..saliency import evaluation_mode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +131,7 @@ def evaluate_classifier(
     if state is not None:
         state.wait_for_everyone()
     start = time.perf_counter()
-    with evaluating(model), torch.inference_mode():
+    with evaluation_mode(model), torch.inference_mode():
         batches = [
             _count_batch(model, batch, dtype)
             for batch in tqdm(loader, unit="batch", disable=None if progress else True)
@@ -181,14 +183,22 @@ def label_ranks(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return ((logits > own) | ((logits == own) & lower)).sum(1)
 
 
-def model_revision(model: PreTrainedModel, name_or_path: str) -> str | None:
-    """What tells the weights from others: the commit of a model of the Hub; of a folder's weight files the SHA-256.
+def model_revision(name_or_path: str, **hub_options) -> str | None:
+    """What tells a model's weights from others: its commit on the Hub, or the SHA-256 of its folder's weight files.
 
-    The latter reads `sha256:` and the first 16 hexadecimal digits, over the files in the order of their names.
+    The latter reads `sha256:` and the first 16 hexadecimal digits, over the files in the order of their names; None if
+    there are none.
+
+    Args:
+        hub_options: `revision` (branch, tag or commit), `token`, `cache_dir`.
+
+    Raises:
+        OSError: there is no such model on the Hub, or the Hub cannot be reached.
     """
     folder = Path(name_or_path)
     if not folder.is_dir():
-        return getattr(model.config, "_commit_hash", None)
+        # The configuration's own note of its commit is gone from newer versions of transformers.
+        return extract_commit_hash(cached_file(name_or_path, CONFIG_NAME, **hub_options), None)
     digest = hashlib.sha256()
     files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     for file in files:

@@ -185,10 +185,11 @@ def _render(
         model=model,
         parameters=text.millions(model.num_parameters),
         size=text.model_table(model, next((item.macs for item in evaluations if item.macs), None)),
-        mixing=bool(model.settings),
+        mixing=model.mixes_tokens,
         mixable=config.model_type in FAMILIES and config.num_hidden_layers > 1,
         horizontal=text.layers(model.horizontal_layers),
         vertical=text.layers(model.vertical_layers),
+        manifold=text.layers(model.manifold_layers),
         small=model.image_size is not None and max(model.image_size) <= SMALL_IMAGE,
         settings=text.table(("setting", "value", ""), ((f"`{name}`", *rest) for name, *rest in model.settings)),
         dataset=facts and text.on_hub(facts.dataset, "datasets/"),
@@ -209,7 +210,7 @@ def _metadata(
     model: ModelDescription, source: str, training: TrainingFacts | None, evaluations: Sequence[Evaluation]
 ) -> ModelCardData:
     results = [result for evaluation in evaluations for result in eval_results(evaluation)]
-    tags = ["image-classification", "hf_tokenmixup", *(["tokenmixup"] if model.settings else []), model.family]
+    tags = ["image-classification", "hf_tokenmixup", *(["tokenmixup"] if model.mixes_tokens else []), model.family]
     return ModelCardData(
         base_model=training.base_model if training else None,
         datasets=[training.dataset] if training and hub_name(training.dataset) else None,

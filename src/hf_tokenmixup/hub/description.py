@@ -32,8 +32,14 @@ class ModelDescription:
     sizes: list[tuple[str, str]]
     horizontal_layers: list[int]
     vertical_layers: list[int]
+    manifold_layers: list[int]
     settings: list[tuple[str, str, str]]
     own_code: bool
+
+    @property
+    def mixes_tokens(self) -> bool:
+        """Whether HTM or VTM is on; manifold mixup is neither."""
+        return bool(self.horizontal_layers or self.vertical_layers)
 
 
 def describe(config: PreTrainedConfig) -> ModelDescription:
@@ -61,6 +67,7 @@ def describe(config: PreTrainedConfig) -> ModelDescription:
         sizes=_sizes(config, settings),
         horizontal_layers=sorted(settings.horizontal_layers) if mixing else [],
         vertical_layers=sorted(settings.vertical_layers) if mixing else [],
+        manifold_layers=sorted(settings.manifold_mixup_layers) if mixing else [],
         settings=_settings_in_force(settings) if mixing else [],
         own_code=family is not None and not family[1].plain_model_class.__module__.startswith("transformers."),
     )
@@ -108,6 +115,10 @@ def _plain_model(config: PreTrainedConfig) -> PreTrainedModel:
 def _settings_in_force(settings: TokenMixupSettings) -> list[tuple[str, str, str]]:
     off = () if settings.horizontal_layers else _HORIZONTAL
     off += () if settings.vertical_layers else ("vertical_",)
+    off += () if settings.horizontal_layers or settings.vertical_layers else ("saliency_",)
+    off += () if settings.saliency_detector == "attention" else ("saliency_query", "saliency_route", "rollout_steps")
+    off += () if settings.manifold_mixup_layers else ("manifold_",)
+    off += () if settings.assignment_group_size else ("assignment_group_size",)
     rows = []
     for item in dataclasses.fields(TokenMixupSettings):
         if not item.name.startswith(off):

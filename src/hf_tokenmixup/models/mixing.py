@@ -17,9 +17,9 @@ from transformers.utils import can_return_tuple
 from transformers.utils import logging as transformers_logging
 
 from ..configuration import TokenMixupSettings
-from ..functional import soft_cross_entropy
+from ..functional import manifold_mix, soft_cross_entropy
 from ..horizontal import ScoreNet, horizontal_step
-from ..saliency import attention_saliency
+from ..saliency import attention_saliency, evaluation_mode, gradient_saliency, random_saliency
 from ..vertical import VerticalMemory
 from .state import MixingState, TokenMixupOutput
 from .targets import check_label_shape, check_label_values, class_distributions
@@ -93,11 +93,13 @@ class TokenMixupLayer(nn.Module):
 
     def mix(self, hidden_states: torch.Tensor, state: MixingState) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The steps in front of the layer: horizontal first, then what vertical layers need of its input."""
+        if state.manifold_layer == self.layer_index:
+            hidden_states = self._mix_manifold(hidden_states, state)
         if self.is_horizontal:
             hidden_states = self._mix_horizontally(hidden_states, state)
         memory = state.memory.tokens() if self.is_vertical and state.memory.num_tokens else None
         if self.is_collected and state.memory.kappa:
-            state.memory.collect(hidden_states, self._saliency((self,), hidden_states.detach()))
+            state.memory.collect(hidden_states, self._saliency((self,), state, hidden_states.detach()))
         return hidden_states, memory
 
     def _mix_horizontally(self, hidden_states: torch.Tensor, state: MixingState) -> torch.Tensor:
@@ -106,21 +108,42 @@ class TokenMixupLayer(nn.Module):
             self.scorenet,
             hidden_states,
             state.targets,
-            partial(self._saliency, state.layers[index : index + settings.rollout_steps + 1]),
+            partial(self._saliency, state.layers[index : index + settings.rollout_steps + 1], state),
             tau=settings.horizontal_tau,
             rho=settings.horizontal_rho,
             detach=settings.scorenet_detach,
             num_prefix_tokens=settings.num_prefix_tokens,
             assignment=settings.assignment,
+            group_size=settings.assignment_group_size,
             token_selection=settings.token_selection,
             relabel=settings.relabel,
         )
         state.scorenet_losses.append(loss)
         state.steps.append(step)
+        if state.saliency is not None:
+            state.saliency = torch.where(step.replaced, step.saliency[step.partner], step.saliency)
         return hidden_states
 
-    def _saliency(self, layers: Sequence["TokenMixupLayer"], hidden_states: torch.Tensor) -> torch.Tensor:
+    def _mix_manifold(self, hidden_states: torch.Tensor, state: MixingState) -> torch.Tensor:
+        # Drawn on the host, so that a device is not waited for.
+        alpha = torch.tensor([float(self.settings.manifold_mixup_alpha)])
+        share = torch.distributions.Beta(alpha, alpha).sample().item()
+        partner = torch.randperm(len(hidden_states), device=hidden_states.device)
+        hidden_states, state.targets = manifold_mix(hidden_states, state.targets, partner, share)
+        if state.saliency is not None:
+            state.saliency = torch.lerp(state.saliency[partner], state.saliency, share)
+        return hidden_states
+
+    def _saliency(
+        self, layers: Sequence["TokenMixupLayer"], state: MixingState, hidden_states: torch.Tensor
+    ) -> torch.Tensor:
+        """(B, T) saliency of the tokens (B, N, D) that enter the first of ``layers``."""
         settings = self.settings
+        if state.saliency is not None:
+            return state.saliency
+        if settings.saliency_detector == "random":
+            batch, length, _ = hidden_states.shape
+            return random_saliency(batch, length - settings.num_prefix_tokens, hidden_states.device)
         return attention_saliency(
             layers, hidden_states, settings.num_prefix_tokens, settings.saliency_query, settings.saliency_route
         )
@@ -158,6 +181,10 @@ class TokenMixupModel:
     def transformer_layers(self) -> nn.ModuleList:
         """The network's layers in order."""
         return self.base_model.layers
+
+    def token_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of patch tokens of an image of this size."""
+        return self.config.token_grid(height, width)
 
     @can_return_tuple
     def forward(
@@ -201,7 +228,7 @@ class TokenMixupModel:
         self._check_values_once(labels)
         targets = class_distributions(labels, self.config.num_labels)
         num_items = kwargs.pop("num_items_in_batch", None)
-        state = self._new_state(targets, kwargs) if mixing else None
+        state = self._new_state(pixel_values, targets, kwargs) if mixing else None
         outputs = super().forward(pixel_values, return_dict=True, tokenmixup=state, **kwargs)
         if state is None:
             outputs.loss = _reduce(soft_cross_entropy(outputs.logits, targets), num_items)
@@ -260,7 +287,7 @@ class TokenMixupModel:
         check_label_values(labels, self.config.num_labels)
         self._labels_read = True
 
-    def _new_state(self, targets: torch.Tensor, kwargs: dict) -> MixingState:
+    def _new_state(self, pixel_values: torch.Tensor, targets: torch.Tensor, kwargs: dict) -> MixingState:
         if kwargs.get("attention_mask") is not None:
             raise ValueError(
                 "attention_mask cannot be used while tokens are mixed: tokens would move to places that are masked. "
@@ -275,7 +302,25 @@ class TokenMixupModel:
                     f"{getattr(config, name)}: open the model anew with it."
                 )
         memory = VerticalMemory(config.vertical_kappa, config.vertical_detach, config.num_prefix_tokens)
-        return MixingState(layers=layers, memory=memory, targets=targets)
+        state = MixingState(layers=layers, memory=memory, targets=targets)
+        if config.saliency_detector == "gradient" and (config.horizontal_layers or config.vertical_layers):
+            state.saliency = self._gradient_saliency(pixel_values, targets, kwargs)
+        if config.manifold_mixup_layers:
+            drawn = torch.randint(len(config.manifold_mixup_layers), ()).item()
+            state.manifold_layer = config.manifold_mixup_layers[drawn]
+        return state
+
+    # A gradient within a forward, and modules that change their mode, are not for a compiler: a break in its graph.
+    @torch.compiler.disable
+    def _gradient_saliency(self, pixel_values: torch.Tensor, targets: torch.Tensor, kwargs: dict) -> torch.Tensor:
+        classify = super().forward
+        with evaluation_mode(self):
+            return gradient_saliency(
+                lambda pixels: classify(pixels, return_dict=True, **kwargs).logits,
+                pixel_values,
+                targets,
+                self.config.token_grid(*pixel_values.shape[2:]),
+            )
 
     def _training_output(
         self, outputs: ImageClassifierOutput, state: MixingState, num_items: torch.Tensor | int | None

@@ -41,7 +41,10 @@ class MixingState:
     Attributes:
         layers: the network's layers, which a rollout looks ahead in.
         memory: tokens collected for vertical layers.
-        targets: (B, C) as the last horizontal layer left them.
+        targets: (B, C) as the last mixing left them.
+        saliency: (B, T) of the tokens where the detector looks at the input; it goes where a token goes. None for
+            detectors that look at the tokens themselves.
+        manifold_layer: the layer whose input manifold mixup mixes in this forward.
         scorenet_losses: (B,) for each horizontal layer passed, against the targets that entered it.
         steps: the record of each horizontal layer passed.
     """
@@ -49,6 +52,8 @@ class MixingState:
     layers: Sequence[nn.Module]
     memory: VerticalMemory
     targets: torch.Tensor
+    saliency: torch.Tensor | None = None
+    manifold_layer: int | None = None
     scorenet_losses: list[torch.Tensor] = field(default_factory=list)
     steps: list[HorizontalStep] = field(default_factory=list)
 

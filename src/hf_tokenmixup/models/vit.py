@@ -38,8 +38,13 @@ class TokenMixupViTConfig(TokenMixupSettings, ViTConfig):
     @property
     def num_patch_tokens(self) -> int:
         """T at the configured image size."""
-        (height, width), (patch_height, patch_width) = _pair(self.image_size), _pair(self.patch_size)
-        return (height // patch_height) * (width // patch_width)
+        rows, columns = self.token_grid(*_pair(self.image_size))
+        return rows * columns
+
+    def token_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of patch tokens of an image of this size."""
+        patch_height, patch_width = _pair(self.patch_size)
+        return height // patch_height, width // patch_width
 
 
 class VerticalViTAttention(ViTAttention):

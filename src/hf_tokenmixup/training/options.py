@@ -132,6 +132,10 @@ def number_or_none(text: str) -> float | None:
     return None if text.lower() == "none" else float(text)
 
 
+def count_or_none(text: str) -> int | None:
+    return None if text.lower() == "none" else int(text)
+
+
 def truth(text: str) -> bool:
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"true or false expected, got {text!r}")
@@ -150,8 +154,10 @@ def build_parser(description: str) -> HfArgumentParser:
             kwargs |= {"type": int, "nargs": "*", "metavar": "LAYER"}
         elif isinstance(default, bool):
             kwargs |= {"type": truth, "nargs": "?", "const": True, "metavar": "BOOL"}
-        elif setting.name == "horizontal_tau":
+        elif setting.type in ("float | None", float | None):
             kwargs["type"] = number_or_none
+        elif setting.type in ("int | None", int | None):
+            kwargs["type"] = count_or_none
         group.add_argument(f"--{setting.name}", help=f"{setting.metadata['help']} (new models: {default})", **kwargs)
     parser = HfArgumentParser(
         TokenMixupTrainingArguments,

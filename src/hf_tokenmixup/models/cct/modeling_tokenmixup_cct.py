@@ -29,6 +29,10 @@ class TokenMixupCctConfig(TokenMixupSettings, CctConfig):
         super().__post_init__(**kwargs)
         self.validate_tokenmixup()
 
+    def token_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of patch tokens of an image of this size."""
+        return self.grid_size(height, width)
+
 
 class VerticalCctAttention(CctAttention):
     """Attention whose keys and values also come from a memory of salient tokens, if one is given (Eq. (13))."""

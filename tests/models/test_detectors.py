@@ -1,0 +1,174 @@
+"""Other detectors of saliency, and manifold mixup, inside a training forward of every family."""
+
+import pytest
+import torch
+from transformers import set_seed
+
+from hf_tokenmixup.functional import select_salient_tokens
+from hf_tokenmixup.models import (
+    TokenMixupCctConfig,
+    TokenMixupCctForImageClassification,
+    TokenMixupViTConfig,
+    TokenMixupViTForImageClassification,
+)
+
+SIZE = {
+    "hidden_size": 24,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 3,
+    "intermediate_size": 32,
+    "image_size": (16, 24),
+    "patch_size": 4,
+    "num_labels": 5,
+    "initializer_range": 0.2,
+}
+DROPOUT = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2}
+MIXING = {"horizontal_layers": [1, 2], "horizontal_tau": None, "horizontal_rho": 0.0, "vertical_layers": [3]}
+FAMILIES = {
+    "vit": (TokenMixupViTConfig, TokenMixupViTForImageClassification),
+    "cct": (TokenMixupCctConfig, TokenMixupCctForImageClassification),
+}
+IMAGES = torch.randn(6, 3, 16, 24, generator=torch.Generator().manual_seed(1))
+TARGETS = torch.rand(6, 5, generator=torch.Generator().manual_seed(2)).softmax(dim=1)
+
+
+@pytest.fixture(params=FAMILIES)
+def build(request):
+    config_class, model_class = FAMILIES[request.param]
+
+    def build_model(**changes):
+        set_seed(0)
+        return model_class(config_class(**SIZE | {"attention_probs_dropout_prob": 0.0} | changes)).train()
+
+    return build_model
+
+
+def forward(model, seed=3):
+    set_seed(seed)
+    return model(IMAGES, labels=TARGETS)
+
+
+def collected(model, layer):
+    """What a layer's collection for VTM gets: tokens (B, N, D) and saliency (B, T)."""
+    seen = []
+    chosen = model.transformer_layers()[layer]
+    original = chosen._saliency
+
+    def watch(layers, state, hidden):
+        saliency = original(layers, state, hidden)
+        seen.append((hidden, saliency))
+        return saliency
+
+    chosen._saliency = watch
+    return seen
+
+
+def test_gradient_of_the_images_as_they_come_in(build):
+    model = build(**MIXING, **DROPOUT, saliency_detector="gradient")
+    first, second = forward(model).horizontal
+    pixels = IMAGES.clone().requires_grad_(True)
+    logits = model.eval()(pixels).logits
+    torch.nn.functional.cross_entropy(logits, TARGETS).backward()
+    rows, columns = model.token_grid(16, 24)
+    expected = pixels.grad.square().mean(dim=1).sqrt()
+    expected = expected.unflatten(2, (columns, -1)).unflatten(1, (rows, -1)).mean(dim=(2, 4)).flatten(1)
+    torch.testing.assert_close(first.saliency, expected / expected.sum(dim=1, keepdim=True))
+    # A token that goes to another image takes its saliency along.
+    taken = torch.where(first.replaced, first.saliency[first.partner], first.saliency)
+    assert first.replaced.any() and torch.equal(second.saliency, taken)
+
+
+def test_gradient_detection_leaves_no_trace(build):
+    model, other = (build(**MIXING, **DROPOUT, saliency_detector=name) for name in ("gradient", "attention"))
+    frozen = model.transformer_layers()[0].eval()
+    other.transformer_layers()[0].eval()
+    forward(other)
+    state = torch.get_rng_state()
+    output = forward(model)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert model.training and not frozen.training and model.transformer_layers()[1].training
+    output.loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    model.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        half = forward(model)
+    assert torch.equal(half.horizontal[0].saliency, output.horizontal[0].saliency)
+
+
+@pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="plain ViT does not compile either: a host decorator")
+def test_gradient_detection_beside_a_compiler(build):
+    model = build(**MIXING, saliency_detector="gradient", drop_path_rate=0.0)
+    expected = forward(model)
+    output = torch.compile(model, backend="aot_eager")(IMAGES, labels=TARGETS)
+    torch.testing.assert_close(output.horizontal[0].saliency, expected.horizontal[0].saliency)
+    torch.testing.assert_close(output.loss, expected.loss)
+
+
+def test_random_saliency_is_fresh_for_each_layer_and_step(build):
+    model = build(**MIXING, saliency_detector="random")
+    maps = [step.saliency for seed in (3, 4) for step in forward(model, seed).horizontal]
+    assert all(torch.equal(a, b.saliency) for a, b in zip(maps[:2], forward(model, 3).horizontal, strict=True))
+    for number, saliency in enumerate(maps):
+        torch.testing.assert_close(saliency.sum(dim=1), torch.ones(6))
+        assert not any(torch.equal(saliency, other) for other in maps[:number])
+
+
+@pytest.mark.parametrize("detector", ["gradient", "random"])
+def test_vertical_layers_are_given_what_the_detector_finds(build, detector):
+    model = build(vertical_layers=[2], vertical_kappa=2, saliency_detector=detector)
+    seen = collected(model, 1)
+    taken = []
+    layer = model.transformer_layers()[2]
+    plain = layer.plain_forward
+    layer.plain_forward = lambda hidden, mask, memory, **kwargs: (
+        taken.append(memory) or plain(hidden, mask, memory, **kwargs)
+    )
+    forward(model)
+    # The gradient takes a plain forward of its own, before.
+    (hidden, saliency), memory = seen[0], taken[-1]
+    expected = select_salient_tokens(hidden, saliency, 2, model.config.num_prefix_tokens)
+    assert torch.equal(memory[:, 2:], expected) and not torch.equal(memory[:, :2], expected)
+
+
+def test_manifold_mixup_blends_the_input_of_one_layer(build):
+    model = build(manifold_mixup_layers=[2], manifold_mixup_alpha=1.5, drop_path_rate=0.0)
+    plain = build(drop_path_rate=0.0)
+    plain.eval()
+    with torch.no_grad():
+        hidden = plain(IMAGES, output_hidden_states=True).hidden_states[2]
+    entered = []
+    model.transformer_layers()[2].pre_norm.register_forward_pre_hook(lambda module, args: entered.append(args[0]))
+    output = forward(model)
+
+    set_seed(3)
+    torch.randint(1, ())
+    alpha = torch.tensor([1.5])
+    share, partner = torch.distributions.Beta(alpha, alpha).sample(), torch.randperm(6)
+    torch.testing.assert_close(entered[0], share * hidden + (1 - share) * hidden[partner])
+    torch.testing.assert_close(output.targets, share * TARGETS + (1 - share) * TARGETS[partner])
+    expected = torch.nn.functional.cross_entropy(output.logits, output.targets)
+    torch.testing.assert_close(output.loss, expected)
+    assert torch.equal(model.eval()(IMAGES).logits, plain(IMAGES).logits)
+
+
+def test_manifold_mixup_draws_its_layer_and_goes_before_the_others(build):
+    model = build(**MIXING, manifold_mixup_layers=[0, 2])
+    targets = []
+    for layer in model.transformer_layers():
+        original = layer._mix_manifold
+        layer._mix_manifold = lambda hidden, state, index=layer.layer_index, original=original: (
+            targets.append(index) or original(hidden, state)
+        )
+    for seed in range(12):
+        assert forward(model, seed).horizontal[1].replaced.any()
+    assert set(targets) == {0, 2} and len(targets) == 12
+    forward(model).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_groups_of_the_assignment_reach_the_step(build):
+    whole, grouped = (forward(build(**MIXING, **more)) for more in ({}, {"assignment_group_size": 2}))
+    assert torch.equal(whole.horizontal[0].saliency, grouped.horizontal[0].saliency)
+    partner = grouped.horizontal[0].partner
+    assert torch.equal(partner // 2, torch.arange(6) // 2) and not torch.equal(partner, whole.horizontal[0].partner)
