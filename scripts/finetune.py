@@ -120,10 +120,15 @@ def card_facts(options: Options, arguments: list[str], data: ImageData) -> dict[
         command=public_command(f"{launcher} scripts/finetune.py", arguments),
         hyperparameters=dataclasses.asdict(options.augmentation),
     )
-    if not args.do_eval:
+    # evaluate.py holds images out of `train` alone: a result that no command repeats stays out of the card.
+    if not args.do_eval or (data.eval_held_out and data_args.train_split != "train"):
         return {"training_facts": training}
     names = "dataset_name dataset_config_name validation_dir label_column_name eval_split max_eval_samples".split()
     given = [f"--{name}={getattr(data_args, name)}" for name in names if getattr(data_args, name) is not None]
+    if data.eval_held_out:
+        given += [f"--train_val_split={data_args.train_val_split}"]
+    if data.eval_held_out or data_args.max_eval_samples:
+        given += [f"--seed={args.seed}"]
     given += [f"--dtype={dtype}" for dtype in ("bf16", "fp16") if getattr(args, dtype)]
     evaluation = {
         **dataset,

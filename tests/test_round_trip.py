@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -120,3 +122,24 @@ def test_publishing_a_folder_that_was_not_pushed(finetune, hub, tmp_path):
     assert ModelCard(card).data.model_name == "second"
 
     assert not hub.sent(str(tmp_path)) and not hub.sent("hf_alice")
+
+
+def test_the_command_in_a_card_repeats_its_results(finetune, tmp_path):
+    """Here on images that were held out of the training split, which the command must find again."""
+    data = load_digits_dataset()["train"].select(range(200))
+    data.to_parquet(tmp_path / "pictures" / "train.parquet")
+    model = ["--model_type", "vit", "--from_scratch", "--config_overrides", json.dumps(MODELS["vit"])]
+    options = ["--dataset_name", tmp_path / "pictures", "--train_val_split", 0.3, "--do_train", "--do_eval"]
+    trainer = finetune.prepare([*COMMON, *model, *map(str, [*options, "--max_steps", 2, "--output_dir", tmp_path])])
+    finetune.run(trainer)
+    metrics = json.loads((tmp_path / "eval_results.json").read_text())
+    (line,) = re.findall(r"^python (scripts/evaluate.py .*)$", (tmp_path / "README.md").read_text(), re.MULTILINE)
+    # The card names neither the folder of the data nor that of the model: a stranger has them elsewhere.
+    assert str(tmp_path) not in line
+    line = line.replace(f" {tmp_path.name} ", f" {tmp_path} ").replace("=pictures", f"={tmp_path / 'pictures'}")
+    command = [sys.executable, *shlex.split(line), "--use_cpu", "--json", str(tmp_path / "again.json")]
+    done = subprocess.run(command, cwd=SCRIPTS.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    again = json.loads((tmp_path / "again.json").read_text())
+    assert again["num_images"] == 60 and again["top1"] == metrics["eval_top1"]
+    assert again["loss"] == pytest.approx(metrics["eval_loss"], rel=1e-5)

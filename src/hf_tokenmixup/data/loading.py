@@ -28,8 +28,8 @@ class ImageData:
     """What `load_image_dataset` found. Splits that were not asked for are None, and so are their names.
 
     `eval_split` is a name of the data set, or says which share of the training split it is. `label_names[i]` is the
-    name of class i in both splits. `eval_fingerprint` is that of the evaluation split as it was loaded, whole and
-    unchanged, and `revision` the commit of a data set of the Hub.
+    name of class i in both splits. `eval_held_out`: the evaluation split is such a share. `eval_fingerprint` is that of
+    the evaluation split as it was loaded, whole and unchanged, and `revision` the commit of a data set of the Hub.
     """
 
     train: Dataset | None
@@ -40,6 +40,7 @@ class ImageData:
     label_column: str
     label_names: list[str]
     eval_fingerprint: str | None = None
+    eval_held_out: bool = False
     revision: str | None = None
 
 
@@ -137,6 +138,7 @@ def load_image_dataset(
         image_column=image_column,
         label_column=label_column,
         label_names=names,
+        eval_held_out=carve,
         eval_fingerprint=source[chosen_eval or train_split]._fingerprint if do_eval else None,
         revision=_hub_commit(source[used[0]]),
     )
