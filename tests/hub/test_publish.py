@@ -120,6 +120,11 @@ def test_folders_that_hold_no_published_model(folder, tmp_path):
         check_published(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="checkpoint in training, ScoreNet included"):
         check_published(folder / "checkpoint-2")
+    config = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(config.replace('"model_type": "vit"', '"model_type": "cct"'))
+    with pytest.raises(ValueError, match="no model type 'cct', and its code does not lie"):
+        check_published(folder)
+    (folder / "config.json").write_text(config)
     (folder / "preprocessor_config.json").unlink()
     with pytest.raises(ValueError, match="no image processor"):
         check_published(folder)

@@ -12,6 +12,7 @@ from huggingface_hub import CommitInfo, HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 from safetensors import safe_open
 from transformers import AutoConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from .cards import build_card
@@ -128,6 +129,12 @@ def check_published(folder: str | Path) -> None:
             f"{folder} is a checkpoint in training, ScoreNet included. The published form lies in the output folder "
             "above it; or make it: `model.published().save_pretrained(...)`."
         )
+    config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    if config.get("model_type") not in CONFIG_MAPPING_NAMES and not config.get("auto_map"):
+        raise ValueError(
+            f"Transformers has no model type {config.get('model_type')!r}, and its code does not lie in {folder}: open "
+            "the model with `load_classifier(folder, plain=True)` and save it there again with `save_pretrained`."
+        )
     if not any((folder / name).is_file() for name in PROCESSOR_NAMES):
         raise ValueError(
             f"{folder} holds no image processor, without which nobody can use the model: save it there with "
@@ -173,8 +180,8 @@ def explain(error: Exception, api: HfApi, repo_id: str) -> str:
         )
     if status == 403:
         return (
-            f"You may not write to {repo_id} on the Hub{_signed_in(api)}. Name a repository of your own with "
-            "--hub_model_id USER/NAME, or use a token with write permission."
+            f"You may not write to {repo_id} on the Hub{_signed_in(api)}. Name a repository of your own, USER/NAME, "
+            "or use a token with write permission."
         )
     if isinstance(error, HfHubHTTPError):
         return f"The Hub refused {repo_id}: {error.server_message or _first_line(error)}."
