@@ -43,6 +43,7 @@ from hf_tokenmixup.training import (
     DataArguments,
     JsonLinesCallback,
     ModelArguments,
+    NonFiniteLossError,
     Options,
     TokenMixupTrainer,
     TokenMixupTrainingArguments,
@@ -246,3 +247,5 @@ if __name__ == "__main__":
         run(trainer)
     except PublishingError as error:
         sys.exit(f"finetune.py: the training is complete, the upload is not. {error}")
+    except NonFiniteLossError as error:
+        sys.exit(f"finetune.py: {error}")

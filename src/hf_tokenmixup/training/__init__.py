@@ -2,6 +2,7 @@
 
 from .arguments import TokenMixupTrainingArguments
 from .callbacks import CurvesCallback, JsonLinesCallback
+from .faults import NonFiniteLossError
 from .options import AugmentationArguments, DataArguments, ModelArguments, Options, parse_options
 from .trainer import TokenMixupTrainer
 
@@ -11,6 +12,7 @@ __all__ = [
     "DataArguments",
     "JsonLinesCallback",
     "ModelArguments",
+    "NonFiniteLossError",
     "Options",
     "TokenMixupTrainer",
     "TokenMixupTrainingArguments",

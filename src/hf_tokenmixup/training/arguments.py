@@ -19,7 +19,7 @@ class TokenMixupTrainingArguments(TrainingArguments):
     """Arguments of a `TokenMixupTrainer`.
 
     All that `transformers.TrainingArguments` takes, with two other defaults (`remove_unused_columns=False`,
-    `logging_nan_inf_filter=False`) and five settings of input mixing. `label_smoothing_factor` keeps its name; it is
+    `logging_nan_inf_filter=False`) five settings of input mixing and `skip_nonfinite_steps`. `label_smoothing_factor` keeps its name; it is
     applied to the targets in training only, together with the mixing.
 
     SGD with momentum is `optim="sgd", optim_args="momentum=0.9"`; a cosine that ends at a floor after a warm-up is
@@ -56,6 +56,13 @@ class TokenMixupTrainingArguments(TrainingArguments):
             "choices": list(MODES),
         },
     )
+    skip_nonfinite_steps: int = field(
+        default=0,
+        metadata={
+            "help": "Leave out up to so many steps whose loss is infinite or not a number, instead of stopping at the "
+            "first. Costs a wait for the device in each step."
+        },
+    )
     remove_unused_columns: bool = field(
         default=False,
         metadata={
@@ -81,6 +88,10 @@ class TokenMixupTrainingArguments(TrainingArguments):
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ValueError(f"`{name}` is a probability and must lie between 0 and 1, got {value}.")
+        if self.skip_nonfinite_steps < 0:
+            raise ValueError(
+                f"`skip_nonfinite_steps` must be at least 0 (0: stop at the first), got {self.skip_nonfinite_steps}."
+            )
         if self.mixup_mode not in MODES:
             raise ValueError(f"`mixup_mode` must be one of {', '.join(MODES)}, got {self.mixup_mode!r}.")
         if not 0 <= self.label_smoothing_factor < 1:

@@ -15,6 +15,7 @@ from ..data import InputMixing
 from ..models import TokenMixupModel
 from .arguments import TokenMixupTrainingArguments
 from .callbacks import EpochCallback
+from .faults import LossGuard
 from .publishing import PublishingTrainer
 
 
@@ -33,6 +34,7 @@ class TokenMixupTrainer(PublishingTrainer):
     averaged over the forwards since the last such line and over processes.
 
     Raises:
+        NonFiniteLossError: in training, for a loss that is not finite, before its weights are saved.
         ValueError: If `args` is not a `TokenMixupTrainingArguments` or a `compute_loss_func` is given; in training,
             if the labels are missing or are not class indices.
     """
@@ -71,6 +73,10 @@ class TokenMixupTrainer(PublishingTrainer):
         self.add_callback(EpochCallback())
         self._counts: dict[str, Tensor] = {}
         self._counted_forwards = 0
+        self._guard = LossGuard(args.skip_nonfinite_steps)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self._guard.see(self, super().training_step(*args, **kwargs))
 
     def compute_loss(
         self,
@@ -113,7 +119,13 @@ class TokenMixupTrainer(PublishingTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log `logs`; with a training loss among them, the averaged counts too. All processes call this together."""
+        """Log `logs`; with a training loss among them, the averaged counts too. All processes call this together.
+
+        Raises:
+            NonFiniteLossError: the loss of a step since the last such line was not finite.
+        """
+        if "loss" in logs:
+            self._guard.check(self)
         if "loss" in logs and self._counts:
             names = sorted(self._counts)
             means = torch.stack([self._counts[name] for name in names]) / self._counted_forwards
@@ -125,7 +137,15 @@ class TokenMixupTrainer(PublishingTrainer):
     def train(self, *args: Any, **kwargs: Any):
         # What an earlier training counted after its last log line belongs to none of this one's.
         self._counts, self._counted_forwards = {}, 0
-        return super().train(*args, **kwargs)
+        self._guard = LossGuard(self.args.skip_nonfinite_steps)
+        result = super().train(*args, **kwargs)
+        # What the end would save must not be spoilt either.
+        self._guard.check(self)
+        return result
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self._guard.check(self)
+        super()._save_checkpoint(*args, **kwargs)
 
     def _count(self, counts: dict[str, Tensor]) -> None:
         """Add up the counts of a forward where they are: reading them would have the device waited for."""
