@@ -49,6 +49,7 @@ from hf_tokenmixup.training import (
     TokenMixupTrainingArguments,
     parse_options,
 )
+from hf_tokenmixup.training.resuming import check_checkpoint, last_complete_checkpoint
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -86,10 +87,14 @@ def images(dataset: Dataset, transform: Callable, data: ImageData, **options: An
     return ImageClassificationData(dataset, transform, **columns, **options)
 
 
-def checkpoint_to_resume(args: TokenMixupTrainingArguments) -> str | bool | None:
-    """The path as given; for ``last`` (or ``true``) the newest checkpoint of the output folder."""
+def checkpoint_to_resume(args: TokenMixupTrainingArguments) -> str | None:
+    """The path as given, looked at; for ``last`` (or ``true``) the newest whole checkpoint of the output folder."""
     given = args.resume_from_checkpoint
-    return True if given is not None and given.lower() in ("last", "true") else given
+    if given is not None and given.lower() in ("last", "true"):
+        return str(last_complete_checkpoint(args.output_dir))
+    if given is not None:
+        check_checkpoint(given)
+    return given
 
 
 def report(metrics: dict[str, float], trainer: TokenMixupTrainer) -> None:
@@ -171,6 +176,7 @@ def prepare(arguments: list[str]) -> TokenMixupTrainer:
         raise ValueError("Nothing to do: give --do_train, --do_eval or both (a recipe may do so).")
     logging.basicConfig(format="%(message)s", level=logging.WARNING if args.should_log else logging.ERROR)
     set_seed(args.seed)
+    args.resume_from_checkpoint = checkpoint_to_resume(args)
 
     data = load_data(data_args, model_args, args)
     model = load_classifier(
@@ -218,7 +224,7 @@ def run(trainer: TokenMixupTrainer) -> None:
     """Train, evaluate, save, and tell where things lie."""
     args, metrics = trainer.args, {}
     if args.do_train:
-        result = trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))
+        result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         # By itself it would upload too, before there is anything to tell in the card.
         trainer.save_model(_internal_call=True)
         trainer.save_metrics("train", result.metrics)

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -23,6 +24,7 @@ from transformers.utils import (
 )
 
 from ..models import TokenMixupModel
+from .resuming import check_checkpoint, last_complete_checkpoint
 
 
 class CheckpointTrainer(Trainer):
@@ -37,6 +39,18 @@ class CheckpointTrainer(Trainer):
     def bare_model(self) -> nn.Module:
         """The model without the wrappers of distributed training and `torch.compile`."""
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As in `Trainer`; True resumes from the newest checkpoint that was written to its end.
+
+        Raises:
+            ValueError: there is none such, or the one that is named is cut short.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = str(last_complete_checkpoint(self.args.output_dir))
+        elif resume_from_checkpoint:
+            check_checkpoint(resume_from_checkpoint)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if model is None and self._reads_back(resume_from_checkpoint):

@@ -1,11 +1,10 @@
 """What goes wrong in a training, noticed before it spoils what was saved."""
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 from transformers import Trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from .resuming import checkpoints_in
 
 NEVER = torch.iinfo(torch.int64).max
 
@@ -76,12 +75,8 @@ class LossGuard:
 
 
 def _what_to_do(trainer: Trainer, step: int, trouble: str) -> str:
-    folders = Path(trainer.args.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-    saved = {
-        int(folder.name.rpartition("-")[2]): folder for folder in folders if folder.name.rpartition("-")[2].isdigit()
-    }
-    good = [number for number in saved if number < step]
-    checkpoint = f"The last good checkpoint is {saved[max(good)]}" if good else "There is no checkpoint before it"
+    good = [path for path in checkpoints_in(trainer.args.output_dir) if int(path.name.rpartition("-")[2]) < step]
+    checkpoint = f"The last good checkpoint is {good[0]}" if good else "There is no checkpoint before it"
     return (
         f"The loss of step {step} {trouble}; the learning rate is {trainer._get_learning_rate():.3g} now, at step "
         f"{trainer.state.global_step}. {checkpoint}. Go on from there with a lower --learning_rate, with "
