@@ -12,6 +12,7 @@ A recipe is a YAML file of these options (by name from scripts/recipes, or by pa
 
 import dataclasses
 import logging
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -225,6 +226,9 @@ def run(trainer: TokenMixupTrainer) -> None:
     args, metrics = trainer.args, {}
     if args.do_train:
         result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        if trainer.terminated:
+            # As a program has it that ends by this signal; a cluster does not leave the time for more.
+            sys.exit(128 + signal.SIGTERM)
         # By itself it would upload too, before there is anything to tell in the card.
         trainer.save_model(_internal_call=True)
         trainer.save_metrics("train", result.metrics)

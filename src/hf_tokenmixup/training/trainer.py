@@ -17,6 +17,7 @@ from .arguments import TokenMixupTrainingArguments
 from .callbacks import EpochCallback
 from .faults import LossGuard
 from .publishing import PublishingTrainer
+from .termination import TerminationCallback
 
 
 class TokenMixupTrainer(PublishingTrainer):
@@ -71,9 +72,17 @@ class TokenMixupTrainer(PublishingTrainer):
             label_smoothing=args.label_smoothing_factor,
         )
         self.add_callback(EpochCallback())
+        self._termination = TerminationCallback()
+        if not args.enable_jit_checkpoint:
+            self.add_callback(self._termination)
         self._counts: dict[str, Tensor] = {}
         self._counted_forwards = 0
         self._guard = LossGuard(args.skip_nonfinite_steps)
+
+    @property
+    def terminated(self) -> bool:
+        """Whether the last training was ended by SIGTERM, with a checkpoint to resume from."""
+        return self._termination.stopped
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         return self._guard.see(self, super().training_step(*args, **kwargs))
