@@ -3,8 +3,10 @@
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Re
 
 from hf_tokenmixup import TokenMixupViTForImageClassification
 from hf_tokenmixup.data import load_digits_dataset
+from hf_tokenmixup.training.resuming import fault_in
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "finetune.py"
 TINY = {"image_size": 16, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
@@ -257,3 +260,42 @@ def test_two_processes_train_together(launcher, tmp_path):
     lines = (tmp_path / "mixed" / "training_log.jsonl").read_text().splitlines()
     steps = [json.loads(line)["step"] for line in lines if '"mixed_samples"' in line]
     assert steps == [1, 2, 3, 4]
+
+
+@pytest.mark.slow
+def test_two_processes_stop_behind_the_same_step(tmp_path):
+    """SIGTERM, to both processes and to one of them alone; a whole checkpoint lies there, and training goes on."""
+    options = [
+        *DIGITS,
+        *SCRATCH,
+        *MIXING,
+        "--do_train",
+        "--max_steps",
+        3000,
+        "--save_strategy",
+        "no",
+        "--logging_steps",
+    ]
+    options += [1, "--use_cpu", "--report_to", "none", "--disable_tqdm", "true", "--per_device_train_batch_size", 8]
+    torchrun = [Path(sys.executable).with_name("torchrun"), "--nproc_per_node", 2, SCRIPT, *options]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+    for folder, everybody in (("both", True), ("one", False)):
+        out = tmp_path / folder
+        process = subprocess.Popen(list(map(str, [*torchrun, "--output_dir", out])), env=environment, cwd=tmp_path)
+        deadline = time.monotonic() + 240
+        while not (out / "training_log.jsonl").exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.2)
+        if everybody:
+            process.terminate()
+        else:
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            os.kill(int(children[-1]), signal.SIGTERM)
+        process.wait(timeout=240)
+        (checkpoint,) = out.glob("checkpoint-*")
+        step = json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
+        assert 0 < step < 3000 and fault_in(checkpoint) is None and not (out / "model.safetensors").exists()
+        more = ["--max_steps", step + 2, "--output_dir", out, "--resume_from_checkpoint", "last"]
+        subprocess.run(list(map(str, [*torchrun, *more])), env=environment, cwd=tmp_path, check=True, timeout=240)
+        assert metrics(out)["train_loss"] > 0
