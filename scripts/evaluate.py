@@ -3,7 +3,7 @@
 
   python scripts/evaluate.py outputs/cifar100 --dataset_name uoft-cs/cifar100
   accelerate launch --num_processes 4 scripts/evaluate.py google/vit-base-patch16-224 \\
-      --dataset_name ILSVRC/imagenet-1k --dtype bf16 --num_workers 8 --json vit.json
+      --dataset_name ILSVRC/imagenet-1k --label_mapping number --dtype bf16 --num_workers 8 --json vit.json
   python scripts/evaluate.py outputs/cifar100 --dataset_name uoft-cs/cifar100 --update_card
 
 Any image classifier of transformers, by its name on the Hub or its folder. Every image counts exactly once, however
