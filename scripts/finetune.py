@@ -50,7 +50,7 @@ from hf_tokenmixup.training import (
     TokenMixupTrainingArguments,
     parse_options,
 )
-from hf_tokenmixup.training.resuming import check_checkpoint, last_complete_checkpoint
+from hf_tokenmixup.training.resuming import check_checkpoint, check_unused, last_complete_checkpoint
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -95,6 +95,8 @@ def checkpoint_to_resume(args: TokenMixupTrainingArguments) -> str | None:
         return str(last_complete_checkpoint(args.output_dir))
     if given is not None:
         check_checkpoint(given)
+    elif args.do_train:
+        check_unused(args.output_dir)
     return given
 
 

@@ -8,7 +8,7 @@ import torch
 from tiny_training import Images, tokenmixup_vit
 
 from hf_tokenmixup.training import TokenMixupTrainer
-from hf_tokenmixup.training.resuming import fault_in, last_complete_checkpoint
+from hf_tokenmixup.training.resuming import check_unused, fault_in, last_complete_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +58,15 @@ def test_a_training_goes_on_from_the_one_before(trained, folder):
     trainer.train(resume_from_checkpoint=True)
     for name, tensor in trained[1].items():
         assert torch.equal(tensor, trainer.model.state_dict()[name]), name
+
+
+def test_a_folder_of_an_earlier_training(folder, tmp_path):
+    with pytest.raises(ValueError, match="holds checkpoint-4 of an earlier training. Go on with it by --resume_from"):
+        check_unused(folder)
+    for number in (3, 4):
+        (folder / f"checkpoint-{number}" / "trainer_state.json").unlink()
+    check_unused(folder)
+    check_unused(tmp_path / "nowhere")
 
 
 def test_nothing_to_resume_from(folder, tmp_path):

@@ -43,6 +43,19 @@ def last_complete_checkpoint(folder: str | Path) -> Path:
     )
 
 
+def check_unused(folder: str | Path) -> None:
+    """
+    Raises:
+        ValueError: `folder` holds checkpoints of an earlier training, which a new one would mix with its own.
+    """
+    used = [checkpoint for checkpoint in checkpoints_in(folder) if fault_in(checkpoint) is None]
+    if used:
+        raise ValueError(
+            f"--output_dir {folder} holds {used[0].name} of an earlier training. Go on with it by "
+            "--resume_from_checkpoint last, name another --output_dir, or remove the checkpoints there."
+        )
+
+
 def check_checkpoint(checkpoint: str | Path) -> None:
     """
     Raises:
