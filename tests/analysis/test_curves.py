@@ -1,5 +1,6 @@
-"""The picture of a training."""
+"""The picture of a training, and of several."""
 
+import json
 import math
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from hf_tokenmixup.analysis import plot_training_curves
+from hf_tokenmixup.analysis import draw_runs, plot_training_curves, read_training_log
 
 HISTORY = [
     {"epoch": 0.5, "step": 1, "loss": 2.0, "mixed_samples": 1.0, "easy_samples": 3.0, "scorenet_loss": 2.2},
@@ -65,9 +66,84 @@ def test_a_panel_without_values_says_so(tmp_path, figure):
     assert texts == [["no evaluation was logged"], [], ["no horizontal TokenMixup was logged"]]
 
 
+def test_png_and_pdf(tmp_path):
+    assert plot_training_curves(HISTORY, tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert plot_training_curves(HISTORY, tmp_path / "a.pdf").read_bytes().startswith(b"%PDF")
+    with pytest.raises(ValueError, match="must end in .png or .pdf, got 'a.svg'"):
+        plot_training_curves(HISTORY, tmp_path / "a.svg")
+
+
+OTHER = [
+    {"epoch": 1.0, "loss": 3.0, "eval_top1": 0.125, "eval_loss": 2.5},
+    {"epoch": 3.0, "loss": 2.5, "eval_top1": 0.375, "eval_loss": None},
+]
+MIXING = [{"epoch": 1.0, "mixed_samples": 2.0, "replaced_tokens": 40.0}]
+
+
+def test_runs_share_each_panel():
+    figure = draw_runs({"htm": HISTORY, "baseline": OTHER, "short": MIXING})
+    accuracy, training, evaluation, mixed, replaced = figure.axes
+    assert lines(accuracy) == {"htm": ([1.0, 2.0], [0.25, 0.5]), "baseline": ([1.0, 3.0], [0.125, 0.375])}
+    assert lines(training) == {"htm": ([0.5, 1.0], [2.0, 1.0]), "baseline": ([1.0, 3.0], [3.0, 2.5])}
+    assert lines(evaluation) == {"htm": ([1.0], [1.5]), "baseline": ([1.0], [2.5])}
+    assert lines(mixed) == {"htm": ([0.5, 1.0], [1.0, 4.0]), "short": ([1.0], [2.0])}
+    assert lines(replaced) == {"short": ([1.0], [40.0])}
+    looks = {
+        name: {
+            (line.get_color(), str(line._dash_pattern))
+            for axes in figure.axes
+            for line in axes.lines
+            if line.get_label() == name
+        }
+        for name in ("htm", "baseline", "short")
+    }
+    assert [len(look) for look in looks.values()] == [1, 1, 1] and len(set.union(*looks.values())) == 3
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "htm (last 50.0% top-1)",
+        "baseline (last 37.5% top-1)",
+        "short",
+    ]
+    assert [line.get_color() for line in legend.get_lines()] == [next(iter(look))[0] for look in looks.values()]
+    # Every point is within its panel, and a single one can be seen.
+    for axes in figure.axes:
+        for line in axes.lines:
+            assert all(axes.viewLim.contains(*point) for point in line.get_xydata())
+    assert replaced.lines[0].get_marker() == "o"
+
+
+def test_panels_without_values_are_left_out():
+    assert [axes.get_title(loc="left") for axes in draw_runs({"a": MIXING}).axes] == [
+        "Instances mixed by TokenMixup",
+        "Tokens replaced by TokenMixup",
+    ]
+    with pytest.raises(ValueError, match="None of a, b logged any of eval_top1, loss, "):
+        draw_runs({"a": [], "b": [{"epoch": 1.0, "loss": math.nan}]})
+
+
+def test_ten_runs_look_different():
+    figure = draw_runs({str(number): OTHER for number in range(10)})
+    looks = {(line.get_color(), str(line._dash_pattern)) for line in figure.axes[0].lines}
+    assert len(looks) == 10
+
+
+def test_a_log_is_read_as_it_was_written(tmp_path):
+    path = tmp_path / "training_log.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in OTHER))
+    assert read_training_log(path) == OTHER
+    path.write_text('{"epoch": 1.0}\n[1]\n')
+    with pytest.raises(ValueError, match=r"Line 2 of .*training_log.jsonl must be a JSON object, got '\[1\]'"):
+        read_training_log(path)
+    path.write_text('{"epoch": 1.0}\n{"epo')
+    with pytest.raises(ValueError, match="Line 2 of"):
+        read_training_log(path)
+    with pytest.raises(ValueError, match="There is no log .*expected the output folder of a training"):
+        read_training_log(tmp_path / "none.jsonl")
+
+
 def test_pyplot_is_left_alone(tmp_path):
     code = (
-        "import sys; from hf_tokenmixup.analysis import plot_training_curves;"
+        "import sys; from hf_tokenmixup.analysis import draw_runs, plot_training_curves, read_training_log;"
         f"plot_training_curves([], {str(tmp_path / 'curves.png')!r});"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
