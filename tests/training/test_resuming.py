@@ -7,15 +7,16 @@ import pytest
 import torch
 from tiny_training import Images, tokenmixup_vit
 
-from hf_tokenmixup.training import TokenMixupTrainer
+from hf_tokenmixup.training import TokenMixupTrainer, TokenMixupTrainingArguments
 from hf_tokenmixup.training.resuming import check_unused, fault_in, last_complete_checkpoint
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """An output folder with two checkpoints, and the weights at its end."""
-    from hf_tokenmixup.training import TokenMixupTrainingArguments
-
+    # Sums over threads differ in their last bits; the fixture for one thread comes after one of a module.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("trained")
     args = TokenMixupTrainingArguments(
         folder, max_steps=4, save_strategy="steps", save_steps=1, save_total_limit=2, report_to="none", use_cpu=True,
@@ -23,6 +24,7 @@ def trained(tmp_path_factory):
     )  # fmt: skip
     trainer = TokenMixupTrainer(tokenmixup_vit(), args, train_dataset=Images(16))
     trainer.train()
+    torch.set_num_threads(threads)
     return folder, trainer.model.state_dict(), args
 
 
