@@ -236,17 +236,18 @@ def run_study(study: Study, args: Namespace, overrides: Sequence[str]) -> None:
     asked = requests(study, seeds, shlex.split(args.launcher), options_by_name(overrides))
     for (row, seed), request in asked.items():
         check_request(seed_folder(args.output_dir, row, seed), request)
-    unfinished = []
+    reasons: dict[Path, str] = {}
     for number, ((row, seed), request) in enumerate(asked.items(), start=1):
         print(f"[{number}/{len(asked)}] {row.name}, seed {seed}", flush=True)
         folder = seed_folder(args.output_dir, row, seed)
         command = [*launcher, str(FINETUNE), "--recipe", row.recipe, *row.options, *overrides]
         command += ["--seed", str(seed), "--output_dir", str(folder)]
         if reason := train(folder, request, command, tell=lambda line: print(f"  {line}", flush=True)):
-            unfinished.append(f"{row.name}, seed {seed}: {reason}")
-        table = report(study, args, seeds, request)
-    print(table)
-    if unfinished:
+            reasons[folder] = f"{row.name}, seed {seed}: {reason}"
+        report(study, args, seeds, request)
+    print(report(study, args, seeds, request))
+    # What another process trained may have come to its end by now.
+    if unfinished := [reason for folder, reason in reasons.items() if finished_top1(folder) is None]:
         sys.exit("\n".join([f"study.py: {len(unfinished)} of {len(asked)} trainings are not finished.", *unfinished]))
 
 
