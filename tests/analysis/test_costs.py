@@ -94,3 +94,13 @@ def test_a_failure_leaves_it_too():
     with pytest.raises(ValueError, match="image size"):
         count_macs(model, (3, 8, 8))
     assert model.training and model.config._attn_implementation == "flex_attention"
+
+
+def test_products_of_weights_alone():
+    """What attention multiplies, queries with keys and weights with values, is 2 N^2 D in a layer."""
+    config = ViTConfig(
+        image_size=16, patch_size=4, hidden_size=8, num_hidden_layers=3, num_attention_heads=2, intermediate_size=16
+    )
+    model = ViTForImageClassification(config)
+    whole, weights = count_macs(model, (3, 16, 16)), count_macs(model, (3, 16, 16), weights_only=True)
+    assert whole - weights == 3 * 2 * 17**2 * 8

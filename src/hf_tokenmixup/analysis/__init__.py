@@ -1,5 +1,6 @@
 """Looking at what a training did, how good a model is, what it costs and what TokenMixup does to images."""
 
+from .benchmark import Spread, Timing, interleave, peak_memory
 from .cells import TokenCells, implied_images, token_cells
 from .costs import count_macs, count_parameters
 from .curves import draw_runs, plot_training_curves, read_training_log
@@ -22,6 +23,8 @@ __all__ = [
     "Counts",
     "Evaluation",
     "HorizontalObservation",
+    "Spread",
+    "Timing",
     "TokenCells",
     "VerticalObservation",
     "check_picture_path",
@@ -33,12 +36,14 @@ __all__ = [
     "draw_vertical",
     "evaluate_classifier",
     "implied_images",
+    "interleave",
     "layer_inputs",
     "measure_throughput",
     "min_max",
     "model_revision",
     "observe_horizontal",
     "observe_vertical",
+    "peak_memory",
     "plot_training_curves",
     "predicted_classes",
     "read_training_log",

@@ -11,27 +11,35 @@ from transformers import PreTrainedModel
 
 from ..saliency import evaluation_mode
 
+# Both factors differ from image to image; a layer's weights go into a plain matrix product.
+_BATCHED_PRODUCTS = (torch.ops.aten.bmm, torch.ops.aten.baddbmm)
+
 
 def count_parameters(model: nn.Module) -> int:
     """The number of parameters, trained or not; shared ones count once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def count_macs(model: PreTrainedModel, image_size: Sequence[int]) -> int:
+def count_macs(model: PreTrainedModel, image_size: Sequence[int], *, weights_only: bool = False) -> int:
     """Multiply-accumulate operations of one image's forward pass in evaluation: half of torch's count of its flops.
 
     Matrix products and convolutions count, attention's among them with any implementation; biases, normalisation,
-    activations and softmax do not. The model is left as it was.
+    activations and softmax do not. The model is left as it was; it may lie on the meta device.
 
     Args:
         image_size: (3, H, W), as the model reads it.
+        weights_only: leave out products of activations with each other, which are attention's: what counters of layers
+            find, and what the paper's Tables 1 and 2 hold.
     """
     image = torch.zeros(1, *image_size, device=model.device, dtype=model.dtype)
     counter = FlopCounterMode(display=False)
     # Fused kernels are not counted by every torch (on a CPU by 2.6, say), or not at all: take the plain products.
     with evaluation_mode(model), plain_attention(model), sdpa_kernel(SDPBackend.MATH), torch.no_grad(), counter:
         model(pixel_values=image)
-    return counter.get_total_flops() // 2
+    flops = counter.get_total_flops()
+    if weights_only:
+        flops -= sum(counter.get_flop_counts()["Global"].get(product, 0) for product in _BATCHED_PRODUCTS)
+    return flops // 2
 
 
 @contextmanager

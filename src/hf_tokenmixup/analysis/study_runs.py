@@ -17,8 +17,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import BinaryIO
 
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-
+from ..training.resuming import checkpoints_in, fault_in
 from .studies import Row, Study
 from .study_results import write_whole
 
@@ -81,13 +80,7 @@ def finished_top1(folder: Path) -> float | None:
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that is whole; one in whose writing a training was killed is passed over."""
-    found = {
-        int(path.name.rpartition("-")[2]): path
-        for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-        # The trainer's state is written last.
-        if re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", path.name) and _read_json(path / "trainer_state.json")
-    }
-    return found[max(found)] if found else None
+    return next((checkpoint for checkpoint in checkpoints_in(folder) if fault_in(checkpoint) is None), None)
 
 
 def read_request(folder: Path) -> Request | None:

@@ -1,0 +1,67 @@
+"""Networks by size with fresh weights, and the layers that HTM and VTM mix in the paper's runs, for benchmarks."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from ..models import (
+    TokenMixupCctConfig,
+    TokenMixupCctForImageClassification,
+    TokenMixupModel,
+    TokenMixupViTConfig,
+    TokenMixupViTForImageClassification,
+)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network by size.
+
+    Attributes:
+        name: as it is written.
+        build: settings by keyword to the network, in which nothing is mixed without them.
+        batch_size: a usual one on a CPU.
+        systems: settings of ``HTM``, ``VTM`` and ``HTM + VTM``.
+    """
+
+    name: str
+    build: Callable[..., TokenMixupModel]
+    batch_size: int
+    systems: dict[str, dict[str, Any]]
+
+
+def _vit(hidden_size: int, num_attention_heads: int, **settings: Any) -> TokenMixupModel:
+    widths = {"hidden_size": hidden_size, "intermediate_size": 4 * hidden_size}
+    config = TokenMixupViTConfig(**widths, num_attention_heads=num_attention_heads, **settings)
+    return TokenMixupViTForImageClassification(config)
+
+
+def _cct(size: str, **settings: Any) -> TokenMixupModel:
+    return TokenMixupCctForImageClassification(getattr(TokenMixupCctConfig, size)(**settings))
+
+
+_VIT_SYSTEMS = {
+    "HTM": {"horizontal_layers": [3]},
+    "VTM": {"vertical_layers": [3]},
+    "HTM + VTM": {"horizontal_layers": [3], "vertical_layers": [4]},
+}
+_SCORENET = {"scorenet_detach": False, "scorenet_loss_weight": 0.001}
+# HTM and VTM as on CIFAR-10, both as on CIFAR-100.
+_CCT_7_SYSTEMS = {
+    "HTM": {"horizontal_layers": [2], **_SCORENET},
+    "VTM": {"vertical_layers": [1], "vertical_kappa": 5},
+    "HTM + VTM": {"horizontal_layers": [3], "vertical_layers": [2], **_SCORENET},
+}
+_CCT_2_SYSTEMS = {
+    "HTM": {"horizontal_layers": [1], **_SCORENET},
+    "VTM": {"vertical_layers": [1]},
+    "HTM + VTM": {"horizontal_layers": [1], "vertical_layers": [1], **_SCORENET},
+}
+NETWORKS = {
+    "vit-tiny": Network("ViT-Ti/16", partial(_vit, 192, 3, num_labels=1000), 16, _VIT_SYSTEMS),
+    "vit-small": Network("ViT-S/16", partial(_vit, 384, 6, num_labels=1000), 16, _VIT_SYSTEMS),
+    "vit-base": Network("ViT-B/16", partial(_vit, 768, 12, num_labels=1000), 16, _VIT_SYSTEMS),
+    "cct-7-3x1": Network("CCT-7/3x1", partial(_cct, "cct_7_3x1", num_labels=100), 64, _CCT_7_SYSTEMS),
+    "cct-2-3x2": Network("CCT-2/3x2", partial(_cct, "cct_2_3x2", num_labels=10), 64, _CCT_2_SYSTEMS),
+}
