@@ -28,8 +28,8 @@ class ImageData:
     """What `load_image_dataset` found. Splits that were not asked for are None, and so are their names.
 
     `eval_split` is a name of the data set, or says which share of the training split it is. `label_names[i]` is the
-    name of class i in both splits. `eval_held_out`: the evaluation split is such a share. `eval_fingerprint` is that of
-    the evaluation split as it was loaded, whole and unchanged, and `revision` the commit of a data set of the Hub.
+    name of class i in both splits. `eval_held_out`: the evaluation split is such a share. `eval_fingerprint` is that
+    of the evaluation split as it was loaded, whole and unchanged, and `revision` the commit of a data set of the Hub.
     """
 
     train: Dataset | None

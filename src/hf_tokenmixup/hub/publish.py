@@ -132,8 +132,8 @@ def check_published(folder: str | Path) -> None:
     config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
     if config.get("model_type") not in CONFIG_MAPPING_NAMES and not config.get("auto_map"):
         raise ValueError(
-            f"Transformers has no model type {config.get('model_type')!r}, and its code does not lie in {folder}: open "
-            "the model with `load_classifier(folder, plain=True)` and save it there again with `save_pretrained`."
+            f"Transformers has no model type {config.get('model_type')!r}, and its code does not lie in {folder}: "
+            "open the model with `load_classifier(folder, plain=True)` and save it there again with `save_pretrained`."
         )
     if not any((folder / name).is_file() for name in PROCESSOR_NAMES):
         raise ValueError(
