@@ -6,6 +6,7 @@ will do with the published model.
 """
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 Reseed = Callable[[int, int], None]
 
 
-class BatchTransform:
+class BatchTransform(ABC):
     """A transform of RGB images that does together what need not be done one by one.
 
     `transform(image)` gives a (3, H, W) float tensor, `transform.batch(images)` the same tensors as (B, 3, H, W).
@@ -32,14 +33,15 @@ class BatchTransform:
     def __call__(self, image: Image.Image) -> torch.Tensor:
         return self.batch([image])[0]
 
+    @abstractmethod
     def batch(self, images: Sequence[Image.Image], reseed: Reseed | None = None) -> torch.Tensor:
-        """
+        """All images of a batch together.
+
         Args:
             images: RGB images of any sizes.
             reseed: called as `reseed(position, stream)` before anything is drawn for the image at that position of
                 the batch; seeds of different streams are independent of each other.
         """
-        raise NotImplementedError
 
 
 class ProcessorTransform(BatchTransform):
