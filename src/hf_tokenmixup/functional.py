@@ -240,7 +240,9 @@ def mix_tokens(
         (B, N, D); gradients flow through kept and through copied tokens.
     """
     replaced = F.pad(replaced, (num_prefix_tokens, 0), value=False)
-    return torch.where(replaced[..., None], hidden[partner], hidden)
+    own = torch.arange(len(hidden), device=hidden.device)
+    image = torch.where(replaced, partner[:, None], own[:, None])
+    return _take_tokens(hidden, image, torch.arange(hidden.shape[1], device=hidden.device))
 
 
 def mix_targets(
@@ -344,8 +346,8 @@ def select_salient_tokens(
     _check_saliency_shape(hidden, saliency, num_prefix_tokens)
     if not 0 <= kappa <= saliency.shape[1]:
         raise ValueError(f"kappa must lie between 0 and the number of patch tokens, {saliency.shape[1]}, got {kappa}.")
-    index = saliency.topk(kappa, dim=1).indices + num_prefix_tokens
-    return hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))
+    image = torch.arange(len(hidden), device=hidden.device)
+    return _take_tokens(hidden, image[:, None], saliency.topk(kappa, dim=1).indices + num_prefix_tokens)
 
 
 def manifold_mix(
@@ -363,6 +365,13 @@ def manifold_mix(
         (B, N, D) tokens and (B, C) targets.
     """
     return torch.lerp(hidden[partner], hidden, share), torch.lerp(targets[partner], targets, share)
+
+
+def _take_tokens(hidden: torch.Tensor, image: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
+    """(B, M, D): of (B, N, D) the tokens with these numbers, of these images; the two broadcast to (B, M)."""
+    rows = image * hidden.shape[1] + token
+    # Whole rows are copied, back too: several times as fast as `gather` or `where` on every element.
+    return hidden.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, rows.shape)
 
 
 def _check_saliency_shape(hidden: torch.Tensor, saliency: torch.Tensor, num_prefix_tokens: int) -> None:
