@@ -37,7 +37,7 @@ class LoraArguments:
 
     lora_rank: int | None = field(
         default=None,
-        metadata={"help": "Train adapters of this rank, the classifier and ScoreNet, and nothing else (0: off)."},
+        metadata={"help": "Train adapters of this rank, classifier and ScoreNet alone (0: off)."},
     )
     lora_alpha: int | None = field(
         default=None, metadata={"help": "The adapters' share is scaled by this over the rank (twice the rank)."}
@@ -45,9 +45,7 @@ class LoraArguments:
     lora_dropout: float = field(default=0.0, metadata={"help": "Dropout in front of the adapters."})
     lora_target_modules: list[str] | None = field(
         default=None,
-        metadata={
-            "help": "What to adapt, by the ends of names (q_proj v_proj for vit, qkv for cct); all-linear: all layers."
-        },
+        metadata={"help": "What to adapt, if not q_proj v_proj (vit) or qkv (cct); or all-linear."},
     )
 
     def __post_init__(self):
