@@ -166,8 +166,9 @@ class PublishingTrainer(CheckpointTrainer):
                     folder_path=checkpoint_folder,
                     path_in_repo="last-checkpoint" if last_only else Path(checkpoint_folder).name,
                     commit_message=f"Training in progress, {reached}, checkpoint",
-                    # A pickle that holds the Hub token, should one have been given, and local paths.
-                    ignore_patterns=["training_args.bin"],
+                    # A pickle that holds the Hub token, should one have been given, and local paths; and the empty
+                    # card that peft writes, with a path too.
+                    ignore_patterns=["training_args.bin", "README.md"],
                     run_as_future=True,
                     **where,
                 )
