@@ -29,5 +29,8 @@ setup(
         "pyyaml>=6.0.1",
         "jinja2>=3.1",
     ],
-    extras_require={"dev": ["pytest>=8", "ruff>=0.14,<0.18"]},
+    extras_require={
+        "lora": ["peft>=0.20"],
+        "dev": ["pytest>=8", "ruff>=0.14,<0.18", "peft>=0.20"],
+    },
 )

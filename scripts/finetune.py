@@ -100,6 +100,21 @@ def checkpoint_to_resume(args: TokenMixupTrainingArguments) -> str | None:
     return given
 
 
+def check_base_of_adapters(model_args: ModelArguments, args: TokenMixupTrainingArguments) -> None:
+    """
+    Raises:
+        ValueError: the model that LoRA is to adapt has fresh weights, or is what the training itself overwrites.
+    """
+    name = model_args.model_name_or_path
+    if model_args.from_scratch:
+        raise ValueError("--lora_rank adapts a trained model, and --from_scratch gives none: leave one of them out.")
+    if args.do_train and name is not None and Path(name).resolve() == Path(args.output_dir).resolve():
+        raise ValueError(
+            f"With --lora_rank, checkpoints hold the adapters alone and need the model in {name} as it is: name "
+            "another --output_dir."
+        )
+
+
 def report(metrics: dict[str, float], trainer: TokenMixupTrainer) -> None:
     """Print what came out, and where it lies."""
     folder = Path(trainer.args.output_dir)
@@ -174,12 +189,14 @@ def load_data(data_args: DataArguments, model_args: ModelArguments, args: TokenM
 def prepare(arguments: list[str]) -> TokenMixupTrainer:
     """Everything up to the first step: options, data, model, trainer."""
     options = parse_options(arguments, RECIPES, __doc__)
-    model_args, data_args, augmentation, args, _, tokenmixup = options
+    model_args, data_args, augmentation, args, _, lora, tokenmixup = options
     if not (args.do_train or args.do_eval):
         raise ValueError("Nothing to do: give --do_train, --do_eval or both (a recipe may do so).")
     logging.basicConfig(format="%(message)s", level=logging.WARNING if args.should_log else logging.ERROR)
     set_seed(args.seed)
     args.resume_from_checkpoint = checkpoint_to_resume(args)
+    if lora.lora_rank:
+        check_base_of_adapters(model_args, args)
 
     data = load_data(data_args, model_args, args)
     model = load_classifier(
@@ -195,6 +212,10 @@ def prepare(arguments: list[str]) -> TokenMixupTrainer:
         **hub_options(model_args),
     )
     label_map = None
+    if args.do_train and lora.lora_rank:
+        model = lora.apply(model)
+        if args.should_log:
+            model.print_trainable_parameters()
     if not args.do_train:
         known = [model.config.id2label[number] for number in range(model.config.num_labels)]
         label_map = match_labels(known, data.label_names, data_args.label_mapping)

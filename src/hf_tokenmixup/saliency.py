@@ -130,10 +130,11 @@ def random_saliency(
 
 
 @contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(*models: nn.Module) -> Iterator[None]:
     """Evaluation mode inside; each module's own mode again afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
+    training = [module for model in models for module in model.modules() if module.training]
+    for model in models:
+        model.eval()
     try:
         yield
     finally:

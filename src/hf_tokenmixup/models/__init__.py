@@ -1,5 +1,6 @@
 """Model families with TokenMixup."""
 
+from .adapters import adapter_layers, without_adapters
 from .auto import FAMILIES, load_classifier
 from .cct import (
     CctConfig,
@@ -26,5 +27,7 @@ __all__ = [
     "TokenMixupViTConfig",
     "TokenMixupViTForImageClassification",
     "TokenMixupViTLayer",
+    "adapter_layers",
     "load_classifier",
+    "without_adapters",
 ]

@@ -21,6 +21,7 @@ from ..functional import manifold_mix, soft_cross_entropy
 from ..horizontal import ScoreNet, horizontal_step
 from ..saliency import attention_saliency, evaluation_mode, gradient_saliency, random_saliency
 from ..vertical import VerticalMemory
+from .adapters import adapter_layers, without_adapters
 from .state import MixingState, TokenMixupOutput
 from .targets import check_label_shape, check_label_values, class_distributions
 
@@ -144,15 +145,18 @@ class TokenMixupLayer(nn.Module):
         if settings.saliency_detector == "random":
             batch, length, _ = hidden_states.shape
             return random_saliency(batch, length - settings.num_prefix_tokens, hidden_states.device)
-        return attention_saliency(
-            layers, hidden_states, settings.num_prefix_tokens, settings.saliency_query, settings.saliency_route
-        )
+        # A layer offers its own parts without their dropout; adapters that were put into it have another.
+        with evaluation_mode(*(adapter for layer in layers for adapter in adapter_layers(layer))):
+            return attention_saliency(
+                layers, hidden_states, settings.num_prefix_tokens, settings.saliency_query, settings.saliency_route
+            )
 
 
 class TokenMixupModel:
     """Training forward, loss, loading and publishing of a TokenMixup classifier. Comes before the plain classifier.
 
-    The family gives ``config_class``, ``plain_model_class`` and ``layer_class``; its base model holds ``layers``.
+    The family gives ``config_class``, ``plain_model_class``, ``layer_class`` and ``lora_target_modules``; its base
+    model holds ``layers``.
 
     Args:
         config: the family's configuration with the settings of TokenMixup.
@@ -163,6 +167,8 @@ class TokenMixupModel:
 
     plain_model_class: type[PreTrainedModel]
     layer_class: type[TokenMixupLayer]
+    # What LoRA adapts unless it is told otherwise: attention's projections to queries and values.
+    lora_target_modules: tuple[str, ...]
     # ScoreNet is training state: a published checkpoint holds none, and a model with HTM off has no use for one.
     _keys_to_ignore_on_load_missing = [r"\.scorenet\."]
     _keys_to_ignore_on_load_unexpected = [r"\.scorenet\."]
@@ -239,13 +245,13 @@ class TokenMixupModel:
         """The plain model with these weights (shared, not copied) and without ScoreNet, which is training state.
 
         This is what goes into an output folder and to the Hub: plain transformers opens it without this package.
-        The settings stay in its configuration as a record, and for training on with our class.
+        The settings stay in its configuration as a record, and for training on with our class. Adapters of peft are
+        merged into copies of the weights that they adapt.
         """
         config = self.plain_model_class.config_class.from_dict(self.config.to_dict())
         config._attn_implementation = self.config._attn_implementation
-        weights = {
-            name: tensor for name, tensor in self.state_dict(keep_vars=True).items() if ".scorenet." not in name
-        }
+        state = without_adapters(self).state_dict(keep_vars=True)
+        weights = {name: tensor for name, tensor in state.items() if ".scorenet." not in name}
         with torch.device("meta"):
             model = self.plain_model_class(config)
         model.load_state_dict(weights, assign=True)

@@ -125,6 +125,7 @@ class TokenMixupViTForImageClassification(TokenMixupModel, ViTForImageClassifica
     config_class = TokenMixupViTConfig
     plain_model_class = ViTForImageClassification
     layer_class = TokenMixupViTLayer
+    lora_target_modules = ("q_proj", "v_proj")
     _no_split_modules = ["ViTEmbeddings", "ViTLayer", "TokenMixupViTLayer"]
 
 

@@ -3,6 +3,7 @@
 from .arguments import TokenMixupTrainingArguments
 from .callbacks import CurvesCallback, JsonLinesCallback
 from .faults import NonFiniteLossError
+from .lora import LoraArguments, add_lora
 from .options import AugmentationArguments, DataArguments, ModelArguments, Options, parse_options
 from .trainer import TokenMixupTrainer
 
@@ -11,10 +12,12 @@ __all__ = [
     "CurvesCallback",
     "DataArguments",
     "JsonLinesCallback",
+    "LoraArguments",
     "ModelArguments",
     "NonFiniteLossError",
     "Options",
     "TokenMixupTrainer",
     "TokenMixupTrainingArguments",
+    "add_lora",
     "parse_options",
 ]

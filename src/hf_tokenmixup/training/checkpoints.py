@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, unwrap_peft_model
 from transformers.utils import (
     CONFIG_NAME,
     SAFE_WEIGHTS_INDEX_NAME,
@@ -23,7 +23,8 @@ from transformers.utils import (
     WEIGHTS_NAME,
 )
 
-from ..models import TokenMixupModel
+from ..models import TokenMixupModel, adapter_layers, without_adapters
+from .lora import adapters_in, holds_adapters
 from .resuming import check_checkpoint, last_complete_checkpoint
 
 
@@ -40,6 +41,17 @@ class CheckpointTrainer(Trainer):
         """The model without the wrappers of distributed training and `torch.compile`."""
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
+    @property
+    def inner_model(self) -> nn.Module:
+        """The classifier itself: `bare_model`, or what it wraps where that is a model of peft."""
+        return unwrap_peft_model(self.bare_model)
+
+    def published_model(self) -> nn.Module:
+        """The model in the form that goes into the output folder and to the Hub: plain, with adapters merged."""
+        model = self.inner_model
+        with torch.random.fork_rng(devices=[]):
+            return model.published() if isinstance(model, TokenMixupModel) else without_adapters(model)
+
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As in `Trainer`; True resumes from the newest checkpoint that was written to its end.
 
@@ -53,24 +65,56 @@ class CheckpointTrainer(Trainer):
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if model is None and self._reads_back(resume_from_checkpoint):
+        if model is None and self._has_adapters(resume_from_checkpoint):
+            self._restore_adapters(resume_from_checkpoint)
+        elif model is None and self._reads_back(resume_from_checkpoint):
             self._restore(resume_from_checkpoint)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
-        if self._reads_back(self.state.best_model_checkpoint):
+        if self._has_adapters(self.state.best_model_checkpoint):
+            self._restore_adapters(self.state.best_model_checkpoint)
+        elif self._reads_back(self.state.best_model_checkpoint):
             self._restore(self.state.best_model_checkpoint)
         else:
             super()._load_best_model()
 
+    def _has_adapters(self, checkpoint: str) -> bool:
+        """Whether the model has adapters, of which alone `checkpoint` must then tell.
+
+        Raises:
+            ValueError: It does, and the model has none.
+        """
+        adapted = bool(adapter_layers(self.bare_model))
+        if not adapted and holds_adapters(checkpoint):
+            raise ValueError(
+                f"The checkpoint {checkpoint} holds adapters, and this {type(self.bare_model).__name__} has none: "
+                "resume with the --lora_rank and the model that the training began with."
+            )
+        return adapted
+
+    def _restore_adapters(self, checkpoint: str) -> None:
+        """Load the adapters, and what trains in full beside them, into the model.
+
+        Raises:
+            ValueError: If a tensor is missing, left over or of another shape.
+        """
+        from peft import set_peft_model_state_dict
+
+        restored = {}
+        for name, held, own in adapters_in(checkpoint, self.bare_model):
+            self._refuse_misfits(checkpoint, _misfits(held, own))
+            restored[name] = held
+        for name, held in restored.items():
+            set_peft_model_state_dict(self.inner_model, held, adapter_name=name)
+
     def _reads_back(self, checkpoint: str) -> bool:
-        """Whether `from_pretrained` reads `checkpoint`: the host has other ways for FSDP, DeepSpeed and PEFT."""
+        """Whether `from_pretrained` reads `checkpoint`: the host has other ways for FSDP and DeepSpeed."""
         weights = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
         model = self.bare_model
         return (
             isinstance(model, PreTrainedModel)
-            and not getattr(model, "_hf_peft_config_loaded", False)
             and getattr(model, "hf_quantizer", None) is None
             and not (self.is_deepspeed_enabled or self.is_fsdp_enabled)
             and (Path(checkpoint) / CONFIG_NAME).is_file()
@@ -89,31 +133,28 @@ class CheckpointTrainer(Trainer):
             restored, report = type(model).from_pretrained(checkpoint, output_loading_info=True)
         held, own = restored.state_dict(), model.state_dict()
         # `load_state_dict` copies what fits before it raises, so the whole is compared first.
-        faults = {
-            "missing": [*report["missing_keys"], *(own.keys() - held.keys())],
-            "unexpected": [*report["unexpected_keys"], *(held.keys() - own.keys())],
-            "of another shape": [name for name in own.keys() & held.keys() if own[name].shape != held[name].shape],
-        }
-        trouble = [f"{kind}: {_few(names)}" for kind, names in faults.items() if names]
+        trouble = _misfits(held, own, report["missing_keys"], report["unexpected_keys"])
         # A fresh ScoreNet is no fault in `from_pretrained`, which does not report it; in a checkpoint it is one.
         in_files = _tensors_in(Path(checkpoint))
         if isinstance(model, TokenMixupModel) and in_files is not None and in_files < len(held):
             trouble.append(f"missing: {len(held) - in_files} tensors, ScoreNet's it seems, as in a published model.")
+        self._refuse_misfits(checkpoint, trouble)
+        model.load_state_dict(held)
+
+    def _refuse_misfits(self, checkpoint: str, trouble: list[str]) -> None:
         if trouble:
             raise ValueError(
-                f"The checkpoint {checkpoint} does not fit this {type(model).__name__}, and nothing is restored by "
-                f"halves. {' '.join(trouble)} Build the model with the settings that the checkpoint was trained with "
-                "(its config.json holds them), or start a new training from it with `from_pretrained`."
+                f"The checkpoint {checkpoint} does not fit this {type(self.inner_model).__name__}, and nothing is "
+                f"restored by halves. {' '.join(trouble)} Build the model with the settings that the checkpoint was "
+                "trained with (its config.json or adapter_config.json holds them), or start a new training."
             )
-        model.load_state_dict(held)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         output_dir = self.args.output_dir if output_dir is None else output_dir
         trained = self.model
-        if self._is_checkpoint(output_dir) or not isinstance(self.bare_model, TokenMixupModel):
+        published = None if self._is_checkpoint(output_dir) else self.published_model()
+        if published is None or published is self.bare_model:
             return super()._save(output_dir, state_dict)
-        with torch.random.fork_rng(devices=[]):
-            published = self.bare_model.published()
         if state_dict is not None:
             names = published.state_dict().keys()
             state_dict = {name: tensor for name, tensor in state_dict.items() if name in names}
@@ -138,6 +179,18 @@ def _tensors_in(checkpoint: Path) -> int | None:
     if (index := checkpoint / SAFE_WEIGHTS_INDEX_NAME).is_file():
         return len(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
     return None
+
+
+def _misfits(
+    held: dict[str, Tensor], own: dict[str, Tensor], missing: Iterable[str] = (), unexpected: Iterable[str] = ()
+) -> list[str]:
+    """How the tensors `held` in a checkpoint differ from a model's `own`, beyond their values."""
+    faults = {
+        "missing": [*missing, *(own.keys() - held.keys())],
+        "unexpected": [*unexpected, *(held.keys() - own.keys())],
+        "of another shape": [name for name in own.keys() & held.keys() if own[name].shape != held[name].shape],
+    }
+    return [f"{kind}: {_few(names)}" for kind, names in faults.items() if names]
 
 
 def _few(names: Iterable[str]) -> str:

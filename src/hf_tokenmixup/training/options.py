@@ -13,6 +13,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from ..configuration import TokenMixupSettings
 from ..data import LABEL_MAPPINGS
 from .arguments import TokenMixupTrainingArguments
+from .lora import LoraArguments
 from .recipes import expand_recipe, refuse_unknown_options
 
 HOST_TRAINING_OPTIONS = {item.name for item in dataclasses.fields(TrainingArguments)}
@@ -125,6 +126,7 @@ class Options(NamedTuple):
     augmentation: AugmentationArguments
     training: TokenMixupTrainingArguments
     recipe: str | None
+    lora: LoraArguments
     tokenmixup: dict[str, Any]
 
 
@@ -144,7 +146,7 @@ def truth(text: str) -> bool:
 
 def build_parser(description: str) -> HfArgumentParser:
     """The parser of all options; settings of TokenMixup that are not given leave no trace in what it returns."""
-    own = HfArgumentParser([ModelArguments, DataArguments, AugmentationArguments], add_help=False)
+    own = HfArgumentParser([ModelArguments, DataArguments, AugmentationArguments, LoraArguments], add_help=False)
     own.add_argument("--recipe", help="Recipe by name (see scripts/recipes) or path; other flags override it.")
     group = own.add_argument_group("TokenMixup", "What is not given stays as the model's configuration has it.")
     for setting in dataclasses.fields(TokenMixupSettings):
@@ -229,9 +231,9 @@ def parse_options(arguments: Sequence[str], recipes: Path, description: str = ""
     )
     refuse_unknown_options(remaining, parser)
     given = vars(namespace)
-    groups = (ModelArguments, DataArguments, AugmentationArguments)
-    model, data, augmentation = (
+    groups = (ModelArguments, DataArguments, AugmentationArguments, LoraArguments)
+    model, data, augmentation, lora = (
         group(**{item.name: given.pop(item.name) for item in dataclasses.fields(group)}) for group in groups
     )
     recipe = given.pop("recipe")
-    return Options(model, data, augmentation, training, recipe, tokenmixup=given)
+    return Options(model, data, augmentation, training, recipe, lora, tokenmixup=given)

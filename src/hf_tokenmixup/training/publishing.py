@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import CommitInfo, HfApi, ModelCard
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import PushInProgress
@@ -15,9 +15,9 @@ from ..analysis.environment import describe_hardware, library_versions
 from ..analysis.evaluation import Evaluation
 from ..hub.cards import TrainingFacts, build_card
 from ..hub.publish import PUBLISHED_PATTERNS, claim_repository, publish_folder
-from ..models import TokenMixupModel
 from .callbacks import CurvesCallback
 from .checkpoints import CheckpointTrainer
+from .lora import describe_adapters
 
 TOLD_HYPERPARAMETERS = """num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps optim
     learning_rate weight_decay max_grad_norm lr_scheduler_type lr_scheduler_kwargs warmup_steps mixup_alpha
@@ -166,8 +166,9 @@ class PublishingTrainer(CheckpointTrainer):
                     folder_path=checkpoint_folder,
                     path_in_repo="last-checkpoint" if last_only else Path(checkpoint_folder).name,
                     commit_message=f"Training in progress, {reached}, checkpoint",
-                    # A pickle that holds the Hub token, should one have been given, and local paths.
-                    ignore_patterns=["training_args.bin"],
+                    # A pickle that holds the Hub token, should one have been given, and local paths; and the empty
+                    # card that peft writes, with a path too.
+                    ignore_patterns=["training_args.bin", "README.md"],
                     run_as_future=True,
                     **where,
                 )
@@ -180,17 +181,19 @@ class PublishingTrainer(CheckpointTrainer):
     def _training_facts(self) -> TrainingFacts:
         args, facts = self.args, self.training_facts
         told = {name: getattr(args, name) for name in TOLD_HYPERPARAMETERS.split()}
+        adapters = describe_adapters(self.inner_model)
         curves = CurvesCallback.file_name if (Path(args.output_dir) / CurvesCallback.file_name).exists() else None
         return replace(
             facts,
             hyperparameters={name: value for name, value in told.items() if value not in (None, False, "", {})}
             | {"processes": args.world_size}
+            | adapters
             | dict(facts.hyperparameters),
             hardware=describe_hardware(args.world_size, args.use_cpu),
             seconds=self._train_seconds,
             epochs=self.state.epoch,
             resumed=self._resumed,
-            versions=library_versions(),
+            versions=library_versions() | ({"peft": version("peft")} if adapters else {}),
             curves=curves,
         )
 
@@ -198,10 +201,7 @@ class PublishingTrainer(CheckpointTrainer):
         metrics = self._last_evaluation
         if self.evaluation_facts is None or not {"eval_loss", "eval_top1", "eval_top5"} <= metrics.keys():
             return None
-        args, model = self.args, self.bare_model
-        if isinstance(model, TokenMixupModel):
-            with torch.random.fork_rng(devices=[]):
-                model = model.published()
+        args, model = self.args, self.published_model()
         image = self.eval_dataset[0]["pixel_values"]
         facts = dict(self.evaluation_facts)
         return Evaluation(

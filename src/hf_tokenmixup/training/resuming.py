@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
+from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,15 @@ def fault_in(checkpoint: Path) -> str | None:
     for name in sorted(set(shards)):
         if not (checkpoint / name).is_file():
             return f"{name} is missing"
-    for file in sorted(checkpoint.glob("*.safetensors")):
+    for config in sorted(checkpoint.glob(f"**/{ADAPTER_CONFIG_NAME}")):
+        try:
+            json.loads(config.read_text(encoding="utf-8"))
+        except ValueError:
+            return f"{config.name} is cut short"
+        if not config.with_name(ADAPTER_SAFE_WEIGHTS_NAME).is_file():
+            return f"{ADAPTER_SAFE_WEIGHTS_NAME} is missing"
+    # Those of an adapter with a name lie in a folder of this name.
+    for file in sorted(checkpoint.glob("**/*.safetensors")):
         try:
             # Compares the length of the file with what its header says.
             with safe_open(file, framework="pt"):

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data import InputMixing
-from ..models import TokenMixupModel
+from ..models import TokenMixupModel, adapter_layers
 from .arguments import TokenMixupTrainingArguments
 from .callbacks import EpochCallback
 from .faults import LossGuard
+from .lora import check_scorenet_trains
 from .publishing import PublishingTrainer
 from .termination import TerminationCallback
 
@@ -58,12 +59,14 @@ class TokenMixupTrainer(PublishingTrainer):
         if self.args.n_gpu > 1:
             # DataParallel is one process: its images are counted exactly, not divided evenly among the replicas.
             self.args.average_tokens_across_devices = True
-        self._mixes_tokens = isinstance(self.bare_model, TokenMixupModel)
+        self._mixes_tokens = isinstance(self.inner_model, TokenMixupModel)
+        if adapter_layers(self.bare_model):
+            self._prepare_for_adapters()
         if self._mixes_tokens and self.args.ddp_find_unused_parameters is None:
             # Every parameter gets a gradient in every step, also where no image is easy; looking would cost time.
             self.args.ddp_find_unused_parameters = False
         self.input_mixing = InputMixing(
-            self.bare_model.config.num_labels,
+            self.inner_model.config.num_labels,
             mixup_alpha=args.mixup_alpha,
             cutmix_alpha=args.cutmix_alpha,
             prob=args.mixup_prob,
@@ -144,6 +147,7 @@ class TokenMixupTrainer(PublishingTrainer):
         super().log(logs, start_time)
 
     def train(self, *args: Any, **kwargs: Any):
+        check_scorenet_trains(self.inner_model)
         # What an earlier training counted after its last log line belongs to none of this one's.
         self._counts, self._counted_forwards = {}, 0
         self._guard = LossGuard(self.args.skip_nonfinite_steps)
@@ -155,6 +159,16 @@ class TokenMixupTrainer(PublishingTrainer):
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         self._guard.check(self)
         super()._save_checkpoint(*args, **kwargs)
+
+    def _prepare_for_adapters(self) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                "A model with adapters cannot be merged while FSDP or DeepSpeed keeps it in parts: train on several "
+                "devices without these, as `accelerate launch --multi_gpu` does."
+            )
+        if self.args.gradient_checkpointing and (self.args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+            # That kind passes over a layer whose input needs no gradient, as behind frozen embeddings.
+            self.inner_model.enable_input_require_grads()
 
     def _count(self, counts: dict[str, Tensor]) -> None:
         """Add up the counts of a forward where they are: reading them would have the device waited for."""

@@ -89,4 +89,5 @@ class TokenMixupCctForImageClassification(TokenMixupModel, CctForImageClassifica
     config_class = TokenMixupCctConfig
     plain_model_class = CctForImageClassification
     layer_class = TokenMixupCctLayer
+    lora_target_modules = ("qkv",)
     _no_split_modules = ["CctEmbeddings", "CctLayer", "TokenMixupCctLayer"]
