@@ -19,16 +19,17 @@ class TokenMixupTrainingArguments(TrainingArguments):
     """Arguments of a `TokenMixupTrainer`.
 
     All that `transformers.TrainingArguments` takes, with two other defaults (`remove_unused_columns=False`,
-    `logging_nan_inf_filter=False`), five settings of input mixing and `skip_nonfinite_steps`. `label_smoothing_factor`
-    keeps its name; it is applied to the targets in training only, together with the mixing.
+    `logging_nan_inf_filter=False`), five settings of input mixing, `skip_nonfinite_steps`, and two of an average of
+    the weights. `label_smoothing_factor` keeps its name; it is applied to the targets in training only, together with
+    the mixing.
 
     SGD with momentum is `optim="sgd", optim_args="momentum=0.9"`; a cosine that ends at a floor after a warm-up is
     `lr_scheduler_type="cosine_warmup_with_min_lr"` (or `"cosine_with_min_lr"`) with
     `lr_scheduler_kwargs={"min_lr": 1e-5}`.
 
     Raises:
-        ValueError: If a mixing setting is outside what it allows, or if a launcher has started several processes that
-            would train without knowing of each other.
+        ValueError: If one of these settings is outside what it allows, or if a launcher has started several processes
+            that would train without knowing of each other.
     """
 
     _argument_group_name = "training (more of transformers' options: --help_all)"
@@ -63,6 +64,18 @@ class TokenMixupTrainingArguments(TrainingArguments):
             "first. Costs a wait for the device in each step."
         },
     )
+    ema_decay: float | None = field(
+        default=None,
+        metadata={
+            "help": "Keep an exponential moving average of the weights that keeps so much of itself in each step "
+            "(0.9999: it reaches back some 10,000 steps; a short training needs less, or --ema_warmup), and evaluate "
+            "and publish it. 0: off."
+        },
+    )
+    ema_warmup: bool = field(
+        default=False,
+        metadata={"help": "Let the decay grow: in step t the smaller of --ema_decay and 1 - t^(-2/3)."},
+    )
     remove_unused_columns: bool = field(
         default=False,
         metadata={
@@ -92,6 +105,13 @@ class TokenMixupTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"`skip_nonfinite_steps` must be at least 0 (0: stop at the first), got {self.skip_nonfinite_steps}."
             )
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ValueError(
+                f"`ema_decay` must be at least 0 (off) and less than 1, got {self.ema_decay}; 0.9999 is usual for "
+                "long trainings, 0.99 to 0.999 for short ones."
+            )
+        if self.ema_warmup and not self.ema_decay:
+            raise ValueError("`ema_warmup` is for an average of the weights: give `ema_decay` too, such as 0.9999.")
         if self.mixup_mode not in MODES:
             raise ValueError(f"`mixup_mode` must be one of {', '.join(MODES)}, got {self.mixup_mode!r}.")
         if not 0 <= self.label_smoothing_factor < 1:

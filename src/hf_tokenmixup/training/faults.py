@@ -24,11 +24,15 @@ class LossGuard:
 
     Args:
         skip_limit: how many such steps to leave out before giving up; 0: give up at the first.
+
+    Attributes:
+        left_out: whether the step at hand is left out.
     """
 
     def __init__(self, skip_limit: int = 0) -> None:
         self.skip_limit = skip_limit
         self.skipped = 0
+        self.left_out = False
         self._first: Tensor | None = None
         self._bad: Tensor | None = None
 
@@ -44,6 +48,7 @@ class LossGuard:
             self._first = step if self._first is None else torch.minimum(self._first, step)
             return loss
         self._bad = bad if self._bad is None else self._bad | bad
+        self.left_out = False
         if trainer.accelerator.sync_gradients:
             if trainer.accelerator.reduce(self._bad.float(), reduction="sum").item() > 0:
                 self._skip(trainer)
@@ -65,6 +70,7 @@ class LossGuard:
 
     def _skip(self, trainer: Trainer) -> None:
         self.skipped += 1
+        self.left_out = True
         if self.skipped > self.skip_limit:
             trouble = f"is infinite or not a number, and {self.skip_limit} such steps were left out already"
             raise NonFiniteLossError(_what_to_do(trainer, trainer.state.global_step + 1, trouble))

@@ -15,16 +15,17 @@ from ..analysis.environment import describe_hardware, library_versions
 from ..analysis.evaluation import Evaluation
 from ..hub.cards import TrainingFacts, build_card
 from ..hub.publish import PUBLISHED_PATTERNS, claim_repository, publish_folder
+from .averaging import AveragingTrainer
 from .callbacks import CurvesCallback
-from .checkpoints import CheckpointTrainer
 from .lora import describe_adapters
 
 TOLD_HYPERPARAMETERS = """num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps optim
     learning_rate weight_decay max_grad_norm lr_scheduler_type lr_scheduler_kwargs warmup_steps mixup_alpha
-    cutmix_alpha mixup_prob mixup_switch_prob mixup_mode label_smoothing_factor bf16 fp16 torch_compile seed"""
+    cutmix_alpha mixup_prob mixup_switch_prob mixup_mode label_smoothing_factor ema_decay ema_warmup bf16 fp16
+    torch_compile seed"""
 
 
-class PublishingTrainer(CheckpointTrainer):
+class PublishingTrainer(AveragingTrainer):
     """A Trainer whose uploads a stranger can use and trust.
 
     Args:

@@ -90,6 +90,9 @@ class TokenMixupTrainer(PublishingTrainer):
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         return self._guard.see(self, super().training_step(*args, **kwargs))
 
+    def step_was_skipped(self) -> bool:
+        return self._guard.left_out or super().step_was_skipped()
+
     def compute_loss(
         self,
         model: nn.Module,
