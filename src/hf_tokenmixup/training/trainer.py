@@ -17,10 +17,11 @@ from .arguments import TokenMixupTrainingArguments
 from .callbacks import EpochCallback
 from .faults import LossGuard
 from .publishing import PublishingTrainer
+from .streaming import StreamingTrainer
 from .termination import TerminationCallback
 
 
-class TokenMixupTrainer(PublishingTrainer):
+class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
     """A `transformers.Trainer` for TokenMixup models and the baselines beside them.
 
     Batches hold `pixel_values` (B, 3, H, W) and `labels` (B,), class indices. Input mixup, CutMix and label smoothing
