@@ -28,7 +28,7 @@ def write_shards(folder: Path, sizes, split: str = "train", first: int = 0) -> P
 
 
 def stream(folder: Path, split: str = "train"):
-    return load_dataset(str(folder), split=split, streaming=True, cache_dir=str(folder / "cache"))
+    return load_dataset(str(folder), split=split, streaming=True, cache_dir=str(folder.parent / "cache"))
 
 
 class Number:

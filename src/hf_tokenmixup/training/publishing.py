@@ -202,7 +202,7 @@ class PublishingTrainer(CheckpointTrainer):
         if isinstance(model, TokenMixupModel):
             with torch.random.fork_rng(devices=[]):
                 model = model.published()
-        image = self.eval_dataset[0]["pixel_values"]
+        image = next(iter(self.eval_dataset))["pixel_values"]
         facts = dict(self.evaluation_facts)
         return Evaluation(
             **facts | {"command": facts["command"].replace("{model}", repo_id)},
@@ -210,7 +210,7 @@ class PublishingTrainer(CheckpointTrainer):
             model_revision=None,
             num_parameters=count_parameters(model),
             macs=count_macs(model, tuple(image.shape)),
-            num_images=len(self.eval_dataset),
+            num_images=metrics.get("eval_samples") or len(self.eval_dataset),
             top1=metrics["eval_top1"],
             top5=metrics["eval_top5"],
             loss=metrics["eval_loss"],

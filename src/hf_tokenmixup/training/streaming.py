@@ -8,6 +8,7 @@ from accelerate.data_loader import prepare_data_loader
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
 
 from ..data.streaming import FullBatches, StreamedImages
 
@@ -18,7 +19,8 @@ class StreamingTrainer(Trainer):
     """A Trainer that trains and evaluates on `StreamedImages`, too.
 
     In training every process reads its own share; by itself the host has the first one read, decode and augment for
-    all. In evaluation the first process reads for all, so that every image counts exactly once.
+    all. In evaluation the first process reads for all, so that every image counts exactly once; `eval_samples` is
+    their number.
 
     Raises:
         ValueError: neither the number of images nor `max_steps` is known.
@@ -63,6 +65,15 @@ class StreamingTrainer(Trainer):
         data = data.share(0, 1, self.args.eval_batch_size)
         batches = FullBatches(self._stream_loader(data), self.args.eval_batch_size)
         return self.accelerator.prepare(DataLoader(batches, batch_size=None))
+
+    def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        output = super().evaluation_loop(dataloader, *args, **kwargs)
+        if not isinstance(dataloader.dataset, FullBatches) or output.label_ids is None:
+            return output
+        # By itself the host tells each process's own number.
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        count = len(output.label_ids)
+        return output._replace(num_samples=count, metrics=output.metrics | {f"{prefix}_samples": count})
 
     def num_examples(self, dataloader: DataLoader) -> int:
         count = super().num_examples(dataloader)
