@@ -33,6 +33,8 @@ class StoredImages:
 
     def __init__(self, dataset: Dataset, column: str, *, split: str = "train", cache_gib: float = 0.0) -> None:
         self.rows = dataset.select_columns([column]).cast_column(column, ImageFeature(decode=False)).with_format(None)
+        # datasets 4 notes the path and size of every file of an image folder here, and each worker would get them.
+        self.rows.info.download_checksums = None
         self.column = column
         self.split = split
         self._shapes, self._starts, self._pixels = None, None, None
