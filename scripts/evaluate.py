@@ -34,7 +34,14 @@ with suppress(ValueError):
 
 from hf_tokenmixup.analysis import Evaluation, count_macs, count_parameters, evaluate_classifier, model_revision
 from hf_tokenmixup.analysis.environment import describe_hardware, library_versions, public_command
-from hf_tokenmixup.data import ImageClassificationData, ImageData, load_image_dataset, match_labels
+from hf_tokenmixup.data import (
+    ImageClassificationData,
+    ImageData,
+    StreamedImages,
+    load_image_dataset,
+    load_image_stream,
+    match_labels,
+)
 from hf_tokenmixup.data.transforms import ProcessorTransform, probe_image_processor
 from hf_tokenmixup.hub import update_card
 from hf_tokenmixup.models import load_classifier
@@ -141,16 +148,12 @@ def hub_options(args: Namespace) -> dict[str, Any]:
 
 
 def load_data(options: EvaluationDataArguments, args: Namespace) -> ImageData:
-    given = dataclasses.asdict(options)
+    given = dataclasses.asdict(options) | {"cache_dir": args.cache_dir, "token": args.token, "do_train": False}
     del given["label_mapping"]
-    return load_image_dataset(
-        validation_fraction=given.pop("train_val_split"),
-        **given,
-        seed=args.seed,
-        cache_dir=args.cache_dir,
-        token=args.token,
-        do_train=False,
-    )
+    share = given.pop("train_val_split")
+    if given.pop("streaming"):
+        return load_image_stream(**given)
+    return load_image_dataset(validation_fraction=share, seed=args.seed, **given)
 
 
 def local_name(name: str) -> str:
@@ -160,7 +163,7 @@ def local_name(name: str) -> str:
 
 def prepare(
     options: EvaluationDataArguments, args: Namespace, commit: str | None
-) -> tuple[PreTrainedModel, tuple[int, int, int], ImageData, ImageClassificationData]:
+) -> tuple[PreTrainedModel, tuple[int, int, int], ImageData, ImageClassificationData | StreamedImages]:
     """Everything up to the first batch: the model, its image size, the data, and the data as the model reads it.
 
     Args:
@@ -177,7 +180,7 @@ def prepare(
     (height, width), *_ = probe_image_processor(processor)
     data = load_data(options, args)
     known = [model.config.id2label[number] for number in range(model.config.num_labels)]
-    images = ImageClassificationData(
+    images = (StreamedImages if options.streaming else ImageClassificationData)(
         data.evaluation,
         ProcessorTransform(processor),
         image_column=data.image_column,

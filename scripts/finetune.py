@@ -14,12 +14,11 @@ import dataclasses
 import logging
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
 from transformers import AutoImageProcessor, PreTrainedModel, ViTImageProcessor, set_seed
 
 # This folder comes first on the path, and the metrics need the library `evaluate`, not the script of that name here.
@@ -30,9 +29,11 @@ from hf_tokenmixup.analysis.environment import public_command, public_name
 from hf_tokenmixup.data import (
     ImageClassificationData,
     ImageData,
+    StreamedImages,
     build_transforms,
     collate,
     load_image_dataset,
+    load_image_stream,
     match_labels,
 )
 from hf_tokenmixup.hub.cards import TrainingFacts
@@ -83,9 +84,24 @@ def hub_options(args: ModelArguments) -> dict[str, Any]:
     return {key: value for key, value in options.items() if value is not None}
 
 
-def images(dataset: Dataset, transform: Callable, data: ImageData, **options: Any) -> ImageClassificationData:
-    columns = {"image_column": data.image_column, "label_column": data.label_column}
-    return ImageClassificationData(dataset, transform, **columns, **options)
+def training_images(
+    data: ImageData, transform: Callable, options: DataArguments, seed: int
+) -> ImageClassificationData | StreamedImages:
+    given = {"image_column": data.image_column, "label_column": data.label_column, "split": data.train_split}
+    if options.streaming:
+        given |= {"shuffle_buffer": options.shuffle_buffer, "num_images": data.num_train}
+        return StreamedImages(data.train, transform, seed=seed, **given)
+    return ImageClassificationData(data.train, transform, seed=seed, cache_gib=options.image_cache_gib, **given)
+
+
+def evaluation_images(
+    data: ImageData, transform: Callable, options: DataArguments, label_map: Sequence[int] | None
+) -> ImageClassificationData | StreamedImages:
+    given = {"image_column": data.image_column, "label_column": data.label_column, "split": data.eval_split}
+    if options.streaming:
+        return StreamedImages(data.evaluation, transform, label_map=label_map, **given)
+    cache = options.image_cache_gib
+    return ImageClassificationData(data.evaluation, transform, label_map=label_map, cache_gib=cache, **given)
 
 
 def checkpoint_to_resume(args: TokenMixupTrainingArguments) -> str | None:
@@ -165,25 +181,15 @@ def card_facts(options: Options, arguments: list[str], data: ImageData) -> dict[
 
 
 def load_data(data_args: DataArguments, model_args: ModelArguments, args: TokenMixupTrainingArguments) -> ImageData:
+    names = """dataset_name dataset_config_name train_dir validation_dir image_column_name label_column_name
+        train_split eval_split max_train_samples max_eval_samples""".split()
+    given = {name: getattr(data_args, name) for name in names}
+    given |= {"cache_dir": model_args.cache_dir, "token": model_args.token}
+    given |= {"do_train": args.do_train, "do_eval": args.do_eval}
+    if data_args.streaming:
+        return load_image_stream(**given)
     with args.main_process_first(desc="loading the dataset"):
-        return load_image_dataset(
-            dataset_name=data_args.dataset_name,
-            dataset_config_name=data_args.dataset_config_name,
-            train_dir=data_args.train_dir,
-            validation_dir=data_args.validation_dir,
-            image_column_name=data_args.image_column_name,
-            label_column_name=data_args.label_column_name,
-            train_split=data_args.train_split,
-            eval_split=data_args.eval_split,
-            validation_fraction=data_args.train_val_split,
-            max_train_samples=data_args.max_train_samples,
-            max_eval_samples=data_args.max_eval_samples,
-            seed=args.seed,
-            cache_dir=model_args.cache_dir,
-            token=model_args.token,
-            do_train=args.do_train,
-            do_eval=args.do_eval,
-        )
+        return load_image_dataset(validation_fraction=data_args.train_val_split, seed=args.seed, **given)
 
 
 def prepare(arguments: list[str]) -> TokenMixupTrainer:
@@ -221,15 +227,11 @@ def prepare(arguments: list[str]) -> TokenMixupTrainer:
         label_map = match_labels(known, data.label_names, data_args.label_mapping)
     processor = load_image_processor(model_args, model)
     train_transform, eval_transform = build_transforms(processor, **dataclasses.asdict(augmentation))
-    train_dataset, eval_dataset, cache = None, None, data_args.image_cache_gib
+    train_dataset, eval_dataset = None, None
     if args.do_train:
-        train_dataset = images(
-            data.train, train_transform, data, split=data.train_split, seed=args.seed, cache_gib=cache
-        )
+        train_dataset = training_images(data, train_transform, data_args, args.seed)
     if args.do_eval:
-        eval_dataset = images(
-            data.evaluation, eval_transform, data, split=data.eval_split, cache_gib=cache, label_map=label_map
-        )
+        eval_dataset = evaluation_images(data, eval_transform, data_args, label_map)
     return TokenMixupTrainer(
         model=model,
         args=args,

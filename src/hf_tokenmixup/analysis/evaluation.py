@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME, cached_file
 from transformers.utils.hub import extract_commit_hash
 
-from ..data import ImageClassificationData, collate
+from ..data import ImageClassificationData, StreamedImages, collate
 from ..saliency import evaluation_mode
 
 
@@ -35,7 +35,7 @@ class Evaluation:
     dataset: str
     dataset_config: str | None
     dataset_revision: str | None
-    dataset_fingerprint: str
+    dataset_fingerprint: str | None
     split: str
     num_images: int
     top1: float
@@ -86,7 +86,7 @@ class Counts:
 
 def evaluate_classifier(
     model: PreTrainedModel,
-    data: ImageClassificationData,
+    data: ImageClassificationData | StreamedImages,
     *,
     batch_size: int,
     num_workers: int = 0,
@@ -97,7 +97,7 @@ def evaluate_classifier(
     """Classify every image of a split exactly once, in evaluation mode, on the device where the model lies.
 
     With several processes (`state`), process r of n reads images r, r + n, r + 2n, ...: none is read twice, none is
-    left out, and no batch is padded. All of them return the same.
+    left out, and no batch is padded. All of them return the same. A stream is shared as `StreamedImages` says.
 
     Args:
         batch_size: of each process; the last batch may be smaller.
@@ -118,11 +118,14 @@ def evaluate_classifier(
         raise ValueError(
             f"Expected a batch_size of at least 1 and no negative num_workers, got {batch_size} and {num_workers}."
         )
-    if len(data) == 0:
-        raise ValueError("There is no image to evaluate on: the split is empty.")
     rank, world = (state.process_index, state.num_processes) if state is not None else (0, 1)
+    if isinstance(data, StreamedImages):
+        share = data.share(rank, world, batch_size)
+        num_workers = min(num_workers, share.num_shards)
+    else:
+        share = Subset(data, range(rank, len(data), world))
     loader = DataLoader(
-        Subset(data, range(rank, len(data), world)),
+        share,
         batch_size=batch_size,
         num_workers=num_workers,
         collate_fn=collate,
@@ -139,6 +142,8 @@ def evaluate_classifier(
     counts = _total([*batches, Counts(seconds=time.perf_counter() - start)])
     if world > 1:
         counts = _total(gather_object([counts]))
+    if counts.num_images == 0:
+        raise ValueError("There is no image to evaluate on: the split is empty.")
     if counts.not_finite:
         raise ValueError(
             f"The loss of {counts.not_finite} of {counts.num_images} images is infinite or not a number with "

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator
+from itertools import cycle, islice
 from statistics import median
 from typing import Any
 
@@ -63,7 +64,7 @@ def measure_throughput(
             f"{warmup}, {steps}, {rounds} and max_steps={trainer.args.max_steps}."
         )
     device, size = trainer.args.device, trainer.args.train_batch_size
-    batch = collate([trainer.train_dataset[index % len(trainer.train_dataset)] for index in range(size)])
+    batch = collate(list(islice(cycle(trainer.train_dataset), size)))
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
     watch = Stopwatch(warmup, device)
     trainer.add_callback(watch)

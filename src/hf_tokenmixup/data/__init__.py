@@ -5,6 +5,8 @@ from .digits import load_digits_dataset
 from .loading import ImageData, load_image_dataset
 from .mapping import LABEL_MAPPINGS, has_class_names, match_labels
 from .mixing import InputMixing
+from .stream_loading import StreamedImageData, load_image_stream
+from .streaming import StreamedImages
 from .transforms import BatchTransform, build_transforms
 
 __all__ = [
@@ -13,10 +15,13 @@ __all__ = [
     "ImageClassificationData",
     "ImageData",
     "InputMixing",
+    "StreamedImageData",
+    "StreamedImages",
     "build_transforms",
     "collate",
     "has_class_names",
     "load_digits_dataset",
     "load_image_dataset",
+    "load_image_stream",
     "match_labels",
 ]

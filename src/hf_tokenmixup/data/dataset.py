@@ -90,7 +90,7 @@ class ImageClassificationData(Dataset):
         indices = [int(index) for index in indices]
         images = self.images.read(indices)
         if self.seed is None:
-            pixel_values = self._transformed(images)
+            pixel_values = transformed(self.transform, images)
         else:
             epoch = self.epoch
 
@@ -98,19 +98,23 @@ class ImageClassificationData(Dataset):
                 seed_generators(self._draws_from_numpy, self.seed, epoch, indices[position], stream)
 
             with isolated_generators(self._draws_from_numpy):
-                pixel_values = self._transformed(images, reseed)
+                pixel_values = transformed(self.transform, images, reseed)
         labels = self.labels[indices].tolist()
         return [{"pixel_values": p, "labels": label} for p, label in zip(pixel_values, labels, strict=True)]
 
-    def _transformed(self, images: list[Image.Image], reseed: Reseed | None = None) -> Sequence[torch.Tensor]:
-        if isinstance(self.transform, BatchTransform):
-            return self.transform.batch(images, reseed)
-        transformed = []
-        for position, image in enumerate(images):
-            if reseed is not None:
-                reseed(position, 0)
-            transformed.append(self.transform(image))
-        return transformed
+
+def transformed(
+    transform: Callable[[Image.Image], torch.Tensor], images: list[Image.Image], reseed: Reseed | None = None
+) -> Sequence[torch.Tensor]:
+    """The images as tensors (3, H, W), together where the transform can; `reseed` as in `BatchTransform.batch`."""
+    if isinstance(transform, BatchTransform):
+        return transform.batch(images, reseed)
+    tensors = []
+    for position, image in enumerate(images):
+        if reseed is not None:
+            reseed(position, 0)
+        tensors.append(transform(image))
+    return tensors
 
 
 def seed_generators(numpy_too: bool, *key: int) -> None:

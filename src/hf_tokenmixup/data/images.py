@@ -33,9 +33,10 @@ class StoredImages:
 
     def __init__(self, dataset: Dataset, column: str, *, split: str = "train", cache_gib: float = 0.0) -> None:
         self.rows = dataset.select_columns([column]).cast_column(column, ImageFeature(decode=False)).with_format(None)
+        # datasets 4 notes the path and size of every file of an image folder here, and each worker would get them.
+        self.rows.info.download_checksums = None
         self.column = column
         self.split = split
-        self._decoder = ImageFeature()
         self._shapes, self._starts, self._pixels = None, None, None
         if cache_gib > 0 and len(self) and self._estimated_bytes() <= cache_gib * GIB:
             self._keep_all()
@@ -83,17 +84,26 @@ class StoredImages:
         logger.info("Images of split '%s' are kept decoded: %.2f GiB.", self.split, len(pixels) / GIB)
 
     def _decode(self, value: dict[str, Any] | None, index: int) -> Image.Image:
-        try:
-            if value is None:
-                raise ValueError("there is no image (None)")
-            return to_rgb(self._decoder.decode_example(value))
-        # Pillow's decoders raise OSError, SyntaxError, struct.error and more.
-        except Exception as error:
-            path = f" ({value['path']})" if value and value.get("path") else ""
-            raise ValueError(
-                f"Image {index} of split '{self.split}'{path} cannot be decoded: {type(error).__name__}: {error}. "
-                "Repair the file or remove the row from the data set."
-            ) from error
+        return decode(value, f"Image {index} of split '{self.split}'")
+
+
+def decode(value: dict[str, Any] | None, place: str) -> Image.Image:
+    """A stored image, `{"bytes", "path"}`, as 8-bit RGB.
+
+    Raises:
+        ValueError: it cannot be read or decoded; begins with `place`, which says where it stands.
+    """
+    try:
+        if value is None:
+            raise ValueError("there is no image (None)")
+        return to_rgb(ImageFeature().decode_example(value))
+    # Pillow's decoders raise OSError, SyntaxError, struct.error and more.
+    except Exception as error:
+        path = f" ({value['path']})" if value and value.get("path") else ""
+        raise ValueError(
+            f"{place}{path} cannot be decoded: {type(error).__name__}: {error}. "
+            "Repair the file or remove the row from the data set."
+        ) from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

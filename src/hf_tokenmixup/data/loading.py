@@ -94,7 +94,7 @@ def load_image_dataset(
         raise ValueError("Neither do_train nor do_eval: expected at least one split to load.")
 
     source = _load(dataset_name, dataset_config_name, train_dir, validation_dir, cache_dir, token)
-    chosen_eval = _choose_eval_split(source, train_split, eval_split) if do_eval else None
+    chosen_eval = choose_eval_split(source, train_split, eval_split) if do_eval else None
     carve = do_eval and chosen_eval is None
     if carve and validation_fraction is None:
         raise ValueError(
@@ -104,7 +104,7 @@ def load_image_dataset(
     used = [train_split] if do_train or carve else []
     used += [chosen_eval] if chosen_eval is not None and chosen_eval not in used else []
     for split in used:
-        _require_split(source, split, "--train_split" if split == train_split else "--eval_split")
+        require_split(source, split, "--train_split" if split == train_split else "--eval_split")
 
     image_column = find_image_column(source[used[0]], used[0], image_column_name)
     label_column = find_label_column(source[used[0]], used[0], label_column_name)
@@ -188,7 +188,7 @@ def _hub_commit(dataset: Dataset) -> str | None:
     return commit if re.fullmatch("[0-9a-f]{40}", commit) else None
 
 
-def _choose_eval_split(source: DatasetDict, train_split: str, eval_split: str | None) -> str | None:
+def choose_eval_split(source: DatasetDict, train_split: str, eval_split: str | None) -> str | None:
     if eval_split is not None:
         if eval_split == train_split:
             logger.warning("Evaluating on '%s', the split that is trained on.", eval_split)
@@ -199,7 +199,7 @@ def _choose_eval_split(source: DatasetDict, train_split: str, eval_split: str | 
     return found
 
 
-def _require_split(source: DatasetDict, split: str, flag: str) -> None:
+def require_split(source: DatasetDict, split: str, flag: str) -> None:
     if split not in source:
         raise ValueError(f"No split '{split}'; the splits are {sorted(source)}. Choose one with {flag}.")
 

@@ -78,7 +78,8 @@ def circumstances(evaluation: Evaluation) -> str:
     parts += [f"{versions(evaluation.versions)}."] if evaluation.versions else []
     parts += [f"Revision of the model: `{evaluation.model_revision}`."] if evaluation.model_revision else []
     parts += [f"Revision of the dataset: `{evaluation.dataset_revision}`."] if evaluation.dataset_revision else []
-    parts += [f"Fingerprint of the data: `{evaluation.dataset_fingerprint}`."]
+    fingerprint = evaluation.dataset_fingerprint
+    parts += [f"Fingerprint of the data: `{fingerprint}`."] if fingerprint else []
     return " ".join(parts)
 
 

@@ -82,6 +82,7 @@ class EvaluationDataArguments:
     eval_split: str | None = option("Split to evaluate on (validation, else test).")
     train_val_split: float | None = option("Share of train to evaluate on where there is no other split (none).")
     max_eval_samples: int | None = option("Evaluate on so many images, drawn with --seed.")
+    streaming: bool = option("Read the dataset as it is needed, without downloading it first.", False)
     label_mapping: str = option(
         "Evaluating a trained model: its classes must be the dataset's, in order (strict), are looked up by name or "
         "taken by number.",
@@ -98,6 +99,7 @@ class DataArguments(EvaluationDataArguments):
     train_val_split: float = option("Share of train to evaluate on where there is no other split.", 0.1)
     max_train_samples: int | None = option("Train on so many images, drawn with --seed.")
     image_cache_gib: float = option("Keep a split decoded in memory if it takes at most so many GiB (0: never).", 1.0)
+    shuffle_buffer: int = option("With --streaming: undecoded images, per process, that are shuffled at a time.", 5000)
 
 
 @dataclass

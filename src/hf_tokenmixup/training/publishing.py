@@ -203,7 +203,7 @@ class PublishingTrainer(AveragingTrainer):
         if self.evaluation_facts is None or not {"eval_loss", "eval_top1", "eval_top5"} <= metrics.keys():
             return None
         args, model = self.args, self.published_model()
-        image = self.eval_dataset[0]["pixel_values"]
+        image = next(iter(self.eval_dataset))["pixel_values"]
         facts = dict(self.evaluation_facts)
         return Evaluation(
             **facts | {"command": facts["command"].replace("{model}", repo_id)},
@@ -211,7 +211,7 @@ class PublishingTrainer(AveragingTrainer):
             model_revision=None,
             num_parameters=count_parameters(model),
             macs=count_macs(model, tuple(image.shape)),
-            num_images=len(self.eval_dataset),
+            num_images=metrics.get("eval_samples") or len(self.eval_dataset),
             top1=metrics["eval_top1"],
             top5=metrics["eval_top5"],
             loss=metrics["eval_loss"],

@@ -18,10 +18,11 @@ from .callbacks import EpochCallback
 from .faults import LossGuard
 from .lora import check_scorenet_trains
 from .publishing import PublishingTrainer
+from .streaming import StreamingTrainer
 from .termination import TerminationCallback
 
 
-class TokenMixupTrainer(PublishingTrainer):
+class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
     """A `transformers.Trainer` for TokenMixup models and the baselines beside them.
 
     Batches hold `pixel_values` (B, 3, H, W) and `labels` (B,), class indices. Input mixup, CutMix and label smoothing

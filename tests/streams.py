@@ -1,0 +1,45 @@
+"""Small streamed data sets for tests: parquet shards whose images tell their number."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import ClassLabel, Dataset, Features, Image, load_dataset
+from PIL import Image as PILImage
+
+CLASSES = ["ant", "bee", "cat", "dog"]
+
+
+def numbered(numbers) -> Dataset:
+    """Images of 8 x 8 pixels whose first one holds the number, below 65,536; the label is its remainder by 4."""
+    pixels = [np.full((8, 8, 3), (number // 256, number % 256, 60 * (number % 4)), np.uint8) for number in numbers]
+    features = Features({"image": Image(), "label": ClassLabel(names=CLASSES)})
+    rows = {"image": [PILImage.fromarray(image) for image in pixels], "label": [number % 4 for number in numbers]}
+    return Dataset.from_dict(rows, features=features)
+
+
+def write_shards(folder: Path, sizes, split: str = "train", first: int = 0) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for shard, size in enumerate(sizes):
+        file = folder / f"{split}-{shard:05d}-of-{len(sizes):05d}.parquet"
+        numbered(range(first, first + size)).to_parquet(file)
+        first += size
+    return folder
+
+
+def stream(folder: Path, split: str = "train"):
+    return load_dataset(str(folder), split=split, streaming=True, cache_dir=str(folder.parent / "cache"))
+
+
+class Number:
+    """The number in an image, and a draw of the augmentation: (3, 1, 1)."""
+
+    draws_from_numpy = False
+
+    def __init__(self, draws: bool = True) -> None:
+        self.draws = draws
+
+    def __call__(self, image: PILImage.Image) -> torch.Tensor:
+        high, low, _ = image.getpixel((0, 0))
+        draw = torch.rand(()).item() if self.draws else 0.0
+        return torch.tensor([256.0 * high + low, draw, 0.0]).view(3, 1, 1)
