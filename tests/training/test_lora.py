@@ -92,7 +92,7 @@ def test_a_resumed_training_ends_as_an_uninterrupted_one(arguments, family, rout
     model = adapt(family, route, dropout=0.2, **DROPOUT)
     before = weights(model)
     trainer = TokenMixupTrainer(model, args, train_dataset=Images(12))
-    assert args.ddp_find_unused_parameters is False
+    assert trainer.accelerator.ddp_handler.find_unused_parameters is False
     trainer.train()
     expected = weights(model)
     assert {name for name in before if not torch.equal(before[name], expected[name])} == expected_to_train(family)

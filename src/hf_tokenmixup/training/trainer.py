@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.trainer_utils import unwrap_peft_model
 
 from ..data import InputMixing
 from ..models import TokenMixupModel, adapter_layers
@@ -53,6 +54,10 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
                 "`compute_loss_func` is not supported: labels are mixed in training, so the loss is computed by the "
                 "trainer. Override `compute_loss` in a subclass instead."
             )
+        if args.ddp_find_unused_parameters is None and isinstance(unwrap_peft_model(model), TokenMixupModel):
+            # Every parameter that trains gets a gradient in every step, also where no image is easy; looking would
+            # cost time. The host reads this while it is built.
+            args.ddp_find_unused_parameters = False
         super().__init__(model=model, args=args, **kwargs)
         # Has the host count the images of all micro-batches (and processes) of a step, hand the number to
         # `compute_loss` and leave the loss undivided, whatever the signature of the model's forward.
@@ -63,9 +68,6 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
         self._mixes_tokens = isinstance(self.inner_model, TokenMixupModel)
         if adapter_layers(self.bare_model):
             self._prepare_for_adapters()
-        if self._mixes_tokens and self.args.ddp_find_unused_parameters is None:
-            # Every parameter gets a gradient in every step, also where no image is easy; looking would cost time.
-            self.args.ddp_find_unused_parameters = False
         self.input_mixing = InputMixing(
             self.inner_model.config.num_labels,
             mixup_alpha=args.mixup_alpha,
