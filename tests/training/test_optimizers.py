@@ -32,7 +32,7 @@ def test_fused_adamw_trains_as_the_other(arguments, make_model, settings):
     assert group["fused"] and group["betas"] == (0.9, 0.95)
     assert_close(got, expected)
     start = make_model().state_dict()
-    assert all((got[name] - start[name]).abs().max() > 1e-3 for name in start if not name.endswith("k_proj.bias"))
+    assert all((got[name] - start[name]).abs().max() > 1e-4 for name in start if not name.endswith("k_proj.bias"))
 
 
 def test_fused_sgd_trains_as_the_other(arguments):
