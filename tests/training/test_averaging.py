@@ -431,8 +431,8 @@ args = TokenMixupTrainingArguments(
     disable_tqdm=True, save_strategy="no", learning_rate=0.01, eval_strategy="steps", eval_steps=2,
 )
 model = getattr(tiny_training, sys.argv[1])()
-images = tiny_training.Images(12)
-trainer = TokenMixupTrainer(model, args, train_dataset=images, eval_dataset=images)
+images = tiny_training.Images
+trainer = TokenMixupTrainer(model, args, train_dataset=images(12), eval_dataset=images(16))
 trainer.train()
 loss = trainer.evaluate()["eval_loss"]
 assert trainer.args.world_size == 2
@@ -456,7 +456,7 @@ def test_two_processes_keep_and_publish_the_same_average(tmp_path, make_model):
     assert (tmp_path / "loss-0.json").read_text() == (tmp_path / "loss-1.json").read_text()
     published = AutoModelForImageClassification.from_pretrained(tmp_path / "out").eval()
     assert_same(published.state_dict(), {name: t for name, t in first.items() if "scorenet" not in name})
-    images = Images(12)
+    images = Images(16)
     with torch.no_grad():
         loss = F.cross_entropy(published(pixel_values=images.pixels).logits, images.labels)
     assert json.loads((tmp_path / "loss-0.json").read_text()) == pytest.approx(loss.item(), rel=1e-5)

@@ -6,7 +6,8 @@ from tiny_training import Images, plain_vit, tokenmixup_vit
 
 from hf_tokenmixup.training import TokenMixupTrainer
 
-ADAM = {"weight_decay": 0.1, "adam_beta2": 0.95, "learning_rate": 0.01}
+# With the usual epsilon, Adam makes large what is rounding alone, such as the gradient of the keys' bias.
+ADAM = {"weight_decay": 0.1, "adam_beta2": 0.95, "adam_epsilon": 1e-3, "learning_rate": 0.01}
 
 
 def trained(make_model, args, **options):
@@ -18,9 +19,6 @@ def trained(make_model, args, **options):
 
 def assert_close(got, expected):
     for name, tensor in expected.items():
-        # Softmax does not see the bias of the keys: its gradient is rounding alone, which Adam makes large.
-        if name.endswith("k_proj.bias"):
-            continue
         torch.testing.assert_close(got[name], tensor, rtol=1e-4, atol=2e-6, msg=name)
 
 
@@ -34,7 +32,7 @@ def test_fused_adamw_trains_as_the_other(arguments, make_model, settings):
     assert group["fused"] and group["betas"] == (0.9, 0.95)
     assert_close(got, expected)
     start = make_model().state_dict()
-    assert all((got[name] - start[name]).abs().max() > 1e-3 for name in start if "k_proj.bias" not in name)
+    assert all((got[name] - start[name]).abs().max() > 1e-4 for name in start if not name.endswith("k_proj.bias"))
 
 
 def test_fused_sgd_trains_as_the_other(arguments):

@@ -157,6 +157,8 @@ class AveragingTrainer(CheckpointTrainer):
         """At the beginning of a training: start the average, unless it came from a checkpoint, and say so."""
         if self.state.global_step == 0 or self.average is None:
             self.average = self._new_average()
+        if not self.is_world_process_zero():
+            return
         args, steps = self.args, self.state.max_steps - self.state.global_step + self.average.updates
         logger.warning(
             "Evaluation, the best model and what is published use an average of the weights (ema_decay=%g%s); the "
