@@ -10,6 +10,9 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from ..horizontal import HorizontalStep
 from ..vertical import VerticalMemory
 
+# Counts that are means over images; the others are sums over them.
+AVERAGED_COUNTS = ("difficulty", "scorenet_loss")
+
 
 @dataclass
 class TokenMixupOutput(ImageClassifierOutput):

@@ -7,7 +7,6 @@ the cross-entropy between its logits and the targets, taken here.
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,6 +14,7 @@ from ..data import InputMixing
 from ..models import TokenMixupModel
 from .arguments import TokenMixupTrainingArguments
 from .callbacks import EpochCallback
+from .counts import StepCounts
 from .faults import LossGuard
 from .publishing import PublishingTrainer
 from .termination import TerminationCallback
@@ -31,8 +31,9 @@ class TokenMixupTrainer(PublishingTrainer):
     the last and smaller one included, and over processes. (With `average_tokens_across_devices=False` each process
     averages over its own images and the processes are then averaged, which differs only where their shares do.)
 
-    Each logged training loss comes with the counts of the model's outputs (`mixed_samples`, `easy_samples`, ...),
-    averaged over the forwards since the last such line and over processes.
+    Each logged training loss comes with the counts of the model's outputs: those of samples and tokens
+    (`mixed_samples`, `easy_samples`, ...) for a whole step, summed over its micro-batches and processes and averaged
+    over the steps since the last such line; `difficulty` and `scorenet_loss` averaged over the images.
 
     Raises:
         NonFiniteLossError: in training, for a loss that is not finite, before its weights are saved.
@@ -51,6 +52,10 @@ class TokenMixupTrainer(PublishingTrainer):
                 "`compute_loss_func` is not supported: labels are mixed in training, so the loss is computed by the "
                 "trainer. Override `compute_loss` in a subclass instead."
             )
+        if isinstance(model, TokenMixupModel) and args.ddp_find_unused_parameters is None:
+            # Every parameter gets a gradient in every step, also where no image is easy; looking would cost time. The
+            # host reads this when it is built.
+            args.ddp_find_unused_parameters = False
         super().__init__(model=model, args=args, **kwargs)
         # Has the host count the images of all micro-batches (and processes) of a step, hand the number to
         # `compute_loss` and leave the loss undivided, whatever the signature of the model's forward.
@@ -59,9 +64,6 @@ class TokenMixupTrainer(PublishingTrainer):
             # DataParallel is one process: its images are counted exactly, not divided evenly among the replicas.
             self.args.average_tokens_across_devices = True
         self._mixes_tokens = isinstance(self.bare_model, TokenMixupModel)
-        if self._mixes_tokens and self.args.ddp_find_unused_parameters is None:
-            # Every parameter gets a gradient in every step, also where no image is easy; looking would cost time.
-            self.args.ddp_find_unused_parameters = False
         self.input_mixing = InputMixing(
             self.bare_model.config.num_labels,
             mixup_alpha=args.mixup_alpha,
@@ -75,8 +77,7 @@ class TokenMixupTrainer(PublishingTrainer):
         self._termination = TerminationCallback()
         if not args.enable_jit_checkpoint:
             self.add_callback(self._termination)
-        self._counts: dict[str, Tensor] = {}
-        self._counted_forwards = 0
+        self._counts = StepCounts()
         self._guard = LossGuard(args.skip_nonfinite_steps)
 
     @property
@@ -85,7 +86,10 @@ class TokenMixupTrainer(PublishingTrainer):
         return self._termination.stopped
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        return self._guard.see(self, super().training_step(*args, **kwargs))
+        loss = super().training_step(*args, **kwargs)
+        if self.accelerator.sync_gradients:
+            self._counts.end_step()
+        return self._guard.see(self, loss)
 
     def compute_loss(
         self,
@@ -107,7 +111,8 @@ class TokenMixupTrainer(PublishingTrainer):
         labels = self._class_indices(inputs)
         if not model.training:
             outputs = model(**inputs)
-            loss = F.cross_entropy(outputs.logits.float(), labels)
+            own = self._own_images(len(labels))
+            loss = F.cross_entropy(outputs.logits[:own].float(), labels[:own])
             return (loss, outputs) if return_outputs else loss
 
         if self.input_mixing.enabled:
@@ -117,7 +122,7 @@ class TokenMixupTrainer(PublishingTrainer):
             # A scalar, but for DataParallel: there each replica returns its share (or its mean).
             loss = outputs.loss.mean() if num_items_in_batch is None else outputs.loss.sum()
             # With TokenMixup off there are none.
-            self._count(getattr(outputs, "counts", None) or {})
+            self._counts.add(getattr(outputs, "counts", None) or {}, len(labels))
         else:
             # Float labels would become binary cross-entropy in the model and change its `config.problem_type`.
             outputs = model(**inputs)
@@ -128,24 +133,20 @@ class TokenMixupTrainer(PublishingTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log `logs`; with a training loss among them, the averaged counts too. All processes call this together.
+        """Log `logs`; with a training loss among them, the counts of a step too. All processes call this together.
 
         Raises:
             NonFiniteLossError: the loss of a step since the last such line was not finite.
         """
         if "loss" in logs:
             self._guard.check(self)
-        if "loss" in logs and self._counts:
-            names = sorted(self._counts)
-            means = torch.stack([self._counts[name] for name in names]) / self._counted_forwards
-            means = self.accelerator.reduce(means, reduction="mean")
-            logs |= dict(zip(names, means.tolist(), strict=True))
-            self._counts, self._counted_forwards = {}, 0
+            logs |= self._counts.summary(self.accelerator)
+            self._counts = StepCounts()
         super().log(logs, start_time)
 
     def train(self, *args: Any, **kwargs: Any):
         # What an earlier training counted after its last log line belongs to none of this one's.
-        self._counts, self._counted_forwards = {}, 0
+        self._counts = StepCounts()
         self._guard = LossGuard(self.args.skip_nonfinite_steps)
         result = super().train(*args, **kwargs)
         # What the end would save must not be spoilt either.
@@ -156,12 +157,14 @@ class TokenMixupTrainer(PublishingTrainer):
         self._guard.check(self)
         super()._save_checkpoint(*args, **kwargs)
 
-    def _count(self, counts: dict[str, Tensor]) -> None:
-        """Add up the counts of a forward where they are: reading them would have the device waited for."""
-        for name, value in counts.items():
-            value = value.detach().float().mean()
-            self._counts[name] = self._counts[name] + value if name in self._counts else value
-        self._counted_forwards += 1
+    def _own_images(self, images: int) -> int:
+        """How many of an evaluation's batch count: with several processes, the last is filled up with images again."""
+        data = self.accelerator.gradient_state
+        if not data.end_of_dataloader or data.remainder < 1:
+            return images
+        own = data.remainder - self.accelerator.process_index * images
+        # Where there are none, the host drops the whole batch's loss.
+        return own if 0 < own < images else images
 
     def _class_indices(self, inputs: dict[str, Any]) -> Tensor:
         """Take the labels (B,) out of `inputs`."""
