@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
+from accelerate import DistributedType, PartialState
 from tiny_training import Images, tokenmixup_cct, tokenmixup_vit
 from torch.utils.data import SequentialSampler
 from transformers import TrainerCallback
@@ -84,6 +85,9 @@ def train(case: dict, folder: Path) -> None:
         images.labels = torch.tensor(case["labels"])
     arguments = ARGUMENTS | case["arguments"]
     args = TokenMixupTrainingArguments(str(folder / "outputs" / case["name"]), **arguments)
+    if args.fsdp:
+        # On CPUs accelerate passes over FSDP without a word, though torch shards there too.
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     trainer = InOrder(model, args, train_dataset=images, eval_dataset=Images(case.get("eval_images", 4)))
     watch = Watch(model)
     trainer.add_callback(watch)

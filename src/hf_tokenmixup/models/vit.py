@@ -125,7 +125,6 @@ class TokenMixupViTForImageClassification(TokenMixupModel, ViTForImageClassifica
     config_class = TokenMixupViTConfig
     plain_model_class = ViTForImageClassification
     layer_class = TokenMixupViTLayer
-    _no_split_modules = ["ViTEmbeddings", "ViTLayer", "TokenMixupViTLayer"]
 
 
 def split_heads(attention: ViTAttention, states: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,7 @@ from .callbacks import EpochCallback
 from .counts import StepCounts
 from .faults import LossGuard
 from .publishing import PublishingTrainer
+from .sharding import shard_by_layers
 from .termination import TerminationCallback
 
 
@@ -63,6 +64,8 @@ class TokenMixupTrainer(PublishingTrainer):
         if self.args.n_gpu > 1:
             # DataParallel is one process: its images are counted exactly, not divided evenly among the replicas.
             self.args.average_tokens_across_devices = True
+        if self.is_fsdp_enabled:
+            shard_by_layers(self.accelerator.state.fsdp_plugin, self.bare_model)
         self._mixes_tokens = isinstance(self.bare_model, TokenMixupModel)
         self.input_mixing = InputMixing(
             self.bare_model.config.num_labels,

@@ -89,4 +89,3 @@ class TokenMixupCctForImageClassification(TokenMixupModel, CctForImageClassifica
     config_class = TokenMixupCctConfig
     plain_model_class = CctForImageClassification
     layer_class = TokenMixupCctLayer
-    _no_split_modules = ["CctEmbeddings", "CctLayer", "TokenMixupCctLayer"]
