@@ -5,12 +5,15 @@ Trains the cases of the file one after the other, by the trainer itself. Every p
 """
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import torch
 from accelerate import DistributedType, PartialState
 from tiny_training import Images, tokenmixup_cct, tokenmixup_vit
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import SequentialSampler
 from transformers import TrainerCallback
 
@@ -71,6 +74,26 @@ def whole(tensor: torch.Tensor | None) -> torch.Tensor | None:
     return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach().clone()
 
 
+def launch(world: int, cases: list[dict], folder: Path) -> dict[str, list[dict]]:
+    """What each process saw of each case, by the case's name."""
+    folder.mkdir()
+    (folder / "cases.json").write_text(json.dumps(cases))
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world)] if world > 1 else []
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, *launcher, str(Path(__file__)), str(folder / "cases.json"), str(folder)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-6000:]
+    names = [case["name"] for case in cases]
+    found = {name: [torch.load(folder / f"{name}-{rank}.pt") for rank in range(world)] for name in names}
+    assert all(seen["world_size"] == world for ranks in found.values() for seen in ranks)
+    return found
+
+
 def build(case: dict) -> torch.nn.Module:
     model = MODELS[case.get("model", "vit")](**case["settings"])
     for layer, bias in case.get("scorenet_bias", {}).items():
@@ -84,14 +107,17 @@ def train(case: dict, folder: Path) -> None:
     if "labels" in case:
         images.labels = torch.tensor(case["labels"])
     arguments = ARGUMENTS | case["arguments"]
-    args = TokenMixupTrainingArguments(str(folder / "outputs" / case["name"]), **arguments)
+    outputs = folder / "outputs" / case.get("outputs", case["name"])
+    args = TokenMixupTrainingArguments(str(outputs), **arguments)
     if args.fsdp:
         # On CPUs accelerate passes over FSDP without a word, though torch shards there too.
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     trainer = InOrder(model, args, train_dataset=images, eval_dataset=Images(case.get("eval_images", 4)))
     watch = Watch(model)
     trainer.add_callback(watch)
-    trainer.train()
+    trainer.train(str(outputs / case["resume"]) if "resume" in case else None)
+    if case.get("publish"):
+        trainer.save_model()
     found = {
         "world_size": args.world_size,
         "log": [line for line in trainer.state.log_history if "loss" in line],
@@ -101,6 +127,7 @@ def train(case: dict, folder: Path) -> None:
         "batches": trainer.batches,
         "counts": trainer.counts,
         "reached": trainer.reached,
+        "sharded": isinstance(model, FSDPModule),
         "find_unused_parameters": getattr(trainer.model_wrapped, "find_unused_parameters", None),
     }
     torch.save(found, folder / f"{case['name']}-{args.process_index}.pt")

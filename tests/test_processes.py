@@ -1,18 +1,11 @@
 """Trainings on 1, 2 and 4 CPU processes under a launcher (DDP), compared by what each process saw."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-from process_worker import build
+from process_worker import build, launch
 from tiny_training import Images, tokenmixup_vit
 from torch.nn import functional as F
 
-WORKER = Path(__file__).with_name("process_worker.py")
 WORLDS = (1, 2, 4)
 OFF = {"horizontal_layers": [], "vertical_layers": []}
 # Half of the classes are easy: ScoreNet takes an image for one of the first two.
@@ -67,26 +60,6 @@ def hard_cases() -> list[dict]:
         {"name": "hard-gradient", **HARD_RANK, "settings": settings | {"saliency_detector": "gradient"}},
         {"name": "hard-cct", **HARD_RANK, "model": "cct", "settings": settings | still},
     ]
-
-
-def launch(world: int, cases: list[dict], folder: Path) -> dict[str, list[dict]]:
-    """What each process saw of each case, by the case's name."""
-    folder.mkdir()
-    (folder / "cases.json").write_text(json.dumps(cases))
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world)] if world > 1 else []
-    path = os.pathsep.join([str(WORKER.parent), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, *launcher, str(WORKER), str(folder / "cases.json"), str(folder)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-6000:]
-    names = [case["name"] for case in cases]
-    found = {name: [torch.load(folder / f"{name}-{rank}.pt") for rank in range(world)] for name in names}
-    assert all(seen["world_size"] == world for ranks in found.values() for seen in ranks)
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -239,6 +239,12 @@ def test_autocast_and_compiled_models_train(arguments, compiled):
     assert torch.equal(published.classifier.weight, model.classifier.weight)
 
 
+def test_ddp_does_not_look_for_unused_parameters_of_a_tokenmixup_model(arguments):
+    assert TokenMixupTrainer(tokenmixup_vit(), arguments()).accelerator.ddp_handler.find_unused_parameters is False
+    chosen = arguments(ddp_find_unused_parameters=True)
+    assert TokenMixupTrainer(tokenmixup_vit(), chosen).accelerator.ddp_handler.find_unused_parameters is True
+
+
 def test_errors_name_the_way_out(arguments):
     with pytest.raises(ValueError, match="TokenMixupTrainingArguments, got NoneType"):
         TokenMixupTrainer(plain_vit())

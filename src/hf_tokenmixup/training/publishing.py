@@ -138,13 +138,19 @@ class PublishingTrainer(CheckpointTrainer):
         The host would copy the checkpoint's weights, ScoreNet among them, into the output folder and upload those.
         """
         args = self.args
-        if not self.is_world_process_zero() or args.hub_strategy == HubStrategy.END:
+        if args.hub_strategy == HubStrategy.END:
+            return
+        if self.is_fsdp_enabled:
+            # Gathering sharded weights needs every process.
+            self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
             return
         busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
         if busy and not args.hub_always_push:
             return
         self.callback_handler.on_push_begin(args, self.state, self.control)
-        self._save(args.output_dir)
+        if not self.is_fsdp_enabled:
+            self._save(args.output_dir)
         self.create_model_card()
 
         by_step = args.save_strategy == SaveStrategy.STEPS
@@ -202,6 +208,10 @@ class PublishingTrainer(CheckpointTrainer):
         if isinstance(model, TokenMixupModel):
             with torch.random.fork_rng(devices=[]):
                 model = model.published()
+        if self.is_fsdp_enabled:
+            # The weights are spread over the processes, and this is one of them: the shapes are enough.
+            with torch.device("meta"):
+                model = type(model)(model.config)
         image = self.eval_dataset[0]["pixel_values"]
         facts = dict(self.evaluation_facts)
         return Evaluation(
