@@ -3,7 +3,12 @@
 import torch
 from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig, ViTForImageClassification
 
-from hf_tokenmixup.models import TokenMixupViTConfig, TokenMixupViTForImageClassification
+from hf_tokenmixup.models import (
+    TokenMixupCctConfig,
+    TokenMixupCctForImageClassification,
+    TokenMixupViTConfig,
+    TokenMixupViTForImageClassification,
+)
 
 CLASSES = 4
 VIT = {
@@ -53,6 +58,13 @@ def tokenmixup_vit(**settings) -> TokenMixupViTForImageClassification:
         "vertical_kappa": 2,
     } | settings
     return TokenMixupViTForImageClassification(TokenMixupViTConfig(**VIT | {"horizontal_rho": 0.0} | settings))
+
+
+def tokenmixup_cct(**settings) -> TokenMixupCctForImageClassification:
+    torch.manual_seed(1)
+    size = {name: VIT[name] for name in VIT if name != "patch_size"}
+    settings = {"horizontal_layers": [1], "vertical_layers": [2], "vertical_kappa": 2, "pooling_stride": 1} | settings
+    return TokenMixupCctForImageClassification(TokenMixupCctConfig(**size, horizontal_rho=0.0, **settings))
 
 
 def resnet() -> ResNetForImageClassification:

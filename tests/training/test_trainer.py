@@ -133,14 +133,15 @@ def test_the_model_gets_distributions_only_where_inputs_are_mixed(arguments):
         torch.testing.assert_close(seen[0].float().sum(-1), torch.ones(4) if len(shape) > 1 else seen[0].sum().float())
 
 
-def test_logged_counts_are_averages_over_the_interval(arguments):
+def test_logged_counts_are_those_of_a_step_on_average(arguments):
     model = tokenmixup_vit(horizontal_tau=1.4)
     seen = []
 
     class Watching(TokenMixupTrainer):
         def compute_loss(self, model, inputs, *rest, **kwargs):
             if model.training:
-                seen.append({k: v.item() for k, v in copy.deepcopy(model)(**inputs).counts.items()})
+                counts = copy.deepcopy(model)(**inputs).counts
+                seen.append({k: v.item() for k, v in counts.items()} | {"images": len(inputs["labels"])})
             return super().compute_loss(model, inputs, *rest, **kwargs)
 
     # Three forwards, of 4, 4 and 2 images, between two lines; the fifth step's are never logged by the first training.
@@ -154,9 +155,12 @@ def test_logged_counts_are_averages_over_the_interval(arguments):
         assert [line["step"] for line in lines] == [2, 4]
         assert not any("mixed_samples" in line for line in others)
         for line, forwards in zip(lines, (seen[:3], seen[3:6]), strict=True):
-            assert set(forwards[0]) >= {"scorenet_loss", "easy_samples", "mixed_samples", "vertical_tokens"}
-            for name in forwards[0]:
-                assert line[name] == pytest.approx(sum(f[name] for f in forwards) / 3, rel=1e-4), name
+            images = sum(forward["images"] for forward in forwards)
+            for name in ("easy_samples", "mixed_samples", "replaced_tokens", "vertical_tokens"):
+                assert line[name] == pytest.approx(sum(f[name] for f in forwards) / 2, rel=1e-4), name
+            for name in ("scorenet_loss", "difficulty"):
+                expected = sum(f[name] * f["images"] for f in forwards) / images
+                assert line[name] == pytest.approx(expected, rel=1e-4), name
 
 
 def test_no_value_is_read_from_the_device_between_log_lines(arguments, monkeypatch):
@@ -233,6 +237,12 @@ def test_autocast_and_compiled_models_train(arguments, compiled):
     published, report = type(plain_vit()).from_pretrained(args.output_dir, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     assert torch.equal(published.classifier.weight, model.classifier.weight)
+
+
+def test_ddp_does_not_look_for_unused_parameters_of_a_tokenmixup_model(arguments):
+    assert TokenMixupTrainer(tokenmixup_vit(), arguments()).accelerator.ddp_handler.find_unused_parameters is False
+    chosen = arguments(ddp_find_unused_parameters=True)
+    assert TokenMixupTrainer(tokenmixup_vit(), chosen).accelerator.ddp_handler.find_unused_parameters is True
 
 
 def test_errors_name_the_way_out(arguments):

@@ -57,7 +57,7 @@ _PANELS = (
     ),
     _Panel(
         title="Instances mixed by TokenMixup",
-        unit="images per batch",
+        unit="images per step",
         curves=(
             _Curve("mixed_samples", "mixed", BLUE, SOLID),
             _Curve("easy_samples", "easy", ORANGE, DASHED),
@@ -81,8 +81,8 @@ _MEASURES = (
     _Measure("eval_top1", "Evaluation accuracy", "images classified right (top-1)", percent=True),
     _Measure("loss", "Training loss", "nats (HTM: mixed labels, and ScoreNet's)"),
     _Measure("eval_loss", "Evaluation loss", "nats"),
-    _Measure("mixed_samples", "Instances mixed by TokenMixup", "images per batch"),
-    _Measure("replaced_tokens", "Tokens replaced by TokenMixup", "tokens per batch"),
+    _Measure("mixed_samples", "Instances mixed by TokenMixup", "images per step"),
+    _Measure("replaced_tokens", "Tokens replaced by TokenMixup", "tokens per step"),
 )
 
 
@@ -92,7 +92,7 @@ def plot_training_curves(log_history: list[dict], path: str | Path) -> Path:
     Args:
         log_history: The log records of a Trainer (`trainer.state.log_history`, or the lines of `training_log.jsonl`):
             dicts with `epoch` and any of `eval_top1` and `eval_top5` (in [0, 1]), `loss`, `eval_loss` and
-            `scorenet_loss` (nats), `mixed_samples` and `easy_samples` (images per batch). Other records and keys are
+            `scorenet_loss` (nats), `mixed_samples` and `easy_samples` (images per step). Other records and keys are
             passed over, as are values that are None or not finite. A panel without any value says so.
         path: Where to write the picture, .png or .pdf; missing folders are made.
 

@@ -11,10 +11,11 @@ from .cct import (
     TokenMixupCctLayer,
 )
 from .mixing import TokenMixupModel
-from .state import TokenMixupOutput
+from .state import AVERAGED_COUNTS, TokenMixupOutput
 from .vit import TokenMixupViTConfig, TokenMixupViTForImageClassification, TokenMixupViTLayer
 
 __all__ = [
+    "AVERAGED_COUNTS",
     "FAMILIES",
     "CctConfig",
     "CctForImageClassification",

@@ -10,6 +10,7 @@ from functools import partial
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.models.vit.modeling_vit import eager_attention_forward
@@ -145,6 +146,8 @@ class TokenMixupLayer(nn.Module):
         if settings.saliency_detector == "random":
             batch, length, _ = hidden_states.shape
             return random_saliency(batch, length - settings.num_prefix_tokens, hidden_states.device)
+        for layer in layers[1:]:
+            unshard(layer)
         # A layer offers its own parts without their dropout; adapters that were put into it have another.
         with evaluation_mode(*(adapter for layer in layers for adapter in adapter_layers(layer))):
             return attention_saliency(
@@ -278,6 +281,8 @@ class TokenMixupModel:
                 layer.gradient_checkpointing = True
                 layer._gradient_checkpointing_func = plain._gradient_checkpointing_func
             layers[index] = layer
+            # Sharding goes by these names, and refuses one that no module bears.
+            self._no_split_modules = {*self._no_split_modules, type(layer).__name__} - {type(plain).__name__}
 
     def _adjust_missing_and_unexpected_keys(self, loading_info) -> None:
         fresh = sorted({key.rsplit(".", 2)[0] for key in loading_info.missing_keys if ".scorenet." in key})
@@ -321,12 +326,14 @@ class TokenMixupModel:
     def _gradient_saliency(self, pixel_values: torch.Tensor, targets: torch.Tensor, kwargs: dict) -> torch.Tensor:
         classify = super().forward
         with evaluation_mode(self):
-            return gradient_saliency(
+            saliency = gradient_saliency(
                 lambda pixels: classify(pixels, return_dict=True, **kwargs).logits,
                 pixel_values,
                 targets,
                 self.config.token_grid(*pixel_values.shape[2:]),
             )
+        unshard(self)
+        return saliency
 
     def _training_output(
         self, outputs: ImageClassifierOutput, state: MixingState, num_items: torch.Tensor | int | None
@@ -348,6 +355,12 @@ class TokenMixupModel:
             horizontal=tuple(state.steps) or None,
             counts=counts,
         )
+
+
+def unshard(module: nn.Module) -> None:
+    """Under FSDP2, put the weights of a module together outside of its forward, which then finds them so."""
+    if isinstance(module, FSDPModule):
+        module.unshard()
 
 
 def _reduce(losses: torch.Tensor, num_items: torch.Tensor | int | None) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """What travels through a training forward, and what comes out of it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -9,6 +9,9 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from ..horizontal import HorizontalStep
 from ..vertical import VerticalMemory
+
+# Counts that are means over images; the others are sums over them.
+AVERAGED_COUNTS = ("difficulty", "scorenet_loss")
 
 
 @dataclass
@@ -34,14 +37,17 @@ class TokenMixupOutput(ImageClassifierOutput):
     counts: dict[str, torch.Tensor] | None = None
 
 
-@dataclass
 class MixingState:
     """What travels with the hidden states of one training forward, from layer to layer; it dies with the forward.
 
-    Attributes:
+    No dataclass: FSDP looks into these for tensors, and would hand every layer a copy.
+
+    Args:
         layers: the network's layers, which a rollout looks ahead in.
         memory: tokens collected for vertical layers.
         targets: (B, C) as the last mixing left them.
+
+    Attributes:
         saliency: (B, T) of the tokens where the detector looks at the input; it goes where a token goes. None for
             detectors that look at the tokens themselves.
         manifold_layer: the layer whose input manifold mixup mixes in this forward.
@@ -49,13 +55,14 @@ class MixingState:
         steps: the record of each horizontal layer passed.
     """
 
-    layers: Sequence[nn.Module]
-    memory: VerticalMemory
-    targets: torch.Tensor
-    saliency: torch.Tensor | None = None
-    manifold_layer: int | None = None
-    scorenet_losses: list[torch.Tensor] = field(default_factory=list)
-    steps: list[HorizontalStep] = field(default_factory=list)
+    def __init__(self, layers: Sequence[nn.Module], memory: VerticalMemory, targets: torch.Tensor):
+        self.layers = layers
+        self.memory = memory
+        self.targets = targets
+        self.saliency: torch.Tensor | None = None
+        self.manifold_layer: int | None = None
+        self.scorenet_losses: list[torch.Tensor] = []
+        self.steps: list[HorizontalStep] = []
 
     def counts(self) -> dict[str, torch.Tensor]:
         """Scalars for logs, see :class:`TokenMixupOutput`; they stay on the device."""

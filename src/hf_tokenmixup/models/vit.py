@@ -126,7 +126,6 @@ class TokenMixupViTForImageClassification(TokenMixupModel, ViTForImageClassifica
     plain_model_class = ViTForImageClassification
     layer_class = TokenMixupViTLayer
     lora_target_modules = ("q_proj", "v_proj")
-    _no_split_modules = ["ViTEmbeddings", "ViTLayer", "TokenMixupViTLayer"]
 
 
 def split_heads(attention: ViTAttention, states: torch.Tensor) -> torch.Tensor:

@@ -149,6 +149,16 @@ class CheckpointTrainer(Trainer):
                 "trained with (its config.json or adapter_config.json holds them), or start a new training."
             )
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As in `Trainer`; the published model is also written where FSDP's checkpoints are sharded."""
+        super().save_model(output_dir, _internal_call)
+        folder = self.args.output_dir if output_dir is None else output_dir
+        if not self.is_fsdp_enabled or self._is_checkpoint(folder):
+            return
+        if "FULL_STATE_DICT" not in str(self.accelerator.state.fsdp_plugin.state_dict_type):
+            # The host writes no model at all then.
+            self._save(folder, state_dict=self.accelerator.get_state_dict(self.model))
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         output_dir = self.args.output_dir if output_dir is None else output_dir
         trained = self.model

@@ -6,6 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import CommitInfo, HfApi, ModelCard
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import PushInProgress
@@ -139,13 +140,19 @@ class PublishingTrainer(AveragingTrainer):
         The host would copy the checkpoint's weights, ScoreNet among them, into the output folder and upload those.
         """
         args = self.args
-        if not self.is_world_process_zero() or args.hub_strategy == HubStrategy.END:
+        if args.hub_strategy == HubStrategy.END:
+            return
+        if self.is_fsdp_enabled:
+            # Gathering sharded weights needs every process.
+            self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
             return
         busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
         if busy and not args.hub_always_push:
             return
         self.callback_handler.on_push_begin(args, self.state, self.control)
-        self._save(args.output_dir)
+        if not self.is_fsdp_enabled:
+            self._save(args.output_dir)
         self.create_model_card()
 
         by_step = args.save_strategy == SaveStrategy.STEPS
@@ -203,6 +210,10 @@ class PublishingTrainer(AveragingTrainer):
         if self.evaluation_facts is None or not {"eval_loss", "eval_top1", "eval_top5"} <= metrics.keys():
             return None
         args, model = self.args, self.published_model()
+        if self.is_fsdp_enabled:
+            # The weights are spread over the processes, and this is one of them: the shapes are enough.
+            with torch.device("meta"):
+                model = type(model)(model.config)
         image = next(iter(self.eval_dataset))["pixel_values"]
         facts = dict(self.evaluation_facts)
         return Evaluation(

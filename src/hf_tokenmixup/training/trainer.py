@@ -7,7 +7,6 @@ the cross-entropy between its logits and the targets, taken here.
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.trainer_utils import unwrap_peft_model
@@ -16,9 +15,11 @@ from ..data import InputMixing
 from ..models import TokenMixupModel, adapter_layers
 from .arguments import TokenMixupTrainingArguments
 from .callbacks import EpochCallback
+from .counts import StepCounts
 from .faults import LossGuard
 from .lora import check_scorenet_trains
 from .publishing import PublishingTrainer
+from .sharding import shard_by_layers
 from .streaming import StreamingTrainer
 from .termination import TerminationCallback
 
@@ -34,8 +35,9 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
     the last and smaller one included, and over processes. (With `average_tokens_across_devices=False` each process
     averages over its own images and the processes are then averaged, which differs only where their shares do.)
 
-    Each logged training loss comes with the counts of the model's outputs (`mixed_samples`, `easy_samples`, ...),
-    averaged over the forwards since the last such line and over processes.
+    Each logged training loss comes with the counts of the model's outputs: those of samples and tokens
+    (`mixed_samples`, `easy_samples`, ...) for a whole step, summed over its micro-batches and processes and averaged
+    over the steps since the last such line; `difficulty` and `scorenet_loss` averaged over the images.
 
     Raises:
         NonFiniteLossError: in training, for a loss that is not finite, before its weights are saved.
@@ -65,6 +67,8 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
         if self.args.n_gpu > 1:
             # DataParallel is one process: its images are counted exactly, not divided evenly among the replicas.
             self.args.average_tokens_across_devices = True
+        if self.is_fsdp_enabled:
+            shard_by_layers(self.accelerator.state.fsdp_plugin, self.bare_model)
         self._mixes_tokens = isinstance(self.inner_model, TokenMixupModel)
         if adapter_layers(self.bare_model):
             self._prepare_for_adapters()
@@ -81,8 +85,7 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
         self._termination = TerminationCallback()
         if not args.enable_jit_checkpoint:
             self.add_callback(self._termination)
-        self._counts: dict[str, Tensor] = {}
-        self._counted_forwards = 0
+        self._counts = StepCounts()
         self._guard = LossGuard(args.skip_nonfinite_steps)
 
     @property
@@ -91,7 +94,10 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
         return self._termination.stopped
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        return self._guard.see(self, super().training_step(*args, **kwargs))
+        loss = super().training_step(*args, **kwargs)
+        if self.accelerator.sync_gradients:
+            self._counts.end_step()
+        return self._guard.see(self, loss)
 
     def step_was_skipped(self) -> bool:
         return self._guard.left_out or super().step_was_skipped()
@@ -116,7 +122,8 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
         labels = self._class_indices(inputs)
         if not model.training:
             outputs = model(**inputs)
-            loss = F.cross_entropy(outputs.logits.float(), labels)
+            own = self._own_images(len(labels))
+            loss = F.cross_entropy(outputs.logits[:own].float(), labels[:own])
             return (loss, outputs) if return_outputs else loss
 
         if self.input_mixing.enabled:
@@ -126,7 +133,7 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
             # A scalar, but for DataParallel: there each replica returns its share (or its mean).
             loss = outputs.loss.mean() if num_items_in_batch is None else outputs.loss.sum()
             # With TokenMixup off there are none.
-            self._count(getattr(outputs, "counts", None) or {})
+            self._counts.add(getattr(outputs, "counts", None) or {}, len(labels))
         else:
             # Float labels would become binary cross-entropy in the model and change its `config.problem_type`.
             outputs = model(**inputs)
@@ -137,25 +144,21 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log `logs`; with a training loss among them, the averaged counts too. All processes call this together.
+        """Log `logs`; with a training loss among them, the counts of a step too. All processes call this together.
 
         Raises:
             NonFiniteLossError: the loss of a step since the last such line was not finite.
         """
         if "loss" in logs:
             self._guard.check(self)
-        if "loss" in logs and self._counts:
-            names = sorted(self._counts)
-            means = torch.stack([self._counts[name] for name in names]) / self._counted_forwards
-            means = self.accelerator.reduce(means, reduction="mean")
-            logs |= dict(zip(names, means.tolist(), strict=True))
-            self._counts, self._counted_forwards = {}, 0
+            logs |= self._counts.summary(self.accelerator)
+            self._counts = StepCounts()
         super().log(logs, start_time)
 
     def train(self, *args: Any, **kwargs: Any):
         check_scorenet_trains(self.inner_model)
         # What an earlier training counted after its last log line belongs to none of this one's.
-        self._counts, self._counted_forwards = {}, 0
+        self._counts = StepCounts()
         self._guard = LossGuard(self.args.skip_nonfinite_steps)
         result = super().train(*args, **kwargs)
         # What the end would save must not be spoilt either.
@@ -176,12 +179,14 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
             # That kind passes over a layer whose input needs no gradient, as behind frozen embeddings.
             self.inner_model.enable_input_require_grads()
 
-    def _count(self, counts: dict[str, Tensor]) -> None:
-        """Add up the counts of a forward where they are: reading them would have the device waited for."""
-        for name, value in counts.items():
-            value = value.detach().float().mean()
-            self._counts[name] = self._counts[name] + value if name in self._counts else value
-        self._counted_forwards += 1
+    def _own_images(self, images: int) -> int:
+        """How many of an evaluation's batch count: with several processes, the last is filled up with images again."""
+        data = self.accelerator.gradient_state
+        if not data.end_of_dataloader or data.remainder < 1:
+            return images
+        own = data.remainder - self.accelerator.process_index * images
+        # Where there are none, the host drops the whole batch's loss.
+        return own if 0 < own < images else images
 
     def _class_indices(self, inputs: dict[str, Any]) -> Tensor:
         """Take the labels (B,) out of `inputs`."""

@@ -90,4 +90,3 @@ class TokenMixupCctForImageClassification(TokenMixupModel, CctForImageClassifica
     plain_model_class = CctForImageClassification
     layer_class = TokenMixupCctLayer
     lora_target_modules = ("qkv",)
-    _no_split_modules = ["CctEmbeddings", "CctLayer", "TokenMixupCctLayer"]

@@ -1,0 +1,47 @@
+"""The counts of TokenMixup for the log: of whole optimizer steps, over micro-batches and processes."""
+
+from collections.abc import Mapping
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from ..models import AVERAGED_COUNTS
+
+
+class StepCounts:
+    """Adds up the counts of forwards where they are: reading them would have the device waited for.
+
+    Samples and tokens are summed over the micro-batches and processes of a step and averaged over steps; losses and
+    difficulties (`AVERAGED_COUNTS`) are averaged over all images.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._images = 0
+        self._steps = 0
+
+    def add(self, counts: Mapping[str, Tensor], images: int) -> None:
+        """Take the counts of a forward of so many images: scalars, or one for each replica of a DataParallel."""
+        for name, value in counts.items():
+            value = value.detach().float()
+            value = value.mean() * images if name in AVERAGED_COUNTS else value.sum()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._images += images
+
+    def end_step(self) -> None:
+        """To be called behind the last micro-batch of an optimizer step."""
+        self._steps += 1
+
+    def summary(self, accelerator: Accelerator) -> dict[str, float]:
+        """The counts of a step, averaged over all steps; nothing where none were counted. All processes call it."""
+        if not (self._sums and self._steps):
+            return {}
+        names = sorted(self._sums)
+        sums = torch.stack([self._sums[name] for name in names])
+        sums = accelerator.reduce(torch.cat([sums, sums.new_tensor([self._images])]), reduction="sum")
+        *sums, images = sums.tolist()
+        return {
+            name: total / (images if name in AVERAGED_COUNTS else self._steps)
+            for name, total in zip(names, sums, strict=True)
+        }
