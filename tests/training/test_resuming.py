@@ -45,7 +45,7 @@ def test_every_file_cut_anywhere_is_noticed(folder, caplog, name, share):
     assert name in fault_in(folder / "checkpoint-4")
     with caplog.at_level(logging.WARNING):
         assert last_complete_checkpoint(folder).name == "checkpoint-3"
-    assert "checkpoint-4 was not written to its end" in caplog.text and name in caplog.text
+    assert "checkpoint-4 is not complete" in caplog.text and name in caplog.text
 
 
 def test_a_training_goes_on_from_the_one_before(trained, folder):
@@ -72,7 +72,7 @@ def test_a_folder_of_an_earlier_training(folder, tmp_path):
 
 
 def test_nothing_to_resume_from(folder, tmp_path):
-    with pytest.raises(ValueError, match="no complete checkpoint in .* to start anew"):
+    with pytest.raises(ValueError, match="no complete checkpoint in .*auto to start from the beginning"):
         last_complete_checkpoint(tmp_path / "nowhere")
     (folder / "checkpoint-best").mkdir()
     assert last_complete_checkpoint(folder).name == "checkpoint-4"

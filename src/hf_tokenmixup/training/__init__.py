@@ -4,6 +4,7 @@ from .arguments import TokenMixupTrainingArguments
 from .callbacks import CurvesCallback, JsonLinesCallback
 from .faults import NonFiniteLossError
 from .options import AugmentationArguments, DataArguments, ModelArguments, Options, parse_options
+from .space import OutputFolderError, SavingError
 from .trainer import TokenMixupTrainer
 
 __all__ = [
@@ -14,6 +15,8 @@ __all__ = [
     "ModelArguments",
     "NonFiniteLossError",
     "Options",
+    "OutputFolderError",
+    "SavingError",
     "TokenMixupTrainer",
     "TokenMixupTrainingArguments",
     "parse_options",

@@ -156,6 +156,17 @@ class TokenMixupTrainer(PublishingTrainer):
         self._guard.check(self)
         super()._save_checkpoint(*args, **kwargs)
 
+    def kept(self) -> dict[str, Any]:
+        means = {name: self.accelerator.reduce(value, reduction="mean") for name, value in self._counts.items()}
+        counts = {name: value.item() for name, value in means.items()}
+        own = {"counts": counts, "counted_forwards": self._counted_forwards, "skipped_steps": self._guard.skipped}
+        return super().kept() | own
+
+    def restore_kept(self, kept: dict[str, Any]) -> None:
+        super().restore_kept(kept)
+        self._counts = {name: torch.tensor(value, device=self.args.device) for name, value in kept["counts"].items()}
+        self._counted_forwards, self._guard.skipped = kept["counted_forwards"], kept["skipped_steps"]
+
     def _count(self, counts: dict[str, Tensor]) -> None:
         """Add up the counts of a forward where they are: reading them would have the device waited for."""
         for name, value in counts.items():
