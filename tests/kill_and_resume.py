@@ -82,6 +82,11 @@ class Watched:
     def new_checkpoints(self) -> list[Path]:
         return [path for path in checkpoints_in(self.folder) if path.name not in self.complete]
 
+    def steps(self) -> int:
+        """How many steps this start has taken, by its log."""
+        steps = [record["step"] for record in self.records() if "step" in record]
+        return max(steps, default=0) - max(map(_step, self.complete), default=0)
+
     def trained(self) -> bool:
         return any("train_runtime" in record for record in self.records())
 
@@ -90,7 +95,8 @@ class Watched:
         records = self.records()
         if phase == "start-up":
             return True
-        if phase in WHILE_TRAINING and self.trained():
+        if phase in WHILE_TRAINING and self.steps() > 3 * EVAL_STEPS:
+            # It was missed, and something must be left to train for those to come.
             return True
         if phase == "training":
             return sum("loss" in record for record in records) > lines
@@ -99,13 +105,22 @@ class Watched:
         if phase == "checkpoint":
             return any(self.is_new(path.name) for path in self.new_checkpoints())
         if phase == "removal":
-            there = {path.name for path in checkpoints_in(self.folder)}
-            return len(there) > 2 and any((path / "trainer_state.json").exists() for path in self.new_checkpoints())
+            return self._removal_begins()
         if phase == "publishing":
             return self.trained() and self.is_new("config.json")
         if phase == "final evaluation":
             return self.trained() and self.is_new("train_results.json")
         return self.trained() and self.is_new("eval_results.json")
+
+    def _removal_begins(self) -> bool:
+        """Whether a new checkpoint has just got its last file where there are others; waits for it by looking."""
+        new = [path for path in self.new_checkpoints() if self.is_new(path.name)]
+        if not new or len(self.complete) + len(new) < 3:
+            return False
+        until = time.time() + 0.5
+        while not (new[0] / "trainer_state.json").exists() and time.time() < until:
+            pass
+        return True
 
     def phase(self) -> str:
         """What was going on when the training was killed."""

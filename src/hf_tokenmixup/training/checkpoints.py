@@ -49,7 +49,12 @@ class CheckpointTrainer(ContinuingTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # The checkpoint that holds the weights as they are now.
         self._held: Path | None = None
-        super().__init__(*args, **kwargs)
+        try:
+            super().__init__(*args, **kwargs)
+        except OSError:
+            # The host makes the output folder.
+            check_writable(kwargs["args"].output_dir)
+            raise
 
     @property
     def bare_model(self) -> nn.Module:

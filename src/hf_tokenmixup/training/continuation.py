@@ -103,7 +103,8 @@ class ContinuingTrainer(Trainer):
 
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
         loader = super()._get_dataloader(*args, **kwargs)
-        loader.generator = torch.Generator().manual_seed(self.args.seed)
+        # accelerate's loaders pass on to one of torch's, or are one.
+        getattr(loader, "base_dataloader", loader).generator = torch.Generator().manual_seed(self.args.seed)
         return loader
 
 
