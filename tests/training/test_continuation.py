@@ -170,4 +170,4 @@ def test_later_checkpoints_are_named(arguments, caplog):
     train(args)
     with caplog.at_level(logging.WARNING):
         train(args, 1)
-    assert "checkpoint-3, checkpoint-2 lie beyond checkpoint-1" in caplog.text
+    assert f"Beyond checkpoint-1, {args.output_dir} holds checkpoint-3, checkpoint-2." in caplog.text

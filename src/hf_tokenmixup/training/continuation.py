@@ -145,9 +145,9 @@ def warn_of_later_checkpoints(checkpoint: Path) -> None:
     later = [path.name for path in later if fault_in(path) is None]
     if later:
         logger.warning(
-            "%s lie beyond %s in %s, and are overwritten as the training reaches their steps. Remove them if it goes "
-            "on with other settings: resuming from the last checkpoint would take them.",
-            ", ".join(later), checkpoint.name, checkpoint.parent,
+            "Beyond %s, %s holds %s. What lies there is overwritten as the training reaches its steps: remove it if the "
+            "training goes on with other settings, as resuming from the last checkpoint would take it.",
+            checkpoint.name, checkpoint.parent, ", ".join(later),
         )  # fmt: skip
 
 
