@@ -145,8 +145,8 @@ def warn_of_later_checkpoints(checkpoint: Path) -> None:
     later = [path.name for path in later if fault_in(path) is None]
     if later:
         logger.warning(
-            "Beyond %s, %s holds %s. What lies there is overwritten as the training reaches its steps: remove it if the "
-            "training goes on with other settings, as resuming from the last checkpoint would take it.",
+            "Beyond %s, %s holds %s. What lies there is overwritten as the training reaches its steps: remove it if "
+            "the training goes on with other settings, as resuming from the last checkpoint would take it.",
             checkpoint.name, checkpoint.parent, ", ".join(later),
         )  # fmt: skip
 

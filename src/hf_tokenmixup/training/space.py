@@ -108,12 +108,15 @@ def check_room(model: nn.Module, args: TrainingArguments, state: TrainerState) -
         f"{folder} has {convert_bytes(free)} left. A checkpoint will take about {convert_bytes(sizes.checkpoint)}, "
         f"the model at the end {convert_bytes(sizes.published)}"
     )
-    way_out = "Make room there, name another --output_dir, keep fewer checkpoints (--save_total_limit)"
+    way_out = "Make room there, name another --output_dir"
     if free < (sizes.checkpoint if checkpoints else sizes.published):
-        raise OutputFolderError(f"{told}: not enough. {way_out} or leave out the optimizer (--save_only_model).")
+        raise OutputFolderError(f"{told}: not enough. {way_out}, or save no checkpoints (--save_strategy no).")
     if free < needed:
         count = f"{at_once} checkpoint{'s' if at_once > 1 else ''} more"
-        logger.warning(f"{told}; {count} and the model, {convert_bytes(needed)}, will not fit. {way_out}.")
+        logger.warning(
+            f"{told}; {count} and the model, {convert_bytes(needed)}, will not fit. {way_out}, or keep "
+            "fewer checkpoints (--save_total_limit)."
+        )
 
 
 def _checkpoints_to_come(args: TrainingArguments, state: TrainerState) -> int:
