@@ -113,13 +113,12 @@ class SharedEpoch(Images):
 
 def test_persistent_workers_change_nothing(arguments):
     """They start once in a training and once more after resuming, and each start draws a random number."""
-    settings = {"max_steps": 12, "save_strategy": "steps", "save_steps": 1, "logging_steps": 2, "mixup_alpha": 0.8}
+    settings = {"max_steps": 8, "save_strategy": "steps", "save_steps": 3, "logging_steps": 2, "mixup_alpha": 0.8}
     settings |= {"eval_strategy": "steps", "eval_steps": 4}
     workers = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
     args = arguments(**settings, **workers)
     expected = train(args, images=SharedEpoch)
     assert_same_end(train(args, 3, SharedEpoch), expected)
-    assert_same_end(train(args, 5, SharedEpoch), expected)
     alone = arguments(**settings, output_dir=f"{args.output_dir}-alone")
     assert_same_end(train(alone, images=SharedEpoch), expected)
 
