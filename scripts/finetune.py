@@ -47,11 +47,19 @@ from hf_tokenmixup.training import (
     ModelArguments,
     NonFiniteLossError,
     Options,
+    OutputFolderError,
+    SavingError,
     TokenMixupTrainer,
     TokenMixupTrainingArguments,
     parse_options,
 )
-from hf_tokenmixup.training.resuming import check_checkpoint, check_unused, last_complete_checkpoint
+from hf_tokenmixup.training.resuming import (
+    check_checkpoint,
+    check_unused,
+    last_complete_checkpoint,
+    newest_complete_checkpoint,
+)
+from hf_tokenmixup.training.space import check_writable
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -105,8 +113,14 @@ def evaluation_images(
 
 
 def checkpoint_to_resume(args: TokenMixupTrainingArguments) -> str | None:
-    """The path as given, looked at; for ``last`` (or ``true``) the newest whole checkpoint of the output folder."""
+    """The path as given, looked at; for ``last`` (or ``true``) the newest whole checkpoint of the output folder.
+
+    ``auto`` is the same, and None where there is none: a command that can be repeated until the training is done.
+    """
     given = args.resume_from_checkpoint
+    if given is not None and given.lower() == "auto":
+        newest = newest_complete_checkpoint(args.output_dir)
+        return None if newest is None else str(newest)
     if given is not None and given.lower() in ("last", "true"):
         return str(last_complete_checkpoint(args.output_dir))
     if given is not None:
@@ -200,6 +214,7 @@ def prepare(arguments: list[str]) -> TokenMixupTrainer:
         raise ValueError("Nothing to do: give --do_train, --do_eval or both (a recipe may do so).")
     logging.basicConfig(format="%(message)s", level=logging.WARNING if args.should_log else logging.ERROR)
     set_seed(args.seed)
+    check_writable(args.output_dir)
     args.resume_from_checkpoint = checkpoint_to_resume(args)
     if lora.lora_rank:
         check_base_of_adapters(model_args, args)
@@ -282,5 +297,5 @@ if __name__ == "__main__":
         run(trainer)
     except PublishingError as error:
         sys.exit(f"finetune.py: the training is complete, the upload is not. {error}")
-    except NonFiniteLossError as error:
+    except (NonFiniteLossError, OutputFolderError, SavingError) as error:
         sys.exit(f"finetune.py: {error}")

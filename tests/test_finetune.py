@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from kill_and_resume import differences, kill_and_resume
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ResNetConfig, ViTForImageClassification
@@ -95,6 +96,26 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(finetune, tmp_pat
     logs = [(folder / "training_log.jsonl").read_text().splitlines() for folder in (whole, parts)]
     losses = [[record["loss"] for line in log if "loss" in (record := json.loads(line))] for log in logs]
     assert losses[0] == losses[1] and len(losses[0]) == 10
+
+
+def test_one_command_until_the_training_is_done(finetune, tmp_path, capsys):
+    """With --resume_from_checkpoint auto: begins, goes on, and at the end repeats nothing but the evaluation."""
+    options = [*COMMON, *DIGITS, *SCRATCH, "--do_train", "--do_eval", "--max_steps", "4", "--save_steps", "1"]
+    options += ["--output_dir", str(tmp_path), "--resume_from_checkpoint", "auto"]
+    first = finetune.prepare(options)
+    assert first.args.resume_from_checkpoint is None
+    first.add_callback(StopAt(2))
+    first.train()
+    second = finetune.prepare(options)
+    assert second.args.resume_from_checkpoint == str(tmp_path / "checkpoint-2")
+    finetune.run(second)
+    results, weights = metrics(tmp_path), load_file(tmp_path / "model.safetensors")
+    again = finetune.prepare(options)
+    assert again.args.resume_from_checkpoint == str(tmp_path / "checkpoint-4")
+    finetune.run(again)
+    assert all(metrics(tmp_path)[name] == results[name] for name in ("eval_top1", "eval_loss", "train_loss"))
+    repeated = load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(repeated[name], tensor) for name, tensor in weights.items())
 
 
 def StopAt(step):  # noqa: N802
@@ -299,3 +320,15 @@ def test_two_processes_stop_behind_the_same_step(tmp_path):
         more = ["--max_steps", step + 2, "--output_dir", out, "--resume_from_checkpoint", "last"]
         subprocess.run(list(map(str, [*torchrun, *more])), env=environment, cwd=tmp_path, check=True, timeout=240)
         assert metrics(out)["train_loss"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kills, options",
+    [(22, []), (6, ["--dataloader_num_workers", "2", "--dataloader_persistent_workers", "True"])],
+)
+def test_a_training_that_is_killed_again_and_again(tmp_path, kills, options):
+    done = kill_and_resume(tmp_path, kills, seed=kills, options=options)
+    assert len(done) >= kills - 1
+    assert {"checkpoint", "final evaluation"} <= {kill.hit for kill in done}
+    assert list(differences(tmp_path / "whole", tmp_path / "killed")) == []

@@ -24,6 +24,6 @@ def arguments(tmp_path: Path):
         settings = {"output_dir": str(tmp_path / "out"), "max_steps": 1, "save_strategy": "no"} | settings
         settings = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "learning_rate": 0.1} | settings
         settings = {"per_device_train_batch_size": 4, "lr_scheduler_type": "constant", "optim": "sgd"} | settings
-        return TokenMixupTrainingArguments(max_grad_norm=0.0, **settings)
+        return TokenMixupTrainingArguments(**{"max_grad_norm": 0.0} | settings)
 
     return make

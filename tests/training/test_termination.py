@@ -45,6 +45,22 @@ def test_it_saves_ends_and_goes_on_as_if_nothing_had_been(arguments, tmp_path):
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
 
 
+def test_it_does_not_end_the_epoch_that_it_stops_in(arguments):
+    """Neither an evaluation, for which there is no time, nor a line of the log that a resumed training had twice."""
+    args = arguments(
+        max_steps=-1, num_train_epochs=2, eval_strategy="epoch", logging_strategy="epoch", save_strategy="epoch"
+    )
+    settings = {"eval_dataset": torch.utils.data.Subset(Images(4), range(4))}
+    trainer = TokenMixupTrainer(tokenmixup_vit(), args, train_dataset=Terminating(16, 4 * 2 + 2), **settings)
+    trainer.train()
+    assert trainer.terminated and trainer.state.global_step < 4
+    assert not any("eval_loss" in line or "loss" in line for line in trainer.state.log_history)
+    resumed = TokenMixupTrainer(tokenmixup_vit(), args, train_dataset=Images(16), **settings)
+    resumed.train(resume_from_checkpoint=True)
+    steps = [line["step"] for line in resumed.state.log_history]
+    assert steps == [4, 4, 8, 8, 8]
+
+
 def test_a_training_in_another_thread_runs_too(arguments):
     trainer = TokenMixupTrainer(tokenmixup_vit(), arguments(), train_dataset=Images(4))
     thread = threading.Thread(target=trainer.train)

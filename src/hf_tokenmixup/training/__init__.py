@@ -5,6 +5,7 @@ from .callbacks import CurvesCallback, JsonLinesCallback
 from .faults import NonFiniteLossError
 from .lora import LoraArguments, add_lora
 from .options import AugmentationArguments, DataArguments, ModelArguments, Options, parse_options
+from .space import OutputFolderError, SavingError
 from .trainer import TokenMixupTrainer
 
 __all__ = [
@@ -16,6 +17,8 @@ __all__ = [
     "ModelArguments",
     "NonFiniteLossError",
     "Options",
+    "OutputFolderError",
+    "SavingError",
     "TokenMixupTrainer",
     "TokenMixupTrainingArguments",
     "add_lora",

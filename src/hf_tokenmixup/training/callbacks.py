@@ -1,6 +1,7 @@
 """Callbacks of a training: the log as JSON lines, the curves as a picture, and the epoch made known to the data."""
 
 import json
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -9,31 +10,47 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..analysis.curves import plot_training_curves
 
+logger = logging.getLogger(__name__)
+
 
 class JsonLinesCallback(TrainerCallback):
     """Write each log record as one line of JSON to `<output_dir>/training_log.jsonl`.
 
     The file always tells one training: a new one starts it afresh, a resumed one goes on from the records up to the
     checkpoint. Records written before `train()` (an evaluation, say) are replaced then. A number that is not finite
-    becomes `null`, as JSON knows no NaN. Only the first process writes.
+    becomes `null`, as JSON knows no NaN. Only the first process writes. Where that fails (a full disk), the training
+    goes on, and the file is written anew with the next record that can be.
     """
 
     file_name = "training_log.jsonl"
+
+    def __init__(self) -> None:
+        self._behind = False
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         # The restored state holds the records up to the checkpoint, and none that an interrupted run wrote after it.
         self._write(args, state, state.log_history, "w")
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        self._write(args, state, state.log_history[-1:], "a")
+        if self._behind:
+            self._write(args, state, state.log_history, "w")
+        else:
+            self._write(args, state, state.log_history[-1:], "a")
 
     def _write(self, args: TrainingArguments, state: TrainerState, records: list[dict], mode: str) -> None:
         if not state.is_world_process_zero:
             return
         path = Path(args.output_dir) / self.file_name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open(mode, encoding="utf-8") as file:
-            file.writelines(json.dumps(_finite(record), allow_nan=False) + "\n" for record in records)
+        lines = "".join(json.dumps(_finite(record), allow_nan=False) + "\n" for record in records)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open(mode, encoding="utf-8") as file:
+                file.write(lines)
+            self._behind = False
+        except OSError as error:
+            if not self._behind:
+                logger.warning("%s cannot be written now (%s); the training goes on.", path, error.strerror)
+            self._behind = True
 
 
 class CurvesCallback(TrainerCallback):
@@ -42,8 +59,13 @@ class CurvesCallback(TrainerCallback):
     file_name = "training_curves.png"
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        path = Path(args.output_dir) / self.file_name
         if state.is_world_process_zero:
-            plot_training_curves(state.log_history, Path(args.output_dir) / self.file_name)
+            try:
+                plot_training_curves(state.log_history, path)
+            except OSError as error:
+                # What was trained is still to be saved.
+                logger.warning("%s could not be written (%s).", path, error.strerror)
 
 
 class EpochCallback(TrainerCallback):

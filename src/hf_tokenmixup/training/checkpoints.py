@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, unwrap_peft_model
 from transformers.utils import (
     CONFIG_NAME,
@@ -24,17 +24,38 @@ from transformers.utils import (
 )
 
 from ..models import TokenMixupModel, adapter_layers, without_adapters
+from .continuation import ContinuingTrainer, warn_of_later_checkpoints
 from .lora import adapters_in, holds_adapters
-from .resuming import check_checkpoint, last_complete_checkpoint
+from .resuming import (
+    OWN_STATE,
+    STATE_NAME,
+    check_checkpoint,
+    fault_in,
+    files_of,
+    last_complete_checkpoint,
+    remove_checkpoint,
+    unfinished_checkpoints,
+)
+from .space import SavingError, check_room, check_writable, saving
 
 
-class CheckpointTrainer(Trainer):
+class CheckpointTrainer(ContinuingTrainer):
     """A Trainer that restores every tensor of a checkpoint and publishes plain models.
 
     The stock Trainer reads checkpoints back with `load_state_dict(strict=False)`. A ViT's checkpoint holds the names
     of transformers 4 (`vit.encoder.layer.0...`), so that its encoder stays as it was, with a warning only.
     `from_pretrained` knows the renaming; here it does the reading, and the loading is strict.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # The checkpoint that holds the weights as they are now.
+        self._held: Path | None = None
+        try:
+            super().__init__(*args, **kwargs)
+        except OSError:
+            # The host makes the output folder.
+            check_writable(kwargs["args"].output_dir)
+            raise
 
     @property
     def bare_model(self) -> nn.Module:
@@ -56,13 +77,84 @@ class CheckpointTrainer(Trainer):
         """As in `Trainer`; True resumes from the newest checkpoint that was written to its end.
 
         Raises:
-            ValueError: there is none such, or the one that is named is cut short.
+            ValueError: there is none such, or the one that is named is cut short; the output folder cannot be written
+                to, or has no room for a checkpoint.
+            SavingError: a checkpoint could not be written. Those before it are as they were.
         """
+        check_writable(self.args.output_dir)
+        self._held = None
         if resume_from_checkpoint is True:
             resume_from_checkpoint = str(last_complete_checkpoint(self.args.output_dir))
         elif resume_from_checkpoint:
             check_checkpoint(resume_from_checkpoint)
+        if resume_from_checkpoint:
+            self._held = Path(resume_from_checkpoint).absolute()
+            if self.args.should_log:
+                warn_of_later_checkpoints(self._held)
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True) -> None:
+        """As in `Trainer`; results that an interrupted run wrote by halves are written anew."""
+        if combined and self.is_world_process_zero():
+            _remove_if_cut_short(Path(self.args.output_dir) / "all_results.json")
+        with saving("The results", self.args.output_dir):
+            super().save_metrics(split, metrics, combined)
+
+    def save_state(self) -> None:
+        with saving("The state of the training", self.args.output_dir):
+            super().save_state()
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        if self.args.should_save:
+            check_room(self.bare_model, self.args, self.state)
+        return super()._prepare_for_training(*args, **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        folder = Path(self._get_output_dir(trial=trial)).absolute() / name
+        try:
+            with saving(name, folder.parent):
+                if folder == self._held and fault_in(folder) is None:
+                    self._renew_state(folder)
+                else:
+                    self._make_place(folder)
+                    super()._save_checkpoint(model, trial)
+                    self._held = folder
+        except SavingError:
+            if self.args.should_save and fault_in(folder) is not None:
+                remove_checkpoint(folder)
+            raise
+
+    def _make_place(self, folder: Path) -> None:
+        """Remove what lies in the place of a new checkpoint, and what the host would count as checkpoints."""
+        # Written by the host where there is an optimizer to resume with.
+        self.state.stateful_callbacks.pop(OWN_STATE, None)
+        if self.args.should_save:
+            remove_checkpoint(folder)
+            if self.args.save_total_limit:
+                for unfinished in unfinished_checkpoints(folder.parent):
+                    remove_checkpoint(unfinished)
+        self.accelerator.wait_for_everyone()
+
+    def _renew_state(self, folder: Path) -> None:
+        """Nothing was trained since this checkpoint was written: only its log and the best metric have changed."""
+        if self.state.best_global_step == self.state.global_step:
+            self.state.best_model_checkpoint = str(folder)
+        self._note_own_state(folder)
+        if self.args.should_save:
+            self.state.save_to_json(folder / f".{STATE_NAME}")
+            (folder / f".{STATE_NAME}").replace(folder / STATE_NAME)
+
+    def _note_own_state(self, folder: Path) -> None:
+        kept = self.kept()
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            self.state.stateful_callbacks[OWN_STATE] = {"kept": kept, "files": files_of(folder)}
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # What is written behind this is the state itself.
+        self._note_own_state(Path(output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if model is None and self._has_adapters(resume_from_checkpoint):
@@ -161,9 +253,15 @@ class CheckpointTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         output_dir = self.args.output_dir if output_dir is None else output_dir
+        if self._is_checkpoint(output_dir):
+            return super()._save(output_dir, state_dict)
+        with saving("The model", output_dir):
+            self._publish(output_dir, state_dict)
+
+    def _publish(self, output_dir: str, state_dict: dict | None) -> None:
         trained = self.model
-        published = None if self._is_checkpoint(output_dir) else self.published_model()
-        if published is None or published is self.bare_model:
+        published = self.published_model()
+        if published is self.bare_model:
             return super()._save(output_dir, state_dict)
         if state_dict is not None:
             names = published.state_dict().keys()
@@ -179,6 +277,15 @@ class CheckpointTrainer(Trainer):
         return Path(folder) != Path(self.args.output_dir) and bool(
             re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", Path(folder).name)
         )
+
+
+def _remove_if_cut_short(file: Path) -> None:
+    try:
+        json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        pass
+    except ValueError:
+        file.unlink()
 
 
 def _tensors_in(checkpoint: Path) -> int | None:

@@ -1,6 +1,7 @@
 """The counts of TokenMixup for the log: of whole optimizer steps, over micro-batches and processes."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -35,13 +36,32 @@ class StepCounts:
 
     def summary(self, accelerator: Accelerator) -> dict[str, float]:
         """The counts of a step, averaged over all steps; nothing where none were counted. All processes call it."""
-        if not (self._sums and self._steps):
+        if not self._steps:
             return {}
+        totals = self._totals(accelerator)
+        return {
+            name: total / (totals["images"] if name in AVERAGED_COUNTS else self._steps)
+            for name, total in totals["sums"].items()
+        }
+
+    def kept(self, accelerator: Accelerator) -> dict[str, Any]:
+        """What a checkpoint keeps of the steps since the last log line, as JSON has it. All processes call it."""
+        return self._totals(accelerator) | {"steps": self._steps}
+
+    def restore(self, kept: Mapping[str, Any], accelerator: Accelerator) -> None:
+        """Take back what `kept` gave. The first process has it all, as sums over processes were kept."""
+        share = 1 if accelerator.is_main_process else 0
+        self._sums = {
+            name: torch.tensor(value * share, device=accelerator.device) for name, value in kept["sums"].items()
+        }
+        self._images, self._steps = int(kept["images"]) * share, kept["steps"]
+
+    def _totals(self, accelerator: Accelerator) -> dict[str, Any]:
+        """Sums over all processes, read from the device."""
+        if not self._sums:
+            return {"sums": {}, "images": 0}
         names = sorted(self._sums)
         sums = torch.stack([self._sums[name] for name in names])
         sums = accelerator.reduce(torch.cat([sums, sums.new_tensor([self._images])]), reduction="sum")
         *sums, images = sums.tolist()
-        return {
-            name: total / (images if name in AVERAGED_COUNTS else self._steps)
-            for name, total in zip(names, sums, strict=True)
-        }
+        return {"sums": dict(zip(names, sums, strict=True)), "images": images}

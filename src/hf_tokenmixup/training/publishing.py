@@ -19,6 +19,7 @@ from ..hub.publish import PUBLISHED_PATTERNS, claim_repository, publish_folder
 from .averaging import AveragingTrainer
 from .callbacks import CurvesCallback
 from .lora import describe_adapters
+from .space import saving
 
 TOLD_HYPERPARAMETERS = """num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps optim
     learning_rate weight_decay max_grad_norm lr_scheduler_type lr_scheduler_kwargs warmup_steps mixup_alpha
@@ -88,7 +89,8 @@ class PublishingTrainer(AveragingTrainer):
             facts["license"] = license
         folder = Path(self.args.output_dir)
         repo_id = getattr(self, "hub_model_id", None) or folder.as_posix()
-        self.model_card(repo_id, **facts).save(folder / "README.md")
+        with saving("The model card", folder):
+            self.model_card(repo_id, **facts).save(folder / "README.md")
 
     def model_card(self, repo_id: str, **facts: Any) -> ModelCard:
         """The model card for a repository of this name; `facts` as in `create_model_card`."""

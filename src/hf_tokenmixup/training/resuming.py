@@ -1,8 +1,9 @@
-"""Which checkpoint a training goes on from: the newest that was written to its end."""
+"""Which checkpoint a training goes on from: the newest that was written to its end, and of which nothing is gone."""
 
 import json
 import logging
 import re
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -14,6 +15,8 @@ logger = logging.getLogger(__name__)
 
 # The host writes this one last.
 STATE_NAME = "trainer_state.json"
+# What is kept there for this package, among the states of callbacks.
+OWN_STATE = "hf_tokenmixup"
 
 
 def checkpoints_in(folder: str | Path) -> list[Path]:
@@ -26,21 +29,49 @@ def checkpoints_in(folder: str | Path) -> list[Path]:
     return [named[step] for step in sorted(named, reverse=True)]
 
 
-def last_complete_checkpoint(folder: str | Path) -> Path:
-    """The newest checkpoint that is whole; a warning names those passed over.
-
-    Raises:
-        ValueError: there is none.
-    """
+def newest_complete_checkpoint(folder: str | Path) -> Path | None:
+    """The newest checkpoint that is whole, None if there is none; a warning names those passed over."""
     for checkpoint in checkpoints_in(folder):
         fault = fault_in(checkpoint)
         if fault is None:
             return checkpoint
-        logger.warning("%s was not written to its end (%s): an earlier one is looked for.", checkpoint, fault)
-    raise ValueError(
-        f"There is no complete checkpoint in {folder} to resume from: leave out --resume_from_checkpoint to start "
-        "anew, or name the --output_dir of the training that is to go on."
-    )
+        logger.warning("%s is not complete (%s): an earlier one is looked for.", checkpoint, fault)
+    return None
+
+
+def last_complete_checkpoint(folder: str | Path) -> Path:
+    """As `newest_complete_checkpoint`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    checkpoint = newest_complete_checkpoint(folder)
+    if checkpoint is None:
+        raise ValueError(
+            f"There is no complete checkpoint in {folder} to resume from: say --resume_from_checkpoint auto to start "
+            "from the beginning then, or name the --output_dir of the training that is to go on."
+        )
+    return checkpoint
+
+
+def unfinished_checkpoints(folder: str | Path) -> list[Path]:
+    """Those in whose writing or removal a training was interrupted."""
+    return [checkpoint for checkpoint in checkpoints_in(folder) if fault_in(checkpoint) is not None]
+
+
+def remove_checkpoint(checkpoint: Path) -> None:
+    """Remove a checkpoint so that what is left of it, if this is interrupted, is no complete one."""
+    (checkpoint / STATE_NAME).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def files_of(checkpoint: Path) -> dict[str, int]:
+    """The files of a checkpoint, by their path in it, with their sizes in bytes; all but the one written last."""
+    return {
+        path.relative_to(checkpoint).as_posix(): path.stat().st_size
+        for path in sorted(checkpoint.rglob("*"))
+        if path.is_file() and path.name not in (STATE_NAME, f".{STATE_NAME}")
+    }
 
 
 def check_unused(folder: str | Path) -> None:
@@ -52,7 +83,7 @@ def check_unused(folder: str | Path) -> None:
     if used:
         raise ValueError(
             f"--output_dir {folder} holds {used[0].name} of an earlier training. Go on with it by "
-            "--resume_from_checkpoint last, name another --output_dir, or remove the checkpoints there."
+            "--resume_from_checkpoint last (or auto), name another --output_dir, or remove the checkpoints there."
         )
 
 
@@ -70,21 +101,29 @@ def check_checkpoint(checkpoint: str | Path) -> None:
 
 
 def fault_in(checkpoint: Path) -> str | None:
-    """What is missing or cut short in a checkpoint's files; None where all that is there is whole."""
+    """What is missing or cut short in a checkpoint's files; None if it is whole.
+
+    `trainer_state.json` lists the files of a checkpoint that this package wrote. Of any other, what is there is looked
+    at: that is enough for one in whose writing a training was interrupted.
+    """
     state = checkpoint / STATE_NAME
     if not checkpoint.is_dir():
         return "there is no such folder"
     if not state.is_file():
         return f"it has no {STATE_NAME}"
     try:
-        json.loads(state.read_text(encoding="utf-8"))
+        written = json.loads(state.read_text(encoding="utf-8"))
         index = checkpoint / SAFE_WEIGHTS_INDEX_NAME
         shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values() if index.is_file() else ()
     except ValueError:
         return f"{STATE_NAME} or {SAFE_WEIGHTS_INDEX_NAME} is cut short"
-    for name in sorted(set(shards)):
+    listed = ((written.get("stateful_callbacks") or {}).get(OWN_STATE) or {}).get("files", {})
+    for name in sorted(set(shards) | listed.keys()):
         if not (checkpoint / name).is_file():
             return f"{name} is missing"
+    for name, size in listed.items():
+        if (found := (checkpoint / name).stat().st_size) != size:
+            return f"{name} is cut short" if found < size else f"{name} is not the one that was written"
     for config in sorted(checkpoint.glob(f"**/{ADAPTER_CONFIG_NAME}")):
         try:
             json.loads(config.read_text(encoding="utf-8"))

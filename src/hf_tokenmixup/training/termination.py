@@ -42,6 +42,11 @@ class TerminationCallback(TrainerCallback):
         control.should_save = control.should_training_stop = True
         logger.warning("SIGTERM: a checkpoint is written at step %d, and the training ends.", state.global_step)
 
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        if self.stopped:
+            # The epoch is not at its end, or ends when the training is resumed.
+            control.should_log = control.should_evaluate = control.should_save = False
+
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if self._previous is not None:
             signal.signal(signal.SIGTERM, self._previous)

@@ -169,6 +169,15 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
         self._guard.check(self)
         super()._save_checkpoint(*args, **kwargs)
 
+    def kept(self) -> dict[str, Any]:
+        own = {"counts": self._counts.kept(self.accelerator), "skipped_steps": self._guard.skipped}
+        return super().kept() | own
+
+    def restore_kept(self, kept: dict[str, Any]) -> None:
+        super().restore_kept(kept)
+        self._counts.restore(kept["counts"], self.accelerator)
+        self._guard.skipped = kept["skipped_steps"]
+
     def _prepare_for_adapters(self) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError(
