@@ -29,5 +29,5 @@ setup(
         "pyyaml>=6.0.1",
         "jinja2>=3.1",
     ],
-    extras_require={"dev": ["pytest>=8", "ruff>=0.14,<0.18"]},
+    extras_require={"dev": ["hypothesis>=6.100", "pytest>=8", "ruff>=0.14,<0.18"]},
 )

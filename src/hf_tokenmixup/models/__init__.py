@@ -1,6 +1,6 @@
 """Model families with TokenMixup."""
 
-from .auto import FAMILIES, load_classifier
+from .auto import FAMILIES, load_classifier, stored_config
 from .cct import (
     CctConfig,
     CctForImageClassification,
@@ -27,4 +27,5 @@ __all__ = [
     "TokenMixupViTForImageClassification",
     "TokenMixupViTLayer",
     "load_classifier",
+    "stored_config",
 ]
