@@ -1,8 +1,11 @@
 """Mistakes in data sets: folders, columns, splits, labels, images."""
 
 from bad_input_bench import Bench, Mistake, encoded, picture
-from datasets import ClassLabel, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from datasets import Image as ImageFeature
 from PIL import Image
+
+from hf_tokenmixup.data import loading
 
 GOOD = [0, 1, 0, 1]
 
@@ -48,10 +51,27 @@ def on_good(words: str, *told: str) -> Mistake:
     return Mistake(f"data {words}", lambda bench: good(bench, *words.split()), ValueError, told)
 
 
-def two_splits(name: str, train: list, evaluation: list, *told: str, kinds: tuple = (None, None)) -> Mistake:
+def two_splits(name: str, train: list, evaluation: list, *told: str) -> Mistake:
     def provoke(bench: Bench):
-        bench.parquet([picture()] * len(evaluation), evaluation, kinds[1], split="test")
-        return bench.on(bench.parquet([picture()] * len(train), train, kinds[0]), "--do_eval")
+        bench.parquet([picture()] * len(evaluation), evaluation, split="test")
+        return bench.on(bench.parquet([picture()] * len(train), train), "--do_eval")
+
+    return Mistake(name, provoke, ValueError, told)
+
+
+def unlike_splits(name: str, train: object, evaluation: object, *told: str) -> Mistake:
+    """Splits whose labels have different types, as a data set of the Hub can have them."""
+
+    def provoke(bench: Bench):
+        splits = {
+            split: Dataset.from_dict(
+                {"image": [picture()] * 2, "label": ["a", "b"] if kind == Value("string") else [0, 1]},
+                features=Features({"image": ImageFeature(), "label": kind}),
+            )
+            for split, kind in {"train": train, "test": evaluation}.items()
+        }
+        bench.monkeypatch.setattr(loading, "load_dataset", lambda *args, **kwargs: DatasetDict(splits))
+        return bench.on("somebody/something", "--do_eval")
 
     return Mistake(name, provoke, ValueError, told)
 
@@ -83,16 +103,18 @@ DATA = [
     labels("one class", [0, 0], "at least two classes", "1: ['0']", "--label_column_name"),
     labels("no row", [], "no images in", "data", "at least one row", kind=ClassLabel(names=["a", "b"])),
     two_splits("strings that were not trained", ["a", "b"], ["a", "c"], "'c' at index 1", "2 classes", "'a', 'b'"),
-    two_splits(
+    two_splits("files that do not go together", [0, 1], ["a", "b"], "cannot be read", "Failed to parse string"),
+    unlike_splits(
         "splits of different classes",
-        [0, 1],
-        [0, 1],
+        ClassLabel(names=["a", "b"]),
+        ClassLabel(names=["b", "a"]),
         "must share the label names",
         "['a', 'b'] and ['b', 'a']",
         "same order",
-        kinds=(ClassLabel(names=["a", "b"]), ClassLabel(names=["b", "a"])),
     ),
-    two_splits("labels of two types", [0, 1], ["a", "b"], "one type in all splits", "integer", "string"),
+    unlike_splits(
+        "labels of two types", Value("int64"), Value("string"), "one type in all splits", "'integer'", "'string'"
+    ),
     Mistake("no label column", no_label_column, ValueError, ("one label column", "'image' (Image)", "--label_column")),
     Mistake("no image column", a_csv_file, ValueError, ("one image column", "'width' (int64)", "--image_column_name")),
     on_good("--label_column_name lable", "no column 'lable'", "'label' (int64)", "--label_column_name"),
