@@ -44,7 +44,7 @@ from hf_tokenmixup.data import (
 )
 from hf_tokenmixup.data.transforms import ProcessorTransform, probe_image_processor
 from hf_tokenmixup.hub import update_card
-from hf_tokenmixup.models import load_classifier
+from hf_tokenmixup.models import load_classifier, stored_config
 from hf_tokenmixup.training.options import BriefHelp, EvaluationDataArguments
 from hf_tokenmixup.training.recipes import refuse_unknown_options
 
@@ -197,6 +197,7 @@ def main(arguments: list[str]) -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING if state.is_main_process else logging.ERROR)
     if not state.is_main_process:
         disable_progress_bar()
+    stored_config(args.model, **hub_options(args))  # a name that is none is told here
     revision = model_revision(args.model, **hub_options(args))
     model, image_size, data, images = prepare(options, args, None if Path(args.model).is_dir() else revision)
     model.to(state.device)

@@ -12,6 +12,7 @@ A recipe is a YAML file of these options (by name from scripts/recipes, or by pa
 
 import dataclasses
 import logging
+import math
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ from transformers import AutoImageProcessor, PreTrainedModel, ViTImageProcessor,
 with suppress(ValueError):
     sys.path.remove(str(Path(__file__).parent))
 
+from hf_tokenmixup.analysis import count_macs
 from hf_tokenmixup.analysis.environment import public_command, public_name
 from hf_tokenmixup.data import (
     ImageClassificationData,
@@ -36,6 +38,7 @@ from hf_tokenmixup.data import (
     load_image_stream,
     match_labels,
 )
+from hf_tokenmixup.data.transforms import probe_image_processor
 from hf_tokenmixup.hub.cards import TrainingFacts
 from hf_tokenmixup.hub.publish import PublishingError
 from hf_tokenmixup.metrics import compute_metrics, top_classes
@@ -47,12 +50,12 @@ from hf_tokenmixup.training import (
     ModelArguments,
     NonFiniteLossError,
     Options,
-    OutputFolderError,
     SavingError,
     TokenMixupTrainer,
     TokenMixupTrainingArguments,
     parse_options,
 )
+from hf_tokenmixup.training.optimization import check_optimization
 from hf_tokenmixup.training.resuming import (
     check_checkpoint,
     check_unused,
@@ -62,25 +65,39 @@ from hf_tokenmixup.training.resuming import (
 from hf_tokenmixup.training.space import check_writable
 
 RECIPES = Path(__file__).parent / "recipes"
+METRICS = ("top1", "top5", "loss")
 
 
 def load_image_processor(args: ModelArguments, model: PreTrainedModel):
     """The model's image processor; for a model from nothing, a plain one of the model's image size.
 
     Raises:
-        ValueError: for an image size beside an image processor that has its own.
+        ValueError: for an image size beside an image processor that has its own, and for impossible numbers.
     """
+    for flag, numbers in (("--image_mean", args.image_mean), ("--image_std", args.image_std)):
+        wrong = numbers is not None and any(not math.isfinite(x) or flag == "--image_std" and x <= 0 for x in numbers)
+        if wrong or numbers is not None and len(numbers) not in (1, 3):
+            what = "numbers above 0" if flag == "--image_std" else "finite numbers"
+            raise ValueError(f"{flag} must be three {what}, or one for all channels, got {numbers}.")
     name = args.image_processor_name or args.model_name_or_path
     if name is None:
-        size = args.image_size or getattr(model.config, "image_size", 224)
+        size = getattr(model.config, "image_size", 224) if args.image_size is None else args.image_size
         height, width = size if isinstance(size, list | tuple) else (size, size)
+        if min(height, width) < 1:
+            raise ValueError(f"--image_size must be at least 1, got {size}.")
         processor = ViTImageProcessor(size={"height": height, "width": width})
     elif args.image_size is not None:
         raise ValueError(
             f"--image_size is for models from nothing; the image processor of {name} has a size of its own."
         )
     else:
-        processor = AutoImageProcessor.from_pretrained(name, **hub_options(args))
+        try:
+            processor = AutoImageProcessor.from_pretrained(name, **hub_options(args))
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"No image processor {name!r}: expected a folder with a preprocessor_config.json or the name of a "
+                f"model on the Hub; --image_processor_name takes another than the model's. ({error})"
+            ) from error
     for key in ("image_mean", "image_std"):
         if getattr(args, key) is not None:
             setattr(processor, key, getattr(args, key))
@@ -218,6 +235,12 @@ def prepare(arguments: list[str]) -> TokenMixupTrainer:
     args.resume_from_checkpoint = checkpoint_to_resume(args)
     if lora.lora_rank:
         check_base_of_adapters(model_args, args)
+    if args.do_train:
+        check_optimization(args)
+    if args.metric_for_best_model is not None and args.metric_for_best_model.removeprefix("eval_") not in METRICS:
+        raise ValueError(
+            f"--metric_for_best_model must be one of {', '.join(METRICS)}, got {args.metric_for_best_model!r}."
+        )
 
     data = load_data(data_args, model_args, args)
     model = load_classifier(
@@ -242,6 +265,8 @@ def prepare(arguments: list[str]) -> TokenMixupTrainer:
         label_map = match_labels(known, data.label_names, data_args.label_mapping)
     processor = load_image_processor(model_args, model)
     train_transform, eval_transform = build_transforms(processor, **dataclasses.asdict(augmentation))
+    (height, width), *_ = probe_image_processor(processor)
+    count_macs(model, (3, height, width))  # a size that the model does not take is told here
     train_dataset, eval_dataset = None, None
     if args.do_train:
         train_dataset = training_images(data, train_transform, data_args, args.seed)
@@ -297,5 +322,5 @@ if __name__ == "__main__":
         run(trainer)
     except PublishingError as error:
         sys.exit(f"finetune.py: the training is complete, the upload is not. {error}")
-    except (NonFiniteLossError, OutputFolderError, SavingError) as error:
+    except (ValueError, NonFiniteLossError, SavingError) as error:
         sys.exit(f"finetune.py: {error}")

@@ -175,7 +175,10 @@ def find_launcher(text: str) -> list[str]:
     Raises:
         ValueError: if there is no such program.
     """
-    words = shlex.split(text)
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ValueError(f"--launcher must be a command line, got {text!r}: {error}.") from error
     program = words and (shutil.which(words[0], path=Path(sys.executable).parent) or shutil.which(words[0]))
     if not program:
         raise ValueError(f"--launcher must begin with a program that is installed, got {text!r}.")

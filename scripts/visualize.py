@@ -29,7 +29,7 @@ import torch
 from huggingface_hub.errors import HfHubHTTPError
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
-from transformers import AutoImageProcessor, PreTrainedConfig
+from transformers import AutoImageProcessor
 
 # This folder comes first on the path, and whoever needs the library `evaluate` must not find the script of that name.
 with suppress(ValueError):
@@ -60,7 +60,7 @@ from hf_tokenmixup.data import (
 )
 from hf_tokenmixup.data.images import to_rgb
 from hf_tokenmixup.data.transforms import ProcessorTransform, probe_image_processor
-from hf_tokenmixup.models import FAMILIES, TokenMixupModel, load_classifier
+from hf_tokenmixup.models import FAMILIES, TokenMixupModel, load_classifier, stored_config
 from hf_tokenmixup.training import JsonLinesCallback
 from hf_tokenmixup.training.options import number_or_none
 
@@ -164,6 +164,9 @@ def check_options(args: Namespace) -> None:
         )
     if args.max_samples is not None and args.max_samples < 1:
         raise ValueError(f"--max_samples must be at least 1, got {args.max_samples}.")
+    tau = getattr(args, "tau", None)
+    if tau is not None and not tau >= 0:
+        raise ValueError(f"--tau must be at least 0, or none for all images, got {tau}.")
 
 
 def open_model(args: Namespace) -> tuple[TokenMixupModel, int]:
@@ -173,7 +176,7 @@ def open_model(args: Namespace) -> tuple[TokenMixupModel, int]:
         ValueError: for a model whose tokens TokenMixup does not know.
     """
     hub = hub_options(args)
-    stored = PreTrainedConfig.get_config_dict(args.model, **hub)[0]
+    stored = stored_config(args.model, **hub)
     if stored.get("model_type") not in FAMILIES:
         raise ValueError(
             f"Tokens are looked at in models of the types {', '.join(sorted(FAMILIES))}, and {args.model} is of type "

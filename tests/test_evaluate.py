@@ -234,7 +234,7 @@ def test_a_mistake_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["evaluate.py", str(tmp_path), "--dataset_name", "digits", "--use_cpu"])
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(SCRIPT), run_name="__main__")
-    assert ended.value.code.startswith("evaluate.py: Unrecognized configuration class")
+    assert ended.value.code.startswith("evaluate.py: There is no image classifier of type")
     assert "\n" not in ended.value.code
 
 

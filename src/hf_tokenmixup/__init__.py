@@ -4,7 +4,17 @@ The equations are in :mod:`~hf_tokenmixup.functional`, the models in :mod:`~hf_t
 :mod:`~hf_tokenmixup.training`, images and labels in :mod:`~hf_tokenmixup.data`.
 """
 
-from .models import TokenMixupViTConfig, TokenMixupViTForImageClassification, TokenMixupViTLayer, load_classifier
+from transformers.utils.versions import require_version
+
+# Before the models, whose imports an older version fails at without a word of the reason.
+require_version("transformers>=5.9", "hf_tokenmixup needs it: pip install -U 'transformers>=5.9,<6'")
+
+from .models import (  # noqa: E402
+    TokenMixupViTConfig,
+    TokenMixupViTForImageClassification,
+    TokenMixupViTLayer,
+    load_classifier,
+)
 
 __all__ = [
     "TokenMixupViTConfig",

@@ -99,6 +99,8 @@ class TokenMixupSettings:
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}.")
 
+        if self.num_hidden_layers < 1:
+            raise ValueError(f"num_hidden_layers must be at least 1, got {self.num_hidden_layers}.")
         self._check_layers("horizontal_layers", first=0)
         self._check_layers("vertical_layers", first=1)
         self._check_layers("manifold_mixup_layers", first=0)

@@ -30,12 +30,22 @@ def count_macs(model: PreTrainedModel, image_size: Sequence[int], *, weights_onl
         image_size: (3, H, W), as the model reads it.
         weights_only: leave out products of activations with each other, which are attention's: what counters of layers
             find, and what the paper's Tables 1 and 2 hold.
+
+    Raises:
+        ValueError: the model takes no images of this size.
     """
     image = torch.zeros(1, *image_size, device=model.device, dtype=model.dtype)
     counter = FlopCounterMode(display=False)
     # Fused kernels are not counted by every torch (on a CPU by 2.6, say), or not at all: take the plain products.
     with evaluation_mode(model), plain_attention(model), sdpa_kernel(SDPBackend.MATH), torch.no_grad(), counter:
-        model(pixel_values=image)
+        try:
+            model(pixel_values=image)
+        except (RuntimeError, ValueError, LookupError, ArithmeticError) as error:
+            raise ValueError(
+                f"{type(model).__name__} cannot read images of shape (channels, height, width) = {tuple(image_size)}, "
+                f"as the image processor makes them: {' '.join(str(error).split())} Give it an image processor, an "
+                "image_size and a patch_size that belong together."
+            ) from error
     flops = counter.get_total_flops()
     if weights_only:
         flops -= sum(counter.get_flop_counts()["Global"].get(product, 0) for product in _BATCHED_PRODUCTS)

@@ -76,9 +76,11 @@ def check_picture_path(path: str | Path) -> Path:
     """The path, if a picture can be written there.
 
     Raises:
-        ValueError: for an ending that is neither .png nor .pdf.
+        ValueError: for an ending that is neither .png nor .pdf, and for a folder.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"A picture's path must name a file, and {path} is a folder.")
     if path.suffix.lower() not in FORMATS:
         raise ValueError(f"A picture's file name must end in .png or .pdf, got {path.name!r}.")
     return path

@@ -14,6 +14,7 @@ from datasets.features.features import FeatureType
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "fine_label", "labels")
+MOST_NUMBERED_CLASSES = 1_000_000
 
 
 def describe_columns(dataset: Dataset) -> str:
@@ -116,7 +117,8 @@ def number_labels(
                 f"Splits '{first_split}' and '{split}' must share the label names of column '{column}', got "
                 f"{_shorten(names)} and {_shorten(local)}. Bring both to the same classes in the same order."
             )
-        unknown = np.isin(codes, [i for i, name in enumerate(local) if name not in set(names)])
+        known = set(names)
+        unknown = np.isin(codes, [i for i, name in enumerate(local) if name not in known])
         if unknown.any():
             at = int(np.flatnonzero(unknown)[0])
             raise ValueError(
@@ -172,20 +174,27 @@ def _names_and_codes(dataset: Dataset, column: str, kind: str, split: str) -> tu
         names = sorted(pc.unique(values).to_pylist())
         position = pc.index_in(values, value_set=pa.array(names, type=values.type))
         return names, position.to_numpy().astype(np.int64)
-    codes = values.to_numpy().astype(np.int64)
+    codes = values.to_numpy()
     if kind == "class":
         names = list(dataset.features[column].names)
     else:
-        names = [str(i) for i in range(int(codes.max(initial=-1)) + 1)]
+        # Numbers beyond that are no classes (identifiers, say), and naming them all would take the memory.
+        known = codes[codes < MOST_NUMBERED_CLASSES]
+        names = [str(i) for i in range(int(known.max(initial=-1)) + 1)]
     wrong = (codes < 0) | (codes >= len(names))
     if wrong.any():
         at = int(np.flatnonzero(wrong)[0])
+        last = len(names) - 1 if kind == "class" or codes[at] < 0 else MOST_NUMBERED_CLASSES - 1
+        reason = (
+            "Splits published without labels carry -1: choose another split with --train_split or --eval_split."
+            if codes[at] < 0
+            else "If these are no numbers of classes, choose another column with --label_column_name."
+        )
         raise ValueError(
             f"Split '{split}' has the label {codes[at]} at index {at} of column '{column}'; expected 0 to "
-            f"{max(len(names), 1) - 1}. Splits published without labels carry -1: choose another split with "
-            "--train_split or --eval_split."
+            f"{max(last, 0)}. {reason}"
         )
-    return names, codes
+    return names, codes.astype(np.int64)
 
 
 def _with_labels(dataset: Dataset, column: str, local: list[str], codes: np.ndarray, names: list[str]) -> Dataset:

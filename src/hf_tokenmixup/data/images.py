@@ -8,7 +8,7 @@ import numpy as np
 from datasets import Dataset
 from datasets import Image as ImageFeature
 from datasets.utils import tqdm
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 logger = logging.getLogger(__name__)
 
@@ -28,10 +28,12 @@ class StoredImages:
             Windows) each hold a copy.
 
     Raises:
-        ValueError: with a cache, an image that cannot be read or decoded.
+        ValueError: `cache_gib` is below 0; with a cache, an image that cannot be read or decoded.
     """
 
     def __init__(self, dataset: Dataset, column: str, *, split: str = "train", cache_gib: float = 0.0) -> None:
+        if not cache_gib >= 0:
+            raise ValueError(f"image_cache_gib must be at least 0 (0: keep no images in memory), got {cache_gib}.")
         self.rows = dataset.select_columns([column]).cast_column(column, ImageFeature(decode=False)).with_format(None)
         # datasets 4 notes the path and size of every file of an image folder here, and each worker would get them.
         self.rows.info.download_checksums = None
@@ -100,10 +102,13 @@ def decode(value: dict[str, Any] | None, place: str) -> Image.Image:
     # Pillow's decoders raise OSError, SyntaxError, struct.error and more.
     except Exception as error:
         path = f" ({value['path']})" if value and value.get("path") else ""
-        raise ValueError(
-            f"{place}{path} cannot be decoded: {type(error).__name__}: {error}. "
-            "Repair the file or remove the row from the data set."
-        ) from error
+        way_out = "Repair the file or remove the row from the data set."
+        reason = f"{type(error).__name__}: {error}".rstrip(".")
+        if isinstance(error, UnidentifiedImageError):
+            reason = "Pillow cannot identify it, so it is empty or no image"
+        elif isinstance(error, Image.DecompressionBombError):
+            way_out = "Store it smaller: a model reads but a few hundred pixels a side."
+        raise ValueError(f"{place}{path} cannot be decoded: {reason}. {way_out}") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

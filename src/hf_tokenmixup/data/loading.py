@@ -10,9 +10,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
+from datasets.exceptions import DatasetsError
 from sklearn.model_selection import train_test_split
 
 from .columns import find_image_column, find_label_column, number_labels, read_labels
@@ -82,14 +84,16 @@ def load_image_dataset(
         label_names: number the classes as these, for instance those of the model that is evaluated.
 
     Raises:
-        ValueError: no source or two, no such data set, folder, split or column, labels missing or out of range,
-            splits of different classes, or a number out of its range.
+        ValueError: no source or two, no such data set, folder, split or column, nothing in it, labels missing or out
+            of range, splits of different classes, one class alone to train on, or a number out of its range.
     """
     for name, size in (("max_train_samples", max_train_samples), ("max_eval_samples", max_eval_samples)):
         if size is not None and size < 1:
             raise ValueError(f"{name} must be at least 1 (or left out for the whole split), got {size}.")
     if validation_fraction is not None and not 0 < validation_fraction < 1:
         raise ValueError(f"validation_fraction must lie above 0 and below 1, got {validation_fraction}.")
+    if seed < 0:
+        raise ValueError(f"seed must be at least 0, got {seed}.")
     if not (do_train or do_eval):
         raise ValueError("Neither do_train nor do_eval: expected at least one split to load.")
 
@@ -108,10 +112,22 @@ def load_image_dataset(
 
     image_column = find_image_column(source[used[0]], used[0], image_column_name)
     label_column = find_label_column(source[used[0]], used[0], label_column_name)
+    if label_column == image_column:
+        raise ValueError(
+            f"Column '{image_column}' cannot hold both images and labels: name two with --image_column_name and "
+            "--label_column_name."
+        )
     for split in used[1:]:
         find_image_column(source[split], split, image_column)
         find_label_column(source[split], split, label_column)
     splits, names = _number(source, used, train_split, label_column, label_names)
+    if do_train and len(names) < 2:
+        raise ValueError(
+            f"Expected at least two classes to train on, and column '{label_column}' of split '{train_split}' has "
+            f"{len(names)}: {names}. Choose another with --label_column_name."
+        )
+    if train_dir is not None and validation_dir is not None:
+        _refuse_untrained_classes(splits, label_column, names)
 
     evaluation, eval_name = None, chosen_eval
     if chosen_eval is not None:
@@ -161,6 +177,10 @@ def _load(
             "'--dataset_name digits' needs no download."
         )
     if dataset_name == "digits":
+        if config_name is not None:
+            raise ValueError(
+                f"The digits have no configurations, got --dataset_config_name {config_name}: leave it out."
+            )
         return load_digits_dataset()
     if folders:
         for split, folder in folders.items():
@@ -171,13 +191,29 @@ def _load(
                 )
         # Explicit patterns: left to itself, `imagefolder` takes a class folder called "test" for a split.
         files = {split: glob.escape(str(Path(folder).absolute())) + "/**" for split, folder in folders.items()}
-        return load_dataset("imagefolder", data_files=files, cache_dir=cache_dir)
+        return _open(" and ".join(map(repr, folders.values())), "imagefolder", data_files=files, cache_dir=cache_dir)
+    return _open(repr(dataset_name), dataset_name, name=config_name, cache_dir=cache_dir, token=token)
+
+
+def _open(source: str, builder: str, **options: Any) -> DatasetDict:
+    """`load_dataset`, whose errors as a rule do not say what was being opened."""
     try:
-        return load_dataset(dataset_name, name=config_name, cache_dir=cache_dir, token=token)
-    except FileNotFoundError as error:
+        return load_dataset(builder, **options)
+    except (FileNotFoundError, ConnectionError) as error:
         raise ValueError(
-            f"No data set {dataset_name!r}: expected 'digits', a data set of the Hub (a gated or private one needs "
+            f"No data set {source}: expected 'digits', a data set of the Hub (a gated or private one needs "
             f"`hf auth login`, and its terms accepted) or a local folder with data files. ({error})"
+        ) from error
+    except (ValueError, DatasetsError) as error:
+        if "corresponds to no data" in str(error):
+            raise ValueError(
+                f"There are no images in {source}: expected data files with at least one row, or folders with one "
+                "sub-folder of images per class."
+            ) from error
+        reason = error.__cause__ or error
+        raise ValueError(
+            f"The data set {source} cannot be read: {reason} (If a file is damaged, download or write it anew; if the "
+            "data set has several configurations, choose one with --dataset_config_name.)"
         ) from error
 
 
@@ -214,6 +250,16 @@ def _number(
     if by_name and train_split not in splits and not isinstance(train.features[column], ClassLabel):
         splits = {train_split: train, **splits}
     return number_labels(splits, column, label_names)
+
+
+def _refuse_untrained_classes(splits: dict[str, Dataset], column: str, names: list[str]) -> None:
+    """Folders are numbered together, so that a class of the evaluation folder alone would get a number too."""
+    occurring = {split: set(read_labels(dataset, column).unique().to_pylist()) for split, dataset in splits.items()}
+    if "train" in occurring and (unseen := set().union(*occurring.values()) - occurring["train"]):
+        raise ValueError(
+            f"--validation_dir has classes that --train_dir has no images of: {sorted(names[i] for i in unseen)}. "
+            "Bring both to the same sub-folders."
+        )
 
 
 def _hold_out(train: Dataset, column: str, fraction: float, seed: int) -> tuple[Dataset, Dataset]:

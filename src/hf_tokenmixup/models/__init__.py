@@ -1,7 +1,7 @@
 """Model families with TokenMixup."""
 
 from .adapters import adapter_layers, without_adapters
-from .auto import FAMILIES, load_classifier
+from .auto import FAMILIES, load_classifier, stored_config
 from .cct import (
     CctConfig,
     CctForImageClassification,
@@ -30,5 +30,6 @@ __all__ = [
     "TokenMixupViTLayer",
     "adapter_layers",
     "load_classifier",
+    "stored_config",
     "without_adapters",
 ]

@@ -1,11 +1,19 @@
 """Any image classifier by name: with TokenMixup where its family has it, plain otherwise."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+)
 
 from .cct import TokenMixupCctConfig, TokenMixupCctForImageClassification
 from .vit import TokenMixupViTConfig, TokenMixupViTForImageClassification
@@ -14,6 +22,8 @@ FAMILIES: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel]]] = {
     "cct": (TokenMixupCctConfig, TokenMixupCctForImageClassification),
     "vit": (TokenMixupViTConfig, TokenMixupViTForImageClassification),
 }
+# What the host raises for a configuration that no network can be built of.
+BUILDING_ERRORS = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError, StrictDataclassError)
 
 
 def load_classifier(
@@ -44,19 +54,29 @@ def load_classifier(
         hub_options: ``revision``, ``token``, ``cache_dir``.
 
     Raises:
-        ValueError: without a name or model type, for settings of TokenMixup with a family that has none, for
-            attributes that the configuration does not have, and for a classifier of another size without
-            ``ignore_mismatched_sizes``.
+        ValueError: without a name or model type, or one that does not exist; for settings of TokenMixup with a family
+            that has none; for attributes that the configuration does not have, or of which no network can be built;
+            for weights that cannot be read or are another network's, for a classifier of another size without
+            ``ignore_mismatched_sizes``, and, with ``plain``, for one that is not there.
     """
     if name_or_path is None and not (from_scratch and model_type):
         raise ValueError(
             "No model was named: give model_name_or_path, or from_scratch with a model_type (and config_overrides)."
         )
-    stored = PreTrainedConfig.get_config_dict(name_or_path, **hub_options)[0] if name_or_path else {}
+    stored = stored_config(name_or_path, **hub_options) if name_or_path else {}
+    if model_type is not None and stored.get("model_type", model_type) != model_type:
+        raise ValueError(
+            f"{name_or_path} is of type {stored['model_type']!r}, got model_type {model_type!r} beside it: leave that "
+            "out."
+        )
     model_type = stored.get("model_type", model_type)
     tokenmixup = {} if plain else tokenmixup or {}
     changes = {**(config_overrides or {}), **tokenmixup}
+    if "model_type" in changes:
+        raise ValueError("The model type is no override of a configuration: give model_type, or another model.")
     if label_names is not None:
+        if ours := sorted({"num_labels", "id2label", "label2id"} & changes.keys()):
+            raise ValueError(f"The classes are those of the data, {len(label_names)}: leave out {', '.join(ours)}.")
         changes["num_labels"] = len(label_names)
         changes["id2label"] = dict(enumerate(label_names))
         changes["label2id"] = {name: index for index, name in enumerate(label_names)}
@@ -69,39 +89,116 @@ def load_classifier(
             f"{model_type!r}: leave out {', '.join(sorted(tokenmixup))} to train it as it is."
         )
     else:
+        if not hub_options.get("trust_remote_code"):
+            _check_classifier_type(model_type)
         config_class, model_class = AutoConfig, AutoModelForImageClassification
 
+    options = {"attn_implementation": attn_implementation} if attn_implementation else {}
     if name_or_path is None:
         known = PreTrainedConfig if config_class is AutoConfig else config_class
         defaults = AutoConfig.for_model(model_type) if known is PreTrainedConfig else config_class()
         _refuse_unknown(changes, defaults)
-        config = type(defaults)(**changes)
+        with _building(model_type, config_overrides):
+            config = type(defaults)(**changes)
     else:
-        config, unused = config_class.from_pretrained(
-            name_or_path, return_unused_kwargs=True, **changes, **hub_options
-        )
+        with _building(model_type, config_overrides):
+            config, unused = config_class.from_pretrained(
+                name_or_path, return_unused_kwargs=True, **changes, **hub_options
+            )
         _refuse_unknown(unused, config)
-
-    options = {"attn_implementation": attn_implementation} if attn_implementation else {}
     if from_scratch:
         build = model_class.from_config if model_class is AutoModelForImageClassification else model_class._from_config
-        return build(config, dtype=torch.float32, **options)
+        with _building(model_type, config_overrides):
+            return build(config, dtype=torch.float32, **options)
     try:
-        return model_class.from_pretrained(
+        model, report = model_class.from_pretrained(
             name_or_path,
             config=config,
             dtype=torch.float32,
             ignore_mismatched_sizes=ignore_mismatched_sizes,
+            output_loading_info=True,
             **options,
             **hub_options,
         )
+    except SafetensorError as error:
+        raise ValueError(
+            f"The weights of {name_or_path} cannot be read ({error}): the file is damaged or cut short. Copy or "
+            "download it anew."
+        ) from error
     except RuntimeError as error:
         if "ignore_mismatched_sizes" not in str(error):
             raise
+        trained = len(stored.get("id2label", "LABEL_0 LABEL_1".split()))
+        if trained != config.num_labels:
+            raise ValueError(
+                f"{name_or_path} was trained for {trained} classes and does not fit {config.num_labels} classes, as "
+                "asked for. To start a fresh classifier for them give ignore_mismatched_sizes."
+            ) from error
         raise ValueError(
-            f"{name_or_path} does not fit {config.num_labels} classes, as asked for, or another attribute that was "
-            "changed. To start a fresh classifier for them give ignore_mismatched_sizes."
+            f"The weights of {name_or_path} are of other shapes than its configuration says"
+            + (f" with {config_overrides}: leave that out" if config_overrides else ": correct its config.json")
+            + ", or start those tensors afresh with ignore_mismatched_sizes."
         ) from error
+    _check_weights(name_or_path, model, report, whole=plain)
+    return model
+
+
+def stored_config(name_or_path: str, **hub_options) -> dict[str, Any]:
+    """The content of a model's config.json.
+
+    Raises:
+        ValueError: there is no such model, or its config.json is not that of one.
+    """
+    expected = "expected a folder with a config.json, as save_pretrained writes it, or the name of a model on the Hub"
+    try:
+        stored = PreTrainedConfig.get_config_dict(name_or_path, **hub_options)[0]
+    except (OSError, HFValidationError) as error:
+        raise ValueError(f"No model {str(name_or_path)!r}: {expected}. ({error})") from error
+    if not isinstance(stored, dict):
+        raise ValueError(f"The config.json of {name_or_path} must be a JSON object, got {stored!r}: {expected}.")
+    if not stored.get("model_type"):
+        raise ValueError(f"{name_or_path} has no config.json that names a model_type: {expected}.")
+    return stored
+
+
+def _check_classifier_type(model_type: str) -> None:
+    # Types that somebody registered are in the mappings and not among the names.
+    if model_type not in CONFIG_MAPPING or CONFIG_MAPPING[model_type] not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
+        known = {*MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, *FAMILIES}
+        near = difflib.get_close_matches(str(model_type), sorted(known), n=1)
+        raise ValueError(
+            f"There is no image classifier of type {model_type!r} in this version of transformers"
+            + (f": did you mean {near[0]!r}?" if near else f"; the types are {', '.join(sorted(known))}.")
+        )
+
+
+@contextmanager
+def _building(model_type: str, overrides: dict[str, Any] | None) -> Iterator[None]:
+    """Tell what was asked for where the host fails at it; errors of ours, and without overrides, say so themselves."""
+    try:
+        yield
+    except BUILDING_ERRORS as error:
+        if not overrides or type(error) is ValueError:
+            raise
+        raise ValueError(
+            f"No {model_type} can be built with config_overrides {overrides} ({type(error).__name__}: "
+            f"{' '.join(str(error).split())}): correct or leave out what is not possible."
+        ) from error
+
+
+def _check_weights(name_or_path: str, model: PreTrainedModel, report: dict[str, Any], whole: bool) -> None:
+    """Raise a ``ValueError`` if the checkpoint was another network's, or ``whole`` and not everything was in it."""
+    mismatched = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
+    fresh = sorted({*report["missing_keys"], *mismatched})
+    total = len([name for name in model.state_dict() if ".scorenet." not in name])
+    if not fresh or not whole and 2 * len(fresh) <= total:
+        return
+    shown = ", ".join(fresh[:3]) + (f" and {len(fresh) - 3} more" if len(fresh) > 3 else "")
+    raise ValueError(
+        f"The weights of {name_or_path} are not those of a {type(model).__name__} as its configuration has it: "
+        f"{len(fresh)} of {total} tensors are not among them, or of another shape ({shown}), and would be random. "
+        "Name a checkpoint of this type and size, or give from_scratch to take the configuration alone."
+    )
 
 
 def _refuse_unknown(changes: dict[str, Any], config: PreTrainedConfig) -> None:

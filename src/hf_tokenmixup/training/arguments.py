@@ -5,6 +5,7 @@ itself belong to the model's configuration, not here: this is input mixup (Zhang
 2019), which the paper combines TokenMixup with.
 """
 
+import json
 import math
 import os
 from dataclasses import dataclass, field
@@ -28,8 +29,8 @@ class TokenMixupTrainingArguments(TrainingArguments):
     `lr_scheduler_kwargs={"min_lr": 1e-5}`.
 
     Raises:
-        ValueError: If one of these settings is outside what it allows, or if a launcher has started several processes
-            that would train without knowing of each other.
+        ValueError: If a setting is outside what it allows, or if a launcher has started several processes that would
+            train without knowing of each other.
     """
 
     _argument_group_name = "training (more of transformers' options: --help_all)"
@@ -92,7 +93,10 @@ class TokenMixupTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
+        # The host parses these by itself, and does not say what it could not read.
+        self.lr_scheduler_kwargs = _mapping("lr_scheduler_kwargs", self.lr_scheduler_kwargs)
         super().__post_init__()
+        self._check_host_settings()
         for name in ("mixup_alpha", "cutmix_alpha"):
             value = getattr(self, name)
             if not (value >= 0 and math.isfinite(value)):
@@ -120,6 +124,31 @@ class TokenMixupTrainingArguments(TrainingArguments):
             )
         self._refuse_unconnected_processes()
 
+    def _check_host_settings(self) -> None:
+        """The host's own numbers: what it takes unseen, and then trains without an effect or stops in the middle."""
+        for name in ("learning_rate", "weight_decay", "max_grad_norm"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"`{name}` must be a finite number of at least 0, got {value}.")
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.max_steps != -1 and self.max_steps < 1:
+            raise ValueError(f"`max_steps` must be at least 1, or -1 to go by the epochs, got {self.max_steps}.")
+        if self.max_steps == -1 and not 0 < self.num_train_epochs < math.inf:
+            raise ValueError(f"`num_train_epochs` must be a finite number above 0, got {self.num_train_epochs}.")
+        if self.dataloader_num_workers < 0:
+            raise ValueError(
+                f"`dataloader_num_workers` must be at least 0 (0: this process loads), got "
+                f"{self.dataloader_num_workers}."
+            )
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"`seed` must lie between 0 and {2**32 - 1}, got {self.seed}.")
+        for name, strategy in (("logging_steps", self.logging_strategy), ("save_steps", self.save_strategy)):
+            if strategy == "steps" and not getattr(self, name) > 0:
+                option = name.replace("steps", "strategy")
+                raise ValueError(f"`{name}` must be above 0 (`{option}=no` turns it off), got {getattr(self, name)}.")
+
     def _refuse_unconnected_processes(self) -> None:
         """Raise if a launcher started several processes and the host did not connect them.
 
@@ -134,3 +163,14 @@ class TokenMixupTrainingArguments(TrainingArguments):
                 "`--use_cpu` (`use_cpu=True`); for a single process start the script with `python` or "
                 "`--nproc_per_node 1`."
             )
+
+
+def _mapping(name: str, value: dict | str | None) -> dict | None:
+    """A mapping that may come as JSON text."""
+    try:
+        mapping = json.loads(value) if isinstance(value, str) else value
+    except json.JSONDecodeError as error:
+        mapping = error
+    if mapping is not None and not isinstance(mapping, dict):
+        raise ValueError(f'`{name}` must be a JSON object such as {{"min_lr": 1e-5}}, got {value!r}.')
+    return mapping

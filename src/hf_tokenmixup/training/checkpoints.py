@@ -164,6 +164,19 @@ class CheckpointTrainer(ContinuingTrainer):
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or not isinstance(getattr(self.optimizer, "defaults", None), dict):
+            return
+        # torch takes another optimizer's state as it comes, and fails at the first step.
+        lacking = sorted(self.optimizer.defaults.keys() - self.optimizer.param_groups[0].keys())
+        if lacking:
+            optim = getattr(self.args.optim, "value", self.args.optim)
+            raise ValueError(
+                f"The checkpoint {checkpoint} holds the state of another optimizer than --optim {optim}, without "
+                f"{', '.join(lacking)}: resume with the optimizer that it was trained with."
+            )
+
     def _load_best_model(self) -> None:
         if self._has_adapters(self.state.best_model_checkpoint):
             self._restore_adapters(self.state.best_model_checkpoint)
@@ -230,6 +243,12 @@ class CheckpointTrainer(ContinuingTrainer):
         in_files = _tensors_in(Path(checkpoint))
         if isinstance(model, TokenMixupModel) and in_files is not None and in_files < len(held):
             trouble.append(f"missing: {len(held) - in_files} tensors, ScoreNet's it seems, as in a published model.")
+        # Layers without weights of their own leave no trace in the tensors.
+        trouble += [
+            f"{name}: {getattr(restored.config, name)} there, {getattr(model.config, name)} here."
+            for name in ("vertical_layers", "manifold_mixup_layers")
+            if isinstance(model, TokenMixupModel) and getattr(restored.config, name) != getattr(model.config, name)
+        ]
         self._refuse_misfits(checkpoint, trouble)
         model.load_state_dict(held)
 

@@ -133,11 +133,17 @@ class Options(NamedTuple):
 
 
 def number_or_none(text: str) -> float | None:
-    return None if text.lower() == "none" else float(text)
+    try:
+        return None if text.lower() == "none" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"a number or none expected, got {text!r}") from None
 
 
 def count_or_none(text: str) -> int | None:
-    return None if text.lower() == "none" else int(text)
+    try:
+        return None if text.lower() == "none" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"a whole number or none expected, got {text!r}") from None
 
 
 def truth(text: str) -> bool:

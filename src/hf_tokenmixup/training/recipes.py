@@ -2,12 +2,16 @@
 
 import difflib
 import json
-from argparse import ArgumentParser
+from argparse import Action, ArgumentParser, ArgumentTypeError
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+# What the functions that read an option's text expect, by their names.
+KINDS = {"float": "a number", "int": "a whole number", "str": "text", "string_to_bool": "true or false"}
+KINDS |= {"truth": "true or false", "number_or_none": "a number or none", "count_or_none": "a whole number or none"}
 
 
 def find_recipe(name_or_path: str, folder: Path) -> Path:
@@ -21,6 +25,10 @@ def find_recipe(name_or_path: str, folder: Path) -> Path:
     if (path := folder / f"{name_or_path}.yaml").is_file():
         return path
     names = sorted(file.stem for file in folder.glob("*.yaml"))
+    if name_or_path and Path(name_or_path).is_dir():
+        raise ValueError(
+            f"--recipe must name a YAML file, and {name_or_path} is a folder. Recipes: {', '.join(names)}."
+        )
     raise ValueError(
         f"There is no recipe {name_or_path!r}{_suggest(name_or_path, names)} Recipes: {', '.join(names)}."
     )
@@ -35,7 +43,8 @@ def expand_recipe(arguments: Sequence[str], parser: ArgumentParser, folder: Path
         folder: where recipes given by name lie.
 
     Raises:
-        ValueError: for a recipe that is not there, is not a mapping, or has a key that is no option.
+        ValueError: for a recipe that is not there, is not a mapping, or has a key twice, a key that is no option or a
+            value that is none for its option.
     """
     finder = ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--recipe")
@@ -43,21 +52,70 @@ def expand_recipe(arguments: Sequence[str], parser: ArgumentParser, folder: Path
     if found.recipe is None:
         return list(arguments)
     path = find_recipe(found.recipe, folder)
-    try:
-        options = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"Recipe {path} is not valid YAML: {error}") from error
-    if not isinstance(options, dict):
-        raise ValueError(f"Recipe {path} must be a mapping of options to values, got {type(options).__name__}.")
+    options = read_recipe(path)
     known = option_names(parser)
+    actions = {action.dest: action for action in parser._actions if action.option_strings}
     expanded = ["--recipe", found.recipe]
     for name, value in options.items():
         if name not in known:
             raise ValueError(f"Recipe {path} has the key {name!r}, which is no option{_suggest(str(name), known)}")
         if value is None and name != "horizontal_tau":
             continue  # as if it were not there; tau alone has a meaning for none
+        _check_value(path, actions[name], value)
         expanded += [f"--{name}", *_words(value)]
     return expanded + rest
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} stands there twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The options of a recipe, as written.
+
+    Raises:
+        ValueError: if it is no YAML mapping, or has a key twice.
+    """
+    try:
+        options = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a SafeLoader
+    except UnicodeDecodeError as error:
+        raise ValueError(f"Recipe {path} must be a text file in UTF-8: {error}.") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"Recipe {path} is not valid YAML: {error}") from error
+    if not isinstance(options, dict):
+        what = "nothing" if options is None else type(options).__name__
+        raise ValueError(f"Recipe {path} must be a mapping of options to values, got {what}.")
+    return options
+
+
+def _check_value(path: Path, action: Action, value: Any) -> None:
+    """Raise a ``ValueError`` that names the recipe unless an option can take a value as it stands there."""
+    several, expected = action.nargs in ("*", "+"), KINDS.get(getattr(action.type, "__name__", ""), "a value")
+    if action.choices is not None:
+        expected = f"one of {', '.join(map(str, action.choices))}"
+    if several:
+        expected = f"a list, each of it {expected}"
+    wrong = ValueError(f"Recipe {path}: {action.dest} must be {expected}; got {value!r}.")
+    if isinstance(value, list) and not several:
+        raise wrong
+    for item in value if isinstance(value, list) else [value]:
+        words = [] if isinstance(item, list) else _words(item)
+        try:
+            parsed = [action.type(word) if action.type else word for word in words]
+        except (ValueError, TypeError, ArgumentTypeError) as error:
+            raise wrong from error
+        if len(parsed) != 1 or action.choices is not None and parsed[0] not in action.choices:
+            raise wrong
 
 
 def option_names(parser: ArgumentParser) -> list[str]:

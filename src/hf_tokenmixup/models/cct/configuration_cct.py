@@ -67,6 +67,22 @@ class CctConfig(PreTrainedConfig):
         for name, choices in allowed.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}.")
+        counts = ["hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_channels"]
+        if self.tokenizer == "patch":
+            counts += ["patch_size"]
+        else:
+            counts += ["num_conv_layers", "conv_kernel_size", "conv_stride", "conv_channels"]
+            counts += ["pooling_kernel_size", "pooling_stride"]
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}.")
+        if self.num_patch_tokens < 1:
+            raise ValueError(
+                f"Images of image_size {self.image_size} are too small for the tokenizer: no token is left."
+            )
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size must be a multiple of num_attention_heads, got {self.hidden_size} and "

@@ -1,0 +1,326 @@
+"""Mistakes with models, checkpoints, output folders, the other scripts and versions."""
+
+import importlib
+import importlib.metadata
+import json
+
+from bad_input_bench import DIGITS, MIXING, Bench, Mistake, picture
+from safetensors.torch import load_file, save_file
+
+import hf_tokenmixup
+
+RESNET = ["--from_scratch", "--model_type", "resnet", "--config_overrides"]
+RESNET += ['{"depths": [1], "hidden_sizes": [8], "embedding_size": 8}']
+
+
+def model(name: str, find, *told: str, arguments: tuple = ()) -> Mistake:
+    def provoke(bench: Bench):
+        return bench.prepare(*DIGITS, "--do_train", "--model_name_or_path", find(bench), *arguments)
+
+    return Mistake(name, provoke, ValueError, told)
+
+
+def built(name: str, *told: str, **changes) -> Mistake:
+    return Mistake(name, lambda bench: bench.digits(**changes), ValueError, told)
+
+
+def overrides(text: str, *told: str, model_type: str = "vit") -> Mistake:
+    words = ["--from_scratch", "--model_type", model_type, "--config_overrides", text]
+    return Mistake(
+        f"{model_type} {text}", lambda bench: bench.prepare(*DIGITS, "--do_train", *words), ValueError, told
+    )
+
+
+def cct(*told: str, **changes) -> Mistake:
+    return overrides(json.dumps(changes), *told, model_type="cct")
+
+
+def resumed(name: str, arguments: list, *told: str, network: dict | None = None) -> Mistake:
+    def provoke(bench: Bench):
+        return bench.resume(*bench.network(**network or {}), *arguments)
+
+    return Mistake(name, provoke, ValueError, told)
+
+
+def evaluated(name: str, find, *told: str, arguments: tuple = ()) -> Mistake:
+    return Mistake(f"evaluate: {name}", lambda bench: bench.evaluate(find(bench), *arguments), ValueError, told)
+
+
+def main(name: str, words: str, *told: str) -> Mistake:
+    """Words of another script; {folder} is an empty one, {trained} that of a model, {file} a text file."""
+
+    def provoke(bench: Bench):
+        places = {"folder": bench.folder, "trained": bench.trained, "file": bench.holding("it.txt", "x") / "it.txt"}
+        return bench.main(name, *(word.format(**places) for word in words.split()))
+
+    return Mistake(f"{name}: {words}", provoke, ValueError, told)
+
+
+def seen(words: str, *told: str) -> Mistake:
+    return Mistake(f"visualize: {words}", lambda bench: bench.visualize(*words.split()), ValueError, told)
+
+
+def trained(bench: Bench):
+    return bench.trained
+
+
+def cut_weights(bench: Bench):
+    folder = bench.model_like()
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    return folder
+
+
+def without_processor(bench: Bench):
+    folder = bench.model_like()
+    (folder / "preprocessor_config.json").unlink()
+    return folder
+
+
+def other_size(bench: Bench):
+    folder = bench.model_like()
+    path = folder / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"size": {"height": 20, "width": 20}}))
+    return folder
+
+
+def without_classifier(bench: Bench):
+    path = bench.model_like() / "model.safetensors"
+    kept = {name: tensor for name, tensor in load_file(path).items() if "classifier" not in name}
+    save_file(kept, path, metadata={"format": "pt"})
+    return path.parent
+
+
+def three_classes(bench: Bench, *arguments):
+    data = bench.parquet([picture()] * 6, ["x", "y", "z"] * 2)
+    return bench.prepare("--dataset_name", data, "--model_name_or_path", bench.trained, *arguments)
+
+
+def cct_of_a_vit(bench: Bench):
+    return bench.model_like(model_type="cct", saliency_query="mean", scorenet_pooling="mean")
+
+
+def output_file(bench: Bench):
+    path = bench.holding("it.txt", "x") / "it.txt"
+    return bench.train(*DIGITS, *bench.network(), output_dir=path)
+
+
+def strange_version(bench: Bench):
+    installed = importlib.metadata.version
+    bench.monkeypatch.setattr(
+        importlib.metadata, "version", lambda name: "4.57.1" if name == "transformers" else installed(name)
+    )
+    importlib.reload(hf_tokenmixup)
+
+
+MODELS = [
+    model(
+        "no such model folder", lambda bench: bench.folder / "no", "No model", "/no'", "a folder with a config.json"
+    ),
+    model("no such model", lambda bench: "outputs/no", "No model 'outputs/no'", "the name of a model on the Hub"),
+    model("a folder without config.json", lambda bench: bench.folder, "no config.json that names a model_type"),
+    model(
+        "a config.json cut short", lambda bench: bench.holding("config.json", "{"), "config.json", "not a valid JSON"
+    ),
+    model("a config.json without type", lambda bench: bench.holding("config.json", "{}"), "names a model_type"),
+    model("a config.json that is a list", lambda bench: bench.holding("config.json", "[]"), "JSON object", "[]"),
+    model("an unknown type", lambda bench: bench.model_like(model_type="vti"), "type 'vti'", "did you mean 'vit'?"),
+    model(
+        "no classifier of images",
+        lambda bench: bench.holding("config.json", '{"model_type": "bert"}'),
+        "no image classifier of type 'bert'",
+    ),
+    model("weights cut short", cut_weights, "cannot be read", "cut short", "Copy or download it anew"),
+    model(
+        "no image processor", without_processor, "No image processor", "preprocessor_config.json", "--image_processor"
+    ),
+    model("another processor", trained, "No image processor '/no'", arguments=("--image_processor_name", "/no")),
+    model("a processor of another size", other_size, "(3, 20, 20)", "(16*16)", "belong together"),
+    model("--image_size of a pretrained model", trained, "--image_size is for models", arguments=("--image_size", 8)),
+    model("weights of another size", lambda bench: bench.model_like(hidden_size=32), "other shapes", "config.json"),
+    model(
+        "another size by override",
+        trained,
+        "other shapes",
+        "{'hidden_size': 32}: leave that out",
+        arguments=("--config_overrides", '{"hidden_size": 32}'),
+    ),
+    model(
+        "weights of another size, ignored",
+        lambda bench: bench.model_like(hidden_size=32),
+        "not those of a TokenMixupViT",
+        "52 of 56 tensors",
+        "from_scratch",
+        arguments=("--ignore_mismatched_sizes",),
+    ),
+    model("a CCT's configuration of a ViT's weights", cct_of_a_vit, "not those of a TokenMixupCct", "from_scratch"),
+    model(
+        "another architecture",
+        lambda bench: bench.model_like(model_type="deit"),
+        "not those of a DeiT",
+        "would be random",
+    ),
+    model(
+        "another type beside a model", trained, "of type 'vit'", "'cct'", "leave", arguments=("--model_type", "cct")
+    ),
+    model("an unknown attribute", trained, "'depth'", arguments=("--config_overrides", '{"depth": 3}')),
+    model(
+        "a number of classes", trained, "leave out num_labels", arguments=("--config_overrides", '{"num_labels": 3}')
+    ),
+    Mistake(
+        "training on with other classes",
+        lambda bench: three_classes(bench, "--do_train"),
+        ValueError,
+        ("trained for 10 classes", "3 classes", "ignore_mismatched_sizes"),
+    ),
+    Mistake(
+        "evaluation on other classes",
+        lambda bench: three_classes(bench, "--do_eval", "--eval_split", "train"),
+        ValueError,
+        ("knows 10 classes and the dataset has 3", "--label_mapping name"),
+    ),
+    Mistake(
+        "no model",
+        lambda bench: bench.prepare(*DIGITS, "--do_train"),
+        ValueError,
+        ("No model was named", "from_scratch"),
+    ),
+    Mistake(
+        "a misspelt type",
+        lambda bench: bench.prepare(*DIGITS, "--do_train", "--from_scratch", "--model_type", "vti"),
+        ValueError,
+        ("no image classifier of type 'vti'", "did you mean 'vit'?"),
+    ),
+    Mistake(
+        "TokenMixup for a ResNet",
+        lambda bench: bench.prepare(*DIGITS, "--do_train", "--from_scratch", "--model_type", "resnet", *MIXING),
+        ValueError,
+        ("there for the model types cct, vit", "'resnet'", "leave out horizontal_layers"),
+    ),
+    overrides("[1]", "--config_overrides", "JSON object", "'[1]'"),
+    overrides("hidden_size=8", "--config_overrides", "JSON object", "'hidden_size=8'"),
+    overrides('{"hiden_size": 8}', "no attribute 'hiden_size'", "did you mean 'hidden_size'?"),
+    overrides('{"model_type": "cct"}', "no override", "give model_type"),
+    built("a word for a size", "config_overrides", "'big'", "expected int", "correct or leave out", hidden_size="big"),
+    built("a size of zero", "config_overrides", "'hidden_size': 0", "correct or leave out", hidden_size=0),
+    built("no layers", "num_hidden_layers must be at least 1", "got 0", num_hidden_layers=0),
+    built("no heads", "config_overrides", "'num_attention_heads': 0", num_attention_heads=0),
+    built("an unknown activation", "config_overrides", "'gelo'", "correct or leave out", hidden_act="gelo"),
+    built("a negative size", "config_overrides", "'intermediate_size': -3", intermediate_size=-3),
+    built("a patch larger than the image", "(3, 16, 16)", "(32 x 32)", "patch_size that belong", patch_size=32),
+    built("images of one channel", "(3, 16, 16)", "Expected 1 but got 3", num_channels=1),
+    cct("tokenizer must be one of", "'patches'", tokenizer="patches"),
+    cct("num_conv_layers must be at least 1", "got 0", num_conv_layers=0),
+    cct("pooling_stride must be at least 1", "got 0", pooling_stride=0),
+    cct("drop_path_rate must be at least 0 and below 1", "got 2", drop_path_rate=2),
+    cct("image_size 32 are too small", tokenizer="patch", patch_size=64),
+    cct("hidden_size must be a multiple of num_attention_heads", "15 and 4", hidden_size=15),
+]
+CHECKPOINTS = [
+    Mistake("an output folder that is a file", output_file, ValueError, ("must name a folder", "it.txt is a file")),
+    Mistake(
+        "an output folder with another run in it",
+        lambda bench: bench.train(*DIGITS, *bench.network(), output_dir=bench.trained),
+        ValueError,
+        ("holds checkpoint-2 of an earlier training", "--resume_from_checkpoint last", "another --output_dir"),
+    ),
+    Mistake(
+        "nothing to resume from",
+        lambda bench: bench.digits("--resume_from_checkpoint", "last"),
+        ValueError,
+        ("no complete checkpoint in", "leave out --resume_from_checkpoint"),
+    ),
+    Mistake(
+        "no such checkpoint",
+        lambda bench: bench.digits("--resume_from_checkpoint", bench.trained / "checkpoint-9"),
+        ValueError,
+        ("checkpoint-9 cannot be resumed from", "no such folder", "Resume from", "checkpoint-2"),
+    ),
+    resumed(
+        "another horizontal layer", ["--horizontal_layers", 2, "--vertical_layers", 2], "checkpoint-2 does not fit",
+        "missing: vit.layers.2.scorenet", "settings that the checkpoint was trained with",
+    ),
+    resumed("without TokenMixup", [], "does not fit", "unexpected: vit.layers.1.scorenet", "its config.json"),
+    resumed(
+        "another vertical layer", ["--horizontal_layers", 1, "--vertical_layers", 1], "does not fit",
+        "vertical_layers: [2] there, [1] here", "settings that the checkpoint was trained with",
+    ),
+    resumed("a wider network", MIXING, "does not fit", "of another shape: ", network={"intermediate_size": 64}),
+    resumed("another optimizer", [*MIXING, "--optim", "sgd"], "another optimizer than --optim sgd", "resume"),
+    Mistake(
+        "another architecture resumed",
+        lambda bench: bench.resume(*RESNET, "--image_size", 16),
+        ValueError,
+        ("does not fit this ResNet", "missing: ", "unexpected: "),
+    ),
+]  # fmt: skip
+SCRIPTS = [
+    evaluated("no such folder", lambda bench: bench.folder / "no", "No model", "config.json"),
+    evaluated("no model in it", lambda bench: bench.folder, "no config.json that names a model_type"),
+    evaluated("weights cut short", cut_weights, "cannot be read", "anew"),
+    evaluated("no classifier among the weights", without_classifier, "2 of 56 tensors", "classifier.weight"),
+    evaluated("another architecture", lambda bench: bench.model_like(model_type="deit"), "not those of a DeiT"),
+    evaluated("a processor of another size", other_size, "(3, 20, 20)", "(16*16)", "belong together"),
+    evaluated("a batch of none", trained, "--batch_size must be at least 1", "got 0", arguments=("--batch_size", 0)),
+    evaluated("no precision", trained, "--dtype", "'fp8'", "'bf16'", arguments=("--dtype", "fp8")),
+    evaluated("a seed below 0", trained, "seed must be at least 0", "-1", arguments=("--seed", -1)),
+    evaluated("a misspelt option", trained, "--batchsize", "did you mean --batch_size?", arguments=("--batchsize", 3)),
+    evaluated("no split", trained, "No split 'tset'", "--eval_split", arguments=("--eval_split", "tset")),
+    evaluated(
+        "a revision of a folder", trained, "--revision is for models on the Hub", arguments=("--revision", "x")
+    ),
+    main("evaluate", "{trained} --use_cpu", "either --dataset_name or --validation_dir", "got neither"),
+    main("visualize", "salency {trained}", "invalid choice: 'salency'", "'saliency'"),
+    main("visualize", "curves {folder} --output {folder}/it.png", "no log", "output folder of a training"),
+    main("visualize", "saliency {folder}/no --images x --output {folder}/it.png", "No model", "config.json"),
+    main("visualize", "saliency {trained} --images {folder}/no --output {folder}/it.png", "no file or folder", "/no"),
+    main("visualize", "saliency {trained} --images {file} --output {folder}/it.png", "--images", "cannot be decoded"),
+    main("visualize", "saliency {trained} --images {file} --output {folder}/it.jpg", ".png or .pdf", "'it.jpg'"),
+    main("visualize", "saliency {trained} --images {file} --output {folder}", "must name a file", "is a folder"),
+    seen("saliency --layer 3", "layer must lie between 0 and 2", "got 3"),
+    seen("vertical --layer 0", "layer must lie between 1 and 2", "nothing lies before layer 0"),
+    seen("vertical --kappa 17", "kappa must lie between 1 and", "16", "got 17"),
+    seen("horizontal --rho nan", "rho must be at least 0", "nan"),
+    seen("horizontal --tau nan", "--tau must be at least 0, or none", "nan"),
+    seen("horizontal --tau x", "--tau", "a number or none expected", "'x'"),
+    seen("saliency --max_samples 0", "--max_samples must be at least 1", "got 0"),
+    main("study", "7", "no study '7'", "3, 4, 5, rho, tau, kappa"),
+    main("study", "4 --values 1", "--values and --recipe are for rho, tau, kappa"),
+    main("study", "4 --seeds -1", "--seeds must be different numbers of at least 0", "-1"),
+    main("study", "rho --recipe nope", "no recipe 'nope'", "Recipes:"),
+    main("study", "rho --values a --output_dir {folder}", "rho a", "--horizontal_rho", "'a'"),
+    main(
+        "study", "rho --recipe digits-quickstart --values 0.1 --launcher ' --output_dir {folder} -- --use_cpu",
+        "--launcher must be a command line", "No closing quotation",
+    ),
+    main("study", "4 --report_only --output_dir {folder}", "No training of this study is finished in"),
+    main("benchmark", "--batch_size 1", "--batch_size must be at least 2", "got 1"),
+    main("benchmark", "--device tpu", "--device must be cpu, cuda or cuda:NUMBER", "tpu"),
+    main("benchmark", "--rho nan", "--rho must be at least 0", "nan"),
+    main("benchmark", "--model vit-hug", "--model", "'vit-hug'", "'vit-small'"),
+    main("benchmark", "--rows 3", "Not understood", "--rows"),
+    main("convert_weights", "{folder}/no.pth {folder}/new", "no file", "no.pth", "path of a downloaded weight file"),
+    main("convert_weights", "{file} {folder}/new", ".npz, .safetensors", "rename it"),
+    main("convert_weights", "{trained}/model.safetensors {folder}/new", "transformers' own names", "from_pretrained"),
+    main("convert_weights", "{trained}/model.safetensors {trained}", "must be new or empty", "name another"),
+    Mistake(
+        "publish: no model",
+        lambda bench: bench.publish(bench.folder, "somebody/something"),
+        ValueError,
+        ("holds no model", "a folder with config.json in it"),
+    ),
+    Mistake(
+        "publish: no repository",
+        lambda bench: bench.publish(bench.trained, "a b c"),
+        ValueError,
+        ("'a b c' is no name for a repository", "Repo id must use alphanumeric chars"),
+    ),
+]  # fmt: skip
+VERSIONS = [
+    Mistake(
+        "an old transformers",
+        strange_version,
+        ImportError,
+        ("transformers>=5.9", "transformers==4.57.1", "hf_tokenmixup needs it: pip install -U 'transformers>=5.9"),
+    )
+]
