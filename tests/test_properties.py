@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from hf_tokenmixup import functional as f
@@ -77,6 +77,22 @@ def mixed(batch: dict, seed: int = 0, **chosen) -> f.HorizontalMix:
     return f.horizontal_mix(**batch, **chosen, generator=generator(seed))
 
 
+def best_partners(gain: torch.Tensor, easy: torch.Tensor) -> tuple[float, set[tuple[int, ...]]]:
+    """The largest sum that partners of the easy images can gain, and who gains from whom where it is reached."""
+    rows, table = easy.nonzero().flatten().tolist(), gain.tolist()
+    sums = {
+        columns: sum(table[row][column] for row, column in zip(rows, columns, strict=True))
+        for columns in itertools.permutations(range(len(easy)), len(rows))
+    }
+    best = max(sums.values())
+    reach = [columns for columns, total in sums.items() if total >= best - 1e-9]
+    # Which partner gives nothing is no difference.
+    gainful = {
+        tuple(c if table[row][c] > 0 else row for row, c in zip(rows, columns, strict=True)) for columns in reach
+    }
+    return best, gainful
+
+
 @quick
 @given(batches(), choices())
 def test_tokens_come_from_the_partner_and_all_others_stay(batch, chosen):
@@ -140,12 +156,8 @@ def test_partners_are_the_best_there_are(batch):
     easy = batch["easy"]
     gain = f.saliency_gain(batch["saliency"], batch["rho"])
     partner = f.optimal_assignment(gain, easy)
-    rows = easy.nonzero().flatten().tolist()
-    reached = sum(gain[row, partner[row]].item() for row in rows)
-    best = max(
-        sum(gain[row, column].item() for row, column in zip(rows, columns, strict=True))
-        for columns in itertools.permutations(range(len(easy)), len(rows))
-    )
+    best, _ = best_partners(gain, easy)
+    reached = gain[easy, partner[easy]].sum().item()
     assert reached == pytest.approx(best, rel=1e-9, abs=1e-12)
 
 
@@ -166,14 +178,12 @@ def test_groups_hold_neighbours_and_give_away_gain_and_no_more(batch, size):
 
 
 @quick
-@given(batches(kinds=("softmax",)), st.sampled_from([0.01, 0.1, 0.3]), st.integers(0, 2**16))
+@given(batches(kinds=("softmax",), most=5), st.sampled_from([0.01, 0.1, 0.3]), st.integers(0, 2**16))
 def test_the_order_of_the_batch_changes_nothing(batch, rho, seed):
-    """Where the best partners are unique: for saliency in general position, but for partners that give nothing.
-
-    Not for a rho of 0: there partners and, the other way round, those whose partners they are gain the same in all.
-    """
+    """Where the best partners are unique; with a rho of 0, giving and receiving can be turned round at no cost."""
     noise = torch.rand(batch["saliency"].shape, generator=generator(seed), dtype=torch.float64)
     batch = batch | {"saliency": batch["saliency"].double() + noise, "rho": rho}
+    assume(len(best_partners(f.saliency_gain(batch["saliency"], rho), batch["easy"])[1]) == 1)
     order = torch.randperm(len(batch["easy"]), generator=generator(seed))
     per_image = ("hidden", "targets", "saliency", "easy")
     shuffled = batch | {name: batch[name][order] for name in per_image}
