@@ -5,7 +5,10 @@ import torch
 from process_worker import launch
 from transformers import ViTForImageClassification
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="torch 2.6 shards on accelerators alone"),
+]
 
 SOME_EASY = {"settings": {"horizontal_tau": 1.3}, "scorenet_bias": {1: [2.0, 2.0, 0.0, 0.0]}, "images": 24}
 MODELS = {

@@ -15,7 +15,7 @@ from hf_tokenmixup.training.sharding import shard_by_layers
         (plain_vit, None, ["ViTLayer"]),
         (tokenmixup_cct, None, ["TokenMixupCctLayer"]),
         (tokenmixup_vit, ["ViTEmbeddings"], ["ViTEmbeddings"]),
-        (resnet, ["ResNetStage"], ["ResNetStage"]),
+        (resnet, None, None),
     ],
 )
 def test_a_model_is_sharded_by_its_layers_unless_told_otherwise(make_model, given, expected):

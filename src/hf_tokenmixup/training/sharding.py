@@ -13,6 +13,9 @@ def shard_by_layers(plugin: FullyShardedDataParallelPlugin, model: nn.Module) ->
     names = getattr(model, "_no_split_modules", None)
     if plugin.transformer_cls_names_to_wrap is not None or not names:
         return
-    embedding = model.get_input_embeddings()
+    try:
+        embedding = model.get_input_embeddings()
+    except NotImplementedError:
+        return
     around = {type(module).__name__ for module in model.modules() if embedding in module.children()}
     plugin.transformer_cls_names_to_wrap = sorted(set(names) - around)
