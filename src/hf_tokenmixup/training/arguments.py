@@ -19,8 +19,8 @@ class TokenMixupTrainingArguments(TrainingArguments):
     """Arguments of a `TokenMixupTrainer`.
 
     All that `transformers.TrainingArguments` takes, with two other defaults (`remove_unused_columns=False`,
-    `logging_nan_inf_filter=False`), five settings of input mixing and `skip_nonfinite_steps`. `label_smoothing_factor`
-    keeps its name; it is applied to the targets in training only, together with the mixing.
+    `logging_nan_inf_filter=False`), five settings of input mixing, `skip_nonfinite_steps` and `channels_last`.
+    `label_smoothing_factor` keeps its name; it is applied to the targets in training only, together with the mixing.
 
     SGD with momentum is `optim="sgd", optim_args="momentum=0.9"`; a cosine that ends at a floor after a warm-up is
     `lr_scheduler_type="cosine_warmup_with_min_lr"` (or `"cosine_with_min_lr"`) with
@@ -62,6 +62,10 @@ class TokenMixupTrainingArguments(TrainingArguments):
             "help": "Leave out up to so many steps whose loss is infinite or not a number, instead of stopping at the "
             "first. Costs a wait for the device in each step."
         },
+    )
+    channels_last: bool = field(
+        default=False,
+        metadata={"help": "Images and convolutions with channels last in memory: faster on GPUs with tensor cores."},
     )
     remove_unused_columns: bool = field(
         default=False,

@@ -16,6 +16,7 @@ from ..models import TokenMixupModel
 from .arguments import TokenMixupTrainingArguments
 from .callbacks import EpochCallback
 from .faults import LossGuard
+from .layout import channels_last, expect_other_batch_sizes
 from .publishing import PublishingTrainer
 from .termination import TerminationCallback
 
@@ -52,6 +53,8 @@ class TokenMixupTrainer(PublishingTrainer):
                 "trainer. Override `compute_loss` in a subclass instead."
             )
         super().__init__(model=model, args=args, **kwargs)
+        if args.channels_last:
+            self.model.to(memory_format=torch.channels_last)
         # Has the host count the images of all micro-batches (and processes) of a step, hand the number to
         # `compute_loss` and leave the loss undivided, whatever the signature of the model's forward.
         self.model_accepts_loss_kwargs = True
@@ -59,6 +62,8 @@ class TokenMixupTrainer(PublishingTrainer):
             # DataParallel is one process: its images are counted exactly, not divided evenly among the replicas.
             self.args.average_tokens_across_devices = True
         self._mixes_tokens = isinstance(self.bare_model, TokenMixupModel)
+        # A plain model's forward would note a problem type at its first loss, and be compiled anew for that.
+        self._loss_is_the_models = self._mixes_tokens and self.bare_model.config.tokenmixup_enabled
         if self._mixes_tokens and self.args.ddp_find_unused_parameters is None:
             # Every parameter gets a gradient in every step, also where no image is easy; looking would cost time.
             self.args.ddp_find_unused_parameters = False
@@ -105,19 +110,19 @@ class TokenMixupTrainer(PublishingTrainer):
         """
         inputs = dict(inputs)
         labels = self._class_indices(inputs)
+        if model.training and self.input_mixing.enabled:
+            inputs["pixel_values"], labels = self.input_mixing(inputs["pixel_values"], labels)
+        self._lay_out(inputs, labels)
         if not model.training:
             outputs = model(**inputs)
             loss = F.cross_entropy(outputs.logits.float(), labels)
             return (loss, outputs) if return_outputs else loss
 
-        if self.input_mixing.enabled:
-            inputs["pixel_values"], labels = self.input_mixing(inputs["pixel_values"], labels)
-        if self._mixes_tokens:
+        if self._loss_is_the_models:
             outputs = model(**inputs, labels=labels, num_items_in_batch=num_items_in_batch)
             # A scalar, but for DataParallel: there each replica returns its share (or its mean).
             loss = outputs.loss.mean() if num_items_in_batch is None else outputs.loss.sum()
-            # With TokenMixup off there are none.
-            self._count(getattr(outputs, "counts", None) or {})
+            self._count(outputs.counts)
         else:
             # Float labels would become binary cross-entropy in the model and change its `config.problem_type`.
             outputs = model(**inputs)
@@ -162,6 +167,13 @@ class TokenMixupTrainer(PublishingTrainer):
             value = value.detach().float().mean()
             self._counts[name] = self._counts[name] + value if name in self._counts else value
         self._counted_forwards += 1
+
+    def _lay_out(self, inputs: dict[str, Any], labels: Tensor) -> None:
+        """Prepare a batch for the model's memory format and its compiler."""
+        if self.args.channels_last:
+            inputs["pixel_values"] = channels_last(inputs["pixel_values"])
+        if self.args.torch_compile and not self.args.dataloader_drop_last:
+            expect_other_batch_sizes(inputs["pixel_values"], labels)
 
     def _class_indices(self, inputs: dict[str, Any]) -> Tensor:
         """Take the labels (B,) out of `inputs`."""
