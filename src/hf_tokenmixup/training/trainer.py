@@ -16,7 +16,7 @@ from ..models import TokenMixupModel
 from .arguments import TokenMixupTrainingArguments
 from .callbacks import EpochCallback
 from .faults import LossGuard
-from .layout import channels_last, expect_other_batch_sizes
+from .layout import channels_last, expect_other_batch_sizes, match_state_to_weights
 from .publishing import PublishingTrainer
 from .termination import TerminationCallback
 
@@ -53,8 +53,7 @@ class TokenMixupTrainer(PublishingTrainer):
                 "trainer. Override `compute_loss` in a subclass instead."
             )
         super().__init__(model=model, args=args, **kwargs)
-        if args.channels_last:
-            self.model.to(memory_format=torch.channels_last)
+        self._lay_out_model(self.model)
         # Has the host count the images of all micro-batches (and processes) of a step, hand the number to
         # `compute_loss` and leave the loss undivided, whatever the signature of the model's forward.
         self.model_accepts_loss_kwargs = True
@@ -88,6 +87,11 @@ class TokenMixupTrainer(PublishingTrainer):
     def terminated(self) -> bool:
         """Whether the last training was ended by SIGTERM, with a checkpoint to resume from."""
         return self._termination.stopped
+
+    def call_model_init(self, *args: Any, **kwargs: Any) -> nn.Module:
+        model = super().call_model_init(*args, **kwargs)
+        self._lay_out_model(model)
+        return model
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         return self._guard.see(self, super().training_step(*args, **kwargs))
@@ -161,12 +165,21 @@ class TokenMixupTrainer(PublishingTrainer):
         self._guard.check(self)
         super()._save_checkpoint(*args, **kwargs)
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and isinstance(self.optimizer, torch.optim.Optimizer):
+            match_state_to_weights(self.optimizer)
+
     def _count(self, counts: dict[str, Tensor]) -> None:
         """Add up the counts of a forward where they are: reading them would have the device waited for."""
         for name, value in counts.items():
             value = value.detach().float().mean()
             self._counts[name] = self._counts[name] + value if name in self._counts else value
         self._counted_forwards += 1
+
+    def _lay_out_model(self, model: nn.Module) -> None:
+        if self.args.channels_last:
+            model.to(memory_format=torch.channels_last)
 
     def _lay_out(self, inputs: dict[str, Any], labels: Tensor) -> None:
         """Prepare a batch for the model's memory format and its compiler."""
