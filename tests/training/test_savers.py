@@ -44,7 +44,7 @@ def test_gradient_checkpointing_trains_the_same_weights(arguments, make_model, r
     settings = {"max_steps": 3, "mixup_alpha": 0.5, "label_smoothing_factor": 0.1, **precision}
     model = make_model()
     expected = train(copy.deepcopy(model), arguments(**settings))
-    got = train(model, arguments(**settings, gradient_checkpointing=True, **kwargs))
+    train(model, arguments(**settings, gradient_checkpointing=True, **kwargs))
     assert model.is_gradient_checkpointing and not expected.model.is_gradient_checkpointing
     for name, tensor in weights(expected.model).items():
         assert torch.equal(model.state_dict()[name], tensor), name
