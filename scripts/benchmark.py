@@ -10,6 +10,8 @@ detection   finding salient tokens: by attention, by whole attention maps, full 
 step        the horizontal step behind that: gain, transfer to the host and back, assignment, mixing; with --group_size
             also assignment inside groups, and the share of the whole batch's gain that it keeps
 training    forward and backward of the plain model, HTM, VTM, both, and HTM by each detector; peak memory of each
+savers      a step of HTM + VTM with its optimizer, plain and by each saver of memory or time (bf16, gradient
+            checkpointing, torch.compile, ...); peak memory of each: weights, moments, gradients and activations
 parameters  parameters and MACs of the systems of the paper's Tables 1 and 2
 
 --model is a network with fresh weights, on noise. --recipe is what that training starts with, its images too, and
@@ -41,7 +43,9 @@ from hf_tokenmixup.analysis.benchmark_cases import (
     step_cases,
     training_models,
     training_step,
+    with_settings,
 )
+from hf_tokenmixup.analysis.benchmark_savers import SAVERS, compare_savers
 from hf_tokenmixup.analysis.benchmark_tables import parameter_table, timing_table
 from hf_tokenmixup.analysis.environment import describe_hardware, library_versions, public_command
 from hf_tokenmixup.analysis.networks import NETWORKS
@@ -51,7 +55,7 @@ from hf_tokenmixup.hub.paper import BENCHMARKS
 from hf_tokenmixup.models import TokenMixupModel
 from hf_tokenmixup.models.targets import class_distributions
 
-PARTS = ("detection", "step", "training", "parameters")
+PARTS = ("detection", "step", "training", "savers", "parameters")
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 LEAST_SECONDS = 0.02  # what is shorter is repeated
 UNTRAINED = "--eval_strategy no --save_strategy no --load_best_model_at_end false --do_eval false --push_to_hub false"
@@ -81,6 +85,7 @@ def parse_options(arguments: list[str]) -> tuple[Namespace, list[str]]:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1.")
     parser.add_argument("--rho", type=float, default=0.0, help="Least gain in saliency of a replaced token (0).")
     parser.add_argument("--group_size", type=int, nargs="+", default=[], help="Also match inside groups of so many.")
+    parser.add_argument("--saver", nargs="+", choices=SAVERS, default=list(SAVERS), help="Which savers (all).")
     parser.add_argument("--rounds", type=int, default=20, help="Measurements of each (20).")
     parser.add_argument("--warmup", type=int, default=2, help="Calls of each before that (2).")
     parser.add_argument("--threads", type=int, help="Threads on the CPU (torch's choice).")
@@ -203,6 +208,17 @@ def measure_training(subject: Subject, args: Namespace, timing: dict[str, Any]) 
     return {"reference": "plain", "timings": timings, "peak_memory": memory}
 
 
+def measure_savers(subject: Subject, args: Namespace, timing: dict[str, Any]) -> dict[str, Any]:
+    name, settings = list(subject.systems.items())[-1]
+    model = with_settings(subject.model, **settings)
+    timings, memory, left_out = compare_savers(model, subject.images, subject.labels, args.saver, **timing)
+    print(f"\nsavers of {name}\n{timing_table(timings, 'plain', peak_memory=memory)}")
+    for saver, reason in left_out.items():
+        print(f"{saver} was left out: {reason}")
+    sys.stdout.flush()
+    return {"reference": "plain", "system": name, "timings": timings, "peak_memory": memory, "left_out": left_out}
+
+
 def fitting_groups(subject: Subject, args: Namespace) -> list[int]:
     return [size for size in args.group_size if size < len(subject.images)]
 
@@ -248,6 +264,7 @@ def main(arguments: list[str]) -> None:
         torch.cuda.set_device(args.device)
     results: dict[str, Any] = {}
     measures = {"detection": measure_detection, "step": measure_step, "training": measure_training}
+    measures["savers"] = measure_savers
     if any(part in measures for part in args.part):
         subject = prepare_subject(args, others)
         results["setting"] = {

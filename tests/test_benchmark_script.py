@@ -104,6 +104,16 @@ def test_a_network_by_size(script, tmp_path, capsys):
     assert table(text, "training step")["HTM"][-1] == f"{htm / plain:.3f}"
 
 
+def test_savers(script, tmp_path, capsys):
+    result = run(script, tmp_path, "--model", "tiny", "--part", "savers", "--saver", "ema", "fp16", "foreach")
+    savers, text = result["savers"], capsys.readouterr().out
+    assert savers["system"] == "HTM + VTM" and list(savers["timings"]) == ["plain", "ema", "foreach"]
+    shown = table(text.replace("\nfp16 was", "\n\nfp16 was"), "savers of HTM + VTM")
+    memory = savers["peak_memory"]
+    assert shown["ema"][-1] == f"{memory['ema'] / memory['plain']:.3f}" and memory["ema"] > memory["plain"]
+    assert "fp16 was left out: a CPU has no fp16 arithmetic" in text and list(savers["left_out"]) == ["fp16"]
+
+
 def test_the_command_names_no_path(script, tmp_path):
     result = run(script, tmp_path, "--model", "tiny", "--part", "step", "--rho", 0.01, "--batch_size", 5)
     assert result["command"].startswith("python scripts/benchmark.py --model tiny --part step --rho 0.01")
@@ -172,6 +182,7 @@ def test_parameters_and_macs(script, tmp_path, monkeypatch, capsys):
     "arguments, message",
     [
         (["--part", "speed"], "invalid choice: 'speed'"),
+        (["--saver", "ema", "sleep"], "invalid choice: 'sleep'"),
         (["--model", "vit-huge"], "invalid choice: 'vit-huge'"),
         (["--horizontal_layers", "2"], "--horizontal_layers 2 (--recipe takes finetune.py's)"),
         (["--model", "vit-tiny", "--recipe", "x"], "not allowed with argument --model"),

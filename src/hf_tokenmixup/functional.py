@@ -45,6 +45,11 @@ def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
+def source(generator: torch.Generator | None) -> dict[str, torch.Generator]:
+    """The generator as a keyword, left out if None: with one of None, ``torch.compile`` draws no varying number."""
+    return {} if generator is None else {"generator": generator}
+
+
 def soft_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Cross-entropy of each image against a class distribution, in nats.
 
@@ -148,12 +153,13 @@ def saliency_gain(saliency: torch.Tensor, rho: float) -> torch.Tensor:
 
 
 @torch.library.custom_op("hf_tokenmixup::optimal_assignment", mutates_args=())
-def _optimal_assignment(gain: torch.Tensor, easy: torch.Tensor, group_size: int) -> torch.Tensor:
+def _optimal_assignment(gain: torch.Tensor, easy: torch.Tensor, group_size: int | None) -> torch.Tensor:
     # One tensor holds both, so that one copy brings both to the host.
     packed = torch.cat([gain, easy[:, None].to(gain.dtype)], dim=1).cpu()
     score, easy_rows = packed[:, :-1].nan_to_num(nan=0.0), packed[:, -1].bool()
     partner = torch.arange(len(packed))
-    for group in partner.clone().tensor_split(max(1, -(-len(packed) // group_size))):
+    num_groups = -(-len(packed) // group_size) if group_size else 1
+    for group in partner.clone().tensor_split(max(1, num_groups)):
         rows = group[easy_rows[group]]
         if len(rows):
             _, columns = linear_sum_assignment(score[rows][:, group].numpy(), maximize=True)
@@ -162,7 +168,7 @@ def _optimal_assignment(gain: torch.Tensor, easy: torch.Tensor, group_size: int)
 
 
 @_optimal_assignment.register_fake
-def _(gain: torch.Tensor, easy: torch.Tensor, group_size: int) -> torch.Tensor:
+def _(gain: torch.Tensor, easy: torch.Tensor, group_size: int | None) -> torch.Tensor:
     return gain.new_empty(gain.shape[0], dtype=torch.int64)
 
 
@@ -185,7 +191,7 @@ def optimal_assignment(gain: torch.Tensor, easy: torch.Tensor, group_size: int |
     """
     if group_size is not None and group_size < 1:
         raise ValueError(f"group_size must be at least 1, or None for the whole batch; got {group_size}.")
-    return _optimal_assignment(gain.detach(), easy, group_size or max(len(gain), 1))
+    return _optimal_assignment(gain.detach(), easy, group_size)
 
 
 def random_assignment(easy: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
@@ -199,7 +205,7 @@ def random_assignment(easy: torch.Tensor, generator: torch.Generator | None = No
         (B,) int64 partner; an image that is not easy has itself.
     """
     identity = torch.arange(len(easy), device=easy.device)
-    return torch.where(easy, torch.randperm(len(easy), device=easy.device, generator=generator), identity)
+    return torch.where(easy, torch.randperm(len(easy), device=easy.device, **source(generator)), identity)
 
 
 def replace_mask(saliency: torch.Tensor, partner: torch.Tensor, rho: float) -> torch.Tensor:
@@ -219,7 +225,7 @@ def replace_mask(saliency: torch.Tensor, partner: torch.Tensor, rho: float) -> t
 
 def random_replace_mask(replaced: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
     """As many replaced tokens in each row as in ``replaced`` (B, T), but drawn at random (ablation, Table 4)."""
-    rank = torch.rand(replaced.shape, device=replaced.device, generator=generator).argsort(dim=1).argsort(dim=1)
+    rank = torch.rand(replaced.shape, device=replaced.device, **source(generator)).argsort(dim=1).argsort(dim=1)
     return rank < replaced.sum(dim=1, keepdim=True)
 
 
@@ -351,7 +357,7 @@ def select_salient_tokens(
 
 
 def manifold_mix(
-    hidden: torch.Tensor, targets: torch.Tensor, partner: torch.Tensor, share: float
+    hidden: torch.Tensor, targets: torch.Tensor, partner: torch.Tensor, share: float | torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Manifold mixup (Verma et al., ICML 2019): every image and its label, blended with another's in one proportion.
 
@@ -359,12 +365,20 @@ def manifold_mix(
         hidden: (B, N, D) tokens.
         targets: (B, C) class distributions.
         partner: (B,) int64, a permutation.
-        share: what is kept of each image, in [0, 1].
+        share: what is kept of each image, in [0, 1]; a number, or a tensor () on the device.
 
     Returns:
         (B, N, D) tokens and (B, C) targets.
     """
-    return torch.lerp(hidden[partner], hidden, share), torch.lerp(targets[partner], targets, share)
+    return blend(hidden, partner, share), blend(targets, partner, share)
+
+
+def blend(tensor: torch.Tensor, partner: torch.Tensor, share: float | torch.Tensor) -> torch.Tensor:
+    """A share of each row of a tensor (B, ...) and the rest of its partner's, rounded once in half precision."""
+    wide = at_least_float32(tensor)
+    if torch.is_tensor(share):
+        share = share.to(wide.dtype)
+    return torch.lerp(wide[partner], wide, share).to(tensor.dtype)
 
 
 def _take_tokens(hidden: torch.Tensor, image: torch.Tensor, token: torch.Tensor) -> torch.Tensor:

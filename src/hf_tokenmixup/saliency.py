@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .functional import at_least_float32, attention_rollout, soft_cross_entropy, token_saliency
+from .functional import at_least_float32, attention_rollout, soft_cross_entropy, source, token_saliency
 
 DETECTORS = ("attention", "gradient", "random")
 MAX_MAP_ELEMENTS = 2**24  # 64 MiB in float32
@@ -48,6 +48,13 @@ def received_attention(
     Returns:
         (B, N) in float32 or wider.
     """
+    # One query is one chunk. More are cut by the size of the batch, and each number of chunks would be a graph.
+    if torch.compiler.is_compiling() and query.shape[2] > 1:
+        return _received_attention_op(query, key, scale, max_elements)
+    return _received_attention(query, key, scale, max_elements)
+
+
+def _received_attention(query: torch.Tensor, key: torch.Tensor, scale: float, max_elements: int) -> torch.Tensor:
     batch, heads, num_queries, _ = query.shape
     num_tokens = key.shape[2]
     query, key = at_least_float32(query), at_least_float32(key).transpose(2, 3)
@@ -56,6 +63,17 @@ def received_attention(
     for chunk in query.split(rows, dim=2):
         received = received + (chunk @ key * scale).softmax(dim=-1).sum(dim=(1, 2))
     return received / (heads * num_queries)
+
+
+_received_attention_op = torch.library.custom_op(
+    "hf_tokenmixup::received_attention", _received_attention, mutates_args=()
+)
+
+
+@_received_attention_op.register_fake
+def _(query: torch.Tensor, key: torch.Tensor, scale: float, max_elements: int) -> torch.Tensor:
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    return query.new_empty((query.shape[0], key.shape[2]), dtype=dtype)
 
 
 def attention_saliency(
@@ -125,7 +143,7 @@ def random_saliency(
     batch: int, num_tokens: int, device: torch.device | str = "cpu", generator: torch.Generator | None = None
 ) -> torch.Tensor:
     """(B, T) uniform random numbers, each image's scaled to a sum of 1: the baseline of Table 3."""
-    saliency = torch.rand(batch, num_tokens, device=device, generator=generator)
+    saliency = torch.rand(batch, num_tokens, device=device, **source(generator))
     return saliency / saliency.sum(dim=1, keepdim=True)
 
 

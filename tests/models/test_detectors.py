@@ -154,15 +154,28 @@ def test_manifold_mixup_blends_the_input_of_one_layer(build):
 
 def test_manifold_mixup_draws_its_layer_and_goes_before_the_others(build):
     model = build(**MIXING, manifold_mixup_layers=[0, 2])
-    targets = []
-    for layer in model.transformer_layers():
+    mixed = []
+
+    def watched(layer):
         original = layer._mix_manifold
-        layer._mix_manifold = lambda hidden, state, index=layer.layer_index, original=original: (
-            targets.append(index) or original(hidden, state)
-        )
+
+        def mix(hidden, state):
+            before, targets = hidden.clone(), state.targets.clone()
+            hidden = original(hidden, state)
+            if not torch.equal(hidden, before):
+                assert not torch.equal(state.targets, targets)
+                mixed.append(layer.layer_index)
+            else:
+                assert torch.equal(state.targets, targets)
+            return hidden
+
+        return mix
+
+    for layer in model.transformer_layers():
+        layer._mix_manifold = watched(layer)
     for seed in range(12):
         assert forward(model, seed).horizontal[1].replaced.any()
-    assert set(targets) == {0, 2} and len(targets) == 12
+    assert set(mixed) == {0, 2} and len(mixed) == 12
     forward(model).loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
 

@@ -18,12 +18,12 @@ from transformers.utils import can_return_tuple
 from transformers.utils import logging as transformers_logging
 
 from ..configuration import TokenMixupSettings
-from ..functional import manifold_mix, soft_cross_entropy
+from ..functional import blend, manifold_mix, soft_cross_entropy
 from ..horizontal import ScoreNet, horizontal_step
 from ..saliency import attention_saliency, evaluation_mode, gradient_saliency, random_saliency
 from ..vertical import VerticalMemory
 from .adapters import adapter_layers, without_adapters
-from .state import MixingState, TokenMixupOutput
+from .state import ManifoldDraw, MixingState, TokenMixupOutput
 from .targets import check_label_shape, check_label_values, class_distributions
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ class TokenMixupLayer(nn.Module):
 
     def mix(self, hidden_states: torch.Tensor, state: MixingState) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The steps in front of the layer: horizontal first, then what vertical layers need of its input."""
-        if state.manifold_layer == self.layer_index:
+        if state.manifold is not None and self.layer_index in self.settings.manifold_mixup_layers:
             hidden_states = self._mix_manifold(hidden_states, state)
         if self.is_horizontal:
             hidden_states = self._mix_horizontally(hidden_states, state)
@@ -127,14 +127,13 @@ class TokenMixupLayer(nn.Module):
         return hidden_states
 
     def _mix_manifold(self, hidden_states: torch.Tensor, state: MixingState) -> torch.Tensor:
-        # Drawn on the host, so that a device is not waited for.
-        alpha = torch.tensor([float(self.settings.manifold_mixup_alpha)])
-        share = torch.distributions.Beta(alpha, alpha).sample().item()
-        partner = torch.randperm(len(hidden_states), device=hidden_states.device)
-        hidden_states, state.targets = manifold_mix(hidden_states, state.targets, partner, share)
+        position, share, partner = state.manifold
+        here = position == self.settings.manifold_mixup_layers.index(self.layer_index)
+        mixed, targets = manifold_mix(hidden_states, state.targets, partner, share)
+        state.targets = torch.where(here, targets, state.targets)
         if state.saliency is not None:
-            state.saliency = torch.lerp(state.saliency[partner], state.saliency, share)
-        return hidden_states
+            state.saliency = torch.where(here, blend(state.saliency, partner, share), state.saliency)
+        return torch.where(here, mixed, hidden_states)
 
     def _saliency(
         self, layers: Sequence["TokenMixupLayer"], state: MixingState, hidden_states: torch.Tensor
@@ -317,8 +316,8 @@ class TokenMixupModel:
         if config.saliency_detector == "gradient" and (config.horizontal_layers or config.vertical_layers):
             state.saliency = self._gradient_saliency(pixel_values, targets, kwargs)
         if config.manifold_mixup_layers:
-            drawn = torch.randint(len(config.manifold_mixup_layers), ()).item()
-            state.manifold_layer = config.manifold_mixup_layers[drawn]
+            num_layers, alpha = len(config.manifold_mixup_layers), config.manifold_mixup_alpha
+            state.manifold = ManifoldDraw.of(num_layers, alpha, len(targets), targets.device)
         return state
 
     # A gradient within a forward, and modules that change their mode, are not for a compiler: a break in its graph.

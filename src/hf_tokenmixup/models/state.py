@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -37,6 +38,29 @@ class TokenMixupOutput(ImageClassifierOutput):
     counts: dict[str, torch.Tensor] | None = None
 
 
+class ManifoldDraw(NamedTuple):
+    """What was drawn for manifold mixup in one forward, as tensors: one compiled graph serves every draw.
+
+    Attributes:
+        position: () int64, which of the configured layers mixes.
+        share: () what is kept of each image.
+        partner: (B,) int64, a permutation.
+    """
+
+    position: torch.Tensor
+    share: torch.Tensor
+    partner: torch.Tensor
+
+    @classmethod
+    def of(cls, num_layers: int, alpha: float, batch: int, device: torch.device) -> "ManifoldDraw":
+        """One of so many layers, the share from Beta(alpha, alpha) and any permutation."""
+        # The first two come from the host's generator, and are not checked: either way the device would be waited for.
+        position = torch.randint(num_layers, ())
+        share = torch.distributions.Beta(float(alpha), float(alpha), validate_args=False).sample()
+        partner = torch.randperm(batch, device=device)
+        return cls(position.to(device, non_blocking=True), share.to(device, non_blocking=True), partner)
+
+
 class MixingState:
     """What travels with the hidden states of one training forward, from layer to layer; it dies with the forward.
 
@@ -50,7 +74,7 @@ class MixingState:
     Attributes:
         saliency: (B, T) of the tokens where the detector looks at the input; it goes where a token goes. None for
             detectors that look at the tokens themselves.
-        manifold_layer: the layer whose input manifold mixup mixes in this forward.
+        manifold: what manifold mixup does in this forward, if it is on.
         scorenet_losses: (B,) for each horizontal layer passed, against the targets that entered it.
         steps: the record of each horizontal layer passed.
     """
@@ -60,7 +84,7 @@ class MixingState:
         self.memory = memory
         self.targets = targets
         self.saliency: torch.Tensor | None = None
-        self.manifold_layer: int | None = None
+        self.manifold: ManifoldDraw | None = None
         self.scorenet_losses: list[torch.Tensor] = []
         self.steps: list[HorizontalStep] = []
 

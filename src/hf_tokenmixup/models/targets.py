@@ -64,4 +64,5 @@ def class_distributions(labels: torch.Tensor, num_labels: int) -> torch.Tensor:
 @class_distributions.register_fake
 def _(labels: torch.Tensor, num_labels: int) -> torch.Tensor:
     dtype = torch.promote_types(labels.dtype, torch.float32) if labels.is_floating_point() else torch.float32
-    return labels.new_empty((len(labels), num_labels), dtype=dtype)
+    # `len` would be a number, and so another graph for every batch size.
+    return labels.new_empty((labels.shape[0], num_labels), dtype=dtype)

@@ -20,9 +20,9 @@ class TokenMixupTrainingArguments(TrainingArguments):
     """Arguments of a `TokenMixupTrainer`.
 
     All that `transformers.TrainingArguments` takes, with two other defaults (`remove_unused_columns=False`,
-    `logging_nan_inf_filter=False`), five settings of input mixing, `skip_nonfinite_steps`, and two of an average of
-    the weights. `label_smoothing_factor` keeps its name; it is applied to the targets in training only, together with
-    the mixing.
+    `logging_nan_inf_filter=False`), five settings of input mixing, `skip_nonfinite_steps`, `channels_last`, and two of
+    an average of the weights. `label_smoothing_factor` keeps its name; it is applied to the targets in training only,
+    together with the mixing.
 
     SGD with momentum is `optim="sgd", optim_args="momentum=0.9"`; a cosine that ends at a floor after a warm-up is
     `lr_scheduler_type="cosine_warmup_with_min_lr"` (or `"cosine_with_min_lr"`) with
@@ -76,6 +76,10 @@ class TokenMixupTrainingArguments(TrainingArguments):
     ema_warmup: bool = field(
         default=False,
         metadata={"help": "Let the decay grow: in step t the smaller of --ema_decay and 1 - t^(-2/3)."},
+    )
+    channels_last: bool = field(
+        default=False,
+        metadata={"help": "Images and convolutions with channels last in memory: faster on GPUs with tensor cores."},
     )
     remove_unused_columns: bool = field(
         default=False,

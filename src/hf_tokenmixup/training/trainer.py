@@ -7,6 +7,7 @@ the cross-entropy between its logits and the targets, taken here.
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.trainer_utils import unwrap_peft_model
@@ -17,6 +18,7 @@ from .arguments import TokenMixupTrainingArguments
 from .callbacks import EpochCallback
 from .counts import StepCounts
 from .faults import LossGuard
+from .layout import channels_last, expect_other_batch_sizes, match_state_to_weights
 from .lora import check_scorenet_trains
 from .publishing import PublishingTrainer
 from .sharding import shard_by_layers
@@ -61,6 +63,7 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
             # cost time. The host reads this while it is built.
             args.ddp_find_unused_parameters = False
         super().__init__(model=model, args=args, **kwargs)
+        self._lay_out_model(self.model)
         # Has the host count the images of all micro-batches (and processes) of a step, hand the number to
         # `compute_loss` and leave the loss undivided, whatever the signature of the model's forward.
         self.model_accepts_loss_kwargs = True
@@ -69,7 +72,9 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
             self.args.average_tokens_across_devices = True
         if self.is_fsdp_enabled:
             shard_by_layers(self.accelerator.state.fsdp_plugin, self.bare_model)
-        self._mixes_tokens = isinstance(self.inner_model, TokenMixupModel)
+        mixes_tokens = isinstance(self.inner_model, TokenMixupModel)
+        # A plain model's forward would note a problem type at its first loss, and be compiled anew for that.
+        self._loss_is_the_models = mixes_tokens and self.inner_model.config.tokenmixup_enabled
         if adapter_layers(self.bare_model):
             self._prepare_for_adapters()
         self.input_mixing = InputMixing(
@@ -92,6 +97,11 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
     def terminated(self) -> bool:
         """Whether the last training was ended by SIGTERM, with a checkpoint to resume from."""
         return self._termination.stopped
+
+    def call_model_init(self, *args: Any, **kwargs: Any) -> nn.Module:
+        model = super().call_model_init(*args, **kwargs)
+        self._lay_out_model(model)
+        return model
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(*args, **kwargs)
@@ -120,19 +130,19 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
         """
         inputs = dict(inputs)
         labels = self._class_indices(inputs)
+        if model.training and self.input_mixing.enabled:
+            inputs["pixel_values"], labels = self.input_mixing(inputs["pixel_values"], labels)
+        self._lay_out(inputs, labels)
         if not model.training:
             outputs = model(**inputs)
             own = self._own_images(len(labels))
             loss = F.cross_entropy(outputs.logits[:own].float(), labels[:own])
             return (loss, outputs) if return_outputs else loss
 
-        if self.input_mixing.enabled:
-            inputs["pixel_values"], labels = self.input_mixing(inputs["pixel_values"], labels)
-        if self._mixes_tokens:
+        if self._loss_is_the_models:
             outputs = model(**inputs, labels=labels, num_items_in_batch=num_items_in_batch)
             # A scalar, but for DataParallel: there each replica returns its share (or its mean).
             loss = outputs.loss.mean() if num_items_in_batch is None else outputs.loss.sum()
-            # With TokenMixup off there are none.
             self._counts.add(getattr(outputs, "counts", None) or {}, len(labels))
         else:
             # Float labels would become binary cross-entropy in the model and change its `config.problem_type`.
@@ -196,6 +206,22 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
         own = data.remainder - self.accelerator.process_index * images
         # Where there are none, the host drops the whole batch's loss.
         return own if 0 < own < images else images
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and isinstance(self.optimizer, torch.optim.Optimizer):
+            match_state_to_weights(self.optimizer)
+
+    def _lay_out_model(self, model: nn.Module) -> None:
+        if self.args.channels_last:
+            model.to(memory_format=torch.channels_last)
+
+    def _lay_out(self, inputs: dict[str, Any], labels: Tensor) -> None:
+        """Prepare a batch for the model's memory format and its compiler."""
+        if self.args.channels_last:
+            inputs["pixel_values"] = channels_last(inputs["pixel_values"])
+        if self.args.torch_compile and not self.args.dataloader_drop_last:
+            expect_other_batch_sizes(inputs["pixel_values"], labels)
 
     def _class_indices(self, inputs: dict[str, Any]) -> Tensor:
         """Take the labels (B,) out of `inputs`."""

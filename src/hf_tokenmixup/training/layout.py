@@ -1,0 +1,28 @@
+"""How a batch lies in memory and what a compiler may expect of it; no value changes."""
+
+import torch
+
+
+def channels_last(images: torch.Tensor) -> torch.Tensor:
+    """Images (B, C, H, W) with their channels last in memory; another tensor as it is."""
+    return images.contiguous(memory_format=torch.channels_last) if images.dim() == 4 else images
+
+
+def match_state_to_weights(optimizer: torch.optim.Optimizer) -> None:
+    """Give an optimizer's moments the memory format of their weights, which a checkpoint may have had otherwise.
+
+    A fused optimizer goes through both in the order of memory: in another format it would update by the wrong moments.
+    """
+    for weight, state in optimizer.state.items():
+        for name, value in state.items():
+            if torch.is_tensor(value) and value.shape == weight.shape and value.stride() != weight.stride():
+                state[name] = torch.empty_like(weight, dtype=value.dtype, device=value.device).copy_(value)
+
+
+def expect_other_batch_sizes(*tensors: torch.Tensor) -> None:
+    """Have ``torch.compile`` build one graph for every number of rows, where the model allows it.
+
+    Without, the last batch of an epoch, which is smaller, is compiled for anew.
+    """
+    for tensor in tensors:
+        torch._dynamo.maybe_mark_dynamic(tensor, 0)
