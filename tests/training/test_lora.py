@@ -190,7 +190,7 @@ def test_an_adapter_of_another_name(arguments):
     assert all(torch.equal(got[name], expected[name]) for name in expected)
     file = checkpoint / "digits" / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-8])
-    assert fault_in(checkpoint) == "adapter_model.safetensors is cut short"
+    assert fault_in(checkpoint) == "digits/adapter_model.safetensors is cut short"
 
 
 def test_checkpoints_that_are_cut_short_or_do_not_fit(arguments):
