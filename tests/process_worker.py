@@ -85,7 +85,7 @@ def launch(world: int, cases: list[dict], folder: Path) -> dict[str, list[dict]]
         env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": path},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-6000:]
     names = [case["name"] for case in cases]
