@@ -70,13 +70,13 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
         if self.args.n_gpu > 1:
             # DataParallel is one process: its images are counted exactly, not divided evenly among the replicas.
             self.args.average_tokens_across_devices = True
-        if self.is_fsdp_enabled:
-            shard_by_layers(self.accelerator.state.fsdp_plugin, self.bare_model)
         mixes_tokens = isinstance(self.inner_model, TokenMixupModel)
         # A plain model's forward would note a problem type at its first loss, and be compiled anew for that.
         self._loss_is_the_models = mixes_tokens and self.inner_model.config.tokenmixup_enabled
         if adapter_layers(self.bare_model):
             self._prepare_for_adapters()
+        if self.is_fsdp_enabled:
+            shard_by_layers(self.accelerator.state.fsdp_plugin, self.bare_model)
         self.input_mixing = InputMixing(
             self.inner_model.config.num_labels,
             mixup_alpha=args.mixup_alpha,
