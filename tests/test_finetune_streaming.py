@@ -73,45 +73,49 @@ def test_mistakes_are_told_before_training(source, tmp_path):
             finetune.prepare([*options, *more])
 
 
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+TORCHRUN = [str(Path(sys.executable).with_name("torchrun")), "--nproc_per_node", "2"]
+
+
+def launch(program, script, folder, *options):
+    command = [*program, str(SCRIPTS / f"{script}.py"), *options]
+    subprocess.run(command, check=True, env=ENVIRONMENT, cwd=folder, timeout=300)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 2])
-def test_two_processes_train_evaluate_and_resume_on_a_stream(source, tmp_path, workers):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    torchrun = [str(Path(sys.executable).with_name("torchrun")), "--nproc_per_node", "2"]
-    options = [str(SCRIPTS / "finetune.py"), *COMMON, *source, *SCRATCH, *MIXING, "--streaming", "--do_train"]
-    options += ["--do_eval", "--max_steps", "7", "--logging_steps", "1", "--save_steps", "3"]
-    options += ["--dataloader_num_workers", str(workers), "--mixup_alpha", "0.8"]
-
-    def launch(folder, *more, program=torchrun):
-        command = [*program, *options, "--output_dir", folder, *more]
-        subprocess.run(command, check=True, env=environment, cwd=tmp_path, timeout=300)
-        lines = (tmp_path / folder / "training_log.jsonl").read_text().splitlines()
-        return [record["loss"] for record in map(json.loads, lines) if "loss" in record]
-
-    whole = launch("two")
-    result = metrics(tmp_path / "two")
+def test_two_processes_train_and_resume_on_a_stream(source, tmp_path):
+    options = [*COMMON, *source, *SCRATCH, *MIXING, "--streaming", "--do_train", "--do_eval", "--max_steps", "7"]
+    options += "--logging_steps 1 --save_steps 3 --dataloader_num_workers 2 --mixup_alpha 0.8".split()
+    launch(TORCHRUN, "finetune", tmp_path, *options, "--output_dir", "whole")
     # 36 images in batches of 2 * 4: four steps an epoch.
-    assert len(whole) == 7 and result["epoch"] == 1.75 and result["eval_samples"] == 15
+    assert metrics(tmp_path / "whole")["epoch"] == 1.75 and metrics(tmp_path / "whole")["eval_samples"] == 15
     # As if interrupted behind step 3, the last but one of the first epoch.
     (tmp_path / "parts").mkdir()
-    (tmp_path / "two" / "checkpoint-3").rename(tmp_path / "parts" / "checkpoint-3")
-    assert launch("parts", "--resume_from_checkpoint", "last") == whole
-    one, other = (load_file(tmp_path / folder / "model.safetensors") for folder in ("two", "parts"))
-    assert all(torch.equal(one[name], tensor) for name, tensor in other.items())
+    (tmp_path / "whole" / "checkpoint-3").rename(tmp_path / "parts" / "checkpoint-3")
+    launch(TORCHRUN, "finetune", tmp_path, *options, "--output_dir", "parts", "--resume_from_checkpoint", "last")
+    weights, logs = [], []
+    for folder in (tmp_path / "whole", tmp_path / "parts"):
+        weights.append(load_file(folder / "model.safetensors"))
+        records = map(json.loads, (folder / "training_log.jsonl").read_text().splitlines())
+        logs.append([record["loss"] for record in records if "loss" in record])
+    assert logs[0] == logs[1] and len(logs[0]) == 7
+    assert all(torch.equal(weights[0][name], tensor) for name, tensor in weights[1].items())
 
-    # Two processes evaluate as one does, by the host's loop and by the script of its own.
-    options = [str(SCRIPTS / "finetune.py"), *COMMON, *source, "--model_name_or_path", "two", "--do_eval"]
-    for program, folder, more in ((torchrun, "both", ["--streaming"]), ([sys.executable], "alone", [])):
-        command = [*program, *options, *more, "--output_dir", folder]
-        subprocess.run(command, check=True, env=environment, cwd=tmp_path, timeout=300)
-    both, alone = metrics(tmp_path / "both"), metrics(tmp_path / "alone")
-    assert both["eval_samples"] == 15
-    assert (both["eval_top1"], both["eval_top5"]) == (alone["eval_top1"], alone["eval_top5"])
+
+@pytest.mark.slow
+def test_two_processes_evaluate_a_stream_as_one_does_the_stored_split(source, tmp_path):
+    options = [*COMMON, *source, *SCRATCH, "--do_train", "--max_steps", "5", "--output_dir", "model"]
+    launch([sys.executable], "finetune", tmp_path, *options)
+    options = [*COMMON, *source, "--model_name_or_path", "model", "--do_eval", "--streaming", "--output_dir", "both"]
+    launch(TORCHRUN, "finetune", tmp_path, *options, "--per_device_eval_batch_size", "4")
     results = []
-    for program, more in ((torchrun, ["--streaming"]), ([sys.executable], [])):
-        command = [*program, str(SCRIPTS / "evaluate.py"), "two", *source, "--use_cpu", "--batch_size", "4", *more]
-        subprocess.run([*command, "--json", "r.json"], check=True, env=environment, cwd=tmp_path, timeout=300)
-        results.append(json.loads((tmp_path / "r.json").read_text()))
-    assert [result["num_images"] for result in results] == [15, 15] and results[0]["num_processes"] == 2
-    assert results[0]["top1"] == results[1]["top1"]
-    assert results[0]["loss"] == pytest.approx(results[1]["loss"], rel=1e-5)
+    for program, more in ((TORCHRUN, ["--streaming"]), ([sys.executable], [])):
+        options = ["model", *source, "--use_cpu", "--batch_size", "4", "--json", "result.json", *more]
+        launch(program, "evaluate", tmp_path, *options)
+        results.append(json.loads((tmp_path / "result.json").read_text()))
+    two, one = results
+    assert (two["num_processes"], two["num_images"], one["num_images"]) == (2, 15, 15)
+    assert metrics(tmp_path / "both")["eval_samples"] == 15
+    for name in ("top1", "top5"):
+        assert two[name] == one[name] == pytest.approx(metrics(tmp_path / "both")[f"eval_{name}"])
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)

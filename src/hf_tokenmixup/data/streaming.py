@@ -6,6 +6,7 @@ epoch, the rows before are passed over, undecoded.
 """
 
 import copy
+import inspect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -21,6 +22,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from .dataset import isolated_generators, seed_generators, transformed
 from .images import decode
+
+SHARDS_READ_TOGETHER = 8
 
 Row = dict[str, Any]
 Example = dict[str, torch.Tensor | int]
@@ -176,10 +179,14 @@ class StreamedImages(IterableDataset):
 
     def _endless(self, epoch: int, workers: int, place: str) -> Iterator[Row]:
         """The share of this process and worker, shuffled, again and again in other orders."""
-        buffer = -(-self.shuffle_buffer // max(1, min(workers, self.num_shards)))
+        readers = max(1, min(workers, self.num_shards))
+        options = {"buffer_size": -(-self.shuffle_buffer // readers)}
+        # Each shard that is read beside others takes some 100 MB; datasets 4 reads one after another.
+        if "max_buffer_input_shards" in inspect.signature(HFIterableDataset.shuffle).parameters:
+            options["max_buffer_input_shards"] = max(1, SHARDS_READ_TOGETHER // readers)
         for beginning in itertools.count():
             (seed,) = np.random.SeedSequence((self.seed, epoch, beginning)).generate_state(1).tolist()
-            shuffled = self.rows.shuffle(seed=seed, buffer_size=buffer)
+            shuffled = self.rows.shuffle(seed=seed, **options)
             some = False
             for row in split_dataset_by_node(shuffled, self.rank, self.world_size):
                 some = True
