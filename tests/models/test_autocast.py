@@ -27,7 +27,7 @@ FAMILIES = {
     "cct": (TokenMixupCctConfig, TokenMixupCctForImageClassification, {"tokenizer": "patch", "drop_path_rate": 0.0}),
 }
 # Relative: 8 and 11 bits of mantissa, rounded in every layer.
-TOLERANCE = {torch.bfloat16: 0.06, torch.float16: 0.01}
+TOLERANCE = {torch.bfloat16: 0.1, torch.float16: 0.015}
 
 
 @pytest.fixture(params=FAMILIES)

@@ -199,7 +199,8 @@ def test_compiled_to_machine_code(name):
     network = NETWORKS[name]
     settings = network.systems["HTM + VTM"] | {"horizontal_tau": None, "horizontal_rho": 0.0}
     set_seed(0)
-    model = network.build(**settings, **({"drop_path_rate": 0.0} if "cct" in name else {})).train()
+    fewer = {"drop_path_rate": 0.0} if "cct" in name else {"num_hidden_layers": 5}
+    model = network.build(**settings, **fewer).train()
     if "cct" in name:
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
@@ -209,7 +210,8 @@ def test_compiled_to_machine_code(name):
     size = model.config.image_size
     compiled = torch.compile(model, fullgraph=True)
     with dynamo.config.patch(error_on_recompile=True):
-        for number, count in enumerate((20, 17)):
+        # On a CPU, inductor takes other code for sums of more than 4096 values.
+        for number, count in enumerate((24, 21)):
             images = torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(number))
             labels = torch.arange(count) % 10
             dynamo.mark_dynamic(images, 0)
