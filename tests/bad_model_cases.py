@@ -217,7 +217,7 @@ MODELS = [
     cct("hidden_size must be a multiple of num_attention_heads", "15 and 4", hidden_size=15),
 ]
 CHECKPOINTS = [
-    Mistake("an output folder that is a file", output_file, ValueError, ("must name a folder", "it.txt is a file")),
+    Mistake("an output folder that is a file", output_file, ValueError, ("must be a folder", "it.txt", "Name")),
     Mistake(
         "an output folder with another run in it",
         lambda bench: bench.train(*DIGITS, *bench.network(), output_dir=bench.trained),
@@ -228,7 +228,7 @@ CHECKPOINTS = [
         "nothing to resume from",
         lambda bench: bench.digits("--resume_from_checkpoint", "last"),
         ValueError,
-        ("no complete checkpoint in", "leave out --resume_from_checkpoint"),
+        ("no complete checkpoint in", "--resume_from_checkpoint auto", "name the --output_dir"),
     ),
     Mistake(
         "no such checkpoint",

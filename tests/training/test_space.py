@@ -67,6 +67,7 @@ def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
         {"optim": "adagrad"},
         {"optim": "adafactor"},
         {"optim": "adamw_torch", "save_only_model": True},
+        {"optim": "adamw_torch", "ema_decay": 0.5},
     ],
 )
 def test_the_size_of_a_checkpoint(arguments, settings):

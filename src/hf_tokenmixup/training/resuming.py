@@ -77,11 +77,8 @@ def files_of(checkpoint: Path) -> dict[str, int]:
 def check_unused(folder: str | Path) -> None:
     """
     Raises:
-        ValueError: `folder` holds checkpoints of an earlier training, which a new one would mix with its own, or is
-            a file.
+        ValueError: `folder` holds checkpoints of an earlier training, which a new one would mix with its own.
     """
-    if Path(folder).is_file():
-        raise ValueError(f"--output_dir must name a folder, and {folder} is a file.")
     used = [checkpoint for checkpoint in checkpoints_in(folder) if fault_in(checkpoint) is None]
     if used:
         raise ValueError(

@@ -16,6 +16,7 @@ from transformers import TrainerState, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from .arguments import TokenMixupTrainingArguments
 from .resuming import checkpoints_in, fault_in
 
 logger = logging.getLogger(__name__)
@@ -65,12 +66,13 @@ class Sizes(NamedTuple):
     published: int
 
 
-def estimate_sizes(model: nn.Module, args: TrainingArguments) -> Sizes:
+def estimate_sizes(model: nn.Module, args: TokenMixupTrainingArguments) -> Sizes:
     """What a training of `model` will write, by its tensors and the kind of optimizer."""
     weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     state = 0 if args.save_only_model else trained * _state_bytes(str(getattr(args.optim, "value", args.optim)), args)
-    return Sizes(weights + state + SMALL_FILES, weights + SMALL_FILES)
+    average = weights if args.ema_decay else 0
+    return Sizes(weights + state + average + SMALL_FILES, weights + SMALL_FILES)
 
 
 def _state_bytes(optim: str, args: TrainingArguments) -> int:
@@ -82,7 +84,7 @@ def _state_bytes(optim: str, args: TrainingArguments) -> int:
     return numbers * (1 if "8bit" in optim else 4)
 
 
-def check_room(model: nn.Module, args: TrainingArguments, state: TrainerState) -> None:
+def check_room(model: nn.Module, args: TokenMixupTrainingArguments, state: TrainerState) -> None:
     """Compare the room in the output folder with what the training that begins now will write there.
 
     Raises:
