@@ -105,7 +105,6 @@ def add_lora(
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=targets,
-        exclude_modules=in_full if targets == ALL_LINEAR else None,
         modules_to_save=in_full,
     )
     adapted = get_peft_model(model, config)
