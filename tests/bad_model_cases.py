@@ -123,7 +123,12 @@ MODELS = [
         "a config.json cut short", lambda bench: bench.holding("config.json", "{"), "config.json", "not a valid JSON"
     ),
     model("a config.json without type", lambda bench: bench.holding("config.json", "{}"), "names a model_type"),
-    model("a config.json that is a list", lambda bench: bench.holding("config.json", "[]"), "JSON object", "[]"),
+    model(
+        "a config.json that is a list",
+        lambda bench: bench.holding("config.json", "[]"),
+        "must hold a JSON object",
+        "save_pretrained",
+    ),
     model("an unknown type", lambda bench: bench.model_like(model_type="vti"), "type 'vti'", "did you mean 'vit'?"),
     model(
         "no classifier of images",

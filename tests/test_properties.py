@@ -119,9 +119,9 @@ def test_targets_stay_distributions_over_the_classes_of_the_pair(batch, chosen):
 
 
 @quick
-@given(batches(), choices())
-def test_only_easy_images_are_mixed_each_with_a_partner_of_its_own(batch, chosen):
-    easy, result = batch["easy"], mixed(batch, **chosen)
+@given(batches(), choices(), st.integers(0, 2**16))
+def test_only_easy_images_are_mixed_each_with_a_partner_of_its_own(batch, chosen, seed):
+    easy, result = batch["easy"], mixed(batch, seed, **chosen)
     own = torch.arange(len(easy))
     assert torch.equal(result.partner[~easy], own[~easy]) and not result.replaced[~easy].any()
     assert torch.equal(result.hidden[~easy], batch["hidden"][~easy])
@@ -148,6 +148,20 @@ def test_the_gain_is_its_definition(batch):
     rounding = 1e-13 * max(1.0, saliency.abs().max().item())
     torch.testing.assert_close(gain.double(), expected, atol=rounding, rtol=1e-12)
     assert (gain >= 0).all() and (gain.diagonal() <= rounding).all()
+
+
+@quick
+@given(batches(kinds=FINITE), st.sampled_from(f.ASSIGNMENTS))
+def test_what_is_replaced_makes_up_the_gain(batch, assignment):
+    saliency = batch["saliency"].double()
+    result = mixed(batch, assignment=assignment)
+    rise = saliency[result.partner] - saliency - batch["rho"]
+    rounding = 1e-5 * max(1.0, saliency.abs().max().item())
+    assert (rise[result.replaced] > -rounding).all() and (rise[~result.replaced] < rounding).all()
+    made_up = torch.where(result.replaced, rise, 0.0).sum(dim=1)
+    gain = f.saliency_gain(batch["saliency"], batch["rho"]).double()
+    reached = gain.gather(1, result.partner[:, None])[:, 0]
+    torch.testing.assert_close(made_up, reached, atol=20 * rounding, rtol=1e-5)
 
 
 @quick

@@ -154,8 +154,11 @@ def stored_config(name_or_path: str, **hub_options) -> dict[str, Any]:
         stored = PreTrainedConfig.get_config_dict(name_or_path, **hub_options)[0]
     except (OSError, HFValidationError) as error:
         raise ValueError(f"No model {str(name_or_path)!r}: {expected}. ({error})") from error
+    # Older versions of the host look into it at once.
+    except (AttributeError, TypeError) as error:
+        stored = error
     if not isinstance(stored, dict):
-        raise ValueError(f"The config.json of {name_or_path} must be a JSON object, got {stored!r}: {expected}.")
+        raise ValueError(f"The config.json of {name_or_path} must hold a JSON object: {expected}.")
     if not stored.get("model_type"):
         raise ValueError(f"{name_or_path} has no config.json that names a model_type: {expected}.")
     return stored
