@@ -27,7 +27,7 @@ FAMILIES = {
     "cct": (TokenMixupCctConfig, TokenMixupCctForImageClassification, {"tokenizer": "patch", "drop_path_rate": 0.0}),
 }
 # Relative: 8 and 11 bits of mantissa, rounded in every layer.
-TOLERANCE = {torch.bfloat16: 0.1, torch.float16: 0.015}
+TOLERANCE = {torch.bfloat16: 0.15, torch.float16: 0.02}
 
 
 @pytest.fixture(params=FAMILIES)
@@ -67,13 +67,12 @@ def step(model, images, dtype=None, scale=1.0):
 
 
 def assert_near(gradients, expected, tolerance):
-    """By the largest gradient of each tensor; some, such as a key's bias, have none but rounding."""
+    """By the norm of each tensor's gradient; some, such as a key's bias, have none but rounding."""
     assert gradients.keys() == expected.keys()
-    least = 0.05 * max(gradient.abs().max() for gradient in expected.values())
+    least = 0.05 * max(gradient.norm() for gradient in expected.values())
     for name, gradient in gradients.items():
         assert gradient.dtype == torch.float32 and gradient.isfinite().all(), name
-        largest = max(expected[name].abs().max(), least)
-        assert (gradient - expected[name]).abs().max() <= tolerance * largest, name
+        assert (gradient - expected[name]).norm() <= tolerance * max(expected[name].norm(), least), name
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -89,11 +88,11 @@ def test_a_step_under_autocast_is_that_of_float32(build, dtype, images):
     got = half.horizontal[0]
     assert got.saliency.dtype == torch.float32 and (got.saliency - mixed.saliency).abs().max() < room
     assert torch.equal(got.partner, mixed.partner) and torch.equal(got.replaced, mixed.replaced)
-    tolerance = TOLERANCE[dtype]
+    tolerance = TOLERANCE[dtype] / 2
     torch.testing.assert_close(half.targets, output.targets, rtol=0, atol=tolerance)
     torch.testing.assert_close(half.loss, output.loss, rtol=tolerance, atol=0)
     assert half.logits.dtype == dtype and half.loss.dtype == torch.float32
-    assert_near(gradients, expected, tolerance)
+    assert_near(gradients, expected, TOLERANCE[dtype])
 
 
 def test_fp16_with_a_loss_scale(build, images):
