@@ -68,7 +68,7 @@ class StreamingTrainer(Trainer):
 
     def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         output = super().evaluation_loop(dataloader, *args, **kwargs)
-        if not isinstance(dataloader.dataset, FullBatches) or output.label_ids is None:
+        if not isinstance(getattr(dataloader, "dataset", None), FullBatches) or output.label_ids is None:
             return output
         # By itself the host tells each process's own number.
         prefix = kwargs.get("metric_key_prefix", "eval")
@@ -77,7 +77,9 @@ class StreamingTrainer(Trainer):
 
     def num_examples(self, dataloader: DataLoader) -> int:
         count = super().num_examples(dataloader)
-        return count * self.args.world_size if isinstance(dataloader.dataset, StreamedImages) else count
+        return (
+            count * self.args.world_size if isinstance(getattr(dataloader, "dataset", None), StreamedImages) else count
+        )
 
     def _stream_loader(self, data: StreamedImages, persistent: bool = False) -> DataLoader:
         args = self.args
