@@ -77,9 +77,8 @@ class StreamingTrainer(Trainer):
 
     def num_examples(self, dataloader: DataLoader) -> int:
         count = super().num_examples(dataloader)
-        return (
-            count * self.args.world_size if isinstance(getattr(dataloader, "dataset", None), StreamedImages) else count
-        )
+        streamed = isinstance(getattr(dataloader, "dataset", None), StreamedImages)
+        return count * self.args.world_size if streamed else count
 
     def _stream_loader(self, data: StreamedImages, persistent: bool = False) -> DataLoader:
         args = self.args
