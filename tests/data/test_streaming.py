@@ -235,9 +235,7 @@ def test_a_buffer_too_large_for_arrow_is_told(even, monkeypatch):
     shards = data.num_shards
     monkeypatch.setattr(StreamedImages, "num_shards", shards)
     monkeypatch.setattr(streaming, "split_dataset_by_node", overflow)
-    with pytest.raises(
-        ValueError, match="16 undecoded images of .* take more than 2 GiB.*--shuffle_buffer"
-    ):
+    with pytest.raises(ValueError, match="16 undecoded images of .* take more than 2 GiB.*--shuffle_buffer"):
         list(data)
 
 

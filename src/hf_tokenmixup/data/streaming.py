@@ -198,7 +198,7 @@ class StreamedImages(IterableDataset):
                 if "offset overflow" not in str(error):
                     raise
                 raise ValueError(
-                    f"{options['buffer_size']} undecoded images of split '{self.split}' take more than 2 GiB, the most "
+                    f"{options['buffer_size']} undecoded images of '{self.split}' take more than 2 GiB, the most "
                     f"that Arrow shuffles at a time: lower --shuffle_buffer, which is {self.shuffle_buffer} for "
                     f"{readers} workers."
                 ) from error
