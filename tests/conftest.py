@@ -1,6 +1,5 @@
 """The tests' Hub as the one that the client talks to in this process."""
 
-import datasets
 import pytest
 from hub_server import Hub
 from huggingface_hub import constants
@@ -18,9 +17,3 @@ def hub(monkeypatch, tmp_path):
         yield server
     # The client asks the Hub about coding tools around it, if it is run by one.
     assert not [request for request in server.unknown_requests if request.path != "/api/agent-harnesses"]
-
-
-@pytest.fixture
-def quick_streams(monkeypatch):
-    """Without the five seconds that datasets 5 waits where a shuffled stream ends."""
-    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)

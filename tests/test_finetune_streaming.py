@@ -19,8 +19,6 @@ COMMON = "--use_cpu --report_to none --disable_tqdm true --seed 3 --per_device_t
 SCRATCH = ["--from_scratch", "--model_type", "vit", "--config_overrides", json.dumps(TINY)]
 MIXING = "--horizontal_layers 1 --horizontal_tau none --horizontal_rho 0 --vertical_layers 2".split()
 
-pytestmark = pytest.mark.usefixtures("quick_streams")
-
 
 def script(name):
     spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")

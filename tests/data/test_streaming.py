@@ -5,6 +5,7 @@ import random
 from collections import Counter
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, Value
@@ -15,8 +16,6 @@ from transformers import ViTImageProcessor
 from hf_tokenmixup.data import StreamedImages, build_transforms, collate, streaming
 from hf_tokenmixup.data.images import decode
 from hf_tokenmixup.data.streaming import FullBatches, batches_of_workers, place_of_batch
-
-pytestmark = pytest.mark.usefixtures("quick_streams")
 
 
 @pytest.fixture(scope="module")
@@ -225,6 +224,19 @@ def test_broken_images_and_labels_are_named(tmp_path, seed, place):
         read(good | {"path": "a.png"}, -1)
     with pytest.raises(ValueError, match=f"{where} has the label None"):
         read(good | {"path": None}, None)
+
+
+def test_a_buffer_too_large_for_arrow_is_told(even, monkeypatch):
+    def overflow(rows, rank, world_size):
+        raise pa.ArrowInvalid("offset overflow while concatenating arrays")
+        yield
+
+    data = streamed(even)
+    shards = data.num_shards
+    monkeypatch.setattr(StreamedImages, "num_shards", shards)
+    monkeypatch.setattr(streaming, "split_dataset_by_node", overflow)
+    with pytest.raises(ValueError, match="16 undecoded images of .* take more than 2 GiB.*--shuffle_buffer"):
+        list(data)
 
 
 def test_numbers_out_of_range_are_refused(even):

@@ -18,7 +18,6 @@ from hf_tokenmixup.data.images import decode
 from hf_tokenmixup.metrics import compute_metrics, top_classes
 from hf_tokenmixup.training import TokenMixupTrainer
 
-pytestmark = pytest.mark.usefixtures("quick_streams")
 AUGMENT, PREPARE = build_transforms(ViTImageProcessor(size={"height": 8, "width": 8}), random_erasing=0.5)
 
 

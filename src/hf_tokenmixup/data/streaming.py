@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from datasets import ClassLabel
 from datasets import Image as ImageFeature
@@ -22,8 +23,6 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from .dataset import isolated_generators, seed_generators, transformed
 from .images import decode
-
-SHARDS_READ_TOGETHER = 8
 
 Row = dict[str, Any]
 Example = dict[str, torch.Tensor | int]
@@ -41,6 +40,9 @@ class StreamedImages(IterableDataset):
     every process reads the whole stream and keeps one of so many images. Workers share the shards of their process:
     those above the number of shards do nothing.
 
+    A worker reads its shards one after another, in a new order in every epoch, and shuffles what its buffer holds: a
+    split that is stored sorted by class wants to be stored shuffled instead.
+
     A stream is that of a single process until `share` says otherwise.
 
     Args:
@@ -49,8 +51,8 @@ class StreamedImages(IterableDataset):
         image_column, label_column: the columns to read; labels are class numbers.
         split: name of the split, for error messages.
         seed: order and augmentation of a training; None for evaluation.
-        shuffle_buffer: undecoded images of a process among which the next one is drawn, shared by its workers. They
-            lie in memory, up to three times over.
+        shuffle_buffer: undecoded images of a process that are shuffled at a time, shared by its workers. They lie in
+            memory, with datasets 5 up to five times over.
         num_images: of the split; None if that is not known.
         batch_size: images that are transformed together.
         label_map: the class number to give out for each class of the column, see `match_labels`.
@@ -181,16 +183,25 @@ class StreamedImages(IterableDataset):
         """The share of this process and worker, shuffled, again and again in other orders."""
         readers = max(1, min(workers, self.num_shards))
         options = {"buffer_size": -(-self.shuffle_buffer // readers)}
-        # Each shard that is read beside others takes some 100 MB; datasets 4 reads one after another.
+        # To read several shards side by side takes some 100 MB for each, and five seconds' sleep where they end.
         if "max_buffer_input_shards" in inspect.signature(HFIterableDataset.shuffle).parameters:
-            options["max_buffer_input_shards"] = max(1, SHARDS_READ_TOGETHER // readers)
+            options["max_buffer_input_shards"] = 1
         for beginning in itertools.count():
             (seed,) = np.random.SeedSequence((self.seed, epoch, beginning)).generate_state(1).tolist()
             shuffled = self.rows.shuffle(seed=seed, **options)
             some = False
-            for row in split_dataset_by_node(shuffled, self.rank, self.world_size):
-                some = True
-                yield row
+            try:
+                for row in split_dataset_by_node(shuffled, self.rank, self.world_size):
+                    some = True
+                    yield row
+            except pa.ArrowInvalid as error:
+                if "offset overflow" not in str(error):
+                    raise
+                raise ValueError(
+                    f"{options['buffer_size']} undecoded images of '{self.split}' take more than 2 GiB, the most "
+                    f"that Arrow shuffles at a time: lower --shuffle_buffer, which is {self.shuffle_buffer} for "
+                    f"{readers} workers."
+                ) from error
             if not some:
                 raise ValueError(
                     f"No image of split '{self.split}' falls to {place}. Use fewer processes or "

@@ -99,7 +99,7 @@ class DataArguments(EvaluationDataArguments):
     train_val_split: float = option("Share of train to evaluate on where there is no other split.", 0.1)
     max_train_samples: int | None = option("Train on so many images, drawn with --seed.")
     image_cache_gib: float = option("Keep a split decoded in memory if it takes at most so many GiB (0: never).", 1.0)
-    shuffle_buffer: int = option("With --streaming: undecoded images, per process, that are shuffled at a time.", 5000)
+    shuffle_buffer: int = option("With --streaming: undecoded images of a process that are shuffled at a time.", 5000)
 
 
 @dataclass
