@@ -3,7 +3,8 @@
 import pytest
 from bad_data_cases import DATA, IMAGES
 from bad_input_bench import DIGITS, MIXING, Bench
-from bad_model_cases import CHECKPOINTS, MODELS, SCRIPTS, VERSIONS
+from bad_model_cases import CHECKPOINTS, MODELS
+from bad_script_cases import SCRIPTS, VERSIONS
 from bad_settings_cases import NOT_PARSED, RECIPES, SETTINGS
 from datasets import config as datasets_config
 from huggingface_hub import constants as hub_constants
