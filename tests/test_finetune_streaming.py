@@ -81,6 +81,7 @@ def launch(program, script, folder, *options):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(torch.__version__ < "2.7", reason="torch 2.6 restores no optimizer to the device 'cpu:0'")
 def test_two_processes_train_and_resume_on_a_stream(source, tmp_path):
     options = [*COMMON, *source, *SCRATCH, *MIXING, "--streaming", "--do_train", "--do_eval", "--max_steps", "7"]
     options += "--logging_steps 1 --save_steps 3 --dataloader_num_workers 2 --mixup_alpha 0.8".split()
