@@ -1,9 +1,11 @@
 """Kill a training again and again, resume it each time by the same command, and compare it with one left in peace.
 
   python tests/kill_and_resume.py --kills 24 --seed 0
-  python tests/kill_and_resume.py --kills 8 --workers 2 --persistent_workers
+  python tests/kill_and_resume.py --kills 8 --dataloader_num_workers 2 --dataloader_persistent_workers True
+  python tests/kill_and_resume.py --kills 8 --streamed --dataloader_num_workers 2 --lora_rank 4
 
-The training is that of scripts/finetune.py, with everything on that draws or averages. SIGKILL goes to its whole
+The training is that of scripts/finetune.py, with everything on that draws or averages; what the script does not know
+of its options goes on to it. SIGKILL goes to its whole
 process group, at moments that are random within a phase; which phase begins, the files in the output folder tell, and
 so do those that are left what was hit.
 """
@@ -26,6 +28,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from hf_tokenmixup.data.digits import load_digits_dataset
 from hf_tokenmixup.training.resuming import OWN_STATE, checkpoints_in, fault_in
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "finetune.py"
@@ -33,16 +36,17 @@ MODEL = {"image_size": 16, "patch_size": 4, "hidden_size": 64, "num_hidden_layer
 MODEL |= {"intermediate_size": 128, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
 EVAL_STEPS, LOG = 5, "training_log.jsonl"
 # 15 steps an epoch: checkpoints fall into epochs, to their ends, and between two lines of the log.
-OPTIONS = f"""--do_train --do_eval --dataset_name digits --eval_split test --max_train_samples 240
-    --max_eval_samples 300 --use_cpu --report_to none --disable_tqdm true --seed 7
+OPTIONS = f"""--do_train --do_eval --eval_split test --use_cpu --report_to none --disable_tqdm true --seed 7
     --from_scratch --model_type vit --horizontal_layers 1 --horizontal_tau 2.3 --horizontal_rho 0 --vertical_layers 2
     --crop_scale 0.7 1.0 --hflip 0.5 --auto_augment rand-m5-mstd0.5-inc1-mmax9 --random_erasing 0.25
     --mixup_alpha 0.8 --cutmix_alpha 1.0 --mixup_mode elem --label_smoothing_factor 0.1
     --num_train_epochs 8 --per_device_train_batch_size 16 --per_device_eval_batch_size 64 --learning_rate 0.003
     --lr_scheduler_type cosine --warmup_steps 0.1 --weight_decay 0.05 --logging_steps 2
     --eval_strategy steps --eval_steps {EVAL_STEPS} --save_strategy steps --save_steps {EVAL_STEPS}
-    --save_total_limit 2 --load_best_model_at_end --metric_for_best_model top1""".split()
+    --save_total_limit 2 --load_best_model_at_end --metric_for_best_model top1 --ema_decay 0.9""".split()
 OPTIONS += ["--config_overrides", json.dumps(MODEL)]
+TRAIN_IMAGES, EVAL_IMAGES, SHARDS = 240, 300, 4
+DATA = f"--dataset_name digits --max_train_samples {TRAIN_IMAGES} --max_eval_samples {EVAL_IMAGES}".split()
 WHILE_TRAINING = "start-up training checkpoint evaluation checkpoint training removal evaluation".split()
 AT_THE_END = ["publishing", "final evaluation", "results"]
 DEADLINE_S = 240
@@ -204,9 +208,22 @@ def _end(process: subprocess.Popen) -> None:
         process.wait()
 
 
-def kill_and_resume(folder: Path, kills: int, seed: int, options: list[str], tell: Callable = print) -> list[Kill]:
+def stream_of_digits(folder: Path) -> list[str]:
+    """Options for as many digits as a stream; its shards are written into a new folder."""
+    folder.mkdir(parents=True)
+    for split, images in (("train", TRAIN_IMAGES), ("test", EVAL_IMAGES)):
+        digits = load_digits_dataset()[split].select(range(images))
+        for number in range(SHARDS):
+            digits.shard(SHARDS, number, contiguous=True).to_parquet(folder / f"{split}-{number}-of-{SHARDS}.parquet")
+    return ["--streaming", "--shuffle_buffer", "50", "--dataset_name", str(folder)]
+
+
+def kill_and_resume(
+    folder: Path, kills: int, seed: int, options: list[str], streamed: bool = False, tell: Callable = print
+) -> list[Kill]:
     """Train in `folder / "whole"` and, with so many kills, in `folder / "killed"`; return the kills."""
     chance = random.Random(seed)
+    options = [*(stream_of_digits(folder / "digits") if streamed else DATA), *options]
     finish(folder / "whole", options, folder / "whole.txt")
     tell("trained without a kill")
     rounds = -(-kills // len(WHILE_TRAINING))
@@ -302,16 +319,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0, help="Of the moments, not of the training.")
-    parser.add_argument("--workers", type=int, default=0)
-    parser.add_argument("--persistent_workers", action="store_true")
+    parser.add_argument("--streamed", action="store_true", help="Read the images as a stream of four shards.")
     parser.add_argument("--folder", type=Path, help="Where to train (a temporary folder).")
-    args = parser.parse_args()
-    options = ["--dataloader_num_workers", str(args.workers)]
-    options += ["--dataloader_persistent_workers", "True"] * args.persistent_workers
+    args, options = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        kills = kill_and_resume(folder, args.kills, args.seed, options, lambda line: print(line, flush=True))
+        kills = kill_and_resume(
+            folder, args.kills, args.seed, options, args.streamed, lambda line: print(line, flush=True)
+        )
         found = list(differences(folder / "whole", folder / "killed"))
     hits = ", ".join(f"{phase} {count}" for phase, count in Counter(kill.hit for kill in kills).most_common())
     print(f"{len(kills)} kills: {hits}")

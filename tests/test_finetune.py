@@ -324,11 +324,16 @@ def test_two_processes_stop_behind_the_same_step(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "kills, options",
-    [(22, []), (6, ["--dataloader_num_workers", "2", "--dataloader_persistent_workers", "True"])],
+    "kills, streamed, options",
+    [
+        (22, False, ""),
+        (6, False, "--dataloader_num_workers 2 --dataloader_persistent_workers True"),
+        (8, True, "--dataloader_num_workers 2"),
+        (7, False, "--lora_rank 4"),
+    ],
 )
-def test_a_training_that_is_killed_again_and_again(tmp_path, kills, options):
-    done = kill_and_resume(tmp_path, kills, seed=kills, options=options)
+def test_a_training_that_is_killed_again_and_again(tmp_path, kills, streamed, options):
+    done = kill_and_resume(tmp_path, kills, seed=kills, options=options.split(), streamed=streamed)
     assert len(done) >= kills - 1
     assert {"checkpoint", "final evaluation"} <= {kill.hit for kill in done}
     assert list(differences(tmp_path / "whole", tmp_path / "killed")) == []

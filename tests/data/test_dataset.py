@@ -13,7 +13,13 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.functional import pil_to_tensor
 from transformers import ViTImageProcessor
 
-from hf_tokenmixup.data import ImageClassificationData, build_transforms, collate, load_digits_dataset
+from hf_tokenmixup.data import (
+    ImageClassificationData,
+    build_transforms,
+    collate,
+    load_digits_dataset,
+    load_image_dataset,
+)
 from hf_tokenmixup.data.images import StoredImages, to_rgb
 
 PROCESSOR = ViTImageProcessor(size={"height": 16, "width": 16})
@@ -155,6 +161,21 @@ def test_pickled_copy_gives_the_same_images():
     data.set_epoch(4)
     copy = pickle.loads(pickle.dumps(data))
     assert copy.epoch == 4 and torch.equal(pixels(copy), pixels(data))
+
+
+def test_workers_of_an_image_folder_are_sent_a_label_per_image_and_no_paths(tmp_path):
+    sizes = []
+    for count in (50, 250):
+        folder = tmp_path / str(count)
+        for index in range(count):
+            file = folder / f"class {index % 2}" / f"{index:030}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(encoded(PILImage.new("L", (2, 2))))
+        found = load_image_dataset(train_dir=str(folder), cache_dir=str(tmp_path / "cache"), do_eval=False)
+        data = ImageClassificationData(found.train, pil_to_tensor, seed=0)
+        assert len(data) == count
+        sizes.append(len(pickle.dumps(data)))
+    assert sizes[1] - sizes[0] <= 200 * data.labels.itemsize + 50
 
 
 def test_every_mode_becomes_rgb():
