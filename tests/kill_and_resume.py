@@ -152,7 +152,7 @@ class Watched:
 
 # Seconds that are waited at most behind the beginning of a phase.
 PATIENCE = {"start-up": 8.0, "training": 0.3, "evaluation": 0.15, "checkpoint": 0.06, "removal": 0.001}
-PATIENCE |= {"publishing": 0.01, "final evaluation": 0.3, "results": 0.004}
+PATIENCE |= {"publishing": 0.01, "final evaluation": 0.1, "results": 0.004}
 
 
 def start(folder: Path, options: list[str], output: Path) -> subprocess.Popen:

@@ -11,7 +11,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.vit.modeling_vit import ViTAttention, ViTLayer, eager_attention_forward
 
 from ..configuration import TokenMixupSettings
-from .mixing import TokenMixupLayer, TokenMixupModel
+from .layer import TokenMixupLayer
+from .mixing import TokenMixupModel
 
 
 class TokenMixupViTConfig(TokenMixupSettings, ViTConfig):

@@ -3,7 +3,8 @@
 import torch
 
 from ...configuration import TokenMixupSettings
-from ..mixing import TokenMixupLayer, TokenMixupModel
+from ..layer import TokenMixupLayer
+from ..mixing import TokenMixupModel
 from .configuration_cct import CctConfig
 from .modeling_cct import CctAttention, CctForImageClassification, CctLayer
 
