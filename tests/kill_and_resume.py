@@ -2,7 +2,8 @@
 
   python tests/kill_and_resume.py --kills 24 --seed 0
   python tests/kill_and_resume.py --kills 8 --dataloader_num_workers 2 --dataloader_persistent_workers True
-  python tests/kill_and_resume.py --kills 8 --streamed --dataloader_num_workers 2 --lora_rank 4
+  python tests/kill_and_resume.py --kills 8 --streamed --dataloader_num_workers 2
+  python tests/kill_and_resume.py --kills 8 --adapted --bf16
 
 The training is that of scripts/finetune.py, with everything on that draws or averages; what the script does not know
 of its options goes on to it. SIGKILL goes to its whole
@@ -21,12 +22,14 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from hf_tokenmixup.data.digits import load_digits_dataset
 from hf_tokenmixup.training.resuming import OWN_STATE, checkpoints_in, fault_in
@@ -37,14 +40,14 @@ MODEL |= {"intermediate_size": 128, "hidden_dropout_prob": 0.1, "attention_probs
 EVAL_STEPS, LOG = 5, "training_log.jsonl"
 # 15 steps an epoch: checkpoints fall into epochs, to their ends, and between two lines of the log.
 OPTIONS = f"""--do_train --do_eval --eval_split test --use_cpu --report_to none --disable_tqdm true --seed 7
-    --from_scratch --model_type vit --horizontal_layers 1 --horizontal_tau 2.3 --horizontal_rho 0 --vertical_layers 2
+    --horizontal_layers 1 --horizontal_tau 2.3 --horizontal_rho 0 --vertical_layers 2
     --crop_scale 0.7 1.0 --hflip 0.5 --auto_augment rand-m5-mstd0.5-inc1-mmax9 --random_erasing 0.25
     --mixup_alpha 0.8 --cutmix_alpha 1.0 --mixup_mode elem --label_smoothing_factor 0.1
     --num_train_epochs 8 --per_device_train_batch_size 16 --per_device_eval_batch_size 64 --learning_rate 0.003
     --lr_scheduler_type cosine --warmup_steps 0.1 --weight_decay 0.05 --logging_steps 2
     --eval_strategy steps --eval_steps {EVAL_STEPS} --save_strategy steps --save_steps {EVAL_STEPS}
     --save_total_limit 2 --load_best_model_at_end --metric_for_best_model top1 --ema_decay 0.9""".split()
-OPTIONS += ["--config_overrides", json.dumps(MODEL)]
+FROM_SCRATCH = ["--from_scratch", "--model_type", "vit", "--config_overrides", json.dumps(MODEL)]
 TRAIN_IMAGES, EVAL_IMAGES, SHARDS = 240, 300, 4
 DATA = f"--dataset_name digits --max_train_samples {TRAIN_IMAGES} --max_eval_samples {EVAL_IMAGES}".split()
 WHILE_TRAINING = "start-up training checkpoint evaluation checkpoint training removal evaluation".split()
@@ -218,12 +221,27 @@ def stream_of_digits(folder: Path) -> list[str]:
     return ["--streaming", "--shuffle_buffer", "50", "--dataset_name", str(folder)]
 
 
+def adapters_of_a_model(folder: Path) -> list[str]:
+    """Options for LoRA; the model that is adapted is written into a folder."""
+    torch.manual_seed(0)
+    ViTForImageClassification(ViTConfig(**MODEL, num_labels=10)).save_pretrained(folder)
+    ViTImageProcessor(size={"height": MODEL["image_size"], "width": MODEL["image_size"]}).save_pretrained(folder)
+    return ["--model_name_or_path", str(folder), "--lora_rank", "4"]
+
+
 def kill_and_resume(
-    folder: Path, kills: int, seed: int, options: list[str], streamed: bool = False, tell: Callable = print
+    folder: Path,
+    kills: int,
+    seed: int,
+    options: list[str],
+    streamed: bool = False,
+    adapted: bool = False,
+    tell: Callable = print,
 ) -> list[Kill]:
     """Train in `folder / "whole"` and, with so many kills, in `folder / "killed"`; return the kills."""
     chance = random.Random(seed)
-    options = [*(stream_of_digits(folder / "digits") if streamed else DATA), *options]
+    data = stream_of_digits(folder / "digits") if streamed else DATA
+    options = [*data, *(adapters_of_a_model(folder / "model") if adapted else FROM_SCRATCH), *options]
     finish(folder / "whole", options, folder / "whole.txt")
     tell("trained without a kill")
     rounds = -(-kills // len(WHILE_TRAINING))
@@ -278,6 +296,9 @@ def _without_times(value: Any) -> Any:
         if "files" in (own := value.get(OWN_STATE) or {}):
             # The arguments hold the name of the folder: their size differs.
             value[OWN_STATE] = own | {"files": sorted(own["files"])}
+        if isinstance(value.get("target_modules"), list):
+            # A set of peft's, whose order no seed repeats.
+            value |= {"target_modules": sorted(value["target_modules"])}
         return {key: _without_times(item) for key, item in value.items()}
     return [_without_times(item) for item in value] if isinstance(value, list) else value
 
@@ -320,13 +341,20 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0, help="Of the moments, not of the training.")
     parser.add_argument("--streamed", action="store_true", help="Read the images as a stream of four shards.")
+    parser.add_argument("--adapted", action="store_true", help="Train LoRA adapters of rank 4, of another model.")
     parser.add_argument("--folder", type=Path, help="Where to train (a temporary folder).")
     args, options = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         kills = kill_and_resume(
-            folder, args.kills, args.seed, options, args.streamed, lambda line: print(line, flush=True)
+            folder,
+            args.kills,
+            args.seed,
+            options,
+            streamed=args.streamed,
+            adapted=args.adapted,
+            tell=partial(print, flush=True),
         )
         found = list(differences(folder / "whole", folder / "killed"))
     hits = ", ".join(f"{phase} {count}" for phase, count in Counter(kill.hit for kill in kills).most_common())

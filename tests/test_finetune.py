@@ -333,15 +333,15 @@ def test_a_training_that_is_killed_more_than_twenty_times(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "streamed, options",
+    "seed, how, options",
     [
-        (False, "--dataloader_num_workers 2 --dataloader_persistent_workers True"),
-        (True, "--dataloader_num_workers 2"),
-        (False, "--lora_rank 4"),
-        (False, "--gradient_accumulation_steps 2 --gradient_checkpointing --bf16"),
+        (1, {}, "--dataloader_num_workers 2 --dataloader_persistent_workers True"),
+        (2, {"streamed": True}, "--dataloader_num_workers 2"),
+        (3, {"adapted": True}, ""),
+        (4, {"streamed": True, "adapted": True}, "--gradient_accumulation_steps 2 --gradient_checkpointing --bf16"),
     ],
 )
-def test_other_trainings_that_are_killed(tmp_path, streamed, options):
-    kills = kill_and_resume(tmp_path, 7, seed=7, options=options.split(), streamed=streamed)
+def test_other_trainings_that_are_killed(tmp_path, seed, how, options):
+    kills = kill_and_resume(tmp_path, 7, seed, options.split(), **how)
     assert len(kills) >= 5 and len({kill.hit for kill in kills}) >= 3
     assert list(differences(tmp_path / "whole", tmp_path / "killed")) == []
