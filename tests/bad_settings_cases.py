@@ -2,6 +2,8 @@
 
 from bad_input_bench import DIGITS, Bench, Mistake
 
+from hf_tokenmixup.training import arguments
+
 
 def flags(words: str, *told: str, error: type[BaseException] = ValueError) -> Mistake:
     return Mistake(words, lambda bench: bench.digits(*words.split()), error, told)
@@ -24,6 +26,12 @@ def recipe_named(name: str, path: str, *told: str) -> Mistake:
     return Mistake(name, provoke, ValueError, told)
 
 
+def zero_stage_3(bench: Bench):
+    """As if DeepSpeed, which need not be installed, were configured so."""
+    bench.monkeypatch.setattr(arguments, "is_deepspeed_zero3_enabled", lambda: True)
+    return bench.digits()
+
+
 NOT_PARSED = [
     parsed("--learning_rate x", "--learning_rate", "float", "'x'"),
     parsed("--horizontal_layers one", "--horizontal_layers", "int", "'one'"),
@@ -43,6 +51,7 @@ NOT_PARSED = [
     parsed("--recipe", "--recipe", "expected one argument"),
 ]
 SETTINGS = [
+    Mistake("ZeRO stage 3", zero_stage_3, ValueError, ("ZeRO stage 3", "stage 1 or 2", "--fsdp")),
     flags("--horizontal_layer 1", "no option --horizontal_layer", "did you mean --horizontal_layers?"),
     flags("1 2", "Not understood", "1 2"),
     flags("--horizontal_layers 99", "horizontal_layers", "between 0 and 2", "[99]"),

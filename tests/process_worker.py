@@ -82,7 +82,7 @@ def launch(world: int, cases: list[dict], folder: Path) -> dict[str, list[dict]]
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, *launcher, str(Path(__file__)), str(folder / "cases.json"), str(folder)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": path},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": path},
         capture_output=True,
         text=True,
         timeout=600,
@@ -128,6 +128,7 @@ def train(case: dict, folder: Path) -> None:
         "counts": trainer.counts,
         "reached": trainer.reached,
         "sharded": isinstance(model, FSDPModule),
+        "zero_stage": trainer.model_wrapped.zero_optimization_stage() if trainer.is_deepspeed_enabled else None,
         "find_unused_parameters": getattr(trainer.model_wrapped, "find_unused_parameters", None),
     }
     torch.save(found, folder / f"{case['name']}-{args.process_index}.pt")

@@ -1,4 +1,6 @@
-"""Trainings under FSDP2 on two processes, compared with DDP's."""
+"""Trainings under FSDP2 and DeepSpeed on two processes, compared with DDP's."""
+
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -37,6 +39,14 @@ def saved_and_resumed(kind: str) -> list[dict]:
     return [{"name": f"{kind}-whole", **case}, {"name": f"{kind}-resumed", **case, "resume": "checkpoint-2"}]
 
 
+def zero(stage: int) -> dict:
+    """DeepSpeed with its optimizer's state in parts, and from stage 2 on the gradients too."""
+    # accelerate clips gradients at 1 where the configuration says nothing of it.
+    own = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+    torch_adam = {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
+    return {"deepspeed": {**dict.fromkeys(own, "auto"), **torch_adam, "zero_optimization": {"stage": stage}}}
+
+
 def test_sharded_models_train_and_resume_as_whole_ones_do(tmp_path):
     sharded = cases({"fsdp": True, "fsdp_config": {"version": 2}})
     kinds = ("FULL_STATE_DICT", "SHARDED_STATE_DICT")
@@ -60,5 +70,31 @@ def test_sharded_models_train_and_resume_as_whole_ones_do(tmp_path):
             tmp_path / "fsdp" / "outputs" / kind, output_loading_info=True
         )
         assert not report["missing_keys"] and not report["unexpected_keys"]
+        for name, tensor in published.state_dict().items():
+            assert torch.equal(tensor, whole["weights"][name]), name
+
+
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
+def test_deepspeed_trains_and_resumes_as_ddp_does(tmp_path):
+    def kinds(sharding):
+        accumulated = SOME_EASY | {"arguments": STEPS | ACCUMULATED | sharding}
+        return [{"name": "both", **SOME_EASY, "arguments": STEPS | sharding}, {"name": "accumulated", **accumulated}]
+
+    expected = launch(2, kinds({}), tmp_path / "ddp")
+    for stage in (1, 2):
+        case = SOME_EASY | {"arguments": STEPS | zero(stage) | {"save_strategy": "steps", "save_steps": 2}}
+        case |= {"outputs": "whole", "publish": True}
+        resumed = [{"name": "whole", **case}, {"name": "resumed", **case, "resume": "checkpoint-2"}]
+        got = launch(2, kinds(zero(stage)) + resumed, tmp_path / f"zero-{stage}")
+        for name, ranks in expected.items():
+            for seen, other in zip(got[name], ranks, strict=True):
+                assert seen["zero_stage"] == stage and other["zero_stage"] is None
+                losses = [[line["loss"] for line in found["log"]] for found in (seen, other)]
+                assert losses[0] == pytest.approx(losses[1], rel=1e-6) and len(losses[0]) > 1
+                torch.testing.assert_close(seen["weights"], other["weights"], atol=1e-5, rtol=1e-4)
+        (whole, _), (again, _) = got["whole"], got["resumed"]
+        assert (len(whole["batches"]), len(again["batches"])) == (3, 1)
+        torch.testing.assert_close(again["weights"], whole["weights"], atol=0, rtol=0)
+        published = ViTForImageClassification.from_pretrained(tmp_path / f"zero-{stage}" / "outputs" / "whole")
         for name, tensor in published.state_dict().items():
             assert torch.equal(tensor, whole["weights"][name]), name

@@ -11,6 +11,7 @@ import os
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..data.mixing import MODES
 
@@ -100,6 +101,11 @@ class TokenMixupTrainingArguments(TrainingArguments):
         # The host parses these by itself, and does not say what it could not read.
         self.lr_scheduler_kwargs = _mapping("lr_scheduler_kwargs", self.lr_scheduler_kwargs)
         super().__post_init__()
+        if is_deepspeed_zero3_enabled():
+            raise ValueError(
+                "ZeRO stage 3 of DeepSpeed keeps a layer's weights in parts until the layer runs, and saliency asks "
+                "for them before: choose stage 1 or 2 in the DeepSpeed configuration, or FSDP2 (--fsdp)."
+            )
         self._check_host_settings()
         for name in ("mixup_alpha", "cutmix_alpha"):
             value = getattr(self, name)

@@ -239,7 +239,7 @@ class AveragingTrainer(CheckpointTrainer):
         for what, given in spread.items():
             if given:
                 raise ValueError(
-                    f"`ema_decay` does not go with {what}, under which no process has all the weights: train on "
+                    f"`ema_decay` does not go with {what}, which keeps and restores weights in parts: train on "
                     "several GPUs by plain data parallelism (accelerate launch --multi_gpu), or leave out --ema_decay."
                 )
         if "schedule_free" in self.args.optim:
