@@ -1,21 +1,18 @@
 """What the tables of mistakes are provoked with: the scripts in this process, small data, models and recipes."""
 
-import functools
-import importlib.util
 import io
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
+from script_modules import open_script
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
 TINY = {"image_size": 16, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
 TINY |= {"intermediate_size": 32}
 COMMON = "--use_cpu --report_to none --disable_tqdm true --seed 3 --per_device_train_batch_size 16 --hflip 0".split()
@@ -30,17 +27,6 @@ class Mistake(NamedTuple):
     provoke: Callable[["Bench"], Any]
     error: type[BaseException]
     told: tuple[str, ...]
-
-
-@functools.cache
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    # The scripts that take what finetune.py does import it as their neighbour.
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(SCRIPTS)
-        spec.loader.exec_module(module)
-    return module
 
 
 class Bench:
@@ -59,12 +45,12 @@ class Bench:
     def prepare(self, *arguments: Any, output_dir: Path | None = None) -> Any:
         """What finetune.py does up to the first step."""
         words = [*COMMON, "--cache_dir", self.folder / "cache", "--output_dir", output_dir or self.folder / "out"]
-        return script("finetune").prepare([*map(str, [*words, *arguments])])
+        return open_script("finetune").prepare([*map(str, [*words, *arguments])])
 
     def train(self, *arguments: Any, **options: Any) -> Any:
         """All that finetune.py does."""
         trainer = self.prepare("--do_train", *arguments, **options)
-        script("finetune").run(trainer)
+        open_script("finetune").run(trainer)
         return trainer
 
     def digits(self, *arguments: Any, **changes: Any) -> Any:
@@ -79,7 +65,9 @@ class Bench:
         """The options of a recipe."""
         path = self.folder / "mine.yaml"
         path.write_bytes(recipe if isinstance(recipe, bytes) else recipe.encode())
-        return script("finetune").parse_options(["--use_cpu", "--recipe", str(path)], script("finetune").RECIPES)
+        return open_script("finetune").parse_options(
+            ["--use_cpu", "--recipe", str(path)], open_script("finetune").RECIPES
+        )
 
     def parquet(self, images: list, labels: list | None, label_type: Any = None, split: str = "train") -> Path:
         """A folder with a parquet file of images (of Pillow, or bytes) and labels."""
@@ -134,7 +122,7 @@ class Bench:
 
     def main(self, name: str, *arguments: Any) -> Any:
         """Another script."""
-        return script(name).main([*map(str, arguments)])
+        return open_script(name).main([*map(str, arguments)])
 
     def evaluate(self, model: Path, *arguments: Any) -> Any:
         options = "--dataset_name digits --eval_split test --max_eval_samples 8 --use_cpu".split()
@@ -146,7 +134,7 @@ class Bench:
 
     def publish(self, *arguments: Any) -> Any:
         self.monkeypatch.setattr("sys.argv", ["publish.py", *map(str, arguments)])
-        return script("publish").main()
+        return open_script("publish").main()
 
 
 def picture(mode: str = "RGB", size: tuple[int, int] = (16, 16), color: Any = 0) -> Image.Image:

@@ -29,12 +29,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from safetensors.torch import load_file
+from script_modules import SCRIPTS
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from hf_tokenmixup.data.digits import load_digits_dataset
 from hf_tokenmixup.training.resuming import OWN_STATE, checkpoints_in, fault_in
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "finetune.py"
 MODEL = {"image_size": 16, "patch_size": 4, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
 MODEL |= {"intermediate_size": 128, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
 EVAL_STEPS, LOG = 5, "training_log.jsonl"
@@ -159,7 +159,7 @@ PATIENCE |= {"publishing": 0.01, "final evaluation": 0.1, "results": 0.004}
 
 
 def start(folder: Path, options: list[str], output: Path) -> subprocess.Popen:
-    command = [sys.executable, SCRIPT, *OPTIONS, *options, "--output_dir", folder]
+    command = [sys.executable, SCRIPTS / "finetune.py", *OPTIONS, *options, "--output_dir", folder]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     with output.open("ab") as file:
         return subprocess.Popen(

@@ -1,21 +1,20 @@
 """scripts/benchmark.py as a user runs it: a network by size, a recipe, tables, JSON, mistakes."""
 
-import importlib.util
 import json
 import runpy
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from script_modules import SCRIPTS, open_script
 from tiny_training import VIT
 
 from hf_tokenmixup.analysis.networks import Network
 from hf_tokenmixup.analysis.systems import COMPARED_SYSTEMS
 from hf_tokenmixup.models import TokenMixupViTConfig, TokenMixupViTForImageClassification
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "benchmark.py"
+SCRIPT = SCRIPTS / "benchmark.py"
 BRIEF = ["--rounds", "2", "--warmup", "1", "--device", "cpu"]
 DETECTORS = ["attention", "whole maps", "full rollout", "gradient", "random"]
 
@@ -33,13 +32,7 @@ SYSTEMS = {
 
 @pytest.fixture(scope="module")
 def module():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", [str(SCRIPT.parent), *sys.path])
-        spec = importlib.util.spec_from_file_location("benchmark_script", SCRIPT)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    del sys.modules["finetune"]  # which it imports
-    return module
+    return open_script("benchmark")
 
 
 @pytest.fixture

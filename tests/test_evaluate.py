@@ -18,6 +18,7 @@ from datasets import Image as ImageFeature
 from hub_server import Hub
 from huggingface_hub import ModelCard
 from PIL import Image
+from script_modules import SCRIPTS, open_script
 from tiny_training import resnet, tokenmixup_vit
 from torch import nn
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor, pipeline
@@ -25,7 +26,7 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 from hf_tokenmixup.data import load_digits_dataset
 from hf_tokenmixup.models import CctConfig, CctForImageClassification
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "evaluate.py"
+SCRIPT = SCRIPTS / "evaluate.py"
 DIGITS = [str(number) for number in range(10)]
 SIZES = {"image_size": 16, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 SIZES |= {"intermediate_size": 32}
@@ -33,10 +34,7 @@ SIZES |= {"intermediate_size": 32}
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("evaluate_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return open_script("evaluate")
 
 
 def save(model, folder, names=DIGITS, size=16):

@@ -1,6 +1,5 @@
 """scripts/finetune.py as a user runs it: train, resume, evaluate; on digits, image folders, with other models."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -14,13 +13,14 @@ import torch
 from kill_and_resume import differences, kill_and_resume
 from PIL import Image
 from safetensors.torch import load_file
+from script_modules import SCRIPTS, open_script
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ResNetConfig, ViTForImageClassification
 
 from hf_tokenmixup import TokenMixupViTForImageClassification
 from hf_tokenmixup.data import load_digits_dataset
 from hf_tokenmixup.training.resuming import fault_in
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "finetune.py"
+SCRIPT = SCRIPTS / "finetune.py"
 TINY = {"image_size": 16, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
 TINY |= {"intermediate_size": 32}
 COMMON = "--use_cpu --report_to none --disable_tqdm true --seed 3 --per_device_train_batch_size 16".split()
@@ -31,10 +31,7 @@ MIXING = "--horizontal_layers 1 --horizontal_tau none --horizontal_rho 0 --verti
 
 @pytest.fixture(scope="module")
 def finetune():
-    spec = importlib.util.spec_from_file_location("finetune", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return open_script("finetune")
 
 
 def run(finetune, *arguments):

@@ -1,18 +1,16 @@
 """scripts/finetune.py with LoRA, as a user runs it: from a trained model, resumed, evaluated without peft."""
 
-import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from script_modules import open_script
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 pytest.importorskip("peft")
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "finetune.py"
 COMMON = "--use_cpu --report_to none --disable_tqdm true --seed 3 --per_device_train_batch_size 16".split()
 COMMON += "--dataset_name digits --eval_split test --max_train_samples 72 --max_eval_samples 40 --hflip 0".split()
 MIXING = "--horizontal_layers 1 --horizontal_tau none --horizontal_rho 0 --vertical_layers 2".split()
@@ -21,10 +19,7 @@ LORA = "--lora_rank 2 --lora_dropout 0.1 --learning_rate 0.01 --ignore_mismatche
 
 @pytest.fixture(scope="module")
 def finetune():
-    spec = importlib.util.spec_from_file_location("finetune", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return open_script("finetune")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """scripts/finetune.py and scripts/evaluate.py with --streaming, on one process and on two."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -10,21 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from script_modules import SCRIPTS, open_script
 from streams import write_shards
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
 TINY = {"image_size": 16, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
 TINY |= {"intermediate_size": 32}
 COMMON = "--use_cpu --report_to none --disable_tqdm true --seed 3 --per_device_train_batch_size 4".split()
 SCRATCH = ["--from_scratch", "--model_type", "vit", "--config_overrides", json.dumps(TINY)]
 MIXING = "--horizontal_layers 1 --horizontal_tau none --horizontal_rho 0 --vertical_layers 2".split()
-
-
-def script(name):
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def metrics(folder):
@@ -39,7 +31,7 @@ def source(tmp_path):
 
 
 def test_train_and_evaluate_with_and_without_streaming(source, tmp_path, capsys):
-    finetune, out = script("finetune"), tmp_path / "out"
+    finetune, out = open_script("finetune"), tmp_path / "out"
     options = [*COMMON, *source, *SCRATCH, *MIXING, "--do_train", "--do_eval", "--num_train_epochs", "1"]
     trainer = finetune.prepare([*options, "--streaming", "--shuffle_buffer", "8", "--output_dir", str(out)])
     assert trainer.train_dataset.shuffle_buffer == 8
@@ -50,7 +42,7 @@ def test_train_and_evaluate_with_and_without_streaming(source, tmp_path, capsys)
     options = [str(out), *source, "--use_cpu", "--batch_size", "4"]
     results = []
     for more in ([], ["--streaming", "--num_workers", "3"]):
-        script("evaluate").main([*options, *more, "--json", str(tmp_path / "result.json")])
+        open_script("evaluate").main([*options, *more, "--json", str(tmp_path / "result.json")])
         results.append(json.loads((tmp_path / "result.json").read_text()))
     whole, streamed = results
     assert streamed["num_images"] == 15 and streamed["dataset_fingerprint"] is None
@@ -60,7 +52,7 @@ def test_train_and_evaluate_with_and_without_streaming(source, tmp_path, capsys)
 
 
 def test_mistakes_are_told_before_training(source, tmp_path):
-    finetune = script("finetune")
+    finetune = open_script("finetune")
     options = [*COMMON, *source, *SCRATCH, "--do_train", "--streaming", "--output_dir", str(tmp_path / "out")]
     for more, message in (
         (["--max_train_samples", "5"], "--max_train_samples draws from the whole split"),

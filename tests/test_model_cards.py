@@ -1,6 +1,5 @@
 """model_cards/: in step with template and recipes, true to the paper, and with snippets that run."""
 
-import importlib.util
 import json
 import re
 import shlex
@@ -14,6 +13,7 @@ import yaml
 from hub_cards import check_card, read_card
 from huggingface_hub import ModelCard
 from PIL import Image
+from script_modules import open_script
 from transformers import ViTImageProcessor
 
 from hf_tokenmixup.hub import BENCHMARKS
@@ -45,10 +45,7 @@ def blocks(name: str, language: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("model_cards", ROOT / "scripts" / "model_cards.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return open_script("model_cards")
 
 
 @pytest.fixture(scope="module")

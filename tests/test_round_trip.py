@@ -1,21 +1,19 @@
 """From `finetune.py --push_to_hub` to a stranger who has transformers and not this package."""
 
-import importlib.util
 import json
 import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load
+from script_modules import SCRIPTS, open_script
 
 from hf_tokenmixup.data import load_digits_dataset
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
 COMMON = "--use_cpu --report_to none --disable_tqdm true --seed 3 --per_device_train_batch_size 16".split()
 DIGITS = "--dataset_name digits --eval_split test --max_train_samples 64 --max_eval_samples 40 --hflip 0".split()
 MIXING = "--from_scratch --horizontal_layers 1 --horizontal_tau none --horizontal_rho 0 --vertical_layers 1".split()
@@ -53,10 +51,7 @@ print("done")
 
 @pytest.fixture(scope="module")
 def finetune():
-    spec = importlib.util.spec_from_file_location("finetune", SCRIPTS / "finetune.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return open_script("finetune")
 
 
 def arguments(family, out, *more):

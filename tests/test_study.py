@@ -1,18 +1,17 @@
 """scripts/study.py as a user runs it; but for the slow test, with a launcher that writes results without training."""
 
 import csv
-import importlib.util
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from script_modules import SCRIPTS, open_script
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "study.py"
+SCRIPT = SCRIPTS / "study.py"
 HTM = "cct-7-3x1-cifar100-htm"
 TABLE_4 = [HTM] + [f"{HTM}-{name}" for name in ("all-easy", "random-assignment", "random-tokens", "count-labels")]
 # A launcher: called with finetune.py and its options. Its top-1 tells the recipe and the seed.
@@ -32,10 +31,7 @@ top1 = (len(name) + seed) / 1000
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("study", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return open_script("study")
 
 
 @pytest.fixture

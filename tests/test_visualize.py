@@ -1,16 +1,15 @@
 """scripts/visualize.py as a user runs it: models of both families, datasets and files, several trainings, errors."""
 
-import importlib.util
 import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from script_modules import SCRIPTS, open_script
 from tiny_training import resnet, tokenmixup_vit
 from torch import nn
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
@@ -18,7 +17,7 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 from hf_tokenmixup.data import load_digits_dataset
 from hf_tokenmixup.models import CctConfig, CctForImageClassification
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "visualize.py"
+SCRIPT = SCRIPTS / "visualize.py"
 SIZES = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
 SIZES |= {"image_size": (16, 24), "patch_size": 4, "num_labels": 10, "initializer_range": 0.3}
 TOKENMIXUP = {"horizontal_layers": [1], "horizontal_rho": 0.0, "vertical_layers": [2], "vertical_kappa": 2}
@@ -26,10 +25,7 @@ TOKENMIXUP = {"horizontal_layers": [1], "horizontal_rho": 0.0, "vertical_layers"
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("visualize_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return open_script("visualize")
 
 
 @pytest.fixture(scope="module")
