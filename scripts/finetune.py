@@ -15,6 +15,7 @@ import logging
 import math
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -26,6 +27,7 @@ from transformers import AutoImageProcessor, PreTrainedModel, ViTImageProcessor,
 with suppress(ValueError):
     sys.path.remove(str(Path(__file__).parent))
 
+import hf_tokenmixup
 from hf_tokenmixup.analysis import count_macs
 from hf_tokenmixup.analysis.environment import public_command, public_name
 from hf_tokenmixup.data import (
@@ -56,12 +58,7 @@ from hf_tokenmixup.training import (
     parse_options,
 )
 from hf_tokenmixup.training.optimization import check_optimization
-from hf_tokenmixup.training.resuming import (
-    check_checkpoint,
-    check_unused,
-    last_complete_checkpoint,
-    newest_complete_checkpoint,
-)
+from hf_tokenmixup.training.resuming import check_unused, checkpoint_to_resume
 from hf_tokenmixup.training.space import check_writable
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -127,24 +124,6 @@ def evaluation_images(
         return StreamedImages(data.evaluation, transform, label_map=label_map, **given)
     cache = options.image_cache_gib
     return ImageClassificationData(data.evaluation, transform, label_map=label_map, cache_gib=cache, **given)
-
-
-def checkpoint_to_resume(args: TokenMixupTrainingArguments) -> str | None:
-    """The path as given, looked at; for ``last`` (or ``true``) the newest whole checkpoint of the output folder.
-
-    ``auto`` is the same, and None where there is none: a command that can be repeated until the training is done.
-    """
-    given = args.resume_from_checkpoint
-    if given is not None and given.lower() == "auto":
-        newest = newest_complete_checkpoint(args.output_dir)
-        return None if newest is None else str(newest)
-    if given is not None and given.lower() in ("last", "true"):
-        return str(last_complete_checkpoint(args.output_dir))
-    if given is not None:
-        check_checkpoint(given)
-    elif args.do_train:
-        check_unused(args.output_dir)
-    return given
 
 
 def check_base_of_adapters(model_args: ModelArguments, args: TokenMixupTrainingArguments) -> None:
@@ -232,7 +211,10 @@ def prepare(arguments: list[str]) -> TokenMixupTrainer:
     logging.basicConfig(format="%(message)s", level=logging.WARNING if args.should_log else logging.ERROR)
     set_seed(args.seed)
     check_writable(args.output_dir)
-    args.resume_from_checkpoint = checkpoint_to_resume(args)
+    if args.resume_from_checkpoint is not None:
+        args.resume_from_checkpoint = checkpoint_to_resume(args.resume_from_checkpoint, args.output_dir)
+    elif args.do_train:
+        check_unused(args.output_dir)
     if lora.lora_rank:
         check_base_of_adapters(model_args, args)
     if args.do_train:
@@ -323,4 +305,8 @@ if __name__ == "__main__":
     except PublishingError as error:
         sys.exit(f"finetune.py: the training is complete, the upload is not. {error}")
     except (ValueError, NonFiniteLossError, SavingError) as error:
+        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        if not raised_in.is_relative_to(Path(hf_tokenmixup.__file__).parent):
+            # Nothing that this package foresaw: where it comes from is worth seeing.
+            raise
         sys.exit(f"finetune.py: {error}")

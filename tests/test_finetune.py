@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -251,6 +252,22 @@ def test_evaluation_goes_by_the_model_s_class_names(finetune, tmp_path, caplog):
     assert metrics(tmp_path / "evaluated")["eval_top1"] == expected
     run(finetune, "--model_name_or_path", tmp_path / "out", *evaluate, "--label_mapping", "number")
     assert metrics(tmp_path / "evaluated")["eval_top1"] < expected
+
+
+def test_what_was_foreseen_is_told_in_a_line_and_a_fault_with_its_origin(tmp_path, monkeypatch):
+    options = [*COMMON, *DIGITS, *SCRATCH, "--do_train", "--max_steps", "3", "--logging_steps", "1"]
+    monkeypatch.setattr(sys, "argv", ["finetune.py", *options, "--output_dir", str(tmp_path / "a")])
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", [*sys.argv, "--learning_rate", "1e30"])
+        with pytest.raises(SystemExit, match="finetune.py: The loss of step . is infinite or not a number"):
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+
+    def fault(self, *args, **kwargs):
+        raise ValueError("a fault")
+
+    monkeypatch.setattr("transformers.Trainer.training_step", fault)
+    with pytest.raises(ValueError, match="a fault"):
+        runpy.run_path(str(SCRIPT), run_name="__main__")
 
 
 @pytest.mark.slow

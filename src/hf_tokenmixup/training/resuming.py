@@ -54,6 +54,26 @@ def last_complete_checkpoint(folder: str | Path) -> Path:
     return checkpoint
 
 
+def checkpoint_to_resume(given: str, folder: str | Path) -> str | None:
+    """The checkpoint that a setting asks for: a path, or in the output folder the newest whole one.
+
+    Args:
+        given: a path; `last` (or `true`); or `auto`, with which nothing is resumed where there is no checkpoint, so
+            that a command can be repeated until the training is done.
+        folder: output folder.
+
+    Raises:
+        ValueError: there is none, or the one that is named is not complete.
+    """
+    if given.lower() == "auto":
+        newest = newest_complete_checkpoint(folder)
+        return None if newest is None else str(newest)
+    if given.lower() in ("last", "true"):
+        return str(last_complete_checkpoint(folder))
+    check_checkpoint(given)
+    return given
+
+
 def unfinished_checkpoints(folder: str | Path) -> list[Path]:
     """Those in whose writing or removal a training was interrupted."""
     return [checkpoint for checkpoint in checkpoints_in(folder) if fault_in(checkpoint) is not None]
