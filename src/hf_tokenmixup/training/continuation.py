@@ -1,25 +1,27 @@
 """What a resumed training needs so that its log goes on too as if nothing had been, and the host does not keep.
 
 It is kept in a checkpoint's `trainer_state.json`: the loss summed since the last log line and since the beginning,
-and whether the end of an epoch (with its evaluation) still had to come when the checkpoint was written.
+and whether an evaluation or the end of an epoch still had to come when the checkpoint was written.
 """
 
 import logging
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .resuming import OWN_STATE, checkpoints_in, fault_in
+from .termination import TerminatingTrainer, outlive_sigterm
 
 logger = logging.getLogger(__name__)
 
 
-class ContinuingTrainer(Trainer):
+class ContinuingTrainer(TerminatingTrainer):
     """A Trainer whose resumed training logs what the one that never stopped would have logged.
 
     Its data loaders draw from a generator of their own. The host's draw one number of the global one each time their
@@ -29,6 +31,7 @@ class ContinuingTrainer(Trainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._last_grad_norm: torch.Tensor | float | None = None
         self._last_learning_rate: float | None = None
+        self._evaluation_due = False
         super().__init__(*args, **kwargs)
         self._continuation = Continuation(self)
         self.add_callback(self._continuation)
@@ -44,6 +47,7 @@ class ContinuingTrainer(Trainer):
             "grad_norm": norm.item() if isinstance(norm, torch.Tensor) else norm,
             "learning_rate": self._last_learning_rate,
             "epoch_ended": self._continuation.epoch_ended,
+            "evaluation_due": self._evaluation_due,
         }
 
     def restore_kept(self, kept: dict[str, Any]) -> None:
@@ -54,6 +58,7 @@ class ContinuingTrainer(Trainer):
         self._globalstep_last_logged = kept["last_logged_step"]
         self._last_grad_norm, self._last_learning_rate = kept["grad_norm"], kept["learning_rate"]
         self._continuation.epoch_ended = kept["epoch_ended"]
+        self._evaluation_due = kept["evaluation_due"]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As in `Trainer`; the mean loss of a whole training counts the steps before resuming too."""
@@ -66,19 +71,24 @@ class ContinuingTrainer(Trainer):
         result = super().train(*args, **kwargs)
         return result._replace(training_loss=result.metrics["train_loss"])
 
-    def end_interrupted_epoch(self) -> None:
-        """Log, evaluate and save as at the end of an epoch, if the training was interrupted right before that."""
+    def end_interrupted_step(self) -> None:
+        """Evaluate, and end the epoch, if the training was interrupted right before that."""
+        if self._evaluation_due:
+            self.control.should_evaluate = self.control.should_save = True
+            self._log_evaluate_and_save()
         state = self.state
         at_end = state.epoch == int(state.epoch or 0) or state.global_step >= state.max_steps
-        if self._continuation.epoch_ended or not at_end:
-            return
-        self.control = self.callback_handler.on_epoch_end(self.args, state, self.control)
+        if at_end and not self._continuation.epoch_ended:
+            self.control = self.callback_handler.on_epoch_end(self.args, state, self.control)
+            self._log_evaluate_and_save()
+
+    def _log_evaluate_and_save(self) -> None:
         self._maybe_log_save_evaluate(
             self._tr_loss,
             self._last_grad_norm,
             self.model_wrapped,
             trial=None,
-            epoch=state.epoch,
+            epoch=self.state.epoch,
             ignore_keys_for_eval=None,
             start_time=time.time(),
             learning_rate=self._last_learning_rate,
@@ -99,12 +109,18 @@ class ContinuingTrainer(Trainer):
 
     def _maybe_log_save_evaluate(self, tr_loss: torch.Tensor, grad_norm: Any, *args: Any, **kwargs: Any) -> None:
         self._last_grad_norm, self._last_learning_rate = grad_norm, kwargs.get("learning_rate")
+        # There may be no time for it; with save_strategy="best" the host would also save nothing after another.
+        self._evaluation_due = self.terminated and self.control.should_evaluate
+        if self._evaluation_due:
+            self.control.should_evaluate = False
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
 
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
         loader = super()._get_dataloader(*args, **kwargs)
         # accelerate's loaders pass on to one of torch's, or are one.
-        getattr(loader, "base_dataloader", loader).generator = torch.Generator().manual_seed(self.args.seed)
+        own = getattr(loader, "base_dataloader", loader)
+        own.generator = torch.Generator().manual_seed(self.args.seed)
+        own.worker_init_fn = partial(outlive_sigterm, and_then=own.worker_init_fn)
         return loader
 
 
@@ -129,7 +145,7 @@ class Continuation(TrainerCallback):
             return
         self.trainer.restore_kept(kept)
         _find_best_again(args, state)
-        self.trainer.end_interrupted_epoch()
+        self.trainer.end_interrupted_step()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self.epoch_ended = False

@@ -11,6 +11,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..data.streaming import FullBatches, StreamedImages
+from .termination import outlive_sigterm
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +102,7 @@ class StreamingTrainer(Trainer):
             prefetch_factor=args.dataloader_prefetch_factor if workers else None,
             # Its seeds for the workers would come from the model's generator, once more after resuming.
             generator=torch.Generator().manual_seed(args.seed),
+            worker_init_fn=outlive_sigterm,
         )
 
 

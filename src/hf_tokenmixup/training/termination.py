@@ -3,22 +3,72 @@
 import logging
 import signal
 import threading
+from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import torch.distributed
 from torch.distributed.distributed_c10d import _get_default_store
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 logger = logging.getLogger(__name__)
 
 STOP_KEY = "hf_tokenmixup/stop_at_step"
 
+# How many steps a process may have given its accelerator that are not done yet.
+STEPS_AHEAD = 2
+
+
+def outlive_sigterm(worker: int, and_then: Callable[[int], None] | None = None) -> None:
+    """Have a data loader's worker pass over SIGTERM, which often goes to all processes; to be called within it.
+
+    The training needs its workers to finish the step; they end with the process that they work for.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if and_then is not None:
+        and_then(worker)
+
+
+class TerminatingTrainer(Trainer):
+    """A Trainer that SIGTERM ends behind the step at hand, with a checkpoint to resume from."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._termination = TerminationCallback()
+        super().__init__(*args, **kwargs)
+        if not self.args.enable_jit_checkpoint:
+            self.add_callback(self._termination)
+
+    @property
+    def terminated(self) -> bool:
+        """Whether the last training was ended by SIGTERM, with a checkpoint to resume from."""
+        return self._termination.stopped
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            # Callbacks do not hear of the end of a training that raises.
+            self._termination.release()
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.terminated:
+            return super()._finalize_training(*args, **kwargs)
+        # The host loads the best model, and with a limit of 1 removes every other checkpoint.
+        settings = {"load_best_model_at_end": False, "save_total_limit": None}
+        given = {name: getattr(self.args, name) for name in settings}
+        try:
+            vars(self.args).update(settings)
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            vars(self.args).update(given)
+
 
 class TerminationCallback(TrainerCallback):
     """Save and stop behind the step in which SIGTERM came; with several processes, all of them behind the same one.
 
-    They agree through the store that connects them, which no device waits for: who is told to stop names the next
-    step, and nobody ends that step without having waited for the others' gradients.
+    They agree through the store that connects them, which no device waits for: who is told to stop names a step that
+    nobody can have ended yet. On CPUs that is the next, as a step waits for the gradients of all processes. An
+    accelerator is given work ahead: its steps are waited for :data:`STEPS_AHEAD` later, and one further back is named.
 
     Attributes:
         stopped: whether the last training ended so.
@@ -27,16 +77,25 @@ class TerminationCallback(TrainerCallback):
     def __init__(self) -> None:
         self.stopped = False
         self._asked = False
+        self._installed = False
         self._previous: Any = None
+        self._key = STOP_KEY
+        self._unfinished: deque[torch.Event] = deque()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self.stopped = self._asked = False
+        self._unfinished.clear()
+        if _connected():
+            # Another for every training: the store outlives them.
+            begun = _get_default_store().add(f"{STOP_KEY}/begun_by/{args.process_index}", 1)
+            self._key = f"{STOP_KEY}/{begun}"
         # Python delivers signals to the main thread alone.
-        if threading.current_thread() is threading.main_thread():
+        if not self._installed and threading.current_thread() is threading.main_thread():
             self._previous = signal.signal(signal.SIGTERM, self._ask)
+            self._installed = True
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        if not self._stop_now(state.global_step):
+        if not self._stop_now(state.global_step, args.device):
             return
         self.stopped = True
         control.should_save = control.should_training_stop = True
@@ -47,19 +106,37 @@ class TerminationCallback(TrainerCallback):
             # The epoch is not at its end, or ends when the training is resumed.
             control.should_log = control.should_evaluate = control.should_save = False
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
-            self._previous = None
+    def release(self) -> None:
+        """Give SIGTERM back to whom it went before."""
+        if self._installed:
+            # None: a handler that Python did not install.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL if self._previous is None else self._previous)
+            self._installed, self._previous = False, None
 
     def _ask(self, number: int, frame: Any) -> None:
         self._asked = True
 
-    def _stop_now(self, step: int) -> bool:
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    def _stop_now(self, step: int, device: torch.device) -> bool:
+        if not _connected():
             return self._asked
+        ahead = 0
+        if device.type != "cpu":
+            ahead = STEPS_AHEAD
+            self._wait_for_an_earlier_step(device)
         store = _get_default_store()
-        told = store.check([STOP_KEY])
+        told = store.check([self._key])
         if self._asked and not told:
-            store.set(STOP_KEY, str(step + 1))
-        return told and step >= int(store.get(STOP_KEY))
+            # The first one to name a step has named it for all.
+            store.compare_set(self._key, "", str(step + 1 + ahead))
+        return told and step >= int(store.get(self._key))
+
+    def _wait_for_an_earlier_step(self, device: torch.device) -> None:
+        end = torch.Event(device)
+        end.record()
+        self._unfinished.append(end)
+        if len(self._unfinished) > STEPS_AHEAD:
+            self._unfinished.popleft().synchronize()
+
+
+def _connected() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()

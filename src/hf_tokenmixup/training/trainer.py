@@ -23,7 +23,6 @@ from .lora import check_scorenet_trains
 from .publishing import PublishingTrainer
 from .sharding import shard_by_layers
 from .streaming import StreamingTrainer
-from .termination import TerminationCallback
 
 
 class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
@@ -87,16 +86,8 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
             label_smoothing=args.label_smoothing_factor,
         )
         self.add_callback(EpochCallback())
-        self._termination = TerminationCallback()
-        if not args.enable_jit_checkpoint:
-            self.add_callback(self._termination)
         self._counts = StepCounts()
         self._guard = LossGuard(args.skip_nonfinite_steps)
-
-    @property
-    def terminated(self) -> bool:
-        """Whether the last training was ended by SIGTERM, with a checkpoint to resume from."""
-        return self._termination.stopped
 
     def call_model_init(self, *args: Any, **kwargs: Any) -> nn.Module:
         model = super().call_model_init(*args, **kwargs)
