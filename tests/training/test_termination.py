@@ -2,12 +2,19 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
+import pytest
 import torch
 from tiny_training import Images, tokenmixup_vit
+from torch.distributed import HashStore
+from transformers import TrainerCallback
 
-from hf_tokenmixup.training import TokenMixupTrainer
+from hf_tokenmixup.training import TokenMixupTrainer, termination
+from hf_tokenmixup.training.termination import TerminationCallback
 
 
 class Terminating(Images):
@@ -67,3 +74,121 @@ def test_a_training_in_another_thread_runs_too(arguments):
     thread.start()
     thread.join()
     assert trainer.state.global_step == 1 and not trainer.terminated
+
+
+class TerminateAt(TrainerCallback):
+    """Sends SIGTERM to this process when a step begins."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def worse_and_worse():
+    """Metrics of which the first are the best."""
+    scores = iter(range(100, 0, -1))
+    return lambda prediction: {"top1": next(scores) / 100}
+
+
+WITH_BEST = {"max_steps": 12, "eval_strategy": "steps", "metric_for_best_model": "top1", "greater_is_better": True}
+
+
+@pytest.mark.parametrize("strategy, steps, stopped", [("steps", 2, 5), ("best", 3, 6)])
+def test_its_checkpoint_stays_and_the_evaluation_waits_for_the_resumed_training(arguments, strategy, steps, stopped):
+    """Beside a best checkpoint and a limit of 1; where an evaluation is due, which may say that nothing is saved."""
+    args = arguments(
+        **WITH_BEST, save_strategy=strategy, save_steps=steps, eval_steps=steps, save_total_limit=1,
+        load_best_model_at_end=True,
+    )  # fmt: skip
+    data = {"train_dataset": Images(16), "eval_dataset": Images(8)}
+    options = data | {"compute_metrics": worse_and_worse()}
+    trainer = TokenMixupTrainer(tokenmixup_vit(), args, callbacks=[TerminateAt(stopped - 1)], **options)
+    trainer.train()
+    assert trainer.terminated and trainer.state.global_step == stopped
+    assert (args.save_total_limit, args.load_best_model_at_end) == (1, True)
+    left = {path.name for path in Path(args.output_dir).glob("checkpoint-*")}
+    assert left == {f"checkpoint-{steps}", f"checkpoint-{stopped}"}
+
+    resumed = TokenMixupTrainer(tokenmixup_vit(), args, **options)
+    resumed.train(resume_from_checkpoint=True)
+    evaluated = [line["step"] for line in resumed.state.log_history if "eval_loss" in line]
+    assert evaluated == list(range(steps, 13, steps))
+
+
+def test_the_signal_goes_where_it_went_before_also_behind_an_error(arguments):
+    class Broken(Images):
+        def __getitem__(self, index):
+            raise RuntimeError("broken")
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(RuntimeError, match="broken"):
+        TokenMixupTrainer(tokenmixup_vit(), arguments(), train_dataset=Broken(4)).train()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_processes_that_run_ahead_of_their_devices_stop_behind_the_same_step(monkeypatch):
+    """B may have ended step s + 2 when A ends s, not more: its device waits for A's gradients."""
+
+    class Event:
+        def __init__(self, device):
+            self.done = False
+
+        def record(self):
+            events.append(self)
+
+        def synchronize(self):
+            self.done = True
+
+    events, store = [], HashStore()
+    monkeypatch.setattr(termination, "_connected", lambda: True)
+    monkeypatch.setattr(termination, "_get_default_store", lambda: store)
+    monkeypatch.setattr(torch, "Event", Event)
+    device = torch.device("cuda")
+    for asked in ("A", "B", "AB"):
+        for lead in range(termination.STEPS_AHEAD + 1):
+            callbacks = {name: TerminationCallback() for name in "AB"}
+            for callback in callbacks.values():
+                callback._key = f"{asked}/{lead}"
+            stops = {}
+            for step in range(1, 30):
+                for name, at in (("B", step + lead), ("A", step)):
+                    callbacks[name]._asked = name in asked and at >= 7
+                    if name not in stops and callbacks[name]._stop_now(at, device):
+                        stops[name] = at
+            assert stops["A"] == stops["B"] > 7, (asked, lead, stops)
+    assert [event.done for event in events[:4]] == [True, True, True, True]
+
+
+IN_A_GROUP = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from test_termination import TerminateAt
+from tiny_training import Images, tokenmixup_vit
+from hf_tokenmixup.training import TokenMixupTrainer, TokenMixupTrainingArguments
+
+class All(TerminateAt):
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            os.killpg(os.getpgrp(), signal.SIGTERM)
+
+args = TokenMixupTrainingArguments(sys.argv[2], use_cpu=True, report_to="none", max_steps=50, save_strategy="no",
+    dataloader_num_workers=2, per_device_train_batch_size=4, disable_tqdm=True)
+trainer = TokenMixupTrainer(tokenmixup_vit(), args, train_dataset=Images(16), callbacks=[All(2)])
+trainer.train()
+print("terminated", trainer.terminated, trainer.state.global_step)
+"""
+
+
+def test_a_signal_to_the_whole_group_leaves_the_workers_to_end_the_step(tmp_path):
+    paths = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", IN_A_GROUP, paths[0], str(tmp_path / "out")],
+        capture_output=True, text=True, timeout=120, start_new_session=True, env=environment,
+    )  # fmt: skip
+    assert "terminated True 3" in done.stdout, done.stderr[-2000:]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["checkpoint-3"]

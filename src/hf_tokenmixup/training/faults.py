@@ -1,16 +1,20 @@
 """What goes wrong in a training, noticed before it spoils what was saved."""
 
+import math
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import Trainer
 
 from .resuming import checkpoints_in
 
 NEVER = torch.iinfo(torch.int64).max
+NOT_FINITE = "is infinite or not a number"
 
 
 class NonFiniteLossError(FloatingPointError):
-    """The training loss became infinite or not a number; the message names the step and the last good checkpoint."""
+    """The training loss, or a weight, became infinite or not a number; the message names the last good checkpoint."""
 
 
 class LossGuard:
@@ -19,8 +23,8 @@ class LossGuard:
     The step is kept on the device, so that nothing waits for it: it is read where a log line is due, and before every
     checkpoint, none of which then holds weights that such a step has spoilt.
 
-    With a limit above 0, such a step leaves the weights as they are, and the training goes on until there were more
-    of them than that. Each step's loss is then waited for.
+    With a limit above 0, such a step, or one with such a gradient, leaves the weights and the statistics of batch
+    norms as they are, and the training goes on until there were more of them than that. Each step is then waited for.
 
     Args:
         skip_limit: how many such steps to leave out before giving up; 0: give up at the first.
@@ -35,6 +39,12 @@ class LossGuard:
         self.left_out = False
         self._first: Tensor | None = None
         self._bad: Tensor | None = None
+        self._buffers: list[tuple[Tensor, Tensor]] = []
+
+    def begin(self, trainer: Trainer) -> None:
+        """Before the forward of a micro-batch."""
+        if self.skip_limit and self._bad is None:
+            self._buffers = [(buffer, buffer.clone()) for buffer in trainer.model.buffers()]
 
     def see(self, trainer: Trainer, loss: Tensor) -> Tensor:
         """Look at the loss () of a micro-batch, behind its backward pass.
@@ -50,6 +60,8 @@ class LossGuard:
         self._bad = bad if self._bad is None else self._bad | bad
         self.left_out = False
         if trainer.accelerator.sync_gradients:
+            if trainer.accelerator.scaler is None:
+                self._bad = self._bad | ~_all_finite(trainer.model, gradients=True)
             if trainer.accelerator.reduce(self._bad.float(), reduction="sum").item() > 0:
                 self._skip(trainer)
             self._bad = None
@@ -66,25 +78,67 @@ class LossGuard:
         first = int(trainer.accelerator.gather(self._first.reshape(1)).min())
         self._first = None
         if first != NEVER:
-            raise NonFiniteLossError(_what_to_do(trainer, first, "is infinite or not a number"))
+            raise NonFiniteLossError(_what_to_do(trainer, first, f"The loss of step {first} {NOT_FINITE}"))
+
+    def check_weights(self, trainer: Trainer) -> None:
+        """Before the weights are saved: one gradient is enough to spoil them, whatever the loss. Waits for the device.
+
+        Raises:
+            NonFiniteLossError: a weight that is trained is not finite, in any process. All of them raise it.
+        """
+        finite = _all_finite(trainer.model).to(trainer.accelerator.device)
+        if not trainer.accelerator.gather(finite.reshape(1)).all():
+            step = trainer.state.global_step
+            raise NonFiniteLossError(_what_to_do(trainer, step, f"Behind step {step}, a weight {NOT_FINITE}"))
 
     def _skip(self, trainer: Trainer) -> None:
         self.skipped += 1
         self.left_out = True
         if self.skipped > self.skip_limit:
-            trouble = f"is infinite or not a number, and {self.skip_limit} such steps were left out already"
-            raise NonFiniteLossError(_what_to_do(trainer, trainer.state.global_step + 1, trouble))
-        # An optimizer passes over parameters without gradient: no weight, moment or decay moves. The scaler of fp16
-        # leaves such a step out by itself, and asks to see the gradients.
+            step = trainer.state.global_step + 1
+            trouble = (
+                f"The loss or a gradient of step {step} {NOT_FINITE}, and {self.skip_limit} such steps were left out"
+            )
+            raise NonFiniteLossError(_what_to_do(trainer, step, trouble))
+        with torch.no_grad():
+            for buffer, before in self._buffers:
+                buffer.copy_(before)
         if trainer.accelerator.scaler is None:
+            # An optimizer passes over parameters without gradient: no weight, moment or decay moves.
             trainer.model.zero_grad(set_to_none=True)
+        else:
+            # The scaler of fp16 wants to see gradients, and leaves out a step where one is infinite.
+            for parameter in trainer.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.fill_(math.inf)
+
+
+def _all_finite(model: nn.Module, gradients: bool = False) -> Tensor:
+    """Whether all trained weights, or their gradients, of this process are finite: () on their device."""
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    tensors = [weight.grad for weight in weights if weight.grad is not None] if gradients else weights
+    tensors = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+    tensors = [tensor.detach() for tensor in tensors if tensor.numel()]
+    if not tensors:
+        return torch.tensor(True)
+    largest = torch._foreach_norm(tensors, math.inf)
+    return torch.stack([norm.isfinite().to(tensors[0].device) for norm in largest]).all()
 
 
 def _what_to_do(trainer: Trainer, step: int, trouble: str) -> str:
-    good = [path for path in checkpoints_in(trainer.args.output_dir) if int(path.name.rpartition("-")[2]) < step]
-    checkpoint = f"The last good checkpoint is {good[0]}" if good else "There is no checkpoint before it"
-    return (
-        f"The loss of step {step} {trouble}; the learning rate is {trainer._get_learning_rate():.3g} now, at step "
-        f"{trainer.state.global_step}. {checkpoint}. Go on from there with a lower --learning_rate, with "
-        "--max_grad_norm 1.0, in float32 instead of half precision, or with --skip_nonfinite_steps N."
-    )
+    args = trainer.args
+    good = [path for path in checkpoints_in(args.output_dir) if int(path.name.rpartition("-")[2]) < step]
+    means = ["a lower --learning_rate"]
+    if not args.max_grad_norm:
+        means.append("--max_grad_norm 1.0")
+    if args.fp16 or args.bf16:
+        means.append("float32 instead of half precision")
+    if good:
+        way_out = f"The last good checkpoint is {good[0]}: train on from its weights (--model_name_or_path {good[0]})"
+    else:
+        way_out = "There is no checkpoint before it: begin anew"
+    way_out += f" with {' or '.join(means)}"
+    if good and not args.skip_nonfinite_steps:
+        way_out += ", or resume from it with --skip_nonfinite_steps N"
+    rate, now = trainer._get_learning_rate(), trainer.state.global_step
+    return f"{trouble}; the learning rate is {rate:.3g} now, at step {now}. {way_out}."

@@ -74,6 +74,11 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
         self._loss_is_the_models = mixes_tokens and self.inner_model.config.tokenmixup_enabled
         if adapter_layers(self.bare_model):
             self._prepare_for_adapters()
+        if self.is_deepspeed_enabled and args.skip_nonfinite_steps:
+            raise ValueError(
+                "`skip_nonfinite_steps` does not go with DeepSpeed, which takes the step before its loss is looked at "
+                "and passes over some such steps by its own settings: leave it out."
+            )
         if self.is_fsdp_enabled:
             shard_by_layers(self.accelerator.state.fsdp_plugin, self.bare_model)
         self.input_mixing = InputMixing(
@@ -95,6 +100,7 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
         return model
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        self._guard.begin(self)
         loss = super().training_step(*args, **kwargs)
         if self.accelerator.sync_gradients:
             self._counts.end_step()
@@ -164,10 +170,12 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
         result = super().train(*args, **kwargs)
         # What the end would save must not be spoilt either.
         self._guard.check(self)
+        self._guard.check_weights(self)
         return result
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         self._guard.check(self)
+        self._guard.check_weights(self)
         super()._save_checkpoint(*args, **kwargs)
 
     def kept(self) -> dict[str, Any]:
