@@ -58,7 +58,7 @@ from hf_tokenmixup.training import (
     parse_options,
 )
 from hf_tokenmixup.training.optimization import check_optimization
-from hf_tokenmixup.training.resuming import check_unused, checkpoint_to_resume
+from hf_tokenmixup.training.resuming import check_unused, checkpoint_to_resume, newest_complete_checkpoint
 from hf_tokenmixup.training.space import check_writable
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -302,6 +302,11 @@ if __name__ == "__main__":
         sys.exit(f"finetune.py: {error}")
     try:
         run(trainer)
+    except KeyboardInterrupt:
+        newest = newest_complete_checkpoint(trainer.args.output_dir)
+        told = "no checkpoint was written yet" if newest is None else f"--resume_from_checkpoint last is {newest}"
+        print(f"\nfinetune.py: interrupted; {told}.", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except PublishingError as error:
         sys.exit(f"finetune.py: the training is complete, the upload is not. {error}")
     except (ValueError, NonFiniteLossError, SavingError) as error:

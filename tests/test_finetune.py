@@ -337,6 +337,37 @@ def test_two_processes_stop_behind_the_same_step(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, None)])
+def test_a_signal_to_the_launcher_alone(tmp_path, number, status):
+    """accelerate passes nothing on: behind SIGTERM it is gone, and the training must not outlive it for long."""
+    options = [*DIGITS, *SCRATCH, "--do_train", "--max_steps", 100000, "--save_strategy", "no", "--logging_steps", 1]
+    options += ["--use_cpu", "--report_to", "none", "--disable_tqdm", "true", "--output_dir", "out"]
+    accelerate = Path(sys.executable).with_name("accelerate")
+    command = list(map(str, [accelerate, "launch", "--num_processes", 1, SCRIPT, *options]))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    with (tmp_path / "told").open("w") as told:
+        process = subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=told, start_new_session=True)
+        log, deadline = tmp_path / "out" / "training_log.jsonl", time.monotonic() + 120
+        while not log.exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        if number == signal.SIGTERM:
+            process.terminate()
+        else:
+            # As Ctrl-C does.
+            os.killpg(process.pid, number)
+        ended = process.wait(60)
+        while subprocess.run(["pgrep", "-g", str(process.pid)], capture_output=True).stdout:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+    checkpoints = list((tmp_path / "out").glob("checkpoint-*"))
+    if number == signal.SIGTERM:
+        assert ended == status and len(checkpoints) == 1 and fault_in(checkpoints[0]) is None
+    else:
+        assert "finetune.py: interrupted; no checkpoint was written yet." in (tmp_path / "told").read_text()
+
+
+@pytest.mark.slow
 def test_a_training_that_is_killed_more_than_twenty_times(tmp_path):
     kills = kill_and_resume(tmp_path, 24, seed=24, options=[])
     assert len(kills) > 20

@@ -78,9 +78,7 @@ def test_a_skipped_step_moves_nothing(arguments, accumulation):
 def test_more_bad_steps_than_allowed_stop_the_training(arguments):
     args = arguments(max_steps=4, skip_nonfinite_steps=1, logging_steps=100)
     trainer = in_order(TokenMixupTrainer(plain_vit(), args, train_dataset=Spoilt(16, 5, 9)))
-    with pytest.raises(
-        NonFiniteLossError, match="loss or a gradient of step 3 .*, and 1 such steps were left out"
-    ):
+    with pytest.raises(NonFiniteLossError, match="loss or a gradient of step 3 .*, and 1 such steps were left out"):
         trainer.train()
     with pytest.raises(ValueError, match="skip_nonfinite_steps. must be at least 0"):
         arguments(skip_nonfinite_steps=-1)

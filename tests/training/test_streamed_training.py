@@ -106,7 +106,7 @@ def test_max_steps_are_asked_for_where_nobody_knows_the_length(folder, arguments
 def test_no_more_workers_than_shards(folder, arguments, tmp_path, caplog):
     one = trainer(folder, arguments, tmp_path / "out", dataloader_num_workers=6)
     assert one.get_train_dataloader().num_workers == 4
-    assert "Split 'train' has 4 shards for the workers of a process: 4 are started, not 6" in caplog.text
+    assert "Workers started for split 'train': 4 of 6, one for each shard" in caplog.text
 
 
 @pytest.mark.parametrize("workers", [0, 3])

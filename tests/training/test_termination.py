@@ -1,10 +1,12 @@
 """SIGTERM in the middle of a training: the step is finished, saved, and gone on from bit for bit."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from torch.distributed import HashStore
 from transformers import TrainerCallback
 
 from hf_tokenmixup.training import TokenMixupTrainer, termination
-from hf_tokenmixup.training.termination import TerminationCallback
+from hf_tokenmixup.training.termination import TerminationCallback, outlive_sigterm
 
 
 class Terminating(Images):
@@ -192,3 +194,24 @@ def test_a_signal_to_the_whole_group_leaves_the_workers_to_end_the_step(tmp_path
     )  # fmt: skip
     assert "terminated True 3" in done.stdout, done.stderr[-2000:]
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["checkpoint-3"]
+
+
+class Stuck(Images):
+    """A worker of it never comes to an end by itself."""
+
+    def __getitem__(self, index):
+        time.sleep(600)
+
+
+def test_a_worker_ends_when_its_parent_says_so():
+    context = multiprocessing.get_context("fork")
+    worker = context.Process(target=lambda: outlive_sigterm(0, and_then=Stuck(1).__getitem__))
+    worker.start()
+    time.sleep(0.5)
+    # Sent by another process than its parent.
+    subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
+    worker.join(0.5)
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(10)
+    assert worker.exitcode == 0

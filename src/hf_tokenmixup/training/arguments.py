@@ -89,6 +89,13 @@ class TokenMixupTrainingArguments(TrainingArguments):
             "transformed when they are read would lose their source column."
         },
     )
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "Go on with a training: `last`, from the newest whole checkpoint of --output_dir; `auto`, so too, "
+            "or from the beginning where there is none; or a checkpoint's folder."
+        },
+    )
     logging_nan_inf_filter: bool = field(
         default=False,
         metadata={
@@ -136,6 +143,11 @@ class TokenMixupTrainingArguments(TrainingArguments):
 
     def _check_host_settings(self) -> None:
         """The host's own numbers: what it takes unseen, and then trains without an effect or stops in the middle."""
+        if self.fp16 and self.device.type == "cpu":
+            raise ValueError(
+                "`fp16` has no effect on a CPU, where the training would be in float32: leave --fp16 out, or give "
+                "--bf16."
+            )
         for name in ("learning_rate", "weight_decay", "max_grad_norm"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:

@@ -135,7 +135,7 @@ class AveragingTrainer(CheckpointTrainer):
         super().__init__(*args, **kwargs)
         if self.args.ema_decay:
             self._refuse_what_cannot_be_averaged()
-            self.add_callback(_AveragingCallback(self))
+        self.add_callback(_AveragingCallback(self))
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
@@ -254,10 +254,15 @@ class _AveragingCallback(TrainerCallback):
         self._trainer = trainer
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        self._trainer.begin_average()
+        # A search for settings may have turned it on or off since.
+        if args.ema_decay:
+            self._trainer.begin_average()
+        else:
+            self._trainer.average = None
 
     def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        self._trainer.update_average()
+        if args.ema_decay:
+            self._trainer.update_average()
 
 
 class _Tensors(nn.Module):

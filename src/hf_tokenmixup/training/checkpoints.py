@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, unwrap_peft_model
 from transformers.utils import (
     CONFIG_NAME,
@@ -29,10 +30,9 @@ from .lora import adapters_in, holds_adapters
 from .resuming import (
     OWN_STATE,
     STATE_NAME,
-    check_checkpoint,
+    checkpoint_to_resume,
     fault_in,
     files_of,
-    last_complete_checkpoint,
     remove_checkpoint,
     unfinished_checkpoints,
 )
@@ -74,7 +74,9 @@ class CheckpointTrainer(ContinuingTrainer):
             return model.published() if isinstance(model, TokenMixupModel) else without_adapters(model)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As in `Trainer`; True resumes from the newest checkpoint that was written to its end.
+        """As in `Trainer`; True or "last" resumes from the newest checkpoint that was written to its end.
+
+        "auto" does so too, and begins anew where there is none.
 
         Raises:
             ValueError: there is none such, or the one that is named is cut short; the output folder cannot be written
@@ -83,10 +85,8 @@ class CheckpointTrainer(ContinuingTrainer):
         """
         check_writable(self.args.output_dir)
         self._held = None
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = str(last_complete_checkpoint(self.args.output_dir))
-        elif resume_from_checkpoint:
-            check_checkpoint(resume_from_checkpoint)
+        if resume_from_checkpoint:
+            resume_from_checkpoint = checkpoint_to_resume(str(resume_from_checkpoint), self.args.output_dir)
         if resume_from_checkpoint:
             self._held = Path(resume_from_checkpoint).absolute()
             if self.args.should_log:
@@ -165,6 +165,12 @@ class CheckpointTrainer(ContinuingTrainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and not (self.is_deepspeed_enabled or (Path(checkpoint) / SCHEDULER_NAME).is_file()):
+            raise ValueError(
+                f"The checkpoint {checkpoint} holds the model alone, as --save_only_model writes it: there is no "
+                "optimizer and no schedule to go on with. Begin a new training from its weights, by "
+                "--model_name_or_path."
+            )
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None or not isinstance(getattr(self.optimizer, "defaults", None), dict):
             return

@@ -116,7 +116,13 @@ class ContinuingTrainer(TerminatingTrainer):
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
 
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
-        loader = super()._get_dataloader(*args, **kwargs)
+        drop_last = self.args.dataloader_drop_last
+        # An evaluation counts every image.
+        self.args.dataloader_drop_last = drop_last and kwargs.get("is_training", False)
+        try:
+            loader = super()._get_dataloader(*args, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = drop_last
         # accelerate's loaders pass on to one of torch's, or are one.
         own = getattr(loader, "base_dataloader", loader)
         own.generator = torch.Generator().manual_seed(self.args.seed)

@@ -1,6 +1,10 @@
-"""How a batch lies in memory and what a compiler may expect of it; no value changes."""
+"""How weights and batches lie in memory, and what a compiler may expect of them; no value changes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+from torch import nn
 
 
 def channels_last(images: torch.Tensor) -> torch.Tensor:
@@ -26,3 +30,17 @@ def expect_other_batch_sizes(*tensors: torch.Tensor) -> None:
     """
     for tensor in tensors:
         torch._dynamo.maybe_mark_dynamic(tensor, 0)
+
+
+@contextmanager
+def weights_put_back(model: nn.Module) -> Iterator[None]:
+    """Within it, `model` may be turned into another dtype; behind it, it has the tensors that it had."""
+    weights = [(weight, weight.data) for weight in model.parameters()]
+    buffers = [(module, name, tensor) for module in model.modules() for name, tensor in module._buffers.items()]
+    try:
+        yield
+    finally:
+        for weight, data in weights:
+            weight.data = data
+        for module, name, tensor in buffers:
+            module._buffers[name] = tensor

@@ -86,9 +86,8 @@ class StreamingTrainer(Trainer):
         workers = min(args.dataloader_num_workers, data.num_shards)
         if workers < args.dataloader_num_workers:
             logger.warning(
-                "Split '%s' has %d shards for the workers of a process: %d are started, not %d.",
+                "Workers started for split '%s': %d of %d, one for each shard that a process reads.",
                 data.split,
-                data.num_shards,
                 workers,
                 args.dataloader_num_workers,
             )

@@ -1,10 +1,12 @@
 """SIGTERM, as a cluster sends it: the step at hand is finished, a checkpoint written, the training ended."""
 
 import logging
+import os
 import signal
 import threading
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch.distributed
@@ -20,13 +22,26 @@ STEPS_AHEAD = 2
 
 
 def outlive_sigterm(worker: int, and_then: Callable[[int], None] | None = None) -> None:
-    """Have a data loader's worker pass over SIGTERM, which often goes to all processes; to be called within it.
+    """Have a data loader's worker heed a SIGTERM of its parent alone; to be called within it.
 
-    The training needs its workers to finish the step; they end with the process that they work for.
+    Launchers and clusters often send it to all processes, and the training needs its workers to finish the step. This
+    is for forked workers: others have threads that the signal may reach first, and end of it.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        alone = len(os.listdir("/proc/self/task")) == 1
+    except OSError:
+        alone = False
+    if alone and hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_told_by, args=(os.getppid(),), daemon=True).start()
     if and_then is not None:
         and_then(worker)
+
+
+def _end_when_told_by(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 class TerminatingTrainer(Trainer):
@@ -79,12 +94,14 @@ class TerminationCallback(TrainerCallback):
         self._asked = False
         self._installed = False
         self._previous: Any = None
+        self._launcher: int | None = None
         self._key = STOP_KEY
         self._unfinished: deque[torch.Event] = deque()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self.stopped = self._asked = False
         self._unfinished.clear()
+        self._launcher = _accelerate_launch()
         if _connected():
             # Another for every training: the store outlives them.
             begun = _get_default_store().add(f"{STOP_KEY}/begun_by/{args.process_index}", 1)
@@ -117,6 +134,8 @@ class TerminationCallback(TrainerCallback):
         self._asked = True
 
     def _stop_now(self, step: int, device: torch.device) -> bool:
+        if self._launcher is not None and os.getppid() != self._launcher:
+            self._asked = True
         if not _connected():
             return self._asked
         ahead = 0
@@ -136,6 +155,16 @@ class TerminationCallback(TrainerCallback):
         self._unfinished.append(end)
         if len(self._unfinished) > STEPS_AHEAD:
             self._unfinished.popleft().synchronize()
+
+
+def _accelerate_launch() -> int | None:
+    """The `accelerate launch` that started this process. For a single one, SIGTERM ends it and is not passed on."""
+    parent = os.getppid()
+    try:
+        words = Path(f"/proc/{parent}/cmdline").read_text(errors="replace").split("\0")
+    except OSError:
+        return None
+    return parent if any(Path(word).name.split(".")[0] == "accelerate" for word in words[1:4]) else None
 
 
 def _connected() -> bool:

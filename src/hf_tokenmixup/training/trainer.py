@@ -5,21 +5,23 @@ same code. A TokenMixup model computes its own loss (it alone knows the mixed la
 the cross-entropy between its logits and the targets, taken here.
 """
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.trainer_utils import unwrap_peft_model
+from transformers.trainer_utils import EvalLoopOutput, unwrap_peft_model
 
-from ..data import InputMixing
+from ..data import InputMixing, StreamedImages
 from ..models import TokenMixupModel, adapter_layers
 from .arguments import TokenMixupTrainingArguments
 from .callbacks import EpochCallback
 from .counts import StepCounts
 from .faults import LossGuard
-from .layout import channels_last, expect_other_batch_sizes, match_state_to_weights
+from .layout import channels_last, expect_other_batch_sizes, match_state_to_weights, weights_put_back
 from .lora import check_scorenet_trains
+from .plan import check_plan, plan_of
 from .publishing import PublishingTrainer
 from .sharding import shard_by_layers
 from .streaming import StreamingTrainer
@@ -69,9 +71,6 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
         if self.args.n_gpu > 1:
             # DataParallel is one process: its images are counted exactly, not divided evenly among the replicas.
             self.args.average_tokens_across_devices = True
-        mixes_tokens = isinstance(self.inner_model, TokenMixupModel)
-        # A plain model's forward would note a problem type at its first loss, and be compiled anew for that.
-        self._loss_is_the_models = mixes_tokens and self.inner_model.config.tokenmixup_enabled
         if adapter_layers(self.bare_model):
             self._prepare_for_adapters()
         if self.is_deepspeed_enabled and args.skip_nonfinite_steps:
@@ -81,15 +80,7 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
             )
         if self.is_fsdp_enabled:
             shard_by_layers(self.accelerator.state.fsdp_plugin, self.bare_model)
-        self.input_mixing = InputMixing(
-            self.inner_model.config.num_labels,
-            mixup_alpha=args.mixup_alpha,
-            cutmix_alpha=args.cutmix_alpha,
-            prob=args.mixup_prob,
-            switch_prob=args.mixup_switch_prob,
-            mode=args.mixup_mode,
-            label_smoothing=args.label_smoothing_factor,
-        )
+        self._fit_to(self.inner_model)
         self.add_callback(EpochCallback())
         self._counts = StepCounts()
         self._guard = LossGuard(args.skip_nonfinite_steps)
@@ -97,6 +88,7 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
     def call_model_init(self, *args: Any, **kwargs: Any) -> nn.Module:
         model = super().call_model_init(*args, **kwargs)
         self._lay_out_model(model)
+        self._fit_to(unwrap_peft_model(model))
         return model
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -150,6 +142,12 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
             loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        half = (self.args.bf16_full_eval or self.args.fp16_full_eval) and not self.is_in_train
+        # The host would leave the model in half precision, and a later save write it so.
+        with weights_put_back(self.bare_model) if half else nullcontext():
+            return super().evaluation_loop(*args, **kwargs)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log `logs`; with a training loss among them, the counts of a step too. All processes call this together.
 
@@ -180,12 +178,29 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
 
     def kept(self) -> dict[str, Any]:
         own = {"counts": self._counts.kept(self.accelerator), "skipped_steps": self._guard.skipped}
-        return super().kept() | own
+        return super().kept() | own | {"plan": plan_of(self.args, self.inner_model)}
 
     def restore_kept(self, kept: dict[str, Any]) -> None:
+        streamed = isinstance(self.train_dataset, StreamedImages)
+        check_plan(kept["plan"], plan_of(self.args, self.inner_model), self.state, streamed)
         super().restore_kept(kept)
         self._counts.restore(kept["counts"], self.accelerator)
         self._guard.skipped = kept["skipped_steps"]
+
+    def _fit_to(self, model: nn.Module) -> None:
+        """How a classifier's loss is taken and its input mixed, by the arguments as they are. It has no wrappers."""
+        # A plain model's forward would note a problem type at its first loss, and be compiled anew for that.
+        self._loss_is_the_models = isinstance(model, TokenMixupModel) and model.config.tokenmixup_enabled
+        args = self.args
+        self.input_mixing = InputMixing(
+            model.config.num_labels,
+            mixup_alpha=args.mixup_alpha,
+            cutmix_alpha=args.cutmix_alpha,
+            prob=args.mixup_prob,
+            switch_prob=args.mixup_switch_prob,
+            mode=args.mixup_mode,
+            label_smoothing=args.label_smoothing_factor,
+        )
 
     def _prepare_for_adapters(self) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -219,7 +234,7 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
         """Prepare a batch for the model's memory format and its compiler."""
         if self.args.channels_last:
             inputs["pixel_values"] = channels_last(inputs["pixel_values"])
-        if self.args.torch_compile and not self.args.dataloader_drop_last:
+        if self.args.torch_compile and not (self.args.dataloader_drop_last and self.model.training):
             expect_other_batch_sizes(inputs["pixel_values"], labels)
 
     def _class_indices(self, inputs: dict[str, Any]) -> Tensor:

@@ -1,0 +1,88 @@
+"""What a training was going to do when a checkpoint was written, and what it says where that is resumed otherwise.
+
+The host resumes at a step, with the optimizer and the schedule of the checkpoint: where a step has other images,
+epochs would be left out or seen twice, and another learning rate would be passed over.
+"""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from transformers import TrainerState, TrainingArguments
+
+from ..configuration import TokenMixupSettings
+from .lora import describe_adapters
+
+logger = logging.getLogger(__name__)
+
+ANEW = "Or begin a new training from the checkpoint's weights, by --model_name_or_path."
+
+
+def plan_of(args: TrainingArguments, model: nn.Module) -> dict[str, Any]:
+    """What a checkpoint keeps of a training's settings, as JSON has it.
+
+    Args:
+        args: of the training.
+        model: the classifier, without wrappers.
+    """
+    names = [field.name for field in dataclasses.fields(TokenMixupSettings)]
+    settings = {name: getattr(model.config, name) for name in names if hasattr(model.config, name)}
+    plan = {
+        "images_per_step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "learning_rate": args.learning_rate,
+        "weight_decay": args.weight_decay,
+        "settings": settings | describe_adapters(model),
+        "readers": [args.world_size, args.dataloader_num_workers],
+    }
+    return json.loads(json.dumps(plan))
+
+
+def check_plan(then: Mapping[str, Any], now: Mapping[str, Any], state: TrainerState, streamed: bool) -> None:
+    """Compare a training's plan with that of the checkpoint it is resumed from; tell of what it takes otherwise.
+
+    Args:
+        then: what :func:`plan_of` gave when the checkpoint was written.
+        now: what it gives now.
+        state: of the resumed training.
+        streamed: whether the images come as a stream.
+
+    Raises:
+        ValueError: other images per step, another learning rate or weight decay, or nothing left to train.
+    """
+    step = state.global_step
+    if then["images_per_step"] != now["images_per_step"]:
+        raise ValueError(
+            f"The checkpoint of step {step} comes from steps of {then['images_per_step']} images, and here they have "
+            f"{now['images_per_step']}: at that step the images would be others, and epochs left out or seen twice. "
+            "Resume with the same product of --per_device_train_batch_size, --gradient_accumulation_steps and "
+            f"processes. {ANEW}"
+        )
+    for name in ("learning_rate", "weight_decay"):
+        if then[name] != now[name]:
+            raise ValueError(
+                f"The optimizer of step {step} goes on with the --{name} it had, {then[name]:g}, and not with "
+                f"{now[name]:g}: resume with {then[name]:g}. {ANEW}"
+            )
+    if step > state.max_steps:
+        raise ValueError(
+            f"The checkpoint of step {step} lies beyond the {state.max_steps} steps of this training, so nothing is "
+            "left to train: raise --num_train_epochs or --max_steps, or resume from an earlier checkpoint."
+        )
+    old, new = then["settings"], now["settings"]
+    changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    if changed:
+        logger.warning(
+            "From step %d on, the training has other settings than before, and its model card tells the new ones: %s.",
+            step,
+            ", ".join(f"{name} {new.get(name)} (was {old.get(name)})" for name in changed),
+        )
+    if streamed and then["readers"] != now["readers"]:
+        logger.warning(
+            "The stream was read by %d processes with %d workers each and now is by %d with %d: what is left of the "
+            "epoch comes in another order, in which some images come twice and some not at all.",
+            *then["readers"],
+            *now["readers"],
+        )
