@@ -207,6 +207,15 @@ CHECKPOINTS = [
         "another horizontal layer", ["--horizontal_layers", 2, "--vertical_layers", 2], "checkpoint-2 does not fit",
         "missing: vit.layers.2.scorenet", "settings that the checkpoint was trained with",
     ),
+    resumed(
+        "another learning rate", [*MIXING, "--learning_rate", 0.5],
+        "the --learning_rate it had", "0.5", "by --model_name_or_path",
+    ),
+    resumed(
+        "other images per step", [*MIXING, "--per_device_train_batch_size", 8],
+        "steps of 16 images", "have 8", "the same product",
+    ),
+    resumed("nothing left to train", [*MIXING, "--max_steps", 1], "beyond the 1 steps", "raise --num_train_epochs"),
     resumed("without TokenMixup", [], "does not fit", "unexpected: vit.layers.1.scorenet", "its config.json"),
     resumed(
         "another vertical layer", ["--horizontal_layers", 1, "--vertical_layers", 1], "does not fit",
