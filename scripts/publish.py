@@ -1,51 +1,14 @@
 #!/usr/bin/env python
-"""Upload a model that lies in a folder to the Hub: weights, configuration, image processor and model card.
+"""The command `publish` of this package, run from a clone: see `python scripts/publish.py --help`."""
 
-  python scripts/publish.py outputs/cifar100 user/vit-cifar100
-
-Takes the output folder of finetune.py or convert_weights.py. Checkpoints, optimizer states and logs of the machine
-stay where they are. It can be repeated: after an interruption, or when something has changed.
-"""
-
-import argparse
-import logging
 import sys
 from contextlib import suppress
 from pathlib import Path
 
-# This folder comes first on the path, and the metrics need the library `evaluate`, not the script of that name here.
-with suppress(ValueError):
-    sys.path.remove(str(Path(__file__).parent))
-
-from hf_tokenmixup.hub import publish_folder
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("folder", help="Folder of the published model.")
-    parser.add_argument("repo_id", help="Repository, user/name; it is created where there is none.")
-    parser.add_argument("--private", action="store_true", default=None, help="Make a new repository private.")
-    parser.add_argument("--revision", help="Branch to upload to (main).")
-    parser.add_argument("--message", default="Upload model", help="Message of the commit.")
-    parser.add_argument("--token", help="Token for the Hub, if not the one of `hf auth login`.")
-    args = parser.parse_args()
-    logging.basicConfig(format="%(message)s")
-
-    commit = publish_folder(
-        args.folder,
-        args.repo_id,
-        token=args.token,
-        private=args.private,
-        revision=args.revision,
-        message=args.message,
-    )
-    print(commit.repo_url)
-
-
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"publish.py: {error}")
+    # The folder of this script comes first on the path, and its evaluate.py would hide the library of that name.
+    with suppress(ValueError):
+        sys.path.remove(str(Path(__file__).parent))
+    from hf_tokenmixup.cli.publish import entry_point
+
+    entry_point()

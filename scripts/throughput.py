@@ -1,52 +1,14 @@
 #!/usr/bin/env python
-"""Images per second of a training: its input pipeline alone, its model alone, and both together.
+"""The command `throughput` of this package, run from a clone: see `python scripts/throughput.py --help`."""
 
-  python scripts/throughput.py --recipe cct-2-3x2-cifar10-cpu
-  python scripts/throughput.py --recipe cct-7-3x1-cifar100-htm --dataloader_num_workers 16 --torch_compile
-
-Takes all options of finetune.py, and --warmup, --steps and --rounds. Nothing is kept.
-"""
-
-import argparse
 import sys
-import tempfile
-
-from finetune import prepare
-from transformers import PrinterCallback, ProgressCallback
-
-from hf_tokenmixup.analysis import measure_throughput
-
-UNTIMED = "--eval_strategy no --save_strategy no --logging_strategy no --load_best_model_at_end false --do_eval false"
-FIXED = f"{UNTIMED} --do_train --dataloader_drop_last true --push_to_hub false --report_to none".split()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--warmup", type=int, default=10, help="Steps that are not timed, at the start of a stretch.")
-    parser.add_argument("--steps", type=int, default=30, help="Timed steps of a stretch.")
-    parser.add_argument("--rounds", type=int, default=3, help="Stretches of each kind, in turn.")
-    args, options = parser.parse_known_args()
-
-    with tempfile.TemporaryDirectory() as folder:
-        fixed = [*FIXED, "--max_steps", str(args.warmup + args.steps), "--output_dir", folder]
-        trainer = prepare([*options, *fixed])
-        for callback in (PrinterCallback, ProgressCallback):
-            trainer.remove_callback(callback)
-        results = measure_throughput(trainer, warmup=args.warmup, steps=args.steps, rounds=args.rounds)
-
-    print(
-        f"batch {trainer.args.train_batch_size}, {trainer.args.dataloader_num_workers} workers, {trainer.args.device}"
-    )
-    for name, (low, middle, high) in results.items():
-        print(f"{name:8} {middle:8.0f} images/s  ({low:.0f} to {high:.0f})")
-    slower = min(results["loader"][1], results["model"][1])
-    print(f"The whole reaches {results['whole'][1] / slower:.0%} of the slower of its parts.")
-
+from contextlib import suppress
+from pathlib import Path
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"throughput.py: {error}")
+    # The folder of this script comes first on the path, and its evaluate.py would hide the library of that name.
+    with suppress(ValueError):
+        sys.path.remove(str(Path(__file__).parent))
+    from hf_tokenmixup.cli.throughput import entry_point
+
+    entry_point()

@@ -133,8 +133,7 @@ class Bench:
         return self.main("visualize", command, self.trained, *options, *arguments)
 
     def publish(self, *arguments: Any) -> Any:
-        self.monkeypatch.setattr("sys.argv", ["publish.py", *map(str, arguments)])
-        return open_script("publish").main()
+        return self.main("publish", *arguments)
 
 
 def picture(mode: str = "RGB", size: tuple[int, int] = (16, 16), color: Any = 0) -> Image.Image:

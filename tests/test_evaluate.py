@@ -237,13 +237,16 @@ def test_a_mistake_is_one_line(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["evaluate.py", "finetune.py"])
-def test_the_library_evaluate_is_found_beside_the_script(monkeypatch, name):
+def test_the_library_evaluate_is_found_beside_the_script(monkeypatch, name, capsys):
     """As a script is started: with its folder in front of all others."""
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
     for module in ("evaluate", "hf_tokenmixup.metrics"):
         monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.syspath_prepend(SCRIPT.parent)
     assert Path(importlib.util.find_spec("evaluate").origin) == SCRIPT
-    runpy.run_path(str(SCRIPT.with_name(name)))
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_path(str(SCRIPT.with_name(name)), run_name="__main__")
+    assert "usage: " in capsys.readouterr().out
     assert issubclass(importlib.import_module("hf_tokenmixup.metrics").TopKAccuracy, evaluate.Metric)
 
 

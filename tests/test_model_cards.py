@@ -35,7 +35,7 @@ assert "hf_tokenmixup" not in sys.modules
 
 
 def recipe_of(name: str) -> dict:
-    return yaml.safe_load((ROOT / "scripts" / "recipes" / f"{name}.yaml").read_text())
+    return yaml.safe_load((ROOT / "src" / "hf_tokenmixup" / "recipes" / f"{name}.yaml").read_text())
 
 
 def blocks(name: str, language: str) -> list[str]:
@@ -112,7 +112,7 @@ def ending(name: str) -> str:
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_figures_are_those_that_the_recipe_names(name):
     row = BENCHMARKS[name.removesuffix(f"-{ending(name)}")].rows[ending(name)]
-    first_line = (ROOT / "scripts" / "recipes" / f"{name}.yaml").read_text().splitlines()[0]
+    first_line = (ROOT / "src" / "hf_tokenmixup" / "recipes" / f"{name}.yaml").read_text().splitlines()[0]
     told = re.search(r"\(paper: Table (\d), ([\d.]+) top-1(?:, ([\d.]+) top-5)?\)", first_line)
     if told is None:
         assert name == "vit-b16-imagenet1k-baseline" and (row.top1, row.top5) == ("81.2", "-")
@@ -151,7 +151,7 @@ def test_the_command_trains_what_the_card_tells_and_publishes_it(name):
     launcher, arguments = words[: words.index("scripts/finetune.py")], words[words.index("scripts/finetune.py") + 1 :]
     assert launcher[:2] == ["accelerate", "launch"]
     # This machine may lack the precision.
-    options = parse_options([*arguments, "--bf16", "false", "--use_cpu"], ROOT / "scripts" / "recipes")
+    options = parse_options([*arguments, "--bf16", "false", "--use_cpu"], ROOT / "src" / "hf_tokenmixup" / "recipes")
     training, tokenmixup = options[3], options[-1]
     assert training.push_to_hub and training.hub_model_id.endswith(f"/{name}")
     text = ModelCard.load(ROOT / "model_cards" / f"{name}.md").text

@@ -14,14 +14,14 @@ from script_modules import SCRIPTS, open_script
 SCRIPT = SCRIPTS / "study.py"
 HTM = "cct-7-3x1-cifar100-htm"
 TABLE_4 = [HTM] + [f"{HTM}-{name}" for name in ("all-easy", "random-assignment", "random-tokens", "count-labels")]
-# A launcher: called with finetune.py and its options. Its top-1 tells the recipe and the seed.
+# A launcher: called with -m, the module of finetune, and its options. Its top-1 tells the recipe and the seed.
 FAKE = """
 import json, os, pathlib, sys
-options = dict(zip(sys.argv[2::2], sys.argv[3::2]))
+options = dict(zip(sys.argv[3::2], sys.argv[4::2]))
 folder = pathlib.Path(options["--output_dir"])
 name, seed = options["--recipe"], int(options["--seed"])
 with open(os.environ["CALLS"], "a") as calls:
-    calls.write(json.dumps(sys.argv[2:]) + "\\n")
+    calls.write(json.dumps(sys.argv[3:]) + "\\n")
 if os.environ.get("FAILING") == name:
     sys.exit("finetune.py: No such luck.")
 top1 = (len(name) + seed) / 1000

@@ -4,6 +4,8 @@ The equations are in :mod:`~hf_tokenmixup.functional`, the models in :mod:`~hf_t
 :mod:`~hf_tokenmixup.training`, images and labels in :mod:`~hf_tokenmixup.data`.
 """
 
+from importlib.metadata import version
+
 from transformers.utils.versions import require_version
 
 # Before the models, whose imports an older version fails at without a word of the reason.
@@ -22,4 +24,4 @@ __all__ = [
     "TokenMixupViTLayer",
     "load_classifier",
 ]
-__version__ = "0.1.0"
+__version__ = version("hf_tokenmixup")

@@ -30,7 +30,7 @@ from hf_tokenmixup.analysis.study_runs import (
 )
 from hf_tokenmixup.hub import paper_benchmark
 
-RECIPES = Path(__file__).parents[2] / "scripts" / "recipes"
+RECIPES = Path(__file__).parents[2] / "src" / "hf_tokenmixup" / "recipes"
 CCT = "cct-7-3x1-cifar100"
 # What a recipe has instead of, or beside, what that of a paper's system has.
 NO_INPUT_MIXING = {"mixup_alpha": 0.0, "cutmix_alpha": 0.0, "mixup_prob": "gone", "mixup_switch_prob": "gone"}

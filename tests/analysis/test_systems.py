@@ -95,7 +95,7 @@ def test_networks_have_the_original_s_parameters(reference, system, key):
     ],
 )
 def test_networks_mix_where_the_recipes_do(size, system, recipe):
-    options = yaml.safe_load((ROOT / "scripts" / "recipes" / f"{recipe}.yaml").read_text())
+    options = yaml.safe_load((ROOT / "src" / "hf_tokenmixup" / "recipes" / f"{recipe}.yaml").read_text())
     network = NETWORKS[size]
     with torch.device("meta"):
         config = network.build(**network.systems[system]).config

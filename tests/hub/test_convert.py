@@ -12,6 +12,7 @@ from golden_cases import FOLDER, cct, load
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
+from hf_tokenmixup.cli import convert
 from hf_tokenmixup.hub import convert_weights, read_weights, recognise
 from hf_tokenmixup.models import (
     CctForImageClassification,
@@ -426,7 +427,7 @@ def test_formats_are_recognised():
 
 
 def test_the_script_converts_tau_and_takes_a_recipe(tmp_path, capsys):
-    main = runpy.run_path(str(SCRIPT))["main"]
+    main = convert.main
     file, names = write(tmp_path / "w.bin", authors_vit(scorenet_layer=3)), tmp_path / "names.txt"
     names.write_text("\n".join("abcdefg") + "\n")
     words = f"{file} {tmp_path / 'out'} --num_attention_heads 4 --label_names {names} --authors_tau 0.2"

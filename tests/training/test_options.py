@@ -12,7 +12,7 @@ from hf_tokenmixup.training import parse_options
 from hf_tokenmixup.training.options import build_parser
 
 ROOT = Path(__file__).parents[2]
-RECIPES = ROOT / "scripts" / "recipes"
+RECIPES = ROOT / "src" / "hf_tokenmixup" / "recipes"
 
 
 def parse(*arguments, recipes=RECIPES):

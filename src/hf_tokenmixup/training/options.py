@@ -155,7 +155,7 @@ def truth(text: str) -> bool:
 def build_parser(description: str) -> HfArgumentParser:
     """The parser of all options; settings of TokenMixup that are not given leave no trace in what it returns."""
     own = HfArgumentParser([ModelArguments, DataArguments, AugmentationArguments, LoraArguments], add_help=False)
-    own.add_argument("--recipe", help="Recipe by name (see scripts/recipes) or path; other flags override it.")
+    own.add_argument("--recipe", help="Recipe by name (see hf_tokenmixup/recipes) or path; other flags override it.")
     group = own.add_argument_group("TokenMixup", "What is not given stays as the model's configuration has it.")
     for setting in dataclasses.fields(TokenMixupSettings):
         default = getattr(TokenMixupSettings(), setting.name)

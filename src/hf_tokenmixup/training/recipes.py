@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+RECIPES = Path(__file__).parents[1] / "recipes"
+
 # What the functions that read an option's text expect, by their names.
 KINDS = {"float": "a number", "int": "a whole number", "str": "text", "string_to_bool": "true or false"}
 KINDS |= {"truth": "true or false", "number_or_none": "a number or none", "count_or_none": "a whole number or none"}

@@ -1,0 +1,328 @@
+"""Train or fine-tune an image classifier with TokenMixup.
+
+  accelerate launch scripts/finetune.py --recipe digits-quickstart
+  accelerate launch scripts/finetune.py --model_name_or_path google/vit-base-patch16-224 --ignore_mismatched_sizes \\
+      --dataset_name uoft-cs/cifar100 --do_train --do_eval --horizontal_layers 3 --vertical_layers 4 \\
+      --output_dir outputs/cifar100
+  accelerate launch scripts/finetune.py --model_name_or_path outputs/cifar100 --dataset_name uoft-cs/cifar100 --do_eval
+
+A recipe is a YAML file of these options (by name from hf_tokenmixup's recipes, or by path); flags override it.
+"""
+
+import dataclasses
+import logging
+import math
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoImageProcessor, PreTrainedModel, ViTImageProcessor, set_seed
+
+from ..analysis import count_macs
+from ..analysis.environment import public_command, public_name
+from ..data import (
+    ImageClassificationData,
+    ImageData,
+    StreamedImages,
+    build_transforms,
+    collate,
+    load_image_dataset,
+    load_image_stream,
+    match_labels,
+)
+from ..data.transforms import probe_image_processor
+from ..hub.cards import TrainingFacts
+from ..hub.publish import PublishingError
+from ..metrics import compute_metrics, top_classes
+from ..models import load_classifier
+from ..training import (
+    CurvesCallback,
+    DataArguments,
+    JsonLinesCallback,
+    ModelArguments,
+    NonFiniteLossError,
+    Options,
+    SavingError,
+    TokenMixupTrainer,
+    TokenMixupTrainingArguments,
+    parse_options,
+)
+from ..training.optimization import check_optimization
+from ..training.recipes import RECIPES
+from ..training.resuming import check_unused, checkpoint_to_resume, newest_complete_checkpoint
+from ..training.space import check_writable
+from .program import exit_with, invocation, program_name
+from .threads import use_physical_cores
+
+METRICS = ("top1", "top5", "loss")
+
+
+def load_image_processor(args: ModelArguments, model: PreTrainedModel):
+    """The model's image processor; for a model from nothing, a plain one of the model's image size.
+
+    Raises:
+        ValueError: for an image size beside an image processor that has its own, and for impossible numbers.
+    """
+    for flag, numbers in (("--image_mean", args.image_mean), ("--image_std", args.image_std)):
+        wrong = numbers is not None and any(not math.isfinite(x) or flag == "--image_std" and x <= 0 for x in numbers)
+        if wrong or numbers is not None and len(numbers) not in (1, 3):
+            what = "numbers above 0" if flag == "--image_std" else "finite numbers"
+            raise ValueError(f"{flag} must be three {what}, or one for all channels, got {numbers}.")
+    name = args.image_processor_name or args.model_name_or_path
+    if name is None:
+        size = getattr(model.config, "image_size", 224) if args.image_size is None else args.image_size
+        height, width = size if isinstance(size, list | tuple) else (size, size)
+        if min(height, width) < 1:
+            raise ValueError(f"--image_size must be at least 1, got {size}.")
+        processor = ViTImageProcessor(size={"height": height, "width": width})
+    elif args.image_size is not None:
+        raise ValueError(
+            f"--image_size is for models from nothing; the image processor of {name} has a size of its own."
+        )
+    else:
+        try:
+            processor = AutoImageProcessor.from_pretrained(name, **hub_options(args))
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"No image processor {name!r}: expected a folder with a preprocessor_config.json or the name of a "
+                f"model on the Hub; --image_processor_name takes another than the model's. ({error})"
+            ) from error
+    for key in ("image_mean", "image_std"):
+        if getattr(args, key) is not None:
+            setattr(processor, key, getattr(args, key))
+    return processor
+
+
+def hub_options(args: ModelArguments) -> dict[str, Any]:
+    options = {"revision": args.model_revision, "token": args.token, "cache_dir": args.cache_dir}
+    return {key: value for key, value in options.items() if value is not None}
+
+
+def training_images(
+    data: ImageData, transform: Callable, options: DataArguments, seed: int
+) -> ImageClassificationData | StreamedImages:
+    given = {"image_column": data.image_column, "label_column": data.label_column, "split": data.train_split}
+    if options.streaming:
+        given |= {"shuffle_buffer": options.shuffle_buffer, "num_images": data.num_train}
+        return StreamedImages(data.train, transform, seed=seed, **given)
+    return ImageClassificationData(data.train, transform, seed=seed, cache_gib=options.image_cache_gib, **given)
+
+
+def evaluation_images(
+    data: ImageData, transform: Callable, options: DataArguments, label_map: Sequence[int] | None
+) -> ImageClassificationData | StreamedImages:
+    given = {"image_column": data.image_column, "label_column": data.label_column, "split": data.eval_split}
+    if options.streaming:
+        return StreamedImages(data.evaluation, transform, label_map=label_map, **given)
+    cache = options.image_cache_gib
+    return ImageClassificationData(data.evaluation, transform, label_map=label_map, cache_gib=cache, **given)
+
+
+def check_base_of_adapters(model_args: ModelArguments, args: TokenMixupTrainingArguments) -> None:
+    """
+    Raises:
+        ValueError: the model that LoRA is to adapt has fresh weights, or is what the training itself overwrites.
+    """
+    name = model_args.model_name_or_path
+    if model_args.from_scratch:
+        raise ValueError("--lora_rank adapts a trained model, and --from_scratch gives none: leave one of them out.")
+    if args.do_train and name is not None and Path(name).resolve() == Path(args.output_dir).resolve():
+        raise ValueError(
+            f"With --lora_rank, checkpoints hold the adapters alone and need the model in {name} as it is: name "
+            "another --output_dir."
+        )
+
+
+def report(metrics: dict[str, float], trainer: TokenMixupTrainer) -> None:
+    """Print what came out, and where it lies."""
+    folder = Path(trainer.args.output_dir)
+    lines = []
+    if "eval_top1" in metrics:
+        lines.append(f"top-1 {metrics['eval_top1']:.2%}   top-5 {metrics['eval_top5']:.2%}")
+    if trainer.args.do_train:
+        lines.append(f"model    {folder}")
+    names = ("all_results.json", JsonLinesCallback.file_name, CurvesCallback.file_name)
+    for what, name in zip(("metrics", "log", "curves"), names, strict=True):
+        if (folder / name).exists():
+            lines.append(f"{what:8} {folder / name}")
+    print("\n" + "\n".join(lines))
+
+
+def card_facts(options: Options, arguments: list[str], data: ImageData) -> dict[str, Any]:
+    """What the model card tells of this run and the trainer cannot know."""
+    model_args, data_args, args = options.model, options.data, options.training
+    launcher = "accelerate launch" + (f" --num_processes {args.world_size}" if args.world_size > 1 else "")
+    source = data_args.dataset_name or data_args.train_dir or data_args.validation_dir
+    dataset = {"dataset": public_name(source), "dataset_config": data_args.dataset_config_name}
+    training = TrainingFacts(
+        **dataset,
+        base_model=None if model_args.from_scratch else model_args.model_name_or_path,
+        train_split=data.train_split,
+        recipe=options.recipe,
+        command=public_command(f"{launcher} {invocation('finetune')}", arguments),
+        hyperparameters=dataclasses.asdict(options.augmentation),
+    )
+    # evaluate.py holds images out of `train` alone: a result that no command repeats stays out of the card.
+    if not args.do_eval or (data.eval_held_out and data_args.train_split != "train"):
+        return {"training_facts": training}
+    names = "dataset_name dataset_config_name validation_dir label_column_name eval_split max_eval_samples".split()
+    given = [f"--{name}={getattr(data_args, name)}" for name in names if getattr(data_args, name) is not None]
+    if data.eval_held_out:
+        given += [f"--train_val_split={data_args.train_val_split}"]
+    if data.eval_held_out or data_args.max_eval_samples:
+        given += [f"--seed={args.seed}"]
+    given += [f"--dtype={dtype}" for dtype in ("bf16", "fp16") if getattr(args, dtype)]
+    evaluation = {
+        **dataset,
+        "dataset_revision": data.revision,
+        "dataset_fingerprint": data.eval_fingerprint,
+        "split": data.eval_split,
+        "command": public_command(f"python {invocation('evaluate')} {{model}}", given),
+    }
+    return {"training_facts": training, "evaluation_facts": evaluation}
+
+
+def load_data(data_args: DataArguments, model_args: ModelArguments, args: TokenMixupTrainingArguments) -> ImageData:
+    names = """dataset_name dataset_config_name train_dir validation_dir image_column_name label_column_name
+        train_split eval_split max_train_samples max_eval_samples""".split()
+    given = {name: getattr(data_args, name) for name in names}
+    given |= {"cache_dir": model_args.cache_dir, "token": model_args.token}
+    given |= {"do_train": args.do_train, "do_eval": args.do_eval}
+    if data_args.streaming:
+        return load_image_stream(**given)
+    with args.main_process_first(desc="loading the dataset"):
+        return load_image_dataset(validation_fraction=data_args.train_val_split, seed=args.seed, **given)
+
+
+def prepare(arguments: Sequence[str]) -> TokenMixupTrainer:
+    """Everything up to the first step: options, data, model, trainer."""
+    options = parse_options(arguments, RECIPES, __doc__)
+    model_args, data_args, augmentation, args, _, lora, tokenmixup = options
+    if not (args.do_train or args.do_eval):
+        raise ValueError("Nothing to do: give --do_train, --do_eval or both (a recipe may do so).")
+    logging.basicConfig(format="%(message)s", level=logging.WARNING if args.should_log else logging.ERROR)
+    use_physical_cores(args.device)
+    set_seed(args.seed)
+    check_writable(args.output_dir)
+    if args.resume_from_checkpoint is not None:
+        args.resume_from_checkpoint = checkpoint_to_resume(args.resume_from_checkpoint, args.output_dir)
+    elif args.do_train:
+        check_unused(args.output_dir)
+    if lora.lora_rank:
+        check_base_of_adapters(model_args, args)
+    if args.do_train:
+        check_optimization(args)
+    if args.metric_for_best_model is not None and args.metric_for_best_model.removeprefix("eval_") not in METRICS:
+        raise ValueError(
+            f"--metric_for_best_model must be one of {', '.join(METRICS)}, got {args.metric_for_best_model!r}."
+        )
+
+    data = load_data(data_args, model_args, args)
+    model = load_classifier(
+        model_args.model_name_or_path,
+        model_type=model_args.model_type,
+        from_scratch=model_args.from_scratch,
+        plain=not args.do_train,
+        label_names=data.label_names if args.do_train else None,
+        tokenmixup=tokenmixup,
+        config_overrides=model_args.config_changes(),
+        ignore_mismatched_sizes=model_args.ignore_mismatched_sizes,
+        attn_implementation=model_args.attn_implementation,
+        **hub_options(model_args),
+    )
+    label_map = None
+    if args.do_train and lora.lora_rank:
+        model = lora.apply(model)
+        if args.should_log:
+            model.print_trainable_parameters()
+    if not args.do_train:
+        known = [model.config.id2label[number] for number in range(model.config.num_labels)]
+        label_map = match_labels(known, data.label_names, data_args.label_mapping)
+    processor = load_image_processor(model_args, model)
+    train_transform, eval_transform = build_transforms(processor, **dataclasses.asdict(augmentation))
+    (height, width), *_ = probe_image_processor(processor)
+    count_macs(model, (3, height, width))  # a size that the model does not take is told here
+    train_dataset, eval_dataset = None, None
+    if args.do_train:
+        train_dataset = training_images(data, train_transform, data_args, args.seed)
+    if args.do_eval:
+        eval_dataset = evaluation_images(data, eval_transform, data_args, label_map)
+    return TokenMixupTrainer(
+        model=model,
+        args=args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        data_collator=collate,
+        processing_class=processor,
+        compute_metrics=compute_metrics,
+        preprocess_logits_for_metrics=top_classes,
+        callbacks=[JsonLinesCallback(), CurvesCallback()] if args.do_train else None,
+        **card_facts(options, arguments, data),
+    )
+
+
+def run(trainer: TokenMixupTrainer) -> None:
+    """Train, evaluate, save, and tell where things lie."""
+    args, metrics = trainer.args, {}
+    if args.do_train:
+        result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        if trainer.terminated:
+            # As a program has it that ends by this signal; a cluster does not leave the time for more.
+            sys.exit(128 + signal.SIGTERM)
+        # By itself it would upload too, before there is anything to tell in the card.
+        trainer.save_model(_internal_call=True)
+        trainer.save_metrics("train", result.metrics)
+        trainer.save_state()
+        metrics |= result.metrics
+    if args.do_eval:
+        evaluated = trainer.evaluate()
+        trainer.save_metrics("eval", evaluated)
+        metrics |= evaluated
+    if args.do_train:
+        trainer.create_model_card()
+    if trainer.is_world_process_zero():
+        report(metrics, trainer)
+    if args.push_to_hub:
+        commit = trainer.push_to_hub()
+        if commit is not None:
+            print(f"on the Hub  {commit.repo_url}")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Prepare a training run and run it.
+
+    Raises:
+        ValueError: for an option, a model or data that cannot be used.
+        SystemExit: after SIGTERM or an interruption.
+    """
+    run(prepare(arguments))
+
+
+def entry_point() -> None:
+    program = program_name()
+    try:
+        trainer = prepare(sys.argv[1:])
+    except (ValueError, OSError) as error:
+        exit_with(error)
+    try:
+        run(trainer)
+    except KeyboardInterrupt:
+        newest = newest_complete_checkpoint(trainer.args.output_dir)
+        found = "no checkpoint was written yet" if newest is None else f"--resume_from_checkpoint last is {newest}"
+        print(f"\n{program}: interrupted; {found}.", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    except PublishingError as error:
+        sys.exit(f"{program}: the training is complete, the upload is not. {error}")
+    except (ValueError, NonFiniteLossError, SavingError) as error:
+        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        if not raised_in.is_relative_to(Path(__file__).parents[1]):
+            # Not an error that this package raises: its traceback is worth seeing.
+            raise
+        exit_with(error)
+
+
+if __name__ == "__main__":
+    entry_point()

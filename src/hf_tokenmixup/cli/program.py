@@ -1,0 +1,35 @@
+"""What all commands share: the name of the running program, and errors as one line."""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+CONSOLE_COMMAND = "hf-tokenmixup"
+
+
+def program_name() -> str:
+    """The running program: `finetune.py`, or `hf-tokenmixup finetune`."""
+    return Path(sys.argv[0]).name
+
+
+def invocation(name: str) -> str:
+    """What runs command `name` after `python` or `accelerate launch`: its script, or its module outside of a clone."""
+    program = Path(sys.argv[0])
+    installed = program.name.startswith(CONSOLE_COMMAND) or program.resolve().parent == Path(__file__).parent
+    return f"-m hf_tokenmixup.cli.{name}" if installed else f"scripts/{name}.py"
+
+
+def exit_with(error: object) -> NoReturn:
+    """End the process with status 1 and one line on stderr."""
+    sys.exit(f"{program_name()}: {' '.join(str(error).split())}")
+
+
+def run_command(
+    main: Callable[[Sequence[str]], None], errors: tuple[type[BaseException], ...] = (ValueError, OSError)
+) -> None:
+    """Run `main` with the command line's arguments; exceptions of the types `errors` end the process with one line."""
+    try:
+        main(sys.argv[1:])
+    except errors as error:
+        exit_with(error)
