@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard
 
 from .functional import ASSIGNMENTS, RELABELS, SALIENCY_QUERIES, TOKEN_SELECTIONS, check_choice
 from .horizontal import SCORENET_POOLINGS
@@ -71,6 +71,12 @@ class TokenMixupSettings:
         "horizontal",
         "counts",
     ]
+
+    if TYPE_CHECKING:
+        # A family's configuration sets these.
+        num_hidden_layers: int
+        num_prefix_tokens: int
+        num_patch_tokens: int
 
     @property
     def tokenmixup_enabled(self) -> bool:
@@ -145,8 +151,8 @@ class TokenMixupSettings:
 
     @staticmethod
     def _check_number(name: str, value: object, otherwise: str = "") -> None:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not (number and math.isfinite(value) and value >= 0):
+        number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+        if not (math.isfinite(number) and number >= 0):
             raise ValueError(f"{name} must be a finite number of at least 0{otherwise}; got {value!r}.")
 
     @staticmethod
@@ -155,5 +161,5 @@ class TokenMixupSettings:
             raise ValueError(f"{name} must be an integer between 0 and {most} ({meaning}), got {value!r}.")
 
 
-def _is_integer(value: object) -> bool:
+def _is_integer(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)

@@ -6,7 +6,7 @@ are prefix tokens (CLS, registers), T = N - P patch tokens, D hidden size, H hea
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +45,7 @@ def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def source(generator: torch.Generator | None) -> dict[str, torch.Generator]:
+def source(generator: torch.Generator | None) -> dict[str, Any]:
     """The generator as a keyword, left out if None: with one of None, ``torch.compile`` draws no varying number."""
     return {} if generator is None else {"generator": generator}
 
@@ -144,10 +144,10 @@ def saliency_gain(saliency: torch.Tensor, rho: float) -> torch.Tensor:
     saliency = torch.where(finite[:, None], saliency, 0.0)
     saliency = saliency.to(torch.float32 if saliency.device.type == "mps" else torch.float64)
     # Above the largest possible difference every rho gives zero; capping it keeps the sums free of cancellation.
-    rho = (saliency.amax() - saliency.amin()).clamp(max=rho)
+    threshold = (saliency.amax() - saliency.amin()).clamp(max=rho)
     total = saliency.sum(dim=1)
-    absolute = torch.cdist(saliency + rho, saliency, p=1)
-    signed = total[None, :] - total[:, None] - rho * saliency.shape[1]
+    absolute = torch.cdist(saliency + threshold, saliency, p=1)
+    signed = total[None, :] - total[:, None] - threshold * saliency.shape[1]
     gain = (0.5 * (absolute + signed)).clamp(min=0.0)
     return torch.where(finite[:, None] & finite[None, :], gain, 0.0)
 

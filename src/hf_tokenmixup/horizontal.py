@@ -62,7 +62,7 @@ class ScoreNet(nn.Module):
             patches = hidden[:, self.num_prefix_tokens :]
             if self.pooling == "cls":
                 pooled = hidden[:, 0]
-            elif self.pooling == "mean":
+            elif self.attention is None:
                 pooled = patches.mean(dim=1)
             else:
                 weight = self.attention(patches).softmax(dim=1)  # (B, T, 1)

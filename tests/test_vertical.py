@@ -1,0 +1,70 @@
+"""The memory of vertical layers: which tokens it collects, in which order, and where their gradients flow."""
+
+import pytest
+import torch
+
+from hf_tokenmixup.vertical import VerticalMemory
+
+BATCH, TOKENS, HIDDEN, KAPPA = 3, 7, 4, 2
+
+
+def layer_inputs(layers, prefix):
+    """Tokens (B, N, D) with gradients and saliency (B, T) of `layers` layers."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = [torch.randn(BATCH, TOKENS, HIDDEN, generator=generator).requires_grad_() for _ in range(layers)]
+    saliency = [torch.rand(BATCH, TOKENS - prefix, generator=generator) for _ in range(layers)]
+    return hidden, saliency
+
+
+def collected(hidden, saliency, prefix, detach=False):
+    memory = VerticalMemory(KAPPA, detach, prefix)
+    for tokens, scores in zip(hidden, saliency, strict=True):
+        memory.collect(tokens, scores)
+    return memory
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 3])
+def test_memory_of_several_layers_holds_their_salient_patch_tokens_earliest_layer_first(prefix):
+    hidden, saliency = layer_inputs(3, prefix)
+    memory = collected(hidden, saliency, prefix)
+    expected = torch.stack(
+        [
+            torch.stack(
+                [
+                    tokens[image, prefix + index]
+                    for tokens, scores in zip(hidden, saliency, strict=True)
+                    for index in sorted(range(TOKENS - prefix), key=lambda i: -scores[image, i].item())[:KAPPA]
+                ]
+            )
+            for image in range(BATCH)
+        ]
+    )
+    assert torch.equal(memory.tokens(), expected)
+    assert memory.num_tokens == 3 * KAPPA
+
+
+@pytest.mark.parametrize("detach", [False, True])
+def test_memory_passes_gradients_to_the_collected_tokens_unless_detached(detach):
+    hidden, saliency = layer_inputs(2, prefix=1)
+    tokens = collected(hidden, saliency, prefix=1, detach=detach).tokens()
+    assert tokens.requires_grad is not detach
+    if detach:
+        return
+    tokens.sum().backward()
+    for layer, scores in zip(hidden, saliency, strict=True):
+        salient = torch.zeros(BATCH, TOKENS, dtype=torch.bool)
+        salient[:, 1:].scatter_(1, scores.topk(KAPPA, dim=1).indices, True)
+        assert torch.equal(layer.grad, salient[:, :, None].expand_as(layer).float())
+
+
+def test_memory_without_a_layer_holds_no_token():
+    assert VerticalMemory(KAPPA, False, 1).num_tokens == 0
+
+
+def test_two_memories_do_not_share_tokens():
+    hidden, saliency = layer_inputs(2, prefix=1)
+    first, second = VerticalMemory(KAPPA, False, 1), VerticalMemory(KAPPA, False, 1)
+    first.collect(hidden[0], saliency[0])
+    second.collect(hidden[1], saliency[1])
+    assert (first.num_tokens, second.num_tokens) == (KAPPA, KAPPA)
+    assert not torch.equal(first.tokens(), second.tokens())
