@@ -207,6 +207,33 @@ def test_gradient_checkpointing_changes_nothing(build, reentrant, settings, imag
     assert len(calls) == 2
 
 
+TRAINED = {
+    "all but embeddings": lambda name: "embeddings" not in name,
+    "last layers and head": lambda name: ".layers.2." in name or ".layers.3." in name or name.startswith("classifier"),
+    "head": lambda name: name.startswith("classifier") or ".scorenet." in name,
+    "every second layer": lambda name: ".layers.1." in name or ".layers.3." in name,
+    "biases of layers": lambda name: ".layers." in name and name.endswith(".bias"),
+    "one weight of layer 2": lambda name: ".layers.2." in name and name.endswith(".weight") and ".norm" not in name,
+    "attention pooling and head": lambda name: ".layers." not in name and "embeddings" not in name,
+}
+
+
+@pytest.mark.parametrize("trained", TRAINED)
+@pytest.mark.parametrize("kwargs", [{"use_reentrant": True}, {"preserve_rng_state": True}])
+@pytest.mark.parametrize("settings", [{}, BOTH])
+@pytest.mark.filterwarnings("error:None of the inputs have requires_grad", "ignore:torch.utils.checkpoint")
+def test_gradient_checkpointing_with_frozen_weights_gives_the_same_gradients(
+    build, trained, kwargs, settings, images, labels
+):
+    model = build(**settings, **DROPOUT)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(TRAINED[trained](name))
+    expected = step(model, images, labels)
+    assert len(expected[1]) == sum(parameter.requires_grad for parameter in model.parameters())
+    model.gradient_checkpointing_enable(kwargs)
+    assert_same_step(expected, step(model, images, labels))
+
+
 def test_checkpointing_asked_for_by_the_configuration(build):
     config = build(**BOTH).config
     config.gradient_checkpointing = True

@@ -1,6 +1,7 @@
 """Trainings that save memory or time: the same weights as without, checkpoints too."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -48,6 +49,35 @@ def test_gradient_checkpointing_trains_the_same_weights(arguments, make_model, r
     assert model.is_gradient_checkpointing and not expected.model.is_gradient_checkpointing
     for name, tensor in weights(expected.model).items():
         assert torch.equal(model.state_dict()[name], tensor), name
+
+
+def plain_cct():
+    return tokenmixup_cct().published()
+
+
+@pytest.mark.parametrize("make_model", [tokenmixup_vit, tokenmixup_cct, plain_vit, plain_cct])
+@pytest.mark.parametrize("frozen", [("embeddings",), ("embeddings", ".layers.0.", ".layers.1.")])
+def test_gradient_checkpointing_reentrant_with_frozen_weights_trains_the_others(arguments, make_model, frozen):
+    ends = []
+    for reentrant in (None, False, True):
+        model = make_model()
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(not any(part in name for part in frozen))
+        settings = {"max_steps": 2, "logging_steps": 1, "max_grad_norm": 1.0}
+        if reentrant is not None:
+            settings |= {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": reentrant}}
+        before = weights(model)
+        trainer = train(model, arguments(**settings))
+        # A second run on the same model: the layers are set up for it again.
+        trainer.train()
+        norms = [line["grad_norm"] for line in trainer.state.log_history if "grad_norm" in line]
+        ends.append((weights(model), norms))
+        moved = {name for name, tensor in weights(model).items() if not torch.equal(tensor, before[name])}
+        assert moved == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        pickle.dumps(model)
+    for other, norms in ends[1:]:
+        assert norms == ends[0][1]
+        assert all(torch.equal(other[name], tensor) for name, tensor in ends[0][0].items())
 
 
 @pytest.mark.parametrize("make_model", [tokenmixup_vit, tokenmixup_cct], ids=["vit", "cct"])

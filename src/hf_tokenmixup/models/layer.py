@@ -13,6 +13,7 @@ from ..functional import blend, manifold_mix
 from ..horizontal import ScoreNet, horizontal_step
 from ..saliency import attention_saliency, evaluation_mode, random_saliency
 from .adapters import adapter_layers
+from .gradient_checkpointing import checkpoint_layer
 from .state import MixingState
 
 
@@ -59,7 +60,7 @@ class TokenMixupLayer(nn.Module):
             hidden_states, memory = self.mix(hidden_states, tokenmixup)
         layer = partial(self.plain_forward, **kwargs)
         if self.gradient_checkpointing and self.training:
-            return self._gradient_checkpointing_func(layer, hidden_states, attention_mask, memory)
+            return checkpoint_layer(self._gradient_checkpointing_func, layer, hidden_states, attention_mask, memory)
         return layer(hidden_states, attention_mask, memory)
 
     def normed(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..analysis.curves import plot_training_curves
+from ..models.gradient_checkpointing import checkpoint_frozen_inputs
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +87,19 @@ class EpochCallback(TrainerCallback):
         if hasattr(dataset, "set_epoch"):
             dataset.set_epoch(self.epoch)
         self.epoch += 1
+
+
+class CheckpointedLayersCallback(TrainerCallback):
+    """Give the layers of a plain model their gradients under gradient checkpointing, whatever is frozen before them.
+
+    `TokenMixupTrainer` adds this callback itself. The Trainer turns on gradient checkpointing in `train`, before it
+    calls `on_train_begin`.
+    """
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model=None, **kwargs
+    ):
+        checkpoint_frozen_inputs(model)
 
 
 def _finite(value: Any) -> Any:

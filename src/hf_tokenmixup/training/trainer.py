@@ -16,7 +16,7 @@ from transformers.trainer_utils import EvalLoopOutput, unwrap_peft_model
 from ..data import InputMixing, StreamedImages
 from ..models import TokenMixupModel, adapter_layers
 from .arguments import TokenMixupTrainingArguments
-from .callbacks import EpochCallback
+from .callbacks import CheckpointedLayersCallback, EpochCallback
 from .counts import StepCounts
 from .faults import LossGuard
 from .layout import channels_last, expect_other_batch_sizes, match_state_to_weights, weights_put_back
@@ -82,6 +82,7 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
             shard_by_layers(self.accelerator.state.fsdp_plugin, self.bare_model)
         self._fit_to(self.inner_model)
         self.add_callback(EpochCallback())
+        self.add_callback(CheckpointedLayersCallback())
         self._counts = StepCounts()
         self._guard = LossGuard(args.skip_nonfinite_steps)
 
@@ -208,9 +209,6 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
                 "A model with adapters cannot be merged while FSDP or DeepSpeed keeps it in parts: train on several "
                 "devices without these, as `accelerate launch --multi_gpu` does."
             )
-        if self.args.gradient_checkpointing and (self.args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
-            # That kind passes over a layer whose input needs no gradient, as behind frozen embeddings.
-            self.inner_model.enable_input_require_grads()
 
     def _own_images(self, images: int) -> int:
         """How many of an evaluation's batch count: with several processes, the last is filled up with images again."""
