@@ -11,6 +11,7 @@ from hf_tokenmixup.saliency import (
     attention_saliency,
     evaluation_mode,
     gradient_saliency,
+    queries_of_inputs,
     random_saliency,
     received_attention,
 )
@@ -48,6 +49,28 @@ def test_received_attention_in_chunks(queries, elements):
     attention = (query @ key.transpose(2, 3) * 0.5).softmax(dim=-1)
     received = received_attention(query[:, :, :queries], key, 0.5, max_elements=elements)
     torch.testing.assert_close(received, attention[:, :, :queries].mean(dim=(1, 2)), atol=1e-7, rtol=1e-6)
+
+
+@pytest.mark.parametrize("elements", [1, 2**24])
+@pytest.mark.parametrize("queries", [1, 3])
+def test_received_attention_with_shared_keys_equals_that_with_projected_keys(queries, elements):
+    query, inputs, projection = torch.randn(2, 3, queries, 4), torch.randn(2, 7, 12), torch.nn.Linear(12, 12)
+    keys = projection(inputs).unflatten(-1, (3, 4)).transpose(1, 2)
+    expected = (query @ keys.transpose(2, 3) * 0.5).softmax(dim=-1).mean(dim=(1, 2))
+    moved = queries_of_inputs(query, projection.weight)
+    received = received_attention(moved, inputs[:, None], 0.5, max_elements=elements)
+    torch.testing.assert_close(received, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_attention_saliency_with_a_wrapped_key_projection_uses_the_wrapper(model, outputs):
+    """A hook stands for adapters and other wrappers, whose keys are not those of the weight."""
+    layer, hidden = copy.deepcopy(model.vit.layers[1]), outputs.hidden_states[1]
+    plain = attention_saliency([layer], hidden, 1)
+    hook = layer.attention.k_proj.register_forward_hook(lambda module, inputs, output: output)
+    torch.testing.assert_close(attention_saliency([layer], hidden, 1), plain, atol=1e-7, rtol=1e-6)
+    hook.remove()
+    layer.attention.k_proj.register_forward_hook(lambda module, inputs, output: 0 * output)
+    torch.testing.assert_close(attention_saliency([layer], hidden, 1), torch.full_like(plain, 1 / hidden.shape[1]))
 
 
 @pytest.mark.parametrize("training", [False, True])

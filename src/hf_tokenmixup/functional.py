@@ -17,6 +17,9 @@ TOKEN_SELECTIONS = ("saliency", "random")
 RELABELS = ("saliency", "count")
 SALIENCY_QUERIES = ("cls", "mean")
 
+# A CUDA graph cannot contain a copy to the CPU. A compiler that knows the tag splits the graph at the operator.
+NOT_CAPTURED: dict[str, Any] = {"tags": [torch.Tag.cudagraph_unsafe]} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
+
 
 class HorizontalMix(NamedTuple):
     """What :func:`horizontal_mix` returns.
@@ -152,7 +155,7 @@ def saliency_gain(saliency: torch.Tensor, rho: float) -> torch.Tensor:
     return torch.where(finite[:, None] & finite[None, :], gain, 0.0)
 
 
-@torch.library.custom_op("hf_tokenmixup::optimal_assignment", mutates_args=())
+@torch.library.custom_op("hf_tokenmixup::optimal_assignment", mutates_args=(), **NOT_CAPTURED)
 def _optimal_assignment(gain: torch.Tensor, easy: torch.Tensor, group_size: int | None) -> torch.Tensor:
     # One tensor holds both, so that one copy brings both to the host.
     packed = torch.cat([gain, easy[:, None].to(gain.dtype)], dim=1).cpu()

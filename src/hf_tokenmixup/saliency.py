@@ -25,7 +25,11 @@ class AttentionLayer(Protocol):
     """What a layer offers to the detector. All of it in evaluation mode: no dropout, whatever ``training`` says."""
 
     def query_and_key(self, hidden: torch.Tensor, cls_query_only: bool) -> tuple[torch.Tensor, torch.Tensor, float]:
-        """(B, H, Q, d) queries, (B, H, N, d) keys of the layer's input (B, N, D), and the scale of their product."""
+        """Queries, keys of the layer's input (B, N, D), and the scale of their product.
+
+        Either (B, H, Q, d) and (B, H, N, d), or (B, H, Q, D) and (B, 1, N, D), keys that all heads share (see
+        :func:`queries_of_inputs`). A term that is the same for all keys of a query may be missing from the product.
+        """
 
     def attention_weights(self, hidden: torch.Tensor) -> torch.Tensor:
         """(B, H, N, N) probabilities, as ``output_attentions=True`` returns them."""
@@ -41,7 +45,7 @@ def received_attention(
 
     Args:
         query: (B, H, Q, d).
-        key: (B, H, N, d).
+        key: (B, H, N, d), or (B, 1, N, d) for keys that all heads share.
         scale: factor on the dot products.
         max_elements: how many elements of the attention map may exist at a time (at least one query is computed).
 
@@ -57,12 +61,13 @@ def received_attention(
 def _received_attention(query: torch.Tensor, key: torch.Tensor, scale: float, max_elements: int) -> torch.Tensor:
     batch, heads, num_queries, _ = query.shape
     num_tokens = key.shape[2]
-    query, key = at_least_float32(query), at_least_float32(key).transpose(2, 3)
-    rows = max(1, max_elements // (batch * heads * num_tokens))
-    received = query.new_zeros(batch, num_tokens)
-    for chunk in query.split(rows, dim=2):
-        received = received + (chunk @ key * scale).softmax(dim=-1).sum(dim=(1, 2))
-    return received / (heads * num_queries)
+    query, key = at_least_float32(query) * scale, at_least_float32(key).transpose(2, 3)
+    if key.shape[1] < heads:
+        # Heads become queries of one head: a broadcast product would copy the keys for each of them.
+        query = query.flatten(1, 2)[:, None]
+    rows = max(1, max_elements // (batch * query.shape[1] * num_tokens))
+    chunks = [(chunk @ key).softmax(dim=-1).sum(dim=(1, 2)) for chunk in query.split(rows, dim=2)]
+    return sum(chunks[1:], chunks[0]) / (heads * num_queries)
 
 
 _received_attention_op = torch.library.custom_op(
@@ -74,6 +79,25 @@ _received_attention_op = torch.library.custom_op(
 def _(query: torch.Tensor, key: torch.Tensor, scale: float, max_elements: int) -> torch.Tensor:
     dtype = torch.promote_types(query.dtype, torch.float32)
     return query.new_empty((query.shape[0], key.shape[2]), dtype=dtype)
+
+
+def queries_of_inputs(query: torch.Tensor, key_weight: torch.Tensor) -> torch.Tensor:
+    """Queries whose products with a layer's normed inputs x are those with its keys, W_k x.
+
+    q . (W_k x + b_k) is (W_k^T q) . x and a term q . b_k, which is the same for all keys and drops out of the softmax:
+    a few queries need no projection of all N tokens.
+
+    Args:
+        query: (B, H, Q, d).
+        key_weight: (H * d, D) weight of the key projection.
+
+    Returns:
+        (B, H, Q, D) in float32 or wider.
+    """
+    batch, heads, num_queries, _ = query.shape
+    query = at_least_float32(query).transpose(0, 1).flatten(1, 2)  # (H, B * Q, d)
+    projected = torch.bmm(query, at_least_float32(key_weight).unflatten(0, (heads, -1)))
+    return projected.unflatten(1, (batch, num_queries)).transpose(0, 1)
 
 
 def attention_saliency(

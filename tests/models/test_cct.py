@@ -141,3 +141,23 @@ def test_impossible_configurations_are_refused(changes, message):
 def test_images_of_other_channels_are_refused():
     with pytest.raises(ValueError, match="Expected images of 3 channels, got 1"):
         CctModel(CctConfig(**SMALL))(torch.zeros(1, 1, 32, 32))
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_tokenizer_pools_before_relu_with_the_values_and_gradients_of_the_released_order(layers):
+    torch.manual_seed(0)
+    tokenizer = CctModel(CctConfig(hidden_size=16, num_conv_layers=layers, num_attention_heads=2)).embeddings.tokenizer
+    images = torch.randn(2, 3, 32, 32)
+
+    def released_order(hidden):
+        for convolution in tokenizer.layers:
+            hidden = tokenizer.pool(convolution(hidden.contiguous(memory_format=torch.channels_last)).relu())
+        return hidden.flatten(2).transpose(1, 2)
+
+    results = []
+    for run in (tokenizer, released_order):
+        pixels = images.clone().requires_grad_()
+        tokens = run(pixels)
+        weights = [convolution.weight for convolution in tokenizer.layers]
+        results.append([tokens, *torch.autograd.grad(tokens.square().sum(), [pixels, *weights])])
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*results, strict=True))

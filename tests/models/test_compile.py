@@ -224,3 +224,8 @@ def test_compiled_to_machine_code(name):
                 gradients.append((output.loss, model.classifier.weight.grad, output.targets))
             for expected, got in zip(*gradients, strict=True):
                 torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.skipif(not hasattr(torch.Tag, "cudagraph_unsafe"), reason="this torch cannot split a CUDA graph")
+def test_optimal_assignment_is_kept_out_of_cuda_graphs():
+    assert torch.Tag.cudagraph_unsafe in torch.ops.hf_tokenmixup.optimal_assignment.default.tags

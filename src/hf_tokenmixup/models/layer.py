@@ -141,6 +141,11 @@ class TokenMixupLayer(nn.Module):
             )
 
 
+def has_plain_weight(projection: nn.Module) -> bool:
+    """Whether a projection is its weight and bias alone, without an adapter, a hook or another wrapper."""
+    return type(projection) is nn.Linear and not (projection._forward_hooks or projection._forward_pre_hooks)
+
+
 def unshard(module: nn.Module) -> None:
     """Under FSDP2, put the weights of a module together outside of its forward, which then finds them so."""
     if isinstance(module, FSDPModule):

@@ -11,7 +11,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.vit.modeling_vit import ViTAttention, ViTLayer, eager_attention_forward
 
 from ..configuration import TokenMixupSettings
-from .layer import TokenMixupLayer
+from ..saliency import queries_of_inputs
+from .layer import TokenMixupLayer, has_plain_weight
 from .mixing import TokenMixupModel
 
 
@@ -100,10 +101,11 @@ class TokenMixupViTLayer(TokenMixupLayer, ViTLayer):
 
     def query_and_key(self, hidden: torch.Tensor, cls_query_only: bool) -> tuple[torch.Tensor, torch.Tensor, float]:
         """See :class:`~hf_tokenmixup.saliency.AttentionLayer`."""
-        normed = self.normed(hidden)
-        query = self.attention.q_proj(normed[:, :1] if cls_query_only else normed)
-        key = self.attention.k_proj(normed)
-        return split_heads(self.attention, query), split_heads(self.attention, key), self.attention.scaling
+        attention, normed = self.attention, self.normed(hidden)
+        query = split_heads(attention, attention.q_proj(normed[:, :1] if cls_query_only else normed))
+        if cls_query_only and has_plain_weight(attention.k_proj):
+            return queries_of_inputs(query, attention.k_proj.weight), normed[:, None], attention.scaling
+        return query, split_heads(attention, attention.k_proj(normed)), attention.scaling
 
     def propagate(self, hidden: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
         """See :class:`~hf_tokenmixup.saliency.AttentionLayer`."""

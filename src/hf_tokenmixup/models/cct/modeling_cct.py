@@ -54,7 +54,8 @@ class CctTokenizer(nn.Module):
         for convolution in self.layers:
             hidden = convolution(hidden)
             if self.pool is not None:
-                hidden = self.pool(nn.functional.relu(hidden))
+                # In this order the ReLU sees fewer elements; values and gradients are those of the other, bit for bit.
+                hidden = nn.functional.relu(self.pool(hidden))
         return hidden.flatten(2).transpose(1, 2)
 
 
@@ -125,9 +126,11 @@ class CctAttention(nn.Module):
 
     def query_key_value(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """(B, N, D) to three (B, H, N, d)."""
-        return (
-            self.qkv(hidden_states).unflatten(-1, (3, self.num_attention_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
-        )
+        return self.split_heads(self.qkv(hidden_states), 3)
+
+    def split_heads(self, projected: torch.Tensor, parts: int) -> torch.Tensor:
+        """(B, N, parts * D) to (parts, B, H, N, d)."""
+        return projected.unflatten(-1, (parts, self.num_attention_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
 
     def attend(self, query, key, value, attention_mask=None, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Queries (B, H, N, d), keys and values (B, H, M, d) to (B, N, D), and the weights (B, H, N, M) if eager."""

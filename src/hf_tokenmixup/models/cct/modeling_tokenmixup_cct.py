@@ -1,9 +1,11 @@
 """TokenMixup for the Compact Transformers (paper: section 4, CCT-7/3x1 on CIFAR)."""
 
 import torch
+from torch.nn import functional as F
 
 from ...configuration import TokenMixupSettings
-from ..layer import TokenMixupLayer
+from ...saliency import queries_of_inputs
+from ..layer import TokenMixupLayer, has_plain_weight
 from ..mixing import TokenMixupModel
 from .configuration_cct import CctConfig
 from .modeling_cct import CctAttention, CctForImageClassification, CctLayer
@@ -68,8 +70,16 @@ class TokenMixupCctLayer(TokenMixupLayer, CctLayer):
 
     def query_and_key(self, hidden: torch.Tensor, cls_query_only: bool) -> tuple[torch.Tensor, torch.Tensor, float]:
         """See :class:`~hf_tokenmixup.saliency.AttentionLayer`."""
-        query, key, _ = self.attention.query_key_value(self.normed(hidden))
-        return query[:, :, :1] if cls_query_only else query, key, self.attention.scaling
+        attention, normed = self.attention, self.normed(hidden)
+        if not has_plain_weight(attention.qkv):
+            query, key, _ = attention.query_key_value(normed)
+            return query[:, :, :1] if cls_query_only else query, key, attention.scaling
+        query_weight, key_weight, _ = attention.qkv.weight.chunk(3)
+        if cls_query_only:
+            query = attention.split_heads(F.linear(normed[:, :1], query_weight), 1)[0]
+            return queries_of_inputs(query, key_weight), normed[:, None], attention.scaling
+        query, key = attention.split_heads(F.linear(normed, attention.qkv.weight[: 2 * len(key_weight)]), 2)
+        return query, key, attention.scaling
 
     def propagate(self, hidden: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
         """See :class:`~hf_tokenmixup.saliency.AttentionLayer`."""
