@@ -23,6 +23,14 @@ from hf_tokenmixup.analysis.environment import describe_hardware, library_versio
         ("C:/Users/me/model ~me/model outputs/../../model", "model model model"),
         ("outputs/run --dataset_name uoft-cs/cifar10", "outputs/run --dataset_name uoft-cs/cifar10"),
         ("""--config_overrides '{"hidden_size": 96}'""", """--config_overrides '{"hidden_size": 96}'"""),
+        ("--hub-token hf_abc --api_key=abc --seed 3", "--seed 3"),
+        (
+            "--dataset_name https://me:pass@host.org/d --train_dir file:///home/me/x",
+            "--dataset_name https://host.org/d --train_dir x",
+        ),
+        ("""--config_overrides '{"cache": "/home/me/x"}'""", """--config_overrides '{"cache": "x"}'"""),
+        ("--train_dir '/home/my name/photos of cats'", "--train_dir 'photos of cats'"),
+        ("KEY=abc --env NAME=abc --seed 3", "--env '***' --seed 3"),
         ("--horizontal_layers --crop_scale 0.8 1", "--horizontal_layers --crop_scale 0.8 1"),
     ],
 )

@@ -16,6 +16,7 @@ from transformers.utils import CONFIG_NAME
 
 from ..analysis.environment import public_name
 from ..analysis.evaluation import Evaluation
+from ..analysis.redaction import is_secret_name
 from ..models import FAMILIES
 from . import text
 from .description import ModelDescription, describe
@@ -233,7 +234,7 @@ def _public(training: TrainingFacts) -> TrainingFacts:
         dataset=training.dataset and public_name(training.dataset),
         recipe=training.recipe and PureWindowsPath(training.recipe).name.removesuffix(".yaml"),
         command=training.command and public_text(training.command),
-        hyperparameters={name: public_value(value) for name, value in given},
+        hyperparameters={name: public_value(value) for name, value in given if not is_secret_name(name)},
         curves=training.curves and PureWindowsPath(training.curves).name,
     )
 

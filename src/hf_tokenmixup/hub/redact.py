@@ -1,18 +1,14 @@
 """Keeps what belongs to one machine or one person out of a card: folders of a disk, tokens."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from ..analysis.environment import public_name
-
-# A token as the Hub makes them, and whatever is given as one by an option or a variable.
-_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}\b\s*|(?:--\w*token[= ]|\b\w*TOKEN=)\S+\s*")
-_WORD = re.compile(r"[^\s\"'`=,\[\](){}]+")
+from ..analysis.environment import public_paths
+from ..analysis.redaction import without_secrets
 
 
 def hub_name(name: str | None) -> str | None:
@@ -27,8 +23,8 @@ def hub_name(name: str | None) -> str | None:
 
 
 def public_text(text: str) -> str:
-    """A text, a command say, without tokens, and with the last part alone of paths into one machine's folders."""
-    return _WORD.sub(lambda word: public_name(word[0]) or word[0], _TOKEN.sub("", text).strip())
+    """A text, a command say, without secrets, and with the last part alone of paths into one machine's folders."""
+    return public_paths(without_secrets(text).strip())
 
 
 def public_value(value: Any) -> str:
