@@ -102,7 +102,7 @@ def test_publishing_a_folder_that_was_not_pushed(finetune, hub, tmp_path):
     first = ["--hub_model_id", "alice/first", "--hub_token", "hf_alice", "--hub_strategy", "end"]
     trainer = finetune.prepare(arguments("cct", out, *first))
     hub.refuse_next_upload()
-    with pytest.raises(finetune.PublishingError, match="scripts/publish.py .*out alice/first"):
+    with pytest.raises(finetune.PublishingError, match="hf-tokenmixup publish .*out alice/first"):
         finetune.run(trainer)
     assert set(hub.files("alice/first")) == {".gitattributes"}
 

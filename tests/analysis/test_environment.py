@@ -1,11 +1,18 @@
 """What is told of the place that something was measured at, and what is not."""
 
 import shlex
+from pathlib import Path
 
 import pytest
 import torch
 
-from hf_tokenmixup.analysis.environment import describe_hardware, library_versions, public_command, public_name
+from hf_tokenmixup.analysis.environment import (
+    describe_hardware,
+    library_versions,
+    public_command,
+    public_dataset,
+    public_name,
+)
 
 
 @pytest.mark.parametrize(
@@ -42,6 +49,40 @@ def test_names_that_are_no_paths_stay():
     assert [public_name(name) for name in ("user/repo", "digits", "/", "/data/cifar10/")] == [
         "user/repo", "digits", "", "cifar10",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("/data/cats", "cats (local image folder)"),
+        ("/data/cats/train", "cats (local image folder)"),
+        ("/mnt/x/val/", "x (local image folder)"),
+        ("/data/cats/../dogs/Validation", "dogs (local image folder)"),
+        (r"C:\photos\cats\test", "cats (local image folder)"),
+        ("/data/train", "a local image folder"),
+        ("/cats/images/train", "a local image folder"),
+        ("/home/alice/train", "a local image folder"),
+        (r"C:\Users\alice\train", "a local image folder"),
+        ("/home/alice", "a local image folder"),
+        ("~/train", "a local image folder"),
+        ("/", "a local image folder"),
+    ],
+)
+def test_public_dataset_of_a_folder_is_no_name_on_the_hub(folder, name):
+    assert public_dataset(folder, "image folder") == name == public_dataset(name)
+
+
+def test_public_dataset_of_a_relative_folder_is_that_of_its_absolute_path(tmp_path, monkeypatch):
+    (tmp_path / "cats" / "train").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "cats")
+    assert {public_dataset(name) for name in ("train", ".", "../cats/train/")} == {"cats (local folder)"}
+    monkeypatch.setattr(Path, "home", lambda: tmp_path / "cats")
+    assert {public_dataset(name) for name in ("train", ".")} == {"a local folder"}
+
+
+def test_public_dataset_of_the_hub_stays():
+    assert [public_dataset(name) for name in ("uoft-cs/cifar10", "digits")] == ["uoft-cs/cifar10", "digits"]
+    assert public_dataset("https://me:s3cr3t@host.org/x.zip") == "https://host.org/x.zip"
 
 
 def test_hardware_and_versions():

@@ -26,7 +26,6 @@ def test_metadata_is_what_was_run_and_comes_back(tmp_path):
         "base_model": "google/vit-base-patch16-224",
         "datasets": ["uoft-cs/cifar10"],
         "library_name": "transformers",
-        "license": "apache-2.0",
         "metrics": ["accuracy"],
         "pipeline_tag": "image-classification",
         "tags": ["image-classification", "hf_tokenmixup", "tokenmixup", "vit"],
@@ -78,11 +77,11 @@ def test_what_is_not_known_is_left_out():
     assert "Not evaluated here" in card.text
 
 
-def test_weights_of_unknown_origin_claim_no_training_and_no_licence():
+def test_weights_of_unknown_origin_claim_no_training_and_no_license():
     card = build_card(CctConfig(num_labels=10), "alice/cct", None, [EVALUATION])
     assert check_card(str(card)) == ([], []) and "license" not in read_card(str(card))
     assert "How these weights were trained is not recorded here." in card.text
-    assert "licence of these weights is not recorded" in card.text and "TokenMixup is" not in card.text
+    assert "license of these weights is not recorded" in card.text and "TokenMixup is" not in card.text
     assert read_card(str(card))["tags"] == ["image-classification", "hf_tokenmixup", "cct"]
 
 
@@ -185,7 +184,7 @@ def test_no_path_and_no_token_gets_into_a_card(tmp_path, monkeypatch):
     for private in (str(tmp_path), "secret", token, "hf_short", "TOKEN"):
         assert private not in str(card)
     assert check_card(str(card)) == ([], []) and "base_model" not in read_card(str(card))
-    assert "datasets" not in read_card(str(card)) and "Trained on `flowers`" in card.text
+    assert "datasets" not in read_card(str(card)) and "Trained on `flowers` (local folder)" in card.text
     command = "accelerate launch scripts/finetune.py --train_dir train --token_selection random --output_dir='out'"
     assert f"```bash\n{command}\n```" in card.text and "| recipe | `mine` |" in card.text
     assert "python scripts/evaluate.py vit --validation_dir val\n" in card.text
@@ -200,6 +199,43 @@ def test_only_names_of_the_hub_are_datasets(dataset):
     card = build_card(mixing_config(), "a/b", dataclasses.replace(FACTS, dataset=dataset), [changed(dataset=dataset)])
     assert check_card(str(card)) == ([], []) and "datasets" not in read_card(str(card))
     assert read_card(str(card))["model-index"][0]["results"][0]["dataset"]["type"] == dataset
+
+
+def test_build_card_with_a_license_names_it_and_without_names_none():
+    for training in (FACTS, None):
+        for license in (None, "mit"):
+            card = build_card(mixing_config(), "a/b", training, license=license)
+            assert read_card(str(card)).get("license") == license
+            assert ("\n## License\n\n`mit`" in card.text) == (license is not None)
+    facts = dataclasses.replace(FACTS, license="cc-by-4.0")
+    assert read_card(str(build_card(mixing_config(), "a/b", facts)))["license"] == "cc-by-4.0"
+
+
+@pytest.mark.parametrize("folder", ["photos/train", "photos/val/", "photos"])
+def test_build_card_of_a_local_folder_claims_no_dataset_on_the_hub(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / folder).mkdir(parents=True)
+    for name in (folder, str(tmp_path / folder)):
+        facts = dataclasses.replace(FACTS, dataset=name, dataset_config=None)
+        card = build_card(mixing_config(), "a/b", facts, [changed(dataset=name, dataset_config=None)])
+        assert check_card(str(card)) == ([], []) and "datasets" not in read_card(str(card))
+        assert (
+            "Trained on `photos` (local folder)" in card.text and "| dataset | `photos` (local folder) |" in card.text
+        )
+        dataset = read_card(str(card))["model-index"][0]["results"][0]["dataset"]
+        assert (dataset["type"], dataset["name"]) == ("imagefolder", "photos (local folder)")
+
+
+def test_build_card_without_secret_hyperparameters():
+    facts = dataclasses.replace(FACTS, hyperparameters={"hub_token": "s3cr3t", "proxy": "http://me:s3cr3t@host"})
+    text = build_card(mixing_config(), "a/b", facts).text
+    assert "s3cr3t" not in text and "hub_token" not in text and "| `proxy` | http://host |" in text
+
+
+def test_build_card_in_the_working_directory_has_a_title(tmp_path, monkeypatch):
+    (tmp_path / "digits").mkdir()
+    monkeypatch.chdir(tmp_path / "digits")
+    assert "\n# digits\n" in str(build_card(mixing_config(), "."))
 
 
 def test_a_loss_that_is_no_number_is_no_result():

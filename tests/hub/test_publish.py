@@ -2,15 +2,17 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from hub_cards import read_card
 from huggingface_hub import constants
 from safetensors.torch import load_file
 from transformers import ViTImageProcessor
 
 from hf_tokenmixup import TokenMixupViTForImageClassification
-from hf_tokenmixup.hub.publish import check_published, claim_repository, publish_folder
+from hf_tokenmixup.hub.publish import check_license, check_published, claim_repository, publish_folder
 from hf_tokenmixup.models import TokenMixupViTConfig
 
 TINY = {"image_size": 8, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -93,6 +95,7 @@ def test_a_name_alone_is_the_users(hub):
 
 
 def test_no_hub_at_all(monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(ValueError, match=r"connection to the Hub at http://127.0.0.1:9 failed \(ConnectError"):
         claim_repository("alice/vit", token="hf_alice")
@@ -101,7 +104,7 @@ def test_no_hub_at_all(monkeypatch):
 def test_an_upload_that_breaks_off_can_be_repeated(hub, folder):
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     hub.refuse_next_upload(status=403)
-    with pytest.raises(ValueError, match=r"repeat with `python scripts/publish.py .*output alice/vit`"):
+    with pytest.raises(ValueError, match=r"Repeat the upload: `hf-tokenmixup publish .*output alice/vit`"):
         publish_folder(folder, "alice/vit", token="hf_alice")
     assert set(hub.files("alice/vit")) == {".gitattributes"}
     hub.drop_next_commit()
@@ -112,6 +115,51 @@ def test_an_upload_that_breaks_off_can_be_repeated(hub, folder):
     assert hub.files("alice/vit")["model.safetensors"] == (folder / "model.safetensors").read_bytes()
     kept = {path: path.read_bytes() for path in before}
     assert kept == before
+
+
+def test_publish_folder_leaves_out_local_folders_and_keeps_the_rest(hub, folder):
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"_name_or_path": str(folder.parent / "base"), "cache": str(Path.home() / "cache")}
+    config |= {"id2label": {"0": "/m/01yrx", "1": "a/b", "2": "c"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    adapter = {"base_model_name_or_path": str(folder.parent / "base"), "r": 8}
+    (folder / "adapter_config.json").write_text(json.dumps(adapter))
+    (folder / "training_log.jsonl").write_text(json.dumps({"epoch": 1.0, "file": str(folder)}) + "\n")
+    publish_folder(folder, "alice/vit", token="hf_alice")
+    files = hub.files("alice/vit")
+    assert json.loads(files["config.json"]) == config | {"_name_or_path": "base", "cache": "cache"}
+    assert json.loads(files["adapter_config.json"]) == {"base_model_name_or_path": "", "r": 8}
+    assert json.loads(files["training_log.jsonl"]) == {"epoch": 1.0, "file": "output"}
+    assert not hub.sent(str(folder)) and not hub.sent(str(Path.home() / "cache"))
+    # The files on the disk stay as they are.
+    assert json.loads((folder / "config.json").read_text()) == config
+
+
+def test_publish_folder_with_a_license_puts_it_into_the_card(hub, folder):
+    publish_folder(folder, "alice/vit", token="hf_alice", license="mit")
+    assert read_card(hub.files("alice/vit")["README.md"].decode()) == {"license": "mit"}
+    (folder / "README.md").unlink()
+    publish_folder(folder, "alice/other", token="hf_alice")
+    card = hub.files("alice/other")["README.md"].decode()
+    assert "license" not in read_card(card) and "The license of these weights is not recorded here." in card
+    publish_folder(folder, "alice/other", token="hf_alice", license="cc-by-4.0")
+    card = hub.files("alice/other")["README.md"].decode()
+    assert read_card(card)["license"] == "cc-by-4.0" and card.endswith("\n## License\n\n`cc-by-4.0`.\n")
+
+
+@pytest.mark.parametrize(
+    ("license", "said"), [("Apache 2.0", "in lower case, such as apache-2.0"), ("apache2", "has no license 'apache2'")]
+)
+def test_publish_folder_with_an_unknown_license_sends_nothing(hub, folder, license, said):
+    before = (folder / "README.md").read_bytes()
+    with pytest.raises(ValueError, match=said):
+        publish_folder(folder, "alice/vit", token="hf_alice", license=license)
+    assert (folder / "README.md").read_bytes() == before and not hub.sent("A model")
+
+
+def test_check_license_without_an_answer_takes_what_looks_like_one(monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    check_license("apache2", on_hub=True)
 
 
 def test_folders_that_hold_no_published_model(folder, tmp_path):

@@ -12,6 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from tiny_training import plain_vit, tokenmixup_vit
 
 from hf_tokenmixup.hub import build_card, eval_results, update_card
+from hf_tokenmixup.hub.results import with_license
 from hf_tokenmixup.models import CctConfig, CctForImageClassification
 
 FOREIGN = """---
@@ -89,6 +90,24 @@ def test_update_keeps_results_on_other_data(tmp_path, field):
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.eval_results == eval_results(EVALUATION) + eval_results(changed(**{field: "another"}))
     assert card.text == build_card(mixing_config(), "alice/vit", FACTS, [EVALUATION]).text
+
+
+def test_update_keeps_results_on_other_local_folders(tmp_path):
+    (tmp_path / "README.md").write_text("# A model\n")
+    for name in ("cats", "dogs", "cats"):
+        update_card(str(tmp_path), changed(dataset=f"/data/{name}/val"))
+    (model,) = read_card((tmp_path / "README.md").read_text())["model-index"]
+    names = [result["dataset"]["name"] for result in model["results"]]
+    assert sorted(names) == ["cats (local folder)", "dogs (local folder)"]
+
+
+@pytest.mark.parametrize("line_break", ["\n", "\r\n"])
+def test_with_license_changes_nothing_else(line_break):
+    old = FOREIGN.replace("\n", line_break)
+    new = with_license(old, "mit")
+    lines = {line for line in new.split(line_break)} ^ {line for line in old.split(line_break)}
+    assert lines == {"license: other", "license: mit"} and text_and_metadata(new)[0] == text_and_metadata(old)[0]
+    assert with_license("# A model\n", "mit") == "---\nlicense: mit\n---\n# A model\n"
 
 
 @pytest.mark.parametrize(

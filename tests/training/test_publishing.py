@@ -1,5 +1,8 @@
 """What goes to the Hub from a training, when, and what its card says."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from huggingface_hub import ModelCard
@@ -12,6 +15,7 @@ from hf_tokenmixup.hub.cards import TrainingFacts
 from hf_tokenmixup.hub.publish import PublishingError
 from hf_tokenmixup.metrics import compute_metrics, top_classes
 from hf_tokenmixup.training import TokenMixupTrainer
+from hf_tokenmixup.training.resuming import fault_in
 
 PUBLISHED = {".gitattributes", "README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
 EVALUATION = {
@@ -88,7 +92,7 @@ def test_an_upload_that_breaks_off_leaves_the_training_whole(hub, arguments, tmp
     trainer = trainer_of(args)
     trainer.train()
     hub.refuse_next_upload()
-    with pytest.raises(PublishingError, match="repeat with `python scripts/publish.py .*out alice/vit`"):
+    with pytest.raises(PublishingError, match="Repeat the upload: `hf-tokenmixup publish .*out alice/vit`"):
         trainer.push_to_hub()
     assert PUBLISHED - {".gitattributes"} <= {path.name for path in (tmp_path / "out").iterdir()}
     trainer.push_to_hub()
@@ -119,3 +123,28 @@ def test_what_goes_up_while_training_is_published(hub, arguments, strategy):
     (name,) = [name for name in checkpoint if name.endswith("scorenet.classifier.weight")]
     assert torch.equal(checkpoint[name], trainer.model.vit.layers[1].scorenet.classifier.weight)
     assert not hub.sent("hf_alice")
+
+
+def test_a_checkpoint_that_is_pushed_names_no_folder_and_is_complete(hub, arguments, tmp_path):
+    args = arguments(
+        save_strategy="steps", save_steps=1, max_steps=2, eval_strategy="steps", eval_steps=1, push_to_hub=True,
+        hub_strategy="all_checkpoints", hub_model_id="alice/vit", hub_token="hf_alice", hub_always_push=True,
+        load_best_model_at_end=True, metric_for_best_model="eval_loss",
+    )  # fmt: skip
+    trainer = trainer_of(args)
+    trainer.train()
+    trainer.push_to_hub()
+
+    files = hub.files("alice/vit")
+    state = json.loads(files["checkpoint-2/trainer_state.json"])
+    assert state["best_model_checkpoint"] in ("checkpoint-1", "checkpoint-2")
+    on_disk = json.loads((tmp_path / "out" / "checkpoint-2" / "trainer_state.json").read_text())
+    assert str(tmp_path) in on_disk["best_model_checkpoint"] and state["log_history"] == on_disk["log_history"]
+    for folder in (str(tmp_path), f"{Path.home()}/"):
+        assert [name for name, content in files.items() if folder.encode() in content] == []
+        assert not hub.sent(folder)
+    downloaded = tmp_path / "downloaded"
+    for name, content in files.items():
+        (downloaded / name).parent.mkdir(parents=True, exist_ok=True)
+        (downloaded / name).write_bytes(content)
+    assert fault_in(downloaded / "checkpoint-2") is None

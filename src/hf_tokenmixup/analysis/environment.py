@@ -1,11 +1,12 @@
 """What a result was measured with: hardware, library versions, command; nothing that names a particular machine."""
 
+import os
 import platform
 import re
 import shlex
 from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 
 import torch
 
@@ -15,6 +16,11 @@ LIBRARIES = ("hf_tokenmixup", "torch", "transformers", "datasets", "accelerate",
 # Within a text, a path ends at punctuation, but for the colons of a drive and of a URL and for escaped spaces.
 _WORD = re.compile(r"(?:(?<![A-Za-z0-9])[A-Za-z]:(?=[\\/])|:(?=//)|\\ |[^\s\"'`=,:;\[\](){}<>|&])+")
 _QUOTED_PATH = re.compile(r"""(["'])((?:~|/|\.\./|[A-Za-z]:[\\/]|\\\\)[^"'\n]*)\1""")
+
+_SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval", "evaluation"}
+# Names of folders that say nothing of the images in them.
+_PLACES = {"", "..", "~", "home", "users"}
+_UNTELLING_NAMES = _SPLIT_NAMES | _PLACES | {"data", "dataset", "datasets", "image", "images", "img", "imgs"}
 
 
 def library_versions() -> dict[str, str]:
@@ -64,7 +70,47 @@ def public_paths(text: str) -> str:
 
 def public_name(name: str) -> str:
     """The last part of a path that leads out of the working directory; any other name as it is, without secrets."""
+    path = _path(name)
+    return path.name if _leads_out(path) else without_secrets(name)
+
+
+def public_dataset(name: str, kind: str = "folder") -> str:
+    """What to call a dataset: its name on the Hub, or what a local folder is, in words that are no name on the Hub.
+
+    Args:
+        name: Name on the Hub, a folder, or a result of this function, which stays as it is.
+        kind: What a folder of this name is: `image folder`, `folder`.
+
+    Returns:
+        `cats (local image folder)` for `/data/cats` and for `/data/cats/train`. A folder whose name says nothing is `a
+        local image folder`.
+    """
+    if name == "digits" or is_local_dataset(name):
+        return name
+    path = _path(name)
+    if not _leads_out(path) and not Path(name).exists():
+        return without_secrets(name)
+    if Path(name).exists():
+        # The folder that the working directory is in has a name too; a link is called what the user calls it.
+        path = Path(os.path.abspath(name))
+    untelling = _PLACES
+    if path.name.lower() in _SPLIT_NAMES:
+        path, untelling = path.parent, _UNTELLING_NAMES
+    of_user = path == Path.home() or path.parent.name.lower() in ("home", "users")
+    if of_user or path.name.lower() in untelling:
+        return f"a local {kind}"
+    return f"{path.name} (local {kind})"
+
+
+def is_local_dataset(name: str) -> bool:
+    """Whether a name is one that `public_dataset` gives to a local folder."""
+    return name.startswith("a local ") or " (local " in name
+
+
+def _path(name: str) -> PurePath:
     name = name.removeprefix("file://")
-    path = PureWindowsPath(name) if "\\" in name or PureWindowsPath(name).drive else PurePosixPath(name)
-    leads_out = bool(path.root) or ".." in path.parts or name.startswith("~")
-    return path.name if leads_out else without_secrets(name)
+    return PureWindowsPath(name) if "\\" in name or PureWindowsPath(name).drive else PurePosixPath(name)
+
+
+def _leads_out(path: PurePath) -> bool:
+    return bool(path.root) or ".." in path.parts or path.parts[:1] != () and path.parts[0].startswith("~")

@@ -23,7 +23,7 @@ from .study_results import write_whole
 
 RECORD_FILE, RESULTS_FILE, LOG_FILE = "study.json", "all_results.json", "finetune.log"
 # Where it writes, how it starts and how it reads: none of this changes what is trained.
-WITHOUT_EFFECT = """recipe output_dir resume_from_checkpoint token hub_token cache_dir report_to disable_tqdm
+WITHOUT_EFFECT = """recipe output_dir resume_from_checkpoint token hub_token license cache_dir report_to disable_tqdm
     dataloader_num_workers dataloader_persistent_workers dataloader_pin_memory""".split()
 PATIENCE_S = 60.0
 

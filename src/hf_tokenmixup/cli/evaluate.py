@@ -26,7 +26,7 @@ from transformers import AutoImageProcessor, HfArgumentParser, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from ..analysis import Evaluation, count_macs, count_parameters, evaluate_classifier, model_revision
-from ..analysis.environment import describe_hardware, library_versions, public_command
+from ..analysis.environment import describe_hardware, library_versions, public_command, public_dataset
 from ..data import (
     ImageClassificationData,
     ImageData,
@@ -156,6 +156,13 @@ def local_name(name: str) -> str:
     return Path(name).resolve().name if Path(name).exists() else name
 
 
+def dataset_of(options: EvaluationDataArguments) -> str:
+    """What to call the dataset in a result that may be published."""
+    if options.dataset_name is not None:
+        return public_dataset(options.dataset_name)
+    return public_dataset(options.validation_dir, "image folder")
+
+
 def prepare(
     options: EvaluationDataArguments, args: Namespace, commit: str | None
 ) -> tuple[PreTrainedModel, tuple[int, int, int], ImageData, ImageClassificationData | StreamedImages]:
@@ -213,7 +220,7 @@ def main(arguments: list[str]) -> None:
             model_revision=revision,
             num_parameters=count_parameters(model),
             macs=macs,
-            dataset=local_name(options.dataset_name or options.validation_dir),
+            dataset=dataset_of(options),
             dataset_config=options.dataset_config_name,
             dataset_revision=data.revision,
             dataset_fingerprint=data.eval_fingerprint,

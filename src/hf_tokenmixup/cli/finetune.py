@@ -22,7 +22,7 @@ from typing import Any
 from transformers import AutoImageProcessor, PreTrainedModel, ViTImageProcessor, set_seed
 
 from ..analysis import count_macs
-from ..analysis.environment import public_command, public_name
+from ..analysis.environment import public_command, public_dataset
 from ..data import (
     ImageClassificationData,
     ImageData,
@@ -35,7 +35,7 @@ from ..data import (
 )
 from ..data.transforms import probe_image_processor
 from ..hub.cards import TrainingFacts
-from ..hub.publish import PublishingError
+from ..hub.publish import PublishingError, check_license
 from ..metrics import compute_metrics, top_classes
 from ..models import load_classifier
 from ..training import (
@@ -151,14 +151,21 @@ def report(metrics: dict[str, float], trainer: TokenMixupTrainer) -> None:
     print("\n" + "\n".join(lines))
 
 
+def dataset_of(options: DataArguments, folder: str | None) -> str:
+    """What to call the dataset, or the image folder in its place, in a card."""
+    if options.dataset_name is not None:
+        return public_dataset(options.dataset_name)
+    return public_dataset(folder, "image folder")
+
+
 def card_facts(options: Options, arguments: list[str], data: ImageData) -> dict[str, Any]:
     """What the model card tells of this run and the trainer cannot know."""
     model_args, data_args, args = options.model, options.data, options.training
     launcher = "accelerate launch" + (f" --num_processes {args.world_size}" if args.world_size > 1 else "")
-    source = data_args.dataset_name or data_args.train_dir or data_args.validation_dir
-    dataset = {"dataset": public_name(source), "dataset_config": data_args.dataset_config_name}
     training = TrainingFacts(
-        **dataset,
+        dataset=dataset_of(data_args, data_args.train_dir or data_args.validation_dir),
+        dataset_config=data_args.dataset_config_name,
+        license=model_args.license,
         base_model=None if model_args.from_scratch else model_args.model_name_or_path,
         train_split=data.train_split,
         recipe=options.recipe,
@@ -176,7 +183,8 @@ def card_facts(options: Options, arguments: list[str], data: ImageData) -> dict[
         given += [f"--seed={args.seed}"]
     given += [f"--dtype={dtype}" for dtype in ("bf16", "fp16") if getattr(args, dtype)]
     evaluation = {
-        **dataset,
+        "dataset": dataset_of(data_args, data_args.validation_dir or data_args.train_dir),
+        "dataset_config": data_args.dataset_config_name,
         "dataset_revision": data.revision,
         "dataset_fingerprint": data.eval_fingerprint,
         "split": data.eval_split,
@@ -207,6 +215,8 @@ def prepare(arguments: Sequence[str]) -> TokenMixupTrainer:
     use_physical_cores(args.device)
     set_seed(args.seed)
     check_writable(args.output_dir)
+    if model_args.license is not None:
+        check_license(model_args.license, on_hub=args.push_to_hub, token=args.hub_token)
     if args.resume_from_checkpoint is not None:
         args.resume_from_checkpoint = checkpoint_to_resume(args.resume_from_checkpoint, args.output_dir)
     elif args.do_train:

@@ -24,6 +24,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--revision", help="Branch to upload to (main).")
     parser.add_argument("--message", default="Upload model", help="Message of the commit.")
     parser.add_argument("--token", help="Token for the Hub, if not the one of `hf auth login`.")
+    parser.add_argument("--license", help="License in the model card, as the Hub names it: apache-2.0, mit, ...")
     args = parser.parse_args(arguments)
     logging.basicConfig(format="%(message)s")
 
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str]) -> None:
         private=args.private,
         revision=args.revision,
         message=args.message,
+        license=args.license,
     )
     print(commit.repo_url)
 

@@ -14,7 +14,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import CONFIG_NAME
 
-from ..analysis.environment import public_name
+from ..analysis.environment import public_dataset, public_name
 from ..analysis.evaluation import Evaluation
 from ..analysis.redaction import is_secret_name
 from ..models import FAMILIES
@@ -34,7 +34,7 @@ class TrainingFacts:
 
     Args:
         base_model: its name on the Hub; None from scratch or for a folder.
-        dataset: its name on the Hub, or the last component of its folder.
+        dataset: its name on the Hub, or its folder, of which only a name gets into the card.
         dataset_config: configuration of the dataset.
         train_split: the split that was trained on.
         recipe: its name in scripts/recipes.
@@ -46,7 +46,7 @@ class TrainingFacts:
         resumed: the training was, and `seconds` are those of its last part alone.
         versions: of the libraries, by name.
         curves: file name of a picture beside the card.
-        license: of the weights, an identifier of the Hub.
+        license: of the weights, an identifier of the Hub; None: the card names none.
     """
 
     base_model: str | None = None
@@ -62,7 +62,7 @@ class TrainingFacts:
     resumed: bool = False
     versions: dict[str, str] = field(default_factory=dict)
     curves: str | None = None
-    license: str = "apache-2.0"
+    license: str | None = None
 
 
 def build_card(
@@ -71,20 +71,23 @@ def build_card(
     training: TrainingFacts | None = None,
     evaluations: Sequence[Evaluation] = (),
     paper: PaperBenchmark | None = None,
+    *,
+    license: str | None = None,
 ) -> ModelCard:
     """The card of a trained model. No token and no path into this machine's folders gets into it.
 
     Args:
         config: of the published model, or of the TokenMixup model it comes from.
         repo_id: where the model is opened from: its name on the Hub, or a folder.
-        training: None if it is not known, as for converted weights; the card then names no licence either.
+        training: None if it is not known, as for converted weights.
         evaluations: what was measured, each an entry of the metadata's `model-index` too.
         paper: the paper's figures; None takes those of the recipe, if it is one of the paper's.
+        license: of the weights, instead of that of `training`.
 
     Raises:
         ValueError: for a configuration of no image classifier, or with settings that do not fit it.
     """
-    return _render(config, repo_id, training, evaluations, paper, trained=True)
+    return _render(config, repo_id, training, evaluations, paper, license, trained=True)
 
 
 def build_recipe_card(
@@ -98,7 +101,7 @@ def build_recipe_card(
         training: with the recipe, and with a command that trains and publishes.
         paper: as in :func:`build_card`.
     """
-    return _render(config, folder, training, (), paper, trained=False)
+    return _render(config, folder, training, (), paper, None, trained=False)
 
 
 def update_card(target: str, evaluation: Evaluation, token: str | None = None, revision: str | None = None) -> str:
@@ -159,7 +162,7 @@ def _update_repository(repo_id: str, evaluation: Evaluation, api: HfApi, revisio
         repo_id=repo_id,
         revision=revision,
         parent_commit=head,
-        commit_message=f"Evaluation on {public_name(evaluation.dataset)}, {evaluation.split}",
+        commit_message=f"Evaluation on {public_dataset(evaluation.dataset)}, {evaluation.split}",
         commit_description=public_text(evaluation.command),
     ).commit_url
 
@@ -170,13 +173,15 @@ def _render(
     training: TrainingFacts | None,
     evaluations: Sequence[Evaluation],
     paper: PaperBenchmark | None,
+    license: str | None,
     trained: bool,
 ) -> ModelCard:
     model, source = describe(config), public_name(source)
     facts = _public(training) if training else None
+    license = license or (facts.license if facts else None)
     paper = paper or (paper_benchmark(facts.recipe) if facts else None)
     return ModelCard.from_template(
-        _metadata(model, source, facts, evaluations),
+        _metadata(model, source, facts, evaluations, license),
         # The template engine drops the last line break.
         template_str=(files(__package__) / "templates" / "model_card.md").read_text(encoding="utf-8") + "\n",
         title=_title(source),
@@ -208,7 +213,11 @@ def _render(
 
 
 def _metadata(
-    model: ModelDescription, source: str, training: TrainingFacts | None, evaluations: Sequence[Evaluation]
+    model: ModelDescription,
+    source: str,
+    training: TrainingFacts | None,
+    evaluations: Sequence[Evaluation],
+    license: str | None,
 ) -> ModelCardData:
     results = [result for evaluation in evaluations for result in eval_results(evaluation)]
     tags = ["image-classification", "hf_tokenmixup", *(["tokenmixup"] if model.mixes_tokens else []), model.family]
@@ -216,7 +225,7 @@ def _metadata(
         base_model=training.base_model if training else None,
         datasets=[training.dataset] if training and hub_name(training.dataset) else None,
         library_name="transformers",
-        license=training.license if training else None,
+        license=license,
         metrics=["accuracy"] if results else None,
         pipeline_tag="image-classification",
         tags=tags,
@@ -231,7 +240,7 @@ def _public(training: TrainingFacts) -> TrainingFacts:
     return dataclasses.replace(
         training,
         base_model=hub_name(training.base_model),
-        dataset=training.dataset and public_name(training.dataset),
+        dataset=training.dataset and public_dataset(training.dataset),
         recipe=training.recipe and PureWindowsPath(training.recipe).name.removesuffix(".yaml"),
         command=training.command and public_text(training.command),
         hyperparameters={name: public_value(value) for name, value in given if not is_secret_name(name)},
@@ -258,4 +267,5 @@ def _run(training: TrainingFacts) -> list[tuple[str, str]]:
 
 
 def _title(source: str) -> str:
-    return PureWindowsPath(source).name
+    # The working directory has a name too.
+    return PureWindowsPath(source).name or Path(source).resolve().name

@@ -3,19 +3,24 @@
 import json
 import re
 import shlex
+from collections.abc import Mapping
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path, PurePath
 
-from huggingface_hub import CommitInfo, HfApi, constants
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, constants
 
 # HTTPError is that of the client's HTTP library, for a connection that cannot be made or breaks.
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+from huggingface_hub.utils import build_hf_headers, filter_repo_objects, get_session
 from safetensors import safe_open
 from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from .cards import build_card
+from .redact import public_json
+from .results import with_license
 
 # An allow-list: an output folder also holds checkpoints, optimizer states and files that name local paths.
 PUBLISHED_PATTERNS = {
@@ -75,18 +80,21 @@ def publish_folder(
     private: bool | None = None,
     revision: str | None = None,
     message: str = "Upload model",
+    license: str | None = None,
     blocking: bool = True,
 ) -> CommitInfo | Future[CommitInfo]:
     """Upload the published model that lies in a folder, and nothing else of it.
 
     The model card is addressed to the repository first, see :func:`address_card`. All of it can be repeated: what went
-    up before an interruption is not sent again, and the repository changes only by one commit at the very end.
+    up before an interruption is not sent again, and the repository changes only by one commit at the very end. Folders
+    of this machine that a JSON file names are not published, see :func:`commit_files`.
 
     Args:
         folder: with config, safetensors and image processor, as a training or `convert_weights.py` leaves it.
         repo_id, token, private: as in :func:`claim_repository`.
         revision: branch to upload to, default `main`.
         message: of the commit.
+        license: of the weights, put into the card; None leaves the card's own.
         blocking: False uploads in the background and returns a future, from which errors come as the client has them.
 
     Raises:
@@ -95,24 +103,92 @@ def publish_folder(
     """
     check_published(folder)
     folder = Path(folder)
+    if license is not None:
+        check_license(license)
     repo_id = claim_repository(repo_id, token=token, private=private)
-    address_card(folder, repo_id)
+    if license is not None:
+        check_license(license, on_hub=True, token=token)
+    address_card(folder, repo_id, license)
     api = HfApi(token=token)
+    upload = partial(commit_files, api, folder, repo_id, message=message, revision=revision, **PUBLISHED_PATTERNS)
+    if not blocking:
+        return api.run_as_future(upload)
     try:
-        return api.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
-            **PUBLISHED_PATTERNS,
-            commit_message=message,
-            revision=revision,
-            run_as_future=not blocking,
-        )
+        return upload()
     # RuntimeError: the client tells so of an upload to the storage that broke off.
     except (HTTPError, OSError, RuntimeError) as error:
+        branch = "" if revision is None else f" --revision {shlex.quote(revision)}"
         raise PublishingError(
-            f"{explain(error, api, repo_id)} The model in {folder} is complete and the repository holds no half of "
-            f"it: repeat with `python scripts/publish.py {folder} {repo_id}`."
+            f"{explain(error, api, repo_id)} The model in {folder} is complete and the repository has no part of it. "
+            f"Repeat the upload: `hf-tokenmixup publish {shlex.quote(str(folder))} {repo_id}{branch}`."
         ) from error
+
+
+def commit_files(
+    api: HfApi,
+    folder: str | Path,
+    repo_id: str,
+    *,
+    message: str,
+    revision: str | None = None,
+    path_in_repo: str = "",
+    allow_patterns: list[str] | None = None,
+    ignore_patterns: list[str] | None = None,
+    changed: Mapping[str, bytes] | None = None,
+) -> CommitInfo:
+    """Upload files of a folder in one commit, JSON files without folders of this machine.
+
+    Args:
+        api: With the token.
+        folder: The files on the disk stay as they are.
+        repo_id: Name of the repository.
+        message: Of the commit.
+        revision: Branch, default `main`.
+        path_in_repo: Folder in the repository.
+        allow_patterns: Which paths within `folder` to upload; None: all.
+        ignore_patterns: Which of these not to upload.
+        changed: Contents to upload instead of those on the disk, by path within `folder`.
+    """
+    folder = Path(folder)
+    paths = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+    paths = filter_repo_objects(paths, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns)
+    operations = []
+    for path in paths:
+        content = (changed or {}).get(path)
+        if content is None:
+            content = public_json(folder / path)
+        target = f"{path_in_repo}/{path}" if path_in_repo else path
+        operations.append(CommitOperationAdd(target, folder / path if content is None else content))
+    return api.create_commit(repo_id, operations, commit_message=message, revision=revision)
+
+
+def check_license(license: str, *, on_hub: bool = False, token: str | None = None) -> None:
+    """Check an identifier of a license.
+
+    Args:
+        license: As the Hub names it.
+        on_hub: Ask the Hub, which knows all identifiers; without an answer from it any that looks like one is taken.
+        token: For the Hub.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if not re.fullmatch(r"[a-z0-9]+(?:[.+-]+[a-z0-9]+)*\+*", license) or license in ("none", "null", "no", "yes"):
+        raise ValueError(
+            f"license must be an identifier of the Hub in lower case, such as apache-2.0, mit, cc-by-nc-4.0 or other; "
+            f"got {license!r}."
+        )
+    if not on_hub:
+        return
+    url = f"{HfApi().endpoint}/api/validate-yaml"
+    card = {"repoType": "model", "content": f"---\nlicense: {json.dumps(license)}\n---\n"}
+    try:
+        answer = get_session().post(url, json=card, headers=build_hf_headers(token=token))
+        errors = [error["message"] for error in answer.json()["errors"]] if answer.status_code == 400 else []
+    except (HTTPError, OSError, ValueError, LookupError, TypeError):
+        return
+    if errors:
+        raise ValueError(f"The Hub has no license {license!r}: {' '.join(map(str, errors))}")
 
 
 def check_published(folder: str | Path) -> None:
@@ -142,16 +218,20 @@ def check_published(folder: str | Path) -> None:
         )
 
 
-def address_card(folder: Path, repo_id: str) -> None:
+def address_card(folder: Path, repo_id: str, license: str | None = None) -> None:
     """Have the card in `folder` name `repo_id` where it says how to open and to evaluate the model.
 
-    A training that did not upload writes the folder there. Where there is no card, one is made.
+    A training that did not upload writes the folder there. Where there is no card, one is made. `license` replaces the
+    card's own.
     """
     path = folder / "README.md"
     if not path.is_file():
-        build_card(AutoConfig.from_pretrained(folder), repo_id).save(path)
+        build_card(AutoConfig.from_pretrained(folder), repo_id, license=license).save(path)
         return
     card = path.read_bytes().decode()
+    if license is not None:
+        card = with_license(card, license)
+        path.write_bytes(card.encode())
     found = re.search(r'pipeline\("image-classification", model=("(?:[^"\\]|\\.)+")', card)
     if not found or json.loads(found[1]) == repo_id:
         return
@@ -175,8 +255,8 @@ def explain(error: Exception, api: HfApi, repo_id: str) -> str:
         known = api.token or constants.HF_TOKEN_PATH and Path(constants.HF_TOKEN_PATH).is_file()
         trouble = "does not accept the token" if known else "does not know who you are"
         return (
-            f"The Hub {trouble}: log in with `hf auth login`, or give a token with write permission by HF_TOKEN or "
-            "--hub_token."
+            f"The Hub {trouble}: log in with `hf auth login`, or set the environment variable HF_TOKEN to a token "
+            "with write permission."
         )
     if status == 403:
         return (

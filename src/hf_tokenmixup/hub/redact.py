@@ -10,6 +10,8 @@ from huggingface_hub.utils import validate_repo_id
 from ..analysis.environment import public_paths
 from ..analysis.redaction import without_secrets
 
+_PATH_KEYS = {"_name_or_path", "name_or_path", "best_model_checkpoint"}
+
 
 def hub_name(name: str | None) -> str | None:
     """The name if it is one of the Hub's, `owner/name`; None for a folder and for anything else."""
@@ -20,6 +22,43 @@ def hub_name(name: str | None) -> str | None:
     except HFValidationError:
         return None
     return name
+
+
+def public_json(path: Path) -> bytes | None:
+    """A JSON file without folders of this machine; None if it names none, or is another kind of file.
+
+    A text that only looks like a path, such as the class `/m/01yrx`, stays.
+    """
+    if path.suffix not in (".json", ".jsonl"):
+        return None
+    try:
+        text = path.read_text(encoding="utf-8")
+        lines = [text] if path.suffix == ".json" else text.splitlines()
+        contents = [json.loads(line) for line in lines]
+    except (OSError, ValueError):
+        return None
+    public = [_without_folders(content) for content in contents]
+    if public == contents:
+        return None
+    if path.suffix == ".jsonl":
+        return "".join(json.dumps(content) + "\n" for content in public).encode()
+    return (json.dumps(public[0], indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _without_folders(content: Any, key: str = "") -> Any:
+    if isinstance(content, dict):
+        return {name: _without_folders(value, name) for name, value in content.items()}
+    if isinstance(content, list):
+        return [_without_folders(value) for value in content]
+    if not isinstance(content, str):
+        return content
+    path = Path(content)
+    if key == "base_model_name_or_path":
+        # A name would be looked up on the Hub.
+        return "" if path.is_absolute() or path.exists() else content
+    places = (Path.home(), Path.cwd())
+    local = path.is_absolute() and (key in _PATH_KEYS or path.exists() or any(map(path.is_relative_to, places)))
+    return path.name if local and path.name else content
 
 
 def public_text(text: str) -> str:

@@ -9,17 +9,22 @@ from huggingface_hub import EvalResult
 from huggingface_hub.repocard_data import eval_results_to_model_index
 from huggingface_hub.utils import yaml_dump
 
-from ..analysis.environment import public_name
+from ..analysis.environment import is_local_dataset, public_dataset
 from ..analysis.evaluation import Evaluation
 
 # As the Hub finds the metadata, but for an empty block, where its expression would run on into the text.
 _FRONT_MATTER = re.compile(r"\A(\s*---(\r\n|\r|\n))(.*?)(?<=[\r\n])---[ \t]*(?:[\r\n]|\Z)", re.DOTALL)
 _LINE_BREAK = re.compile(r"\r\n|\r|\n")
+# The type of a dataset that is no name on the Hub, as transformers' own cards have it for folders.
+LOCAL_TYPE = "imagefolder"
+_OWN_LICENSE = re.compile(
+    r"(\n## License(?:\r\n|\r|\n){2})(?:`[^`\n]+`|The license of these weights is not recorded here)"
+)
 
 
 def eval_results(evaluation: Evaluation) -> list[EvalResult]:
     """Top-1 and top-5 accuracy as shares of 1, and the mean cross-entropy in nats, each if it is a finite number."""
-    dataset = public_name(evaluation.dataset)
+    dataset = public_dataset(evaluation.dataset)
     metrics = (
         ("accuracy", "Top-1 accuracy", evaluation.top1),
         ("top_5_accuracy", "Top-5 accuracy", evaluation.top5),
@@ -29,7 +34,7 @@ def eval_results(evaluation: Evaluation) -> list[EvalResult]:
         EvalResult(
             task_type="image-classification",
             task_name="Image Classification",
-            dataset_type=dataset,
+            dataset_type=LOCAL_TYPE if is_local_dataset(dataset) else dataset,
             dataset_name=dataset,
             dataset_config=evaluation.dataset_config,
             dataset_split=evaluation.split,
@@ -70,6 +75,27 @@ def with_results(card: str, model_name: str, results: list[EvalResult]) -> str:
     metadata = _parse(block)
     metadata["model-index"] = _replace(metadata.get("model-index"), model_name, results)
     return mark + card[: found.start(3)] + _splice(block, metadata, "model-index", line_break) + card[found.end(3) :]
+
+
+def with_license(card: str, license: str) -> str:
+    """Name a license in the metadata of a card and, where the text is ours, under its heading.
+
+    Args:
+        card: With or without metadata, with line breaks of any kind.
+        license: An identifier of the Hub.
+
+    Raises:
+        ValueError: For metadata that is no YAML mapping.
+    """
+    mark, card = card[: card.startswith("\ufeff")], card.removeprefix("\ufeff")
+    found = _FRONT_MATTER.match(card)
+    if found is None:
+        first = _LINE_BREAK.search(card)
+        line_break = first[0] if first else "\n"
+        return f"{mark}---{line_break}license: {license}{line_break}---{line_break}{card}"
+    metadata = _parse(found[3]) | {"license": license}
+    text = _OWN_LICENSE.sub(lambda own: f"{own[1]}`{license}`", card[found.end(3) :])
+    return mark + card[: found.start(3)] + _splice(found[3], metadata, "license", found[2]) + text
 
 
 def _parse(block: str) -> dict[str, Any]:
@@ -114,7 +140,9 @@ def _without(results: list[dict], replaced: set[tuple]) -> list[dict]:
 
 def _identity(result: dict, metric: dict) -> tuple:
     task, dataset = result.get("task") or {}, result.get("dataset") or {}
-    return task.get("type"), dataset.get("type"), dataset.get("config"), dataset.get("split"), metric.get("type")
+    # Local folders differ by their names alone.
+    name = dataset.get("name") if dataset.get("type") == LOCAL_TYPE else None
+    return task.get("type"), dataset.get("type"), name, dataset.get("config"), dataset.get("split"), metric.get("type")
 
 
 def _splice(block: str, metadata: dict[str, Any], key: str, line_break: str) -> str:

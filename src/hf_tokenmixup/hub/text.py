@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from ..analysis.environment import public_name
+from ..analysis.environment import is_local_dataset, public_dataset
 from ..analysis.evaluation import Evaluation
 from .description import ModelDescription
 from .paper import PaperBenchmark
@@ -24,6 +24,9 @@ def on_hub(name: str | None, kind: str = "") -> str | None:
     """A link for a name of the Hub (of `kind` `datasets/`), the name itself for another."""
     if not name:
         return None
+    if is_local_dataset(name):
+        folder, local, what = name.partition(" (local ")
+        return f"`{folder}`{local}{what}" if local else name
     return f"[`{name}`](https://huggingface.co/{kind}{name})" if hub_name(name) else f"`{name}`"
 
 
@@ -64,7 +67,8 @@ def model_table(model: ModelDescription, macs: int | None) -> str:
 
 def result_row(evaluation: Evaluation) -> tuple[str, ...]:
     """The figures of an evaluation, under :data:`RESULT_COLUMNS`."""
-    dataset = f"`{public_name(evaluation.dataset)}`"
+    dataset = public_dataset(evaluation.dataset)
+    dataset = on_hub(dataset) if is_local_dataset(dataset) else f"`{dataset}`"
     dataset += f" ({evaluation.dataset_config})" if evaluation.dataset_config else ""
     accuracies = (f"{100 * share:.2f}" for share in (evaluation.top1, evaluation.top5))
     return dataset, evaluation.split, f"{evaluation.num_images:,}", *accuracies, f"{evaluation.loss:.4f}"

@@ -48,6 +48,9 @@ class ModelArguments:
     image_std: list[float] | None = option("Normalisation deviation per channel, if not the image processor's.")
     model_revision: str | None = option("Branch, tag or commit of the model on the Hub.")
     token: str | None = option("Token for the Hub, if not the one of `hf auth login`.")
+    license: str | None = option(
+        "License of the trained weights in the model card, as the Hub names it: apache-2.0, mit, ... (none)."
+    )
     cache_dir: str | None = option("Where downloads are kept.")
 
     def config_changes(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """From a training to the Hub: the repository, the model card, and uploads of nothing but the published model."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import CommitInfo, HfApi, ModelCard
+from huggingface_hub.utils import filter_repo_objects
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import PushInProgress
 
@@ -15,16 +17,39 @@ from ..analysis.costs import count_macs, count_parameters
 from ..analysis.environment import describe_hardware, library_versions
 from ..analysis.evaluation import Evaluation
 from ..hub.cards import TrainingFacts, build_card
-from ..hub.publish import PUBLISHED_PATTERNS, claim_repository, publish_folder
+from ..hub.publish import PUBLISHED_PATTERNS, claim_repository, commit_files, publish_folder
+from ..hub.redact import public_json
 from .averaging import AveragingTrainer
 from .callbacks import CurvesCallback
 from .lora import describe_adapters
+from .resuming import OWN_STATE, STATE_NAME
 from .space import saving
 
 TOLD_HYPERPARAMETERS = """num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps optim
     learning_rate weight_decay max_grad_norm lr_scheduler_type lr_scheduler_kwargs warmup_steps mixup_alpha
     cutmix_alpha mixup_prob mixup_switch_prob mixup_mode label_smoothing_factor ema_decay ema_warmup bf16 fp16
     torch_compile seed"""
+
+# A pickle with the token of the Hub, should one have been given, and local paths; and the card that peft writes.
+PRIVATE_FILES = ["training_args.bin", "README.md", "*/README.md"]
+
+
+def public_state(checkpoint: Path) -> dict[str, bytes]:
+    """The state of a checkpoint as it is uploaded, by file name: for the files that are, and without local folders."""
+    path = checkpoint / STATE_NAME
+    if not path.is_file():
+        return {}
+    state = json.loads(path.read_text(encoding="utf-8"))
+    if best := state.get("best_model_checkpoint"):
+        state["best_model_checkpoint"] = Path(best).name
+    own = (state.get("stateful_callbacks") or {}).get(OWN_STATE, {})
+    if "files" in own:
+        uploaded = {
+            name: own["files"][name] for name in filter_repo_objects(own["files"], ignore_patterns=PRIVATE_FILES)
+        }
+        changed = {name: content for name in uploaded if (content := public_json(checkpoint / name)) is not None}
+        own["files"] = uploaded | {name: len(content) for name, content in changed.items()}
+    return {path.name: (json.dumps(state, indent=2, sort_keys=True) + "\n").encode()}
 
 
 class PublishingTrainer(AveragingTrainer):
@@ -161,25 +186,26 @@ class PublishingTrainer(AveragingTrainer):
         reached = f"step {self.state.global_step}" if by_step else f"epoch {int(self.state.epoch)}"
         api, where = HfApi(token=args.hub_token), {"repo_id": self.hub_model_id, "revision": args.hub_revision}
         jobs = [
-            api.upload_folder(
-                folder_path=args.output_dir,
-                commit_message=f"Training in progress, {reached}",
+            api.run_as_future(
+                commit_files,
+                api,
+                args.output_dir,
+                message=f"Training in progress, {reached}",
                 **PUBLISHED_PATTERNS,
-                run_as_future=True,
                 **where,
             )
         ]
         if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             last_only = args.hub_strategy == HubStrategy.CHECKPOINT
             jobs.append(
-                api.upload_folder(
-                    folder_path=checkpoint_folder,
+                api.run_as_future(
+                    commit_files,
+                    api,
+                    checkpoint_folder,
                     path_in_repo="last-checkpoint" if last_only else Path(checkpoint_folder).name,
-                    commit_message=f"Training in progress, {reached}, checkpoint",
-                    # A pickle that holds the Hub token, should one have been given, and local paths; and the empty
-                    # card that peft writes, with a path too.
-                    ignore_patterns=["training_args.bin", "README.md"],
-                    run_as_future=True,
+                    message=f"Training in progress, {reached}, checkpoint",
+                    ignore_patterns=PRIVATE_FILES,
+                    changed=public_state(Path(checkpoint_folder)),
                     **where,
                 )
             )
