@@ -137,7 +137,7 @@ def test_classes_in_another_order(script, tmp_path, caplog):
     by_name = run(script, tmp_path, backwards, *options, "--label_mapping", "name")
     by_number = run(script, tmp_path, backwards, *options, "--label_mapping", "number")
     assert by_name["loss"] != by_number["loss"] and by_name["dataset_fingerprint"] == by_number["dataset_fingerprint"]
-    assert by_name["dataset"] == "images"
+    assert by_name["dataset"] == "images (local image folder)"
 
     # The same rows of weights behind the dataset's own order.
     for parameter in model.classifier.parameters():
@@ -171,7 +171,7 @@ def test_a_share_of_the_training_split_is_taken_only_when_asked_for(script, tmp_
         run(script, tmp_path, *options)
     whole = run(script, tmp_path, *options, "--eval_split", "train")
     share = run(script, tmp_path, *options, "--train_val_split", 0.2, "--seed", 5)
-    assert (whole["split"], whole["num_images"], whole["dataset"]) == ("train", 100, "data")
+    assert (whole["split"], whole["num_images"], whole["dataset"]) == ("train", 100, "data (local folder)")
     assert (share["split"], share["num_images"]) == ("train (held out: 0.2 of it, seed 5)", 20)
     assert whole["dataset_fingerprint"] == share["dataset_fingerprint"]
 
