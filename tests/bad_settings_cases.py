@@ -51,7 +51,8 @@ NOT_PARSED = [
     parsed("--recipe", "--recipe", "expected one argument"),
 ]
 SETTINGS = [
-    flags("--fp16", "fp16", "no effect on a CPU", "--bf16"),
+    flags("--fp16", "fp16", "no effect on a CPU", "`bf16=True`"),
+    recipe("an option that a recipe sets", "fp16: true", "fp16", "mine.yaml sets `fp16: true`", "`--fp16 false`"),
     Mistake("ZeRO stage 3", zero_stage_3, ValueError, ("ZeRO stage 3", "stage 1 or 2", "--fsdp")),
     flags("--horizontal_layer 1", "no option --horizontal_layer", "did you mean --horizontal_layers?"),
     flags("1 2", "Not understood", "1 2"),

@@ -10,8 +10,12 @@ import math
 import os
 from dataclasses import dataclass, field
 
+import torch
+from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
-from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations import get_available_reporting_integrations, is_deepspeed_zero3_enabled
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
 
 from ..data.mixing import MODES
 
@@ -107,7 +111,15 @@ class TokenMixupTrainingArguments(TrainingArguments):
     def __post_init__(self):
         # The host parses these by itself, and does not say what it could not read.
         self.lr_scheduler_kwargs = _mapping("lr_scheduler_kwargs", self.lr_scheduler_kwargs)
+        if parse_flag_from_env("ACCELERATE_USE_CPU"):
+            # `accelerate launch --cpu`; transformers follows it in part only and would mix devices.
+            self.use_cpu = True
+        if self.dataloader_num_workers == 0:
+            self._drop_worker_settings()
+        self._refuse_bf16_without_hardware()
         super().__post_init__()
+        self._refuse_what_the_launcher_asks_in_vain()
+        self._refuse_missing_integrations()
         if is_deepspeed_zero3_enabled():
             raise ValueError(
                 "ZeRO stage 3 of DeepSpeed keeps a layer's weights in parts until the layer runs, and saliency asks "
@@ -143,11 +155,6 @@ class TokenMixupTrainingArguments(TrainingArguments):
 
     def _check_host_settings(self) -> None:
         """The host's own numbers: what it takes unseen, and then trains without an effect or stops in the middle."""
-        if self.fp16 and self.device.type == "cpu":
-            raise ValueError(
-                "`fp16` has no effect on a CPU, where the training would be in float32: leave --fp16 out, or give "
-                "--bf16."
-            )
         for name in ("learning_rate", "weight_decay", "max_grad_norm"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
@@ -171,6 +178,64 @@ class TokenMixupTrainingArguments(TrainingArguments):
                 option = name.replace("steps", "strategy")
                 raise ValueError(f"`{name}` must be above 0 (`{option}=no` turns it off), got {getattr(self, name)}.")
 
+    def _drop_worker_settings(self) -> None:
+        """Forget settings of the data loader's workers where there are none: torch would refuse them."""
+        self.dataloader_persistent_workers = False
+        self.dataloader_prefetch_factor = None
+        if hasattr(self, "dataloader_multiprocessing_context"):
+            self.dataloader_multiprocessing_context = None
+
+    def _refuse_bf16_without_hardware(self) -> None:
+        name = next((name for name in ("bf16", "bf16_full_eval") if getattr(self, name)), None)
+        if name is None or self.use_cpu or is_torch_xla_available() or is_torch_bf16_gpu_available():
+            return
+        raise ValueError(
+            f"`{name}` needs a GPU that computes in bfloat16, and {_gpu_found()}. Pass `{name}=False` to compute "
+            "in float32, or `use_cpu=True` to compute in bfloat16 on the CPU."
+        )
+
+    def _refuse_what_the_launcher_asks_in_vain(self) -> None:
+        """Check what the environment asks for, as `accelerate launch` and its configuration file set it.
+
+        Raises:
+            ValueError: for a precision that the device does not have, and for gradient accumulation, which the Trainer
+                takes from its own arguments.
+        """
+        precision, by_flag = self.mixed_precision, self.fp16 or self.bf16
+        asked = f"`{precision}`" if by_flag else f"`{precision}`, asked for by the launcher,"
+        to_launcher = "" if by_flag else " (of accelerate launch: --mixed_precision no)"
+        if precision in ("fp16", "fp8") and self.device.type == "cpu":
+            raise ValueError(
+                f"{asked} has no effect on a CPU, where the run would be in float32. Leave it out{to_launcher}, or "
+                "pass `bf16=True`."
+            )
+        if precision == "bf16" and self.device.type == "cuda" and not is_torch_bf16_gpu_available():
+            raise ValueError(
+                f"{asked} needs a GPU that computes in bfloat16, and {_gpu_found()}. Leave it out{to_launcher}."
+            )
+        steps = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+        if not steps.isdigit() or int(steps) in (1, self.gradient_accumulation_steps) or self.deepspeed_plugin:
+            return
+        raise ValueError(
+            f"The launcher asks for {steps} steps of gradient accumulation, and `gradient_accumulation_steps` is "
+            f"{self.gradient_accumulation_steps}, which alone counts here. Pass "
+            f"`gradient_accumulation_steps={steps}`, or unset ACCELERATE_GRADIENT_ACCUMULATION_STEPS."
+        )
+
+    def _refuse_missing_integrations(self) -> None:
+        """
+        Raises:
+            ValueError: `report_to` names a tracker that is not installed. The Trainer refuses unknown ones.
+        """
+        # flyte is not among those that transformers looks for.
+        installed = [*get_available_reporting_integrations(), "flyte"]
+        missing = [name for name in self.report_to if name in INTEGRATION_TO_CALLBACK and name not in installed]
+        if missing:
+            raise ValueError(
+                f"`report_to` names {missing[0]!r}, which is not installed. Install it, or choose from "
+                f"{', '.join([*installed[:-1], 'none'])}."
+            )
+
     def _refuse_unconnected_processes(self) -> None:
         """Raise if a launcher started several processes and the host did not connect them.
 
@@ -185,6 +250,11 @@ class TokenMixupTrainingArguments(TrainingArguments):
                 "`--use_cpu` (`use_cpu=True`); for a single process start the script with `python` or "
                 "`--nproc_per_node 1`."
             )
+
+
+def _gpu_found() -> str:
+    """What there is in place of a GPU with bfloat16, as part of a sentence."""
+    return f"{torch.cuda.get_device_name()} does not" if torch.cuda.is_available() else "there is no GPU"
 
 
 def _mapping(name: str, value: dict | str | None) -> dict | None:

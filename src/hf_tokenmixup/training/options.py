@@ -14,7 +14,7 @@ from ..configuration import TokenMixupSettings
 from ..data import LABEL_MAPPINGS
 from .arguments import TokenMixupTrainingArguments
 from .lora import LoraArguments
-from .recipes import expand_recipe, refuse_unknown_options
+from .recipes import expand_recipe, keys_of_recipe, refuse_unknown_options
 
 HOST_TRAINING_OPTIONS = {item.name for item in dataclasses.fields(TrainingArguments)}
 SHOWN_TRAINING_OPTIONS = """
@@ -234,12 +234,17 @@ def parse_options(arguments: Sequence[str], recipes: Path, description: str = ""
         description: what ``--help`` says first.
 
     Raises:
-        ValueError: for an option or a recipe's key that does not exist, with the nearest one that does.
+        ValueError: for an option or a recipe's key that does not exist, with the nearest one that does, and for a
+            value that cannot be used here, with the recipe if that sets it.
     """
     parser = build_parser(description)
-    training, namespace, remaining = parser.parse_args_into_dataclasses(
-        expand_recipe(arguments, parser, recipes), return_remaining_strings=True, look_for_args_file=False
-    )
+    expanded = expand_recipe(arguments, parser, recipes)
+    try:
+        training, namespace, remaining = parser.parse_args_into_dataclasses(
+            expanded, return_remaining_strings=True, look_for_args_file=False
+        )
+    except ValueError as error:
+        raise ValueError(f"{error}{keys_of_recipe(str(error), arguments, recipes)}") from error
     refuse_unknown_options(remaining, parser)
     given = vars(namespace)
     groups = (ModelArguments, DataArguments, AugmentationArguments, LoraArguments)

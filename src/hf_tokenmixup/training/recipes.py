@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 from argparse import Action, ArgumentParser, ArgumentTypeError
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,6 +67,33 @@ def expand_recipe(arguments: Sequence[str], parser: ArgumentParser, folder: Path
         _check_value(path, actions[name], value)
         expanded += [f"--{name}", *_words(value)]
     return expanded + rest
+
+
+def keys_of_recipe(message: str, arguments: Sequence[str], folder: Path) -> str:
+    """A sentence that says which of the options in an error's message come from the recipe, and how to override them.
+
+    Args:
+        message: of the error, with names of options in backticks.
+        arguments: as typed.
+        folder: where recipes given by name are.
+
+    Returns:
+        The sentence with a space before it; nothing where no option comes from a recipe.
+    """
+    finder = ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--recipe")
+    found, rest = finder.parse_known_args(arguments)
+    if found.recipe is None:
+        return ""
+    options = read_recipe(find_recipe(found.recipe, folder))
+    typed = {word[2:].partition("=")[0] for word in rest if word.startswith("--")}
+    # An error names an option as `name` or as `name=value`.
+    named = {name for name in re.findall(r"`(\w+)(?:=[^`]*)?`", message) if name in options and name not in typed}
+    if not named:
+        return ""
+    keys = ", ".join(f"`{name}: {json.dumps(options[name])}`" for name in sorted(named))
+    instead = " ".join(f"--{name} {'false' if options[name] is True else 'VALUE'}" for name in sorted(named))
+    return f" The recipe {found.recipe} sets {keys}; `{instead}` on the command line overrides it."
 
 
 class _Loader(yaml.SafeLoader):
