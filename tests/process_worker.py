@@ -14,8 +14,8 @@ import torch
 from accelerate import DistributedType, PartialState
 from tiny_training import Images, tokenmixup_cct, tokenmixup_vit
 from torch.distributed.fsdp import FSDPModule
-from torch.utils.data import SequentialSampler
-from transformers import TrainerCallback
+from torch.utils.data import SequentialSampler, WeightedRandomSampler
+from transformers import TrainerCallback, set_seed
 
 from hf_tokenmixup.training import TokenMixupTrainer, TokenMixupTrainingArguments
 
@@ -39,6 +39,7 @@ class Watch(TrainerCallback):
     def __init__(self, model: torch.nn.Module):
         self.model = model
         self.steps = []
+        self.initial = {name: whole(tensor) for name, tensor in model.state_dict().items()}
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         self.steps.append({name: whole(parameter.grad) for name, parameter in self.model.named_parameters()})
@@ -50,11 +51,28 @@ class InOrder(TokenMixupTrainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.batches, self.counts, self.reached = [], [], []
+        self.targets, self.dropped = [], []
+        self.order = "sequential"
+        mix = self.input_mixing
+        self.input_mixing = Keeping(mix, self.targets)
+        for module in self.model.modules():
+            if isinstance(module, torch.nn.Dropout) and module.p > 0:
+                module.register_forward_hook(self._keep_mask)
+                break
         for name, parameter in self.model.named_parameters():
             # Called with this process's own gradient, before it is averaged with the others'.
             parameter.register_hook(lambda gradient, name=name: self.reached[-1].add(name))
 
+    def _keep_mask(self, module, inputs, output):
+        if module.training:
+            self.dropped.append(output == 0)
+
     def _get_train_sampler(self, *args, **kwargs):
+        if self.order == "random":
+            return super()._get_train_sampler(*args, **kwargs)
+        if self.order == "weighted":
+            size = len(self.train_dataset)
+            return WeightedRandomSampler(torch.arange(1.0, size + 1), size, replacement=False)
         return SequentialSampler(self.train_dataset)
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
@@ -65,6 +83,22 @@ class InOrder(TokenMixupTrainer):
             self.counts.append({name: value.item() for name, value in counts.items()})
             self.reached.append(set())
         return (loss, outputs) if return_outputs else loss
+
+
+class Keeping:
+    """Input mixing that keeps the targets (B, C) it gives."""
+
+    def __init__(self, mixing, targets: list):
+        self.mixing, self.targets = mixing, targets
+
+    @property
+    def enabled(self) -> bool:
+        return self.mixing.enabled
+
+    def __call__(self, pixel_values, labels):
+        images, targets = self.mixing(pixel_values, labels)
+        self.targets.append(targets.clone())
+        return images, targets
 
 
 def whole(tensor: torch.Tensor | None) -> torch.Tensor | None:
@@ -95,7 +129,11 @@ def launch(world: int, cases: list[dict], folder: Path) -> dict[str, list[dict]]
 
 
 def build(case: dict) -> torch.nn.Module:
-    model = MODELS[case.get("model", "vit")](**case["settings"])
+    with torch.random.fork_rng(devices=[], enabled=case.get("unseeded", False)):
+        model = MODELS[case.get("model", "vit")](**case["settings"])
+    if case.get("unseeded"):
+        # From the random numbers that come next in this process.
+        model = type(model)(model.config)
     for layer, bias in case.get("scorenet_bias", {}).items():
         model.transformer_layers()[int(layer)].scorenet.classifier.bias.data.copy_(torch.tensor(bias))
     return model
@@ -113,8 +151,11 @@ def train(case: dict, folder: Path) -> None:
         # On CPUs accelerate passes over FSDP without a word, though torch shards there too.
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     trainer = InOrder(model, args, train_dataset=images, eval_dataset=Images(case.get("eval_images", 4)))
+    trainer.order = case.get("order", "sequential")
     watch = Watch(model)
     trainer.add_callback(watch)
+    if case.get("reseeded"):
+        torch.manual_seed(args.process_index)
     trainer.train(str(outputs / case["resume"]) if "resume" in case else None)
     if case.get("publish"):
         trainer.save_model()
@@ -123,7 +164,10 @@ def train(case: dict, folder: Path) -> None:
         "log": [line for line in trainer.state.log_history if "loss" in line],
         "evaluation": trainer.evaluate() if "eval_images" in case else None,
         "weights": {name: whole(tensor) for name, tensor in model.state_dict().items()},
+        "initial": watch.initial,
         "gradients": watch.steps,
+        "targets": trainer.targets,
+        "dropped": trainer.dropped,
         "batches": trainer.batches,
         "counts": trainer.counts,
         "reached": trainer.reached,
@@ -136,6 +180,7 @@ def train(case: dict, folder: Path) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
+    set_seed(0)
     cases, folder = Path(sys.argv[1]), Path(sys.argv[2])
     for case in json.loads(cases.read_text()):
         train(case, folder)

@@ -62,10 +62,37 @@ def hard_cases() -> list[dict]:
     ]
 
 
+def rank_cases() -> list[dict]:
+    """Everything that draws, in a real order of the images; and resumed in the middle of the second epoch."""
+    (case,) = drawn_cases()
+    settings = case["settings"] | {
+        "saliency_detector": "random",
+        "manifold_mixup_layers": [1],
+        "horizontal_layers": [2],
+    }
+    settings |= {"vertical_layers": []}
+    arguments = case["arguments"] | {"save_strategy": "steps", "save_steps": 2, "seed": 7}
+    case |= {
+        "unseeded": True,
+        "reseeded": True,
+        "settings": settings,
+        "images": 24,
+        "scorenet_bias": {},
+        "arguments": arguments,
+    }
+    cases = []
+    for order in ("random", "weighted"):
+        cases.append(case | {"name": f"ranks-{order}", "order": order})
+        cases.append(
+            cases[-1] | {"name": f"ranks-{order}-resumed", "outputs": f"ranks-{order}", "resume": "checkpoint-4"}
+        )
+    return cases
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[int, dict[str, list[dict]]]:
     folder = tmp_path_factory.mktemp("runs")
-    more = {1: [], 2: drawn_cases() + own_cases() + hard_cases(), 4: drawn_cases()}
+    more = {1: [], 2: drawn_cases() + own_cases() + hard_cases() + rank_cases(), 4: drawn_cases()}
     return {world: launch(world, off_cases(world) + more[world], folder / str(world)) for world in WORLDS}
 
 
@@ -181,3 +208,39 @@ def test_logged_counts_are_those_of_the_whole_step(runs, case, micro_batches):
     if case == "hard":
         assert [line["easy_samples"] for line in lines] == [4, 4, 4]
         assert [line["vertical_tokens"] for line in lines] == [8 * 2 * 2] * 3
+
+
+def images_of(batch: dict, epoch: int) -> list[int]:
+    """The numbers of a batch's images among those of `Images`."""
+    every = Images(24).pixels + 0.1 * epoch
+    return [int((every - image).abs().amax(dim=(1, 2, 3)).argmin()) for image in batch["pixel_values"]]
+
+
+@pytest.mark.parametrize("order", ["random", "weighted"])
+def test_processes_have_common_weights_own_images_and_own_random_numbers(runs, order):
+    first, second = runs[2][f"ranks-{order}"]
+    assert_close(second["initial"], first["initial"], atol=0.0)
+    orders = []
+    for epoch in range(2):
+        here = slice(3 * epoch, 3 * (epoch + 1))
+        own = [[images_of(batch, epoch) for batch in seen["batches"][here]] for seen in (first, second)]
+        assert sorted(sum(own[0] + own[1], [])) == list(range(24))
+        orders.append(own)
+    assert orders[0] != orders[1]
+    # The targets show the mixup ratio or the area of the CutMix box: every row has at most two classes.
+    ratios = [[targets.max(dim=1).values for targets in seen["targets"]] for seen in (first, second)]
+    assert len(ratios[0]) == 6 and not any(map(torch.equal, *ratios))
+    assert len(first["dropped"]) == 6 and not any(map(torch.equal, first["dropped"], second["dropped"]))
+    weights = [seen["weights"] for seen in (first, second)]
+    assert_close(weights[1], weights[0], atol=0.0)
+
+
+@pytest.mark.parametrize("order", ["random", "weighted"])
+def test_each_process_resumes_its_own_random_numbers(runs, order):
+    for uninterrupted, resumed in zip(runs[2][f"ranks-{order}"], runs[2][f"ranks-{order}-resumed"], strict=True):
+        assert len(resumed["batches"]) == 2
+        for name in ("targets", "dropped"):
+            assert all(map(torch.equal, uninterrupted[name][4:], resumed[name]))
+        for batch, expected in zip(resumed["batches"], uninterrupted["batches"][4:], strict=True):
+            assert torch.equal(batch["pixel_values"], expected["pixel_values"])
+        assert all(torch.equal(resumed["weights"][name], tensor) for name, tensor in uninterrupted["weights"].items())

@@ -6,15 +6,17 @@ and whether an evaluation or the end of an epoch still had to come when the chec
 
 import logging
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from .processes import CommonSampler, common_seed, draws_by_rank
 from .resuming import OWN_STATE, checkpoints_in, fault_in
 from .termination import TerminatingTrainer, outlive_sigterm
 
@@ -119,8 +121,11 @@ class ContinuingTrainer(TerminatingTrainer):
         drop_last = self.args.dataloader_drop_last
         # An evaluation counts every image.
         self.args.dataloader_drop_last = drop_last and kwargs.get("is_training", False)
+        if draws_by_rank(self.args) and kwargs.get("sampler_fn") is not None:
+            kwargs["sampler_fn"] = partial(self._common_sampler, kwargs["sampler_fn"])
         try:
-            loader = super()._get_dataloader(*args, **kwargs)
+            with common_seed(self.args):
+                loader = super()._get_dataloader(*args, **kwargs)
         finally:
             self.args.dataloader_drop_last = drop_last
         # accelerate's loaders pass on to one of torch's, or are one.
@@ -128,6 +133,10 @@ class ContinuingTrainer(TerminatingTrainer):
         own.generator = torch.Generator().manual_seed(self.args.seed)
         own.worker_init_fn = partial(outlive_sigterm, and_then=own.worker_init_fn)
         return loader
+
+    def _common_sampler(self, sampler_fn: Callable[[Dataset], Sampler | None], dataset: Dataset) -> Sampler | None:
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return CommonSampler.wrap(sampler_fn(dataset), seed, lambda: int(self.state.epoch or 0))
 
 
 class Continuation(TrainerCallback):

@@ -22,6 +22,7 @@ from .faults import LossGuard
 from .layout import channels_last, expect_other_batch_sizes, match_state_to_weights, weights_put_back
 from .lora import check_scorenet_trains
 from .plan import check_plan, plan_of
+from .processes import RankSeedCallback
 from .publishing import PublishingTrainer
 from .sharding import shard_by_layers
 from .streaming import StreamingTrainer
@@ -37,6 +38,9 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
     The loss of an optimizer step is the mean over all its images: over the micro-batches of gradient accumulation,
     the last and smaller one included, and over processes. (With `average_tokens_across_devices=False` each process
     averages over its own images and the processes are then averaged, which differs only where their shares do.)
+
+    In training, process r draws from `seed + r`: dropout, mixup, CutMix and TokenMixup differ between processes. The
+    initial weights and the order of the images come from the common seed.
 
     Each logged training loss comes with the counts of the model's outputs: those of samples and tokens
     (`mixed_samples`, `easy_samples`, ...) for a whole step, summed over its micro-batches and processes and averaged
@@ -83,6 +87,7 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
         self._fit_to(self.inner_model)
         self.add_callback(EpochCallback())
         self.add_callback(CheckpointedLayersCallback())
+        self.add_callback(RankSeedCallback())
         self._counts = StepCounts()
         self._guard = LossGuard(args.skip_nonfinite_steps)
 
