@@ -24,6 +24,8 @@ with open(os.environ["CALLS"], "a") as calls:
     calls.write(json.dumps(sys.argv[3:]) + "\\n")
 if os.environ.get("FAILING") == name:
     sys.exit("finetune.py: No such luck.")
+if "FAILING_ALL" in os.environ:
+    sys.exit("finetune.py: " + os.environ["FAILING_ALL"].format(name=name, folder=folder))
 top1 = (len(name) + seed) / 1000
 (folder / "all_results.json").write_text(json.dumps({"eval_top1": top1}))
 """
@@ -98,12 +100,56 @@ def test_a_failing_row_does_not_stop_the_others(study, tmp_path, capsys, monkeyp
         study("4")
     assert launched_recipes(study.launched) == TABLE_4
     message = caught.value.code
-    assert message.startswith("study.py: 1 of 5 trainings are not finished.\nwithout difficulty assessment, seed 42: ")
+    assert ": 1 of 5 trainings are not finished.\nwithout difficulty assessment, seed 42: " in message
     told = capsys.readouterr().out
     assert "  failed with status 1: finetune.py: No such luck.\n" in told
     assert "without difficulty assessment  0                82.85  -0.71\n" in told
     monkeypatch.delenv("FAILING")
     assert launched_recipes(study("4")) == [TABLE_4[1]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "trained", "reason"),
+    [
+        ("rho --values -1 0.1", [HTM], "Row 'rho -1': horizontal_rho must be a finite number of at least 0"),
+        ("kappa --values 80 999", [HTM.replace("htm", "vtm")], "Row 'kappa 999': vertical_kappa must be an integer"),
+    ],
+)
+def test_study_with_a_row_that_cannot_be_trained_trains_the_others(study, capsys, arguments, trained, reason):
+    with pytest.raises(SystemExit) as caught:
+        study(arguments)
+    assert launched_recipes(study.launched) == trained
+    assert ": 1 of 2 trainings are not finished." in caught.value.code and reason in caught.value.code
+    told = capsys.readouterr().out
+    # The reason is shown before anything runs, and the table has a line for the row.
+    assert told.startswith(f"not trained: {reason}") and "[1/1] " in told
+    assert f"{reason.split(chr(39))[1]}  " in told.rpartition("top-1")[2]
+
+
+def test_study_with_an_override_that_fits_some_rows_trains_these(study):
+    with pytest.raises(SystemExit) as caught:
+        study('5 -- --config_overrides {"num_hidden_layers":2}')
+    assert "Row 'manifold mixup': manifold_mixup_layers must lie" in caught.value.code
+    recipes = launched_recipes(study.launched)
+    assert recipes == ["cct-7-3x1-cifar100-baseline-no-input-mixing", "cct-7-3x1-cifar100-baseline"]
+
+
+def test_study_with_a_failure_that_rows_share_stops_with_one_message(study, tmp_path, monkeypatch):
+    monkeypatch.setenv("FAILING_ALL", "There is no dataset in {folder}.")
+    with pytest.raises(SystemExit) as caught:
+        study("4 --seeds 1 2")
+    assert launched_recipes(study.launched) == TABLE_4[:2]
+    message = caught.value.code
+    assert message.count("There is no dataset in FOLDER.") == 1 and "\n" not in message
+    assert "'HTM' and 'without difficulty assessment' fail for the same reason" in message
+    assert str(tmp_path / "out" / f"{TABLE_4[1]}-seed-1" / "finetune.log") in message
+
+
+def test_study_with_failures_of_different_reasons_tries_every_row(study, monkeypatch):
+    monkeypatch.setenv("FAILING_ALL", "No {name}.")
+    with pytest.raises(SystemExit, match="5 of 5 trainings are not finished"):
+        study("4")
+    assert launched_recipes(study.launched) == TABLE_4
 
 
 def test_tables_and_sweeps_share_what_is_the_same_training(study, tmp_path):
@@ -163,9 +209,8 @@ def test_report_only(study, tmp_path, capsys):
         ("4 -- --horizontal_tau 1", "'HTM' and 'without difficulty assessment' are one and the same training"),
         ("4 -- --do_eval false --eval_strategy no", "a study needs both --do_train and --do_eval"),
         ('5 -- --config_overrides {"hiden_size":3}', "no attribute 'hiden_size': did you mean 'hidden_size'?"),
-        ('5 -- --config_overrides {"num_hidden_layers":2}', "Row 'manifold mixup': manifold_mixup_layers must lie"),
-        ("rho --values 0.1 -1", "Row 'rho -1': horizontal_rho must be a finite number of at least 0"),
-        ("kappa --values 80 999", "Row 'kappa 999': vertical_kappa must be an integer between 0 and 256"),
+        ("rho --values -2 -1", "Row 'rho -2': horizontal_rho must be a finite number of at least 0"),
+        ("kappa --values 999", "Row 'kappa 999': vertical_kappa must be an integer between 0 and 256"),
         ("tau --recipe cct-7-3x1-cifar100-vtm", "tau has no effect in cct-7-3x1-cifar100-vtm: there are no horizon"),
         ("tau --recipe cct-7-3x1-cifar100-htn", "There is no recipe 'cct-7-3x1-cifar100-htn': did you mean"),
     ],

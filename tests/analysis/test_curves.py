@@ -41,8 +41,8 @@ def test_three_panels_show_the_logged_values(tmp_path, figure):
     assert path == tmp_path / "new folder" / "curves.png"
     accuracy, loss, mixing = figure[0].axes
     assert lines(accuracy) == {
-        "top-1 (last 50.0%)": ([1.0, 2.0], [0.25, 0.5]),
-        "top-5 (last 100.0%)": ([1.0, 2.0], [0.75, 1.0]),
+        "top-1 (last 50.00%)": ([1.0, 2.0], [0.25, 0.5]),
+        "top-5 (last 100.00%)": ([1.0, 2.0], [0.75, 1.0]),
     }
     assert lines(loss) == {
         "training": ([0.5, 1.0], [2.0, 1.0]),
@@ -64,6 +64,41 @@ def test_a_panel_without_values_says_so(tmp_path, figure):
     plot_training_curves([{"epoch": 0, "eval_loss": 1.0}], tmp_path / "curves.png")
     texts = [[text.get_text() for text in axes.texts] for axes in figure[0].axes]
     assert texts == [["no evaluation was logged"], [], ["no horizontal TokenMixup was logged"]]
+
+
+def tick_labels(axis) -> list[str]:
+    axis.axes.figure.draw_without_rendering()
+    low, high = sorted(axis.get_view_interval())
+    ticks = zip(axis.get_majorticklocs(), axis.get_majorticklabels(), strict=True)
+    return [label.get_text() for place, label in ticks if low <= place <= high]
+
+
+def constant_growth(start, step, **scale):
+    """A log whose values hardly change; `scale` are factors by key."""
+    return [
+        {"epoch": 1000 + epoch / 100} | {key: factor * (start + step * epoch) for key, factor in scale.items()}
+        for epoch in range(4)
+    ]
+
+
+@pytest.mark.parametrize(("start", "step"), [(0.15, 1e-3), (0.9991, 1e-5), (0.0, 1e-6), (0.5, 0.1)])
+def test_ticks_of_narrow_ranges_differ(start, step, tmp_path, figure):
+    scale = {"eval_top1": 1, "loss": 15, "eval_loss": 1e-5, "mixed_samples": 1e6, "replaced_tokens": 3e7}
+    log = constant_growth(start, step, **scale)
+    plot_training_curves(log, tmp_path / "curves.png")
+    for axes in [*draw_runs({"a": log, "b": log[:3]}).axes, *figure[0].axes]:
+        for labels in map(tick_labels, (axes.xaxis, axes.yaxis)):
+            assert len(labels) >= 2 and len(set(labels)) == len(labels), labels
+            # No label is to be added to an offset elsewhere.
+            assert not axes.yaxis.get_offset_text().get_text().startswith("+")
+
+
+def test_draw_runs_shows_no_accuracy_and_no_loss_that_cannot_be():
+    for top1 in (0.0, 1.0):
+        accuracy, loss = draw_runs({"a": [{"epoch": 1.0, "eval_top1": top1, "loss": 0.0}]}).axes
+        assert accuracy.get_ylim()[0] >= 0 and accuracy.get_ylim()[1] <= 1 and loss.get_ylim()[0] >= 0
+        low, high = accuracy.get_ylim()
+        assert low <= top1 <= high and low < high
 
 
 def test_png_and_pdf(tmp_path):
@@ -100,8 +135,8 @@ def test_runs_share_each_panel():
     assert [len(look) for look in looks.values()] == [1, 1, 1] and len(set.union(*looks.values())) == 3
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == [
-        "htm (last 50.0% top-1)",
-        "baseline (last 37.5% top-1)",
+        "htm (last 50.00% top-1)",
+        "baseline (last 37.50% top-1)",
         "short",
     ]
     assert [line.get_color() for line in legend.get_lines()] == [next(iter(look))[0] for look in looks.values()]

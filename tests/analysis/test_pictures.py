@@ -16,6 +16,7 @@ from hf_tokenmixup.analysis import (
     draw_saliency,
     draw_vertical,
     min_max,
+    pictures,
     save_figure,
     short_name,
 )
@@ -202,3 +203,10 @@ def test_pyplot_is_left_alone(tmp_path, monkeypatch):
     figure = draw_horizontal(IMAGES, observation(), NAMES, CELLS)
     save_figure(figure, tmp_path / "a.png")
     save_figure(figure, tmp_path / "a.pdf")
+
+
+@pytest.mark.parametrize(
+    ("share", "label"), [(0.0, "0%"), (0.004, "0.4%"), (0.01, "1%"), (0.5, "50%"), (0.996, "99.6%"), (1.0, "100%")]
+)
+def test_percent_of_a_mixed_label_is_neither_nothing_nor_all(share, label):
+    assert pictures._percent(share) == label

@@ -180,7 +180,8 @@ FINISH = "open(f'{folder}/all_results.json', 'w').write(json.dumps({'eval_top1':
 
 def run(folder, code, request=REQUEST):
     told = []
-    return train(folder, request, [*command(code), str(folder)], told.append), told
+    unfinished = train(folder, request, [*command(code), str(folder)], told.append)
+    return unfinished and unfinished.reason, told
 
 
 def test_a_training_goes_on_from_its_checkpoint_and_is_not_repeated(tmp_path):

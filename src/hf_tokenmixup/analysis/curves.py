@@ -142,11 +142,13 @@ def draw_runs(logs: Mapping[str, list[dict]]) -> Figure:
             line = _plot(axes, look, *series)
             labelled.setdefault(name, (line, name))
             if measure.percent:
-                labelled[name] = line, f"{name} (last {series[1][-1]:.1%} top-1)"
+                labelled[name] = line, f"{name} (last {series[1][-1]:.2%} top-1)"
         _scale(axes, measure.percent)
         if measure.key in ("loss", "eval_loss", "eval_top1"):
             # Trainings differ by less than what all of them have in common.
             axes.autoscale(axis="y")
+            bottom, top = axes.get_ylim()
+            axes.set_ylim(max(bottom, 0), min(top, 1) if measure.percent else top)
     lines, labels = zip(*(labelled[name] for name in logs if name in labelled), strict=True)
     figure.legend(lines, labels, loc="outside upper left", ncols=across, handlelength=3, frameon=False, fontsize=11)
     return figure
@@ -179,7 +181,7 @@ def _draw(axes: Axes, panel: _Panel, log_history: list[dict]) -> None:
         epochs, values = _series(log_history, curve.key)
         if not epochs:
             continue
-        last = f" (last {values[-1]:.1%})" if panel.percent else ""
+        last = f" (last {values[-1]:.2%})" if panel.percent else ""
         _plot(axes, replace(curve, label=curve.label + last), epochs, values)
     if not axes.lines:
         axes.text(0.5, 0.5, panel.missing, transform=axes.transAxes, ha="center", va="center", color="0.4")
@@ -221,9 +223,11 @@ def _scale(axes: Axes, percent: bool) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=last >= 3))
     if percent:
         axes.set_ylim(top=1)
-        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+        # As many decimals as it takes to tell the ticks apart.
+        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
     else:
         axes.set_ylim(bottom=0)
+        axes.ticklabel_format(axis="y", useOffset=False)
 
 
 def _series(log_history: list[dict], key: str) -> tuple[list[float], list[float]]:

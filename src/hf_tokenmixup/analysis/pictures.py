@@ -225,10 +225,17 @@ def _show_shares(axes: Axes, observation: HorizontalObservation, index: int, cla
     for line, number in enumerate(classes):
         color, share = BLUE if own[number] > 0 else ORANGE, float(mixed[number])
         axes.barh(0, share, left=start, color=color, edgecolor="white", height=0.5)
-        axes.text(0, -0.5 - 0.4 * line, f"{share:.0%} {short_name(class_names[number])}", color=color, fontsize=11)
+        axes.text(
+            0, -0.5 - 0.4 * line, f"{_percent(share)} {short_name(class_names[number])}", color=color, fontsize=11
+        )
         start += share
     axes.set_xlim(0, 1)
     axes.set_ylim(-1.5, 0.8)
+
+
+def _percent(share: float) -> str:
+    """A share in whole percent, with a decimal where it would read as nothing or as all."""
+    return f"{share:.1%}" if 0 < share < 0.01 or 0.99 < share < 1 else f"{share:.0%}"
 
 
 def _show_chosen(axes: Axes, image: torch.Tensor, tokens: Sequence[int], cells: TokenCells) -> None:

@@ -26,6 +26,7 @@ RECORD_FILE, RESULTS_FILE, LOG_FILE = "study.json", "all_results.json", "finetun
 WITHOUT_EFFECT = """recipe output_dir resume_from_checkpoint token hub_token license cache_dir report_to disable_tqdm
     dataloader_num_workers dataloader_persistent_workers dataloader_pin_memory""".split()
 PATIENCE_S = 60.0
+OWN_ERROR = "finetune.py: "
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,14 @@ class Request:
     launcher: list[str]
     options: dict[str, list[str]]
     overrides: dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """Why a training is not finished, and the error, if any, that finetune.py ended with before a checkpoint."""
+
+    reason: str
+    error: str | None = None
 
 
 def options_by_name(words: Sequence[str]) -> dict[str, list[str]]:
@@ -109,7 +118,7 @@ def check_request(folder: Path, request: Request) -> None:
         )
 
 
-def train(folder: Path, request: Request, command: Sequence[str], tell: Callable[[str], None]) -> str | None:
+def train(folder: Path, request: Request, command: Sequence[str], tell: Callable[[str], None]) -> Unfinished | None:
     """Train in a folder, unless that is done; go on from the checkpoint there is.
 
     Args:
@@ -127,7 +136,7 @@ def train(folder: Path, request: Request, command: Sequence[str], tell: Callable
     with _hold(folder) as log:
         if log is None:
             tell("another process trains it, and it is passed over")
-            return f"trained by another process, which has {folder} on its command line"
+            return Unfinished(f"trained by another process, which has {folder} on its command line")
         check_request(folder, request)
         if (top1 := finished_top1(folder)) is not None:
             tell(f"top-1 {top1:.2%}, finished before")
@@ -143,7 +152,9 @@ def train(folder: Path, request: Request, command: Sequence[str], tell: Callable
         return None
     reason = failure_reason((folder / LOG_FILE).read_bytes()[begin:].decode(errors="replace"))
     tell(f"failed with status {status}: {reason}")
-    return f"status {status}, see {folder / LOG_FILE}"
+    own = reason.startswith(OWN_ERROR) and last_checkpoint(folder) is None
+    error = reason.removeprefix(OWN_ERROR).replace(str(folder), "FOLDER") if own else None
+    return Unfinished(f"status {status}, see {folder / LOG_FILE}", error)
 
 
 def run_training(command: Sequence[str], log: BinaryIO) -> int:
@@ -164,7 +175,7 @@ def run_training(command: Sequence[str], log: BinaryIO) -> int:
 def failure_reason(log: str) -> str:
     """The line of a log that tells why finetune.py failed: its own message, else the exception, else the last line."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    own = [line for line in lines if line.startswith("finetune.py: ")]
+    own = [line for line in lines if line.startswith(OWN_ERROR)]
     # The launcher's own exception comes last, and tells nothing.
     raised = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line) and "CalledProcess" not in line]
     return (own or raised or lines or ["it printed nothing"])[-1]

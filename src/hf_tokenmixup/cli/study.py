@@ -27,6 +27,7 @@ import torch
 from ..analysis.studies import SWEEPS, TABLES, Row, Study, sweep_study
 from ..analysis.study_results import format_table, save_results, summarise
 from ..analysis.study_runs import (
+    LOG_FILE,
     Request,
     check_request,
     collect_top1,
@@ -147,15 +148,23 @@ def check_row(row: Row, overrides: Sequence[str]) -> Options:
     return options
 
 
-def check_rows(study: Study, args: Namespace, overrides: Sequence[str]) -> None:
+def check_rows(study: Study, args: Namespace, overrides: Sequence[str]) -> dict[Row, str]:
     """Check every row by itself, and that no two of them are the same training.
 
+    Returns:
+        The rows that cannot be trained, and why not.
+
     Raises:
-        ValueError: for the first that is not right.
+        ValueError: no row can be trained, with the reason of the first; or the study makes no sense.
     """
     seen: dict[str, str] = {}
+    refused: dict[Row, ValueError] = {}
     for row in study.rows:
-        options = check_row(row, overrides)
+        try:
+            options = check_row(row, overrides)
+        except ValueError as error:
+            refused[row] = error
+            continue
         if args.study in SWEEPS and not options.tokenmixup.get(SWEEPS[args.study].layers):
             layers = SWEEPS[args.study].layers
             raise ValueError(f"{args.study} has no effect in {row.recipe}: there are no {layers}.")
@@ -166,6 +175,9 @@ def check_rows(study: Study, args: Namespace, overrides: Sequence[str]) -> None:
                 "out what makes them so."
             )
         seen[content] = row.name
+    if len(refused) == len(study.rows):
+        raise refused[study.rows[0]]
+    return {row: str(error) for row, error in refused.items()}
 
 
 def find_launcher(text: str) -> list[str]:
@@ -185,14 +197,14 @@ def find_launcher(text: str) -> list[str]:
 
 
 def requests(
-    study: Study, seeds: Sequence[int], launcher: list[str], overrides: OptionWords
+    rows: Sequence[Row], seeds: Sequence[int], launcher: list[str], overrides: OptionWords
 ) -> dict[tuple[Row, int], Request]:
     """What each row is trained with, by row and seed; all rows with one seed first, which gives a table early."""
-    options = {row: row_options(row, overrides) for row in study.rows}
+    options = {row: row_options(row, overrides) for row in rows}
     return {
         (row, seed): Request(launcher, options[row] | {"seed": [str(seed)]}, overrides)
         for seed in seeds
-        for row in study.rows
+        for row in rows
     }
 
 
@@ -221,7 +233,7 @@ def report_only(study: Study, args: Namespace) -> None:
     first = next((request for folder in finished.values() if (request := read_request(folder))), None)
     if first is None:
         raise ValueError(f"No training of this study is finished in {args.output_dir}.")
-    expected = requests(study, seeds, first.launcher, first.overrides)
+    expected = requests(study.rows, seeds, first.launcher, first.overrides)
     for training, folder in finished.items():
         check_request(folder, expected[training])
     print(report(study, args, seeds, first))
@@ -230,27 +242,44 @@ def report_only(study: Study, args: Namespace) -> None:
 def run_study(study: Study, args: Namespace, overrides: Sequence[str]) -> None:
     """Train what is not finished, then print and write the results.
 
+    A row that cannot be trained with its settings does not stop the others. A failure that rows share does: the first
+    two fail alike before their first checkpoint, and nothing has been trained.
+
     Raises:
-        ValueError: for a mistake in the options, before anything is trained.
+        ValueError: for a mistake in the options of every row, before anything is trained.
     """
-    check_rows(study, args, overrides)
+    refused = check_rows(study, args, overrides)
     seeds, launcher = args.seeds or [DEFAULT_SEED], find_launcher(args.launcher)
-    asked = requests(study, seeds, shlex.split(args.launcher), options_by_name(overrides))
+    rows = [row for row in study.rows if row not in refused]
+    asked = requests(rows, seeds, shlex.split(args.launcher), options_by_name(overrides))
     for (row, seed), request in asked.items():
         check_request(seed_folder(args.output_dir, row, seed), request)
+    for reason in refused.values():
+        print(f"not trained: {reason}", flush=True)
     reasons: dict[Path, str] = {}
+    failed_at_start: dict[str | None, Row] = {}
     for number, ((row, seed), request) in enumerate(asked.items(), start=1):
         print(f"[{number}/{len(asked)}] {row.name}, seed {seed}", flush=True)
         folder = seed_folder(args.output_dir, row, seed)
         command = [*launcher, *FINETUNE, "--recipe", row.recipe, *row.options, *overrides]
         command += ["--seed", str(seed), "--output_dir", str(folder)]
-        if reason := train(folder, request, command, tell=lambda line: print(f"  {line}", flush=True)):
-            reasons[folder] = f"{row.name}, seed {seed}: {reason}"
+        if unfinished := train(folder, request, command, tell=lambda line: print(f"  {line}", flush=True)):
+            reasons[folder] = f"{row.name}, seed {seed}: {unfinished.reason}"
+            # Only while every training has failed.
+            alike = failed_at_start.setdefault(unfinished.error, row) if len(reasons) == number else row
+            if unfinished.error and alike != row:
+                sys.exit(
+                    f"{program_name()}: {alike.name!r} and {row.name!r} fail for the same reason, so nothing else is "
+                    f"started. {unfinished.error} See {folder / LOG_FILE}."
+                )
         report(study, args, seeds, request)
     print(report(study, args, seeds, request))
     # What another process trained may have come to its end by now.
-    if unfinished := [reason for folder, reason in reasons.items() if finished_top1(folder) is None]:
-        sys.exit("\n".join([f"study.py: {len(unfinished)} of {len(asked)} trainings are not finished.", *unfinished]))
+    unfinished = [reason for folder, reason in reasons.items() if finished_top1(folder) is None]
+    unfinished = [*(reason for reason in refused.values() for _ in seeds), *unfinished]
+    if unfinished:
+        count = f"{len(unfinished)} of {len(study.rows) * len(seeds)} trainings are not finished."
+        sys.exit("\n".join([f"{program_name()}: {count}", *dict.fromkeys(unfinished)]))
 
 
 def main(arguments: list[str]) -> None:
