@@ -186,7 +186,7 @@ def _names_and_codes(dataset: Dataset, column: str, kind: str, split: str) -> tu
         at = int(np.flatnonzero(wrong)[0])
         last = len(names) - 1 if kind == "class" or codes[at] < 0 else MOST_NUMBERED_CLASSES - 1
         reason = (
-            "Splits published without labels carry -1: choose another split with --train_split or --eval_split."
+            "Splits published without labels carry -1: choose another split."
             if codes[at] < 0
             else "If these are no numbers of classes, choose another column with --label_column_name."
         )

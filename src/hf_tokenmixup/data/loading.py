@@ -108,7 +108,7 @@ def load_image_dataset(
     used = [train_split] if do_train or carve else []
     used += [chosen_eval] if chosen_eval is not None and chosen_eval not in used else []
     for split in used:
-        require_split(source, split, "--train_split" if split == train_split else "--eval_split")
+        require_split(source, split, "--train_split" if do_train and split == train_split else "--eval_split")
 
     image_column = find_image_column(source[used[0]], used[0], image_column_name)
     label_column = find_label_column(source[used[0]], used[0], label_column_name)

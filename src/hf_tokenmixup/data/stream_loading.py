@@ -72,12 +72,12 @@ def load_image_stream(
     if do_eval and chosen_eval is None:
         raise ValueError(
             f"No evaluation split among {sorted(source)}, and no share of a stream can be held out: name the split to "
-            "evaluate on with --eval_split, leave out --do_eval, or leave out --streaming."
+            "evaluate on with --eval_split, do not evaluate, or leave out --streaming."
         )
     used = [train_split] if do_train else []
     used += [chosen_eval] if chosen_eval is not None and chosen_eval not in used else []
     for split in used:
-        require_split(source, split, "--train_split" if split == train_split else "--eval_split")
+        require_split(source, split, "--train_split" if do_train and split == train_split else "--eval_split")
         if source[split].features is None:
             raise ValueError(
                 f"The columns of split '{split}' are not known before it is read: store the data set as parquet files "

@@ -205,7 +205,7 @@ class StreamedImages(IterableDataset):
             if not some:
                 raise ValueError(
                     f"No image of split '{self.split}' falls to {place}. Use fewer processes or "
-                    "--dataloader_num_workers, or store the split in more and even shards."
+                    "worker processes of the data loader, or store the split in more and even shards."
                 )
 
     def _read(self, rows: list[Row], first: int, place: str, key: tuple[int, ...] | None = None) -> Iterator[Example]:
@@ -231,7 +231,7 @@ class StreamedImages(IterableDataset):
             most = "" if self._num_classes is None else f" to {self._num_classes - 1}"
             raise ValueError(
                 f"{where}{path} has the label {label}; expected 0{most}. Splits published without labels carry -1: "
-                "choose another split with --train_split or --eval_split, or remove such rows."
+                "choose another split, or remove such rows."
             )
         return label if self.label_map is None else int(self.label_map[label])
 

@@ -1,0 +1,133 @@
+"""Every flag that a message, a help text or the README advises exists in the command that shows it."""
+
+import argparse
+import ast
+import importlib
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from hf_tokenmixup.cli.main import COMMANDS
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "src" / "hf_tokenmixup"
+FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*[a-z0-9](?![\w-]*_\b)")
+# Those of accelerate launch and of torchrun.
+OF_LAUNCHERS = {
+    "--num_processes",
+    "--nproc_per_node",
+    "--num_cpu_threads_per_process",
+    "--multi_gpu",
+    "--mixed_precision",
+}
+# Commands that take or build options of finetune too.
+WITH_FINETUNE = ("study", "benchmark", "throughput", "model_cards", "convert")
+# Which commands show the messages of a part of the library; the longest match counts.
+SHOWN_BY = {
+    "analysis/study_runs": ("study",),
+    "data/": ("finetune", "evaluate", "visualize"),
+    "data/stream": ("finetune", "evaluate"),
+    "hub/": ("finetune", "evaluate", "publish", "convert"),
+    "models/": ("finetune", "evaluate", "visualize", "convert"),
+    "training/": ("finetune",),
+}
+ONLY_WHERE_TRAINED = "the message is about a split to train on, which evaluate and visualize never load"
+CHECKED_BEFORE = "evaluate and visualize refuse this themselves, by their own flags"
+EXCEPTIONS = {
+    ("hub/publish.py", "--revision"): "an option of publish, in the command that repeats an upload",
+    ("cli/finetune.py", "--dtype"): "an option of evaluate, in the command that a model card shows",
+    ("data/loading.py", "--train_split"): ONLY_WHERE_TRAINED,
+    ("data/loading.py", "--train_dir"): ONLY_WHERE_TRAINED,
+    ("data/loading.py", "--validation_dir"): CHECKED_BEFORE,
+    ("data/loading.py", "--train_val_split"): "visualize has a fraction by default",
+    ("data/stream_loading.py", "--train_split"): ONLY_WHERE_TRAINED,
+    ("data/stream_loading.py", "--max_steps"): ONLY_WHERE_TRAINED,
+    ("data/streaming.py", "--shuffle_buffer"): ONLY_WHERE_TRAINED,
+}
+
+
+class ParserFound(Exception):
+    pass
+
+
+@cache
+def flags_of(command: str) -> frozenset[str]:
+    """The options of a command, with those of its subcommands and of finetune where it takes them."""
+
+    def found(parser, *args, **kwargs):
+        # A recipe's name is looked for by a parser with one option.
+        if len(parser._actions) > 1:
+            raise ParserFound(parser)
+        return parse_known_args(parser, *args, **kwargs)
+
+    parse_known_args = argparse.ArgumentParser.parse_known_args
+    main = importlib.import_module(f"hf_tokenmixup.cli.{command}").main
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ParserFound) as caught:
+        patch.setattr(argparse.ArgumentParser, "parse_known_args", found)
+        main([])
+    (parser,) = caught.value.args
+    parsers = [parser]
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            parsers += action.choices.values()
+    flags = {flag for parser in parsers for action in parser._actions for flag in action.option_strings}
+    return frozenset(flags | (flags_of("finetune") if command in WITH_FINETUNE else set()))
+
+
+def advised(path: Path) -> set[str]:
+    """The flags in the texts of a module, without those of its docstrings other than the module's own, the help."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    documented = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    docstrings = {id(node.body[0].value) for node in documented if isinstance(node.body[0], ast.Expr)}
+    texts = [
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings
+    ]
+    return {flag for text in texts for flag in FLAG.findall(text)} - OF_LAUNCHERS
+
+
+def missing(path: Path, commands) -> dict[str, list[str]]:
+    name = path.relative_to(PACKAGE).as_posix()
+    lacking = {
+        flag: [command for command in commands if flag not in flags_of(command)]
+        for flag in advised(path)
+        if (name, flag) not in EXCEPTIONS
+    }
+    return {flag: commands for flag, commands in lacking.items() if commands}
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "model_cards"])
+def test_command_advises_its_own_flags(command):
+    assert missing(PACKAGE / "cli" / f"{command}.py", [command]) == {}
+
+
+@pytest.mark.parametrize("part", sorted(path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()))
+def test_library_advises_flags_that_each_command_has(part):
+    wrong = {}
+    for path in sorted((PACKAGE / part).rglob("*.py")):
+        name = path.relative_to(PACKAGE).as_posix()
+        if part == "cli" or not advised(path):
+            continue
+        matching = [start for start in SHOWN_BY if name.startswith(start)]
+        assert matching, f"{name} advises {advised(path)}: say in SHOWN_BY which commands show it"
+        if found := missing(path, SHOWN_BY[max(matching, key=len)]):
+            wrong[name] = found
+    assert wrong == {}
+
+
+def test_exceptions_are_needed():
+    assert [(name, flag) for name, flag in EXCEPTIONS if flag not in advised(PACKAGE / name)] == []
+
+
+def test_readme_names_flags_that_exist():
+    text = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    called = re.compile(r"(?:scripts/(\w+)\.py|hf-tokenmixup (\w+)|hf_tokenmixup\.cli\.(\w+))([^\n`#]*)")
+    wrong = []
+    for found in called.finditer(text):
+        command = next(filter(None, found.groups()[:3])).replace("convert_weights", "convert")
+        if command in (*COMMANDS, "model_cards"):
+            wrong += [(command, flag) for flag in FLAG.findall(found[4]) if flag not in flags_of(command)]
+    assert wrong == []
