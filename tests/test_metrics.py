@@ -13,7 +13,7 @@ import torch
 from transformers import EvalPrediction
 
 import hf_tokenmixup.metrics
-from hf_tokenmixup.metrics import TopKAccuracy, compute_metrics, top_classes
+from hf_tokenmixup.metrics import ComputeMetrics, TopKAccuracy, compute_metrics, top_classes
 
 FILE = Path(hf_tokenmixup.metrics.__file__)
 
@@ -49,6 +49,58 @@ def test_agrees_with_ranking_the_logits(metric):
     result = compute_metrics(EvalPrediction(top_classes(logits).numpy(), labels.numpy()))
     assert result["top1"] == pytest.approx((rank == 0).float().mean().item())
     assert result["top5"] == pytest.approx((rank < 5).float().mean().item())
+
+
+def predictions(sizes=(8, 8, 5)):
+    """Class indices and labels of batches of these sizes."""
+    generator = np.random.default_rng(0)
+    return [(generator.permuted(np.tile(np.arange(9), (n, 1)), axis=1), generator.integers(0, 9, n)) for n in sizes]
+
+
+def reference(batches):
+    """Counted by hand."""
+    rows = [(row, label) for classes, labels in batches for row, label in zip(classes, labels, strict=True)]
+    hits = {"top1": [row[0] == label for row, label in rows], "top5": [label in row[:5] for row, label in rows]}
+    return {name: pytest.approx(np.mean(values)) for name, values in hits.items()}
+
+
+@pytest.mark.parametrize("sizes", [(8, 8, 5), (8,) * 8, (1,), (3, 3, 3)])
+def test_compute_metrics_of_a_list_of_batches_joins_them(sizes):
+    batches = predictions(sizes)
+    classes, labels = map(list, zip(*batches, strict=True))
+    assert compute_metrics(EvalPrediction(classes, labels)) == reference(batches)
+    outputs = [(batch, "something else") for batch in classes]
+    assert compute_metrics(EvalPrediction(outputs, labels)) == reference(batches)
+    joined = EvalPrediction((np.concatenate(classes), "something else"), np.concatenate(labels))
+    assert compute_metrics(joined) == reference(batches)
+
+
+def test_compute_metrics_batch_after_batch_counts_each_once():
+    metrics, batches = ComputeMetrics(), predictions()
+    for _ in range(2):
+        for classes, labels in batches[:-1]:
+            given = EvalPrediction(torch.from_numpy(classes), torch.from_numpy(labels))
+            assert metrics(given, compute_result=False) == {}
+        assert metrics(EvalPrediction(*batches[-1]), compute_result=True) == reference(batches)
+    metrics(EvalPrediction(*batches[0]), compute_result=False)
+    # All images at once are not mixed with the batches before, nor are those after a reset.
+    assert metrics(EvalPrediction(*batches[1])) == reference(batches[1:2])
+    metrics.reset()
+    assert metrics(EvalPrediction(*batches[2]), compute_result=True) == reference(batches[2:])
+
+
+def test_compute_metrics_of_logits_ranks_them():
+    logits = np.array([[0.1, 0.7, 0.2], [3.0, 1.0, 2.0]], dtype=np.float32)
+    assert compute_metrics(EvalPrediction(logits, np.array([1, 1]))) == {"top1": 0.5, "top5": 1.0}
+
+
+def test_compute_metrics_of_no_images_or_too_few_labels_is_an_error():
+    with pytest.raises(ValueError, match="at least one image, got none"):
+        compute_metrics(EvalPrediction(np.empty((0, 5), dtype=np.int64), np.empty(0, dtype=np.int64)))
+    with pytest.raises(ValueError, match="at least one image, got none"):
+        compute_metrics(EvalPrediction([], []))
+    with pytest.raises(ValueError, match="got 2 predictions and 1 labels"):
+        compute_metrics(EvalPrediction(np.zeros((2, 5), dtype=np.int64), np.zeros(1, dtype=np.int64)))
 
 
 def test_top_classes_takes_tuples_and_few_classes():

@@ -44,6 +44,8 @@ class TopKAccuracy(evaluate.Metric):
         )
 
     def _compute(self, predictions: list, references: list) -> dict[str, float]:
+        if len(predictions) == 0:
+            raise ValueError("Accuracy needs at least one image, got none.")
         if len({len(row) for row in predictions}) != 1 or len(predictions[0]) == 0:
             raise ValueError(
                 "predictions must hold the same number of class indices for every image, one at least, best first; "
@@ -64,9 +66,67 @@ def top_classes(logits, labels=None, k: int = 5) -> torch.Tensor:
     return logits.topk(min(k, logits.shape[-1]), dim=-1).indices
 
 
-def compute_metrics(prediction) -> dict[str, float]:
-    """Top-1 and top-5 accuracy of an `EvalPrediction` whose predictions come from `top_classes`."""
-    classes = prediction.predictions
-    classes = classes[0] if isinstance(classes, (tuple, list)) else classes
-    metric = TopKAccuracy(keep_in_memory=True)
-    return metric.compute(predictions=np.asarray(classes), references=np.asarray(prediction.label_ids))
+class ComputeMetrics:
+    """Top-1 and top-5 accuracy of an `EvalPrediction` whose predictions come from `top_classes`.
+
+    For the Trainer's `compute_metrics`, with any of its ways to hand predictions over: all at once, as a list of
+    batches (`eval_do_concat_batches=False`), or batch after batch (`batch_eval_metrics=True`). The last one adds up
+    the batches in the object, so give each trainer its own: `TokenMixupTrainer` does that by itself.
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the batches of an evaluation that did not reach its end."""
+        self._batches: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def __call__(self, prediction, compute_result: bool | None = None) -> dict[str, float]:
+        """Compute the accuracies.
+
+        Args:
+            prediction: an `EvalPrediction`: `predictions` (N, k) class indices, best first, or (N, C) logits in
+                floating point, and `label_ids` (N,); or lists of such arrays, one for each batch. Of tuples the first
+                entry counts.
+            compute_result: None: these are all images. False: add a batch. True: add the last batch.
+
+        Returns:
+            `top1` and `top5`, between 0 and 1; nothing until the last batch.
+
+        Raises:
+            ValueError: there are no images, or not as many labels as predictions.
+        """
+        batch = (_joined(prediction.predictions), _joined(prediction.label_ids))
+        if np.issubdtype(batch[0].dtype, np.floating) and batch[0].ndim == 2:
+            batch = (top_classes(torch.from_numpy(batch[0])).numpy(), batch[1])
+        if len(batch[0]) != len(batch[1]):
+            raise ValueError(
+                f"Expected one label for each prediction, got {len(batch[0])} predictions and {len(batch[1])} labels."
+            )
+        if compute_result is None:
+            return self._result([batch])
+        self._batches.append(batch)
+        if not compute_result:
+            return {}
+        batches = self._batches
+        self.reset()
+        return self._result(batches)
+
+    @staticmethod
+    def _result(batches: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
+        classes, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+        return TopKAccuracy(keep_in_memory=True).compute(predictions=classes, references=labels)
+
+
+compute_metrics = ComputeMetrics()
+
+
+def _joined(values) -> np.ndarray:
+    """The array that a tensor, an array, a tuple of outputs or a list of batches stands for."""
+    if isinstance(values, tuple):
+        values = values[0]
+    if isinstance(values, list) and values and not isinstance(values[0], (int, float, list)):
+        return np.concatenate([_joined(batch) for batch in values])
+    if isinstance(values, torch.Tensor):
+        values = values.cpu()
+    return np.asarray(values)

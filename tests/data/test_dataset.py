@@ -249,3 +249,17 @@ def test_collate():
     examples.append({"pixel_values": torch.zeros(3, 2, 4), "labels": 0})
     with pytest.raises(ValueError, match=r"one size.*\(3, 2, 2\), \(3, 2, 4\)"):
         collate(examples)
+
+
+def test_collate_of_images_without_labels_has_none():
+    image = torch.zeros(3, 2, 2)
+    for batch in ([{"pixel_values": image}] * 2, [{"pixel_values": image, "labels": None}] * 2):
+        assert list(collate(batch)) == ["pixel_values"]
+
+
+def test_collate_of_no_images_or_of_some_labels_is_an_error():
+    image = torch.zeros(3, 2, 2)
+    with pytest.raises(ValueError, match="at least one example, got none"):
+        collate([])
+    with pytest.raises(ValueError, match="got 1 labels for 2 images"):
+        collate([{"pixel_values": image, "labels": 0}, {"pixel_values": image}])

@@ -41,7 +41,7 @@ def test_lines_of_the_log_that_reach_over_an_interruption(arguments, step):
     args = arguments(max_steps=10, logging_steps=4, save_strategy="steps", save_steps=1, mixup_alpha=0.8)
     expected = train(args)
     lines = [line for line in expected[0].state.log_history if "mixed_samples" in line]
-    assert [line["step"] for line in lines] == [4, 8] and lines[0]["loss"] != lines[1]["loss"]
+    assert [line["step"] for line in lines] == [4, 5, 8, 10] and lines[0]["loss"] != lines[1]["loss"]
     assert_same_end(train(args, step), expected)
 
 

@@ -144,7 +144,7 @@ def test_logged_counts_are_those_of_a_step_on_average(arguments):
                 seen.append({k: v.item() for k, v in counts.items()} | {"images": len(inputs["labels"])})
             return super().compute_loss(model, inputs, *rest, **kwargs)
 
-    # Three forwards, of 4, 4 and 2 images, between two lines; the fifth step's are never logged by the first training.
+    # Three forwards, of 4, 4 and 2 images, between the first lines; two, of 4 and 4, until the run ends.
     args = arguments(max_steps=5, logging_steps=2, gradient_accumulation_steps=2, eval_strategy="steps", eval_steps=1)
     trainer = Watching(model, args, train_dataset=Images(10), eval_dataset=Images(4))
     for _ in range(2):
@@ -152,12 +152,12 @@ def test_logged_counts_are_those_of_a_step_on_average(arguments):
         trainer.train()
         lines = [line for line in trainer.state.log_history if "loss" in line]
         others = [line for line in trainer.state.log_history if "loss" not in line]
-        assert [line["step"] for line in lines] == [2, 4]
+        assert [line["step"] for line in lines] == [2, 4, 5]
         assert not any("mixed_samples" in line for line in others)
-        for line, forwards in zip(lines, (seen[:3], seen[3:6]), strict=True):
+        for line, forwards, steps in zip(lines, (seen[:3], seen[3:6], seen[6:]), (2, 2, 1), strict=True):
             images = sum(forward["images"] for forward in forwards)
             for name in ("easy_samples", "mixed_samples", "replaced_tokens", "vertical_tokens"):
-                assert line[name] == pytest.approx(sum(f[name] for f in forwards) / 2, rel=1e-4), name
+                assert line[name] == pytest.approx(sum(f[name] for f in forwards) / steps, rel=1e-4), name
             for name in ("scorenet_loss", "difficulty"):
                 expected = sum(f[name] * f["images"] for f in forwards) / images
                 assert line[name] == pytest.approx(expected, rel=1e-4), name

@@ -17,6 +17,7 @@ from PIL import Image
 from torch.utils.data import Dataset, get_worker_info
 
 from .columns import read_labels
+from .epochs import SharedEpoch
 from .images import StoredImages
 from .transforms import BatchTransform, Reseed
 
@@ -24,14 +25,16 @@ from .transforms import BatchTransform, Reseed
 class ImageClassificationData(Dataset):
     """A split with its transform: `data[i] -> {"pixel_values": (3, H, W) float tensor, "labels": int}`.
 
-    A DataLoader reads whole batches at once, so that a `BatchTransform` does its work on all images together.
+    The epoch is in shared memory, so that `set_epoch` reaches the workers of a DataLoader too. A DataLoader reads
+    whole batches at once, so that a `BatchTransform` does its work on all images together.
 
     Args:
         dataset: the split.
         transform: from an RGB PIL image to a (3, H, W) tensor, or a `BatchTransform` (`build_transforms` makes such).
             An attribute `draws_from_numpy = False`, if there, promises that it draws from torch and `random` alone,
             which saves time.
-        image_column, label_column: the columns to read; labels are class numbers.
+        image_column, label_column: the columns to read; labels are class numbers. With `label_column=None` the
+            examples have no `labels`, as for `Trainer.predict`.
         split: name of the split, for error messages.
         seed: for training: makes the transform's random draws a function of (seed, epoch, index). None for
             evaluation: the transform draws nothing, or from the global generators.
@@ -51,28 +54,29 @@ class ImageClassificationData(Dataset):
         transform: Callable[[Image.Image], torch.Tensor],
         *,
         image_column: str = "image",
-        label_column: str = "label",
+        label_column: str | None = "label",
         split: str = "train",
         seed: int | None = None,
         cache_gib: float = 0.0,
         label_map: Sequence[int] | None = None,
     ) -> None:
         self.images = StoredImages(dataset, image_column, split=split, cache_gib=cache_gib)
-        labels = read_labels(dataset, label_column).to_numpy()
-        self.labels = labels if label_map is None else np.asarray(label_map)[labels]
+        self.labels = None
+        if label_column is not None:
+            labels = read_labels(dataset, label_column).to_numpy()
+            self.labels = labels if label_map is None else np.asarray(label_map)[labels]
         self.transform = transform
         self.seed = seed
         self._draws_from_numpy = getattr(transform, "draws_from_numpy", True)
-        # In shared memory: workers that outlive an epoch must see the next one's number.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._epoch = SharedEpoch()
 
     @property
     def epoch(self) -> int:
-        return int(self._epoch)
+        return self._epoch.get()
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose augmentations are drawn, in this process and in its DataLoader workers."""
-        self._epoch.fill_(int(epoch))
+        self._epoch.set(epoch)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -99,6 +103,8 @@ class ImageClassificationData(Dataset):
 
             with isolated_generators(self._draws_from_numpy):
                 pixel_values = transformed(self.transform, images, reseed)
+        if self.labels is None:
+            return [{"pixel_values": image} for image in pixel_values]
         labels = self.labels[indices].tolist()
         return [{"pixel_values": p, "labels": label} for p, label in zip(pixel_values, labels, strict=True)]
 
@@ -149,11 +155,20 @@ def isolated_generators(numpy_too: bool = True) -> Iterator[None]:
 
 
 def collate(batch: Sequence[dict[str, torch.Tensor | int]]) -> dict[str, torch.Tensor]:
-    """A list of B examples -> {"pixel_values": (B, 3, H, W), "labels": (B,) int64}.
+    """Make a batch of a list of B examples.
+
+    Args:
+        batch: examples with `pixel_values` (3, H, W) and `labels`, or without labels, as for prediction. Other keys
+            are dropped.
+
+    Returns:
+        `pixel_values` (B, 3, H, W), and `labels` (B,) int64 unless no example has any.
 
     Raises:
-        ValueError: the images differ in size.
+        ValueError: there is no example, the images differ in size, or only some of them have a label.
     """
+    if not batch:
+        raise ValueError("A batch must have at least one example, got none: check the sampler and the dataset.")
     images = [example["pixel_values"] for example in batch]
     shapes = {tuple(image.shape) for image in images}
     if len(shapes) > 1:
@@ -161,5 +176,15 @@ def collate(batch: Sequence[dict[str, torch.Tensor | int]]) -> dict[str, torch.T
             f"Images of a batch must have one size, got {sorted(shapes)}. Use a transform that resizes to a fixed "
             "height and width."
         )
-    labels = torch.tensor([int(example["labels"]) for example in batch], dtype=torch.int64)
-    return {"pixel_values": torch.stack(images), "labels": labels}
+    labels = [example["labels"] for example in batch if example.get("labels") is not None]
+    if not labels:
+        return {"pixel_values": torch.stack(images)}
+    if len(labels) < len(images):
+        raise ValueError(
+            f"All images of a batch must have `labels`, or none of them, got {len(labels)} labels for {len(images)} "
+            "images. Remove the images without a label, or predict them as a dataset of their own."
+        )
+    return {
+        "pixel_values": torch.stack(images),
+        "labels": torch.tensor([int(label) for label in labels], dtype=torch.int64),
+    }

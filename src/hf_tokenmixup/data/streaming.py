@@ -22,6 +22,7 @@ from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 
 from .dataset import isolated_generators, seed_generators, transformed
+from .epochs import SharedEpoch
 from .images import decode
 
 Row = dict[str, Any]
@@ -98,8 +99,8 @@ class StreamedImages(IterableDataset):
         self._num_classes = feature.num_classes if isinstance(feature, ClassLabel) else None
         self._draws_from_numpy = getattr(transform, "draws_from_numpy", True)
         self.rank, self.world_size, self.batch_size = 0, 1, batch_size
-        # In shared memory: workers that outlive an epoch must see the next one's number.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._epoch = SharedEpoch()
+        # In shared memory, for workers that live longer than one epoch.
         self._passed_over = torch.tensor([-1, 0]).share_memory_()
 
     def share(self, rank: int, world_size: int, batch_size: int) -> "StreamedImages":
@@ -119,11 +120,11 @@ class StreamedImages(IterableDataset):
 
     @property
     def epoch(self) -> int:
-        return int(self._epoch)
+        return self._epoch.get()
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order and augmentations are drawn, in this process and in its DataLoader workers."""
-        self._epoch.fill_(int(epoch))
+        self._epoch.set(epoch)
 
     def pass_over(self, epoch: int, batches: int) -> None:
         """Of this epoch, give out so many batches of empty images first: they were trained on, and are not decoded."""
@@ -260,15 +261,21 @@ class FullBatches(IterableDataset):
     Args:
         loader: its batches are dictionaries of tensors with the images along the first dimension.
         batch_size: images of a batch.
+
+    Attributes:
+        num_images: how many the last iteration has read so far.
     """
 
     def __init__(self, loader: Iterable[dict[str, torch.Tensor]], batch_size: int) -> None:
         self.loader = loader
         self.batch_size = batch_size
+        self.num_images = 0
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         held: dict[str, torch.Tensor] = {}
+        self.num_images = 0
         for batch in self.loader:
+            self.num_images += len(next(iter(batch.values())))
             held = {name: torch.cat([held[name], new]) if held else new for name, new in batch.items()}
             while len(next(iter(held.values()))) >= self.batch_size:
                 yield {name: values[: self.batch_size] for name, values in held.items()}

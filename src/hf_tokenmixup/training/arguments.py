@@ -125,7 +125,17 @@ class TokenMixupTrainingArguments(TrainingArguments):
                 "ZeRO stage 3 of DeepSpeed keeps a layer's weights in parts until the layer runs, and saliency asks "
                 "for them before: choose stage 1 or 2 in the DeepSpeed configuration, or FSDP2 (--fsdp)."
             )
+        self.check()
+        self._refuse_unconnected_processes()
+
+    def check(self) -> None:
+        """Check the values as they are; a hyperparameter search sets them after the arguments were made.
+
+        Raises:
+            ValueError: a setting is outside of what it allows, or does not go with another.
+        """
         self._check_host_settings()
+        self._check_helpers()
         for name in ("mixup_alpha", "cutmix_alpha"):
             value = getattr(self, name)
             if not (value >= 0 and math.isfinite(value)):
@@ -151,7 +161,26 @@ class TokenMixupTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"`label_smoothing_factor` must be at least 0 and less than 1, got {self.label_smoothing_factor}."
             )
-        self._refuse_unconnected_processes()
+
+    def _check_helpers(self) -> None:
+        """Check the options of the Trainer that are for other data than images, or leave nothing to measure."""
+        by_length = ("group_by_length", "batch_rebalance")
+        if self.train_sampling_strategy in by_length:
+            raise ValueError(
+                f"`train_sampling_strategy` must be random or sequential, got {self.train_sampling_strategy}: images "
+                "have no length, and the Trainer would decode the entire dataset to look for one."
+            )
+        if self.label_names is not None and "labels" not in self.label_names:
+            raise ValueError(
+                f"`label_names` must contain 'labels', got {self.label_names}: the Trainer would evaluate without "
+                "labels. Leave it out, and have the dataset or the `data_collator` return `labels`."
+            )
+        best = (self.metric_for_best_model or "loss").removeprefix("eval_")
+        if self.prediction_loss_only and not best.endswith("loss"):
+            raise ValueError(
+                f"`metric_for_best_model` is {self.metric_for_best_model!r}, and with `prediction_loss_only` an "
+                "evaluation measures the loss alone. Leave one of them out."
+            )
 
     def _check_host_settings(self) -> None:
         """The host's own numbers: what it takes unseen, and then trains without an effect or stops in the middle."""

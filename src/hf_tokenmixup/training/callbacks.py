@@ -3,12 +3,17 @@
 import json
 import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import IntervalStrategy
 
 from ..analysis.curves import plot_training_curves
+from ..data.epochs import FollowsEpochs, epoch_followers
 from ..models.gradient_checkpointing import checkpoint_frozen_inputs
 
 logger = logging.getLogger(__name__)
@@ -21,11 +26,15 @@ class JsonLinesCallback(TrainerCallback):
     checkpoint. Records written before `train()` (an evaluation, say) are replaced then. A number that is not finite
     becomes `null`, as JSON knows no NaN. Only the first process writes. Where that fails (a full disk), the training
     goes on, and the file is written anew with the next record that can be.
+
+    Attributes:
+        folder: instead of the output folder, as a trial of a hyperparameter search has one of its own.
     """
 
     file_name = "training_log.jsonl"
 
     def __init__(self) -> None:
+        self.folder: str | None = None
         self._behind = False
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
@@ -41,7 +50,7 @@ class JsonLinesCallback(TrainerCallback):
     def _write(self, args: TrainingArguments, state: TrainerState, records: list[dict], mode: str) -> None:
         if not state.is_world_process_zero:
             return
-        path = Path(args.output_dir) / self.file_name
+        path = Path(self.folder or args.output_dir) / self.file_name
         lines = "".join(json.dumps(_finite(record), allow_nan=False) + "\n" for record in records)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,12 +64,19 @@ class JsonLinesCallback(TrainerCallback):
 
 
 class CurvesCallback(TrainerCallback):
-    """Draw accuracy, loss and mixing over the epochs to `<output_dir>/training_curves.png` when training ends."""
+    """Draw accuracy, loss and mixing over the epochs to `<output_dir>/training_curves.png` when training ends.
+
+    Attributes:
+        folder: instead of the output folder, as a trial of a hyperparameter search has one of its own.
+    """
 
     file_name = "training_curves.png"
 
+    def __init__(self) -> None:
+        self.folder: str | None = None
+
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        path = Path(args.output_dir) / self.file_name
+        path = Path(self.folder or args.output_dir) / self.file_name
         if state.is_world_process_zero:
             try:
                 plot_training_curves(state.log_history, path)
@@ -69,13 +85,31 @@ class CurvesCallback(TrainerCallback):
                 logger.warning("%s could not be written (%s).", path, error.strerror)
 
 
-class EpochCallback(TrainerCallback):
-    """Tell a training dataset that has `set_epoch` which epoch begins, so that its augmentation can depend on it.
+class EpochLogCallback(TrainerCallback):
+    """Log at the end of every epoch and of the run, unless `logging_strategy="no"`, whatever `logging_steps` is.
 
-    The host's data loader keeps the epoch to its sampler, and on resuming within an epoch tells nobody.
-    `TokenMixupTrainer` adds this callback itself. It runs before the workers of an epoch start; persistent workers
-    see the epoch only if the dataset keeps it in shared memory.
+    A run of fewer steps than `logging_steps` has no training loss in its log otherwise. The Trainer logs a step once:
+    where the last step has its line already, nothing is added. `TokenMixupTrainer` adds this callback itself, before
+    the user's.
     """
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        if args.logging_strategy != IntervalStrategy.NO:
+            control.should_log = True
+
+
+class EpochCallback(TrainerCallback):
+    """Pass the epoch that begins to all training data with `set_epoch`, so that augmentation can depend on it.
+
+    The data may be inside of wrappers such as `Subset` and `ConcatDataset`, see `epoch_followers`. The data loader of
+    accelerate passes the epoch to its sampler, or to the dataset that it has itself, and not on resuming within an
+    epoch. `TokenMixupTrainer` adds this callback itself. It runs before the workers of an epoch start; persistent
+    workers see the epoch only if the dataset has it in shared memory.
+    """
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        self._followers: list[FollowsEpochs] = []
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self.epoch = int(state.epoch or 0)
@@ -83,10 +117,31 @@ class EpochCallback(TrainerCallback):
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, train_dataloader=None, **kwargs
     ):
-        dataset = getattr(train_dataloader, "dataset", None)
-        if hasattr(dataset, "set_epoch"):
-            dataset.set_epoch(self.epoch)
+        data = getattr(train_dataloader, "dataset", None)
+        self._followers = epoch_followers(vars(train_dataloader) if data is None else data)
+        self._set(self.epoch)
         self.epoch += 1
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        self._followers = []
+
+    @contextmanager
+    def unchanged(self, eval_dataloader: DataLoader) -> Iterator[None]:
+        """A context in which an evaluation does not change the epoch of the training data, which it may read too.
+
+        By itself accelerate sets the epoch of an evaluation's dataset to the number of times its loader was read.
+        """
+        epoch = getattr(getattr(eval_dataloader, "dataset", None), "epoch", None)
+        if isinstance(epoch, int) and hasattr(eval_dataloader, "set_epoch"):
+            eval_dataloader.set_epoch(epoch)
+        try:
+            yield
+        finally:
+            self._set(self.epoch - 1)
+
+    def _set(self, epoch: int) -> None:
+        for data in self._followers:
+            data.set_epoch(epoch)
 
 
 class CheckpointedLayersCallback(TrainerCallback):

@@ -1,16 +1,19 @@
 """Training and evaluating on streams: loaders that share the reading out, and resuming within an epoch."""
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.data_loader import prepare_data_loader
+from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from ..data.streaming import FullBatches, StreamedImages
+from .resuming import STATE_NAME
 from .termination import outlive_sigterm
 
 logger = logging.getLogger(__name__)
@@ -69,12 +72,35 @@ class StreamingTrainer(Trainer):
 
     def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         output = super().evaluation_loop(dataloader, *args, **kwargs)
-        if not isinstance(getattr(dataloader, "dataset", None), FullBatches) or output.label_ids is None:
+        batches = getattr(dataloader, "dataset", None)
+        if not isinstance(batches, FullBatches):
             return output
-        # By itself the host tells each process's own number.
+        # By itself the host tells each process's own number. The first process has read for all.
         prefix = kwargs.get("metric_key_prefix", "eval")
-        count = len(output.label_ids)
+        (count,) = broadcast_object_list([batches.num_images])
         return output._replace(num_samples=count, metrics=output.metrics | {f"{prefix}_samples": count})
+
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        *args: Any,
+    ) -> tuple[int, int]:
+        """As in `Trainer`; a run on data without a length resumes at its place in the pass that was interrupted."""
+        place = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, *args
+        )
+        endless = isinstance(self.train_dataset, StreamedImages)
+        if not self.state.global_step or has_length(self.train_dataset) or endless:
+            return place
+        # The Trainer takes all steps of such a run for one epoch. It counts the passes in `state.epoch`, whose
+        # fraction counts the batches of a pass as parts of all batches of the run.
+        steps = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / STATE_NAME)).max_steps
+        passes = int(self.state.epoch)
+        batches = round((self.state.epoch - passes) * steps * self.args.gradient_accumulation_steps)
+        return passes, 0 if self.args.ignore_data_skip else batches
 
     def num_examples(self, dataloader: DataLoader) -> int:
         count = super().num_examples(dataloader)
@@ -91,6 +117,9 @@ class StreamingTrainer(Trainer):
                 workers,
                 args.dataloader_num_workers,
             )
+        # Newer versions of transformers have these.
+        newer = {"multiprocessing_context": None, "in_order": True}
+        newer = {name: getattr(args, f"dataloader_{name}", default) for name, default in newer.items()}
         return DataLoader(
             data,
             batch_size=data.batch_size,
@@ -102,6 +131,7 @@ class StreamingTrainer(Trainer):
             # Its seeds for the workers would come from the model's generator, once more after resuming.
             generator=torch.Generator().manual_seed(args.seed),
             worker_init_fn=outlive_sigterm,
+            **newer,
         )
 
 

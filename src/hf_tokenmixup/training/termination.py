@@ -58,12 +58,22 @@ class TerminatingTrainer(Trainer):
         """Whether the last training was ended by SIGTERM, with a checkpoint to resume from."""
         return self._termination.stopped
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """As in `Trainer`.
+
+        Raises:
+            SystemExit: SIGTERM ended a trial of a hyperparameter search, which would start the next trial otherwise.
+        """
         try:
-            return super().train(*args, **kwargs)
+            result = super().train(resume_from_checkpoint, trial, *args, **kwargs)
         finally:
             # Callbacks do not hear of the end of a training that raises.
             self._termination.release()
+        if self.terminated and trial is not None:
+            raise SystemExit(128 + signal.SIGTERM)
+        return result
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         if not self.terminated:

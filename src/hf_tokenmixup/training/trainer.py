@@ -5,18 +5,27 @@ same code. A TokenMixup model computes its own loss (it alone knows the mixed la
 the cross-entropy between its logits and the targets, taken here.
 """
 
+import logging
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.trainer_utils import EvalLoopOutput, unwrap_peft_model
+from torch.utils.data import DataLoader
+from transformers.trainer_utils import EvalLoopOutput, has_length, unwrap_peft_model
 
 from ..data import InputMixing, StreamedImages
+from ..metrics import ComputeMetrics, compute_metrics
 from ..models import TokenMixupModel, adapter_layers
 from .arguments import TokenMixupTrainingArguments
-from .callbacks import CheckpointedLayersCallback, EpochCallback
+from .callbacks import (
+    CheckpointedLayersCallback,
+    CurvesCallback,
+    EpochCallback,
+    EpochLogCallback,
+    JsonLinesCallback,
+)
 from .counts import StepCounts
 from .faults import LossGuard
 from .layout import channels_last, expect_other_batch_sizes, match_state_to_weights, weights_put_back
@@ -26,6 +35,8 @@ from .processes import RankSeedCallback
 from .publishing import PublishingTrainer
 from .sharding import shard_by_layers
 from .streaming import StreamingTrainer
+
+logger = logging.getLogger(__name__)
 
 
 class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
@@ -67,7 +78,13 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
             # Every parameter that trains gets a gradient in every step, also where no image is easy; looking would
             # cost time. The host reads this while it is built.
             args.ddp_find_unused_parameters = False
+        # Before the callbacks of the user and of the parts of this trainer, which may decide otherwise.
+        kwargs["callbacks"] = [EpochLogCallback(), *(kwargs.get("callbacks") or [])]
+        self._epochs = EpochCallback()
         super().__init__(model=model, args=args, **kwargs)
+        if self.compute_metrics is compute_metrics:
+            # It may collect batches, and those of two trainers must not mix.
+            self.compute_metrics = ComputeMetrics()
         self._lay_out_model(self.model)
         # Has the host count the images of all micro-batches (and processes) of a step, hand the number to
         # `compute_loss` and leave the loss undivided, whatever the signature of the model's forward.
@@ -85,7 +102,12 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
         if self.is_fsdp_enabled:
             shard_by_layers(self.accelerator.state.fsdp_plugin, self.bare_model)
         self._fit_to(self.inner_model)
-        self.add_callback(EpochCallback())
+        if args.ddp_find_unused_parameters is None and isinstance(self.inner_model, TokenMixupModel):
+            # The model came from `model_init`, and the accelerator was made before.
+            args.ddp_find_unused_parameters = False
+            if self.accelerator.ddp_handler is not None:
+                self.accelerator.ddp_handler.find_unused_parameters = False
+        self.add_callback(self._epochs)
         self.add_callback(CheckpointedLayersCallback())
         self.add_callback(RankSeedCallback())
         self._counts = StepCounts()
@@ -96,6 +118,19 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
         self._lay_out_model(model)
         self._fit_to(unwrap_peft_model(model))
         return model
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As in `Trainer`.
+
+        Raises:
+            ValueError: the training dataset has no batch to give.
+        """
+        if has_length(self.train_dataset) and len(self.train_dataset) == 0:
+            raise ValueError("`train_dataset` has no images: check the split and its limits (`max_train_samples`).")
+        loader = super().get_train_dataloader()
+        if has_length(loader):
+            self._check_batches(len(loader))
+        return loader
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         self._guard.begin(self)
@@ -148,11 +183,27 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
             loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+    def evaluation_loop(self, dataloader: DataLoader, description: str, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """As in `Trainer`.
+
+        Raises:
+            ValueError: there are no images, or, in an evaluation, no labels.
+        """
+        if isinstance(self.compute_metrics, ComputeMetrics):
+            self.compute_metrics.reset()
         half = (self.args.bf16_full_eval or self.args.fp16_full_eval) and not self.is_in_train
         # The host would leave the model in half precision, and a later save write it so.
-        with weights_put_back(self.bare_model) if half else nullcontext():
-            return super().evaluation_loop(*args, **kwargs)
+        restored = weights_put_back(self.bare_model) if half else nullcontext()
+        with restored, self._epochs.unchanged(dataloader):
+            output = super().evaluation_loop(dataloader, description, *args, **kwargs)
+        if output.num_samples == 0:
+            raise ValueError(f"{description}: the dataset has no images. Check the split and its limits.")
+        if description == "Evaluation" and not any(name.endswith("_loss") for name in output.metrics):
+            raise ValueError(
+                "Evaluation needs batches with `labels`, and these have none. Use `predict` for images without "
+                "labels, or a `data_collator` that returns them as `labels`."
+            )
+        return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log `logs`; with a training loss among them, the counts of a step too. All processes call this together.
@@ -167,15 +218,40 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
         super().log(logs, start_time)
 
     def train(self, *args: Any, **kwargs: Any):
-        check_scorenet_trains(self.inner_model)
-        # What an earlier training counted after its last log line belongs to none of this one's.
-        self._counts = StepCounts()
-        self._guard = LossGuard(self.args.skip_nonfinite_steps)
         result = super().train(*args, **kwargs)
         # What the end would save must not be spoilt either.
         self._guard.check(self)
         self._guard.check_weights(self)
         return result
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        super()._hp_search_setup(trial)
+        # A trial of a search has its own arguments and accelerator. Until `model_init` is called, it has no model.
+        searching = self.hp_search_backend is not None and trial is not None
+        if searching:
+            self._begin_trial()
+        check_scorenet_trains(self.inner_model)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, JsonLinesCallback | CurvesCallback):
+                callback.folder = self._get_output_dir(trial) if searching else None
+
+    def _begin_trial(self) -> None:
+        """Check the arguments of a trial, and fit to them what was made of the arguments before."""
+        self.args.check()
+        self._lay_out_model(self.model)
+        self._fit_to(self.inner_model)
+        if adapter_layers(self.bare_model):
+            self._prepare_for_adapters()
+        if self.is_fsdp_enabled:
+            shard_by_layers(self.accelerator.state.fsdp_plugin, self.bare_model)
+        if self.args.ema_decay:
+            self._refuse_what_cannot_be_averaged()
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        # Counts of an earlier run, or of an attempt with a batch that was too large, are not part of this one.
+        self._counts = StepCounts()
+        self._guard = LossGuard(self.args.skip_nonfinite_steps)
+        return super()._init_training_state(*args, **kwargs)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         self._guard.check(self)
@@ -213,6 +289,27 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
             raise ValueError(
                 "A model with adapters cannot be merged while FSDP or DeepSpeed keeps it in parts: train on several "
                 "devices without these, as `accelerate launch --multi_gpu` does."
+            )
+
+    def _check_batches(self, batches: int) -> None:
+        """Check how many batches of an epoch this process has.
+
+        Raises:
+            ValueError: none.
+        """
+        args = self.args
+        if batches == 0:
+            each = f" in each of {args.world_size} processes" if args.world_size > 1 else ""
+            raise ValueError(
+                f"An epoch has no complete batch: `train_dataset` has {len(self.train_dataset)} images, and a batch "
+                f"{self._train_batch_size}{each}. Lower `per_device_train_batch_size`, or set "
+                "`dataloader_drop_last=False`."
+            )
+        if batches < args.gradient_accumulation_steps:
+            logger.warning(
+                "`gradient_accumulation_steps` is %d, but an epoch has %d batches: an optimizer step takes these.",
+                args.gradient_accumulation_steps,
+                batches,
             )
 
     def _own_images(self, images: int) -> int:

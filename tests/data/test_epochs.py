@@ -1,0 +1,148 @@
+"""The epoch of a dataset: found through wrappers, shared with workers, copied with the dataset."""
+
+import copy
+import functools
+import pickle
+
+import pytest
+import torch
+from torch.utils.data import (
+    ChainDataset,
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    StackDataset,
+    Subset,
+    random_split,
+)
+
+from hf_tokenmixup.data import ImageClassificationData, load_digits_dataset
+from hf_tokenmixup.data.epochs import MAX_ITEMS, SharedEpoch, epoch_followers
+
+
+class EpochOf(Dataset):
+    """Items are the epoch."""
+
+    def __init__(self, size=4):
+        self.size = size
+        self.shared = SharedEpoch()
+
+    @property
+    def epoch(self):
+        return self.shared.get()
+
+    def set_epoch(self, epoch):
+        self.shared.set(epoch)
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        return self.epoch
+
+
+class Wrapper(Dataset):
+    """A user's own, without `set_epoch`."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return self.data[index]
+
+
+class Slotted:
+    __slots__ = ("data",)
+
+    def __init__(self, data):
+        self.data = data
+
+
+class Stream(IterableDataset):
+    def __init__(self, data):
+        self.read = lambda: (data[index] for index in range(len(data)))
+
+    def __iter__(self):
+        return self.read()
+
+
+class Forwarding(Wrapper):
+    """Makes up attributes, as wrappers that forward do."""
+
+    def __getattr__(self, name):
+        return getattr(self.__dict__["data"], name)
+
+
+WRAPPERS = {
+    "the dataset itself": lambda data: data,
+    "Subset": lambda data: Subset(data, range(2)),
+    "random_split": lambda data: random_split(data, [0.5, 0.5])[1],
+    "ConcatDataset": lambda data: ConcatDataset([EpochOf(), data]),
+    "StackDataset of a tuple": lambda data: StackDataset(EpochOf(), data),
+    "StackDataset of a dict": lambda data: StackDataset(a=EpochOf(), b=data),
+    "ChainDataset": lambda data: ChainDataset([Stream(data)]),
+    "a user's own": Wrapper,
+    "a dict of a user's own": lambda data: Wrapper({"a": [EpochOf(), data]}),
+    "slots": lambda data: Wrapper(Slotted(data)),
+    "partial": lambda data: Wrapper(functools.partial(lambda data, index: data[index], data)),
+    "a bound method": lambda data: Wrapper(data.__getitem__),
+    "forwarding": Forwarding,
+    "behind many items": lambda data: Wrapper([list(range(3 * MAX_ITEMS)), Subset(data, list(range(3 * MAX_ITEMS)))]),
+    "nested": lambda data: ConcatDataset([Subset(Wrapper(random_split(data, [1.0])[0]), [0])]),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_epoch_followers_of_a_wrapper_include_the_dataset(wrap):
+    data = EpochOf()
+    for follower in epoch_followers(wrap(data)):
+        follower.set_epoch(7)
+    assert data.epoch == 7
+
+
+def test_epoch_followers_of_data_without_epochs_are_none():
+    looped = [1, "two", torch.zeros(3), torch.nn.Linear(2, 2), None]
+    looped.append(looped)
+    assert epoch_followers(Wrapper(looped)) == []
+
+
+def test_epoch_followers_set_a_wrapper_after_what_it_wraps():
+    class Shifted(Wrapper):
+        def set_epoch(self, epoch):
+            self.data.set_epoch(epoch + 100)
+
+    data = EpochOf()
+    for follower in epoch_followers(Subset(Shifted(data), [0])):
+        follower.set_epoch(7)
+    assert data.epoch == 107
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda data: pickle.loads(pickle.dumps(data))])
+def test_shared_epoch_of_a_copy_is_its_own_and_shared_with_workers(copied):
+    data = EpochOf()
+    data.set_epoch(3)
+    other = copied(Wrapper(data))
+    assert other.data.epoch == 3
+    loader = DataLoader(other, batch_size=4, num_workers=1, persistent_workers=True)
+    assert next(iter(loader)).tolist() == [3] * 4
+    other.data.set_epoch(5)
+    assert next(iter(loader)).tolist() == [5] * 4
+    assert data.epoch == 3
+
+
+def test_shared_epoch_reaches_spawned_workers():
+    data = EpochOf()
+    loader = DataLoader(data, batch_size=4, num_workers=1, persistent_workers=True, multiprocessing_context="spawn")
+    for epoch in (1, 2):
+        data.set_epoch(epoch)
+        assert next(iter(loader)).tolist() == [epoch] * 4
+
+
+def test_image_data_without_a_label_column_has_no_labels():
+    digits = load_digits_dataset()["test"].select(range(3)).remove_columns("label")
+    data = ImageClassificationData(digits, lambda image: torch.zeros(3, 2, 2), label_column=None)
+    assert [list(data[index]) for index in range(3)] == [["pixel_values"]] * 3
