@@ -299,9 +299,10 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
         """
         args = self.args
         if batches == 0:
+            images = len(self.train_dataset) if has_length(self.train_dataset) else "too few"
             each = f" in each of {args.world_size} processes" if args.world_size > 1 else ""
             raise ValueError(
-                f"An epoch has no complete batch: `train_dataset` has {len(self.train_dataset)} images, and a batch "
+                f"An epoch has no complete batch: `train_dataset` has {images} images, and a batch "
                 f"{self._train_batch_size}{each}. Lower `per_device_train_batch_size`, or set "
                 "`dataloader_drop_last=False`."
             )
