@@ -1,14 +1,16 @@
 """Kill a training again and again, resume it each time by the same command, and compare it with one left in peace.
 
-  python tests/kill_and_resume.py --kills 24 --seed 0
-  python tests/kill_and_resume.py --kills 8 --dataloader_num_workers 2 --dataloader_persistent_workers True
-  python tests/kill_and_resume.py --kills 8 --streamed --dataloader_num_workers 2
-  python tests/kill_and_resume.py --kills 8 --adapted --bf16
+  python tests/kill_and_resume.py
+  python tests/kill_and_resume.py --kills 9 --dataloader_num_workers 2 --dataloader_persistent_workers True
+  python tests/kill_and_resume.py --kills 9 --streamed --dataloader_num_workers 2
+  python tests/kill_and_resume.py --kills 9 --adapted --bf16
+  python tests/kill_and_resume.py --kills 24 --random --seed 1
 
 The training is that of scripts/finetune.py, with everything on that draws or averages; what the script does not know
-of its options goes on to it. SIGKILL goes to its whole
-process group, at moments that are random within a phase; which phase begins, the files in the output folder tell, and
-so do those that are left what was hit.
+of its options goes on to it. SIGKILL goes to its process group, from within and at a given moment: behind each file of
+a checkpoint (of which a part may be there), before each file of one that is removed, in a step, in an evaluation and
+so on. Which moments there are, a training that announces them tells. With `--random` the signal comes from outside
+instead, at a random time behind a moment, and what it hits depends on the machine.
 """
 
 import argparse
@@ -22,193 +24,194 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from observed_training import Moment, Order
 from safetensors.torch import load_file
-from script_modules import SCRIPTS
+from script_modules import HANG_S, SCRIPTS
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from hf_tokenmixup.data.digits import load_digits_dataset
 from hf_tokenmixup.training.resuming import OWN_STATE, checkpoints_in, fault_in
 
+OBSERVED = Path(__file__).with_name("observed_training.py")
 MODEL = {"image_size": 16, "patch_size": 4, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
 MODEL |= {"intermediate_size": 128, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
-EVAL_STEPS, LOG = 5, "training_log.jsonl"
 # 15 steps an epoch: checkpoints fall into epochs, to their ends, and between two lines of the log.
-OPTIONS = f"""--do_train --do_eval --eval_split test --use_cpu --report_to none --disable_tqdm true --seed 7
+OPTIONS = """--do_train --do_eval --eval_split test --use_cpu --report_to none --disable_tqdm true --seed 7
     --horizontal_layers 1 --horizontal_tau 2.3 --horizontal_rho 0 --vertical_layers 2
     --crop_scale 0.7 1.0 --hflip 0.5 --auto_augment rand-m5-mstd0.5-inc1-mmax9 --random_erasing 0.25
     --mixup_alpha 0.8 --cutmix_alpha 1.0 --mixup_mode elem --label_smoothing_factor 0.1
-    --num_train_epochs 8 --per_device_train_batch_size 16 --per_device_eval_batch_size 64 --learning_rate 0.003
+    --num_train_epochs 6 --per_device_train_batch_size 16 --per_device_eval_batch_size 64 --learning_rate 0.003
     --lr_scheduler_type cosine --warmup_steps 0.1 --weight_decay 0.05 --logging_steps 2
-    --eval_strategy steps --eval_steps {EVAL_STEPS} --save_strategy steps --save_steps {EVAL_STEPS}
+    --eval_strategy steps --eval_steps 5 --save_strategy steps --save_steps 5
     --save_total_limit 2 --load_best_model_at_end --metric_for_best_model top1 --ema_decay 0.9""".split()
 FROM_SCRATCH = ["--from_scratch", "--model_type", "vit", "--config_overrides", json.dumps(MODEL)]
-TRAIN_IMAGES, EVAL_IMAGES, SHARDS = 240, 300, 4
+TRAIN_IMAGES, EVAL_IMAGES, SHARDS = 240, 132, 4
 DATA = f"--dataset_name digits --max_train_samples {TRAIN_IMAGES} --max_eval_samples {EVAL_IMAGES}".split()
-WHILE_TRAINING = "start-up training checkpoint evaluation checkpoint training removal evaluation".split()
+WHILE_TRAINING = "start-up log training evaluation checkpoint removal".split()
 AT_THE_END = ["publishing", "final evaluation", "results"]
-DEADLINE_S = 240
+# These come only where there is a checkpoint to resume from.
+RESUMING = [Moment("start-up", "weights"), Moment("start-up", "optimizer")]
 
 
 class Kill(NamedTuple):
-    aim: str
-    hit: str
-    step: int
+    """A kill at a moment, when it had come `number` times, with a fraction of the file written there."""
+
+    moment: Moment
+    number: int
+    fraction: float
+    left: str
 
 
-class Watched:
-    """The output folder of a training, seen from when it was started on."""
+class Kills:
+    """A training in one folder that is killed and resumed, each time by the same command."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.start = time.time()
-        self.complete = {path.name for path in checkpoints_in(folder) if fault_in(path) is None}
-        self.faulty = {path.name for path in checkpoints_in(folder)} - self.complete
-        self._seen: tuple[int, list[dict]] = (0, [])
+    def __init__(self, folder: Path, options: list[str]) -> None:
+        self.folder, self.options = folder, options
+        self.output, self.events = folder.with_suffix(".txt"), folder.with_suffix(".events")
+        self._server: subprocess.Popen | None = None
 
-    def is_new(self, name: str) -> bool:
+    def __enter__(self) -> "Kills":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._server is not None:
+            self._server.stdin.close()
+            self._server.wait()
+
+    def run(self, **order: Any) -> int:
+        """Run the training, by an order; its exit status."""
+        if self._server is None:
+            # It imports everything once: that is most of the time of a start.
+            self._server = _start([sys.executable, OBSERVED], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        request = [self._order(**order)._asdict(), self._command()[1:], str(self.output)]
+        self._server.stdin.write(json.dumps(request) + "\n")
+        self._server.stdin.flush()
+        return int(self._server.stdout.readline())
+
+    def finish(self) -> list[Moment]:
+        """Train to the end; the moments that came."""
+        if status := self.run():
+            raise RuntimeError(f"status {status}:\n{self.told()[-3000:]}")
+        return self.moments()
+
+    def kill_at(self, moment: Moment, number: int, fraction: float) -> Kill:
+        with self._checked():
+            status = self.run(at=moment, number=number, fraction=fraction)
+            if status != -signal.SIGKILL or self.moments()[-1] != moment:
+                raise RuntimeError(f"{moment} did not come; status {status}:\n{self.told()[-3000:]}")
+        return Kill(moment, number, fraction, self._left())
+
+    def kill_some_time_after(self, moment: Moment, number: int, seconds: float) -> Kill | None:
+        """Kill it from outside; None if it came to its end before."""
+        with self._checked():
+            order = self.folder.with_suffix(".json")
+            order.write_text(json.dumps(self._order()._asdict()))
+            with self.output.open("ab") as output:
+                command = [sys.executable, OBSERVED, order, *self._command()[1:]]
+                process = _start(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+            deadline = time.monotonic() + HANG_S
+            try:
+                while process.poll() is None and self.moments().count(moment) < number:
+                    if time.monotonic() > deadline:
+                        raise RuntimeError(f"{moment} did not come in {HANG_S} s:\n{self.told()[-3000:]}")
+                    time.sleep(0.002)
+                time.sleep(seconds)
+                ended = process.poll()
+            finally:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+            if ended:
+                raise RuntimeError(f"status {ended}:\n{self.told()[-3000:]}")
+        return None if ended == 0 else Kill(self.moments()[-1], number, 1.0, self._left())
+
+    def moments(self) -> list[Moment]:
+        """Those of the last start."""
+        return [Moment(*words[:2]) for words in self.timed_moments()]
+
+    def timed_moments(self) -> list[list]:
         try:
-            return (self.folder / name).stat().st_mtime > self.start
+            return list(_json_lines(self.events.read_text()))
         except FileNotFoundError:
-            return False
-
-    def records(self) -> list[dict]:
-        """The log, if this start has begun it."""
-        if not self.is_new(LOG):
             return []
-        text = (self.folder / LOG).read_text()
-        if len(text) != self._seen[0]:
-            self._seen = (len(text), list(_json_lines(text)))
-        return self._seen[1]
 
-    def new_checkpoints(self) -> list[Path]:
-        return [path for path in checkpoints_in(self.folder) if path.name not in self.complete]
+    def told(self) -> str:
+        """What the last start printed."""
+        return self.output.read_bytes()[self._printed :].decode(errors="replace")
 
-    def steps(self) -> int:
-        """How many steps this start has taken, by its log."""
-        steps = [record["step"] for record in self.records() if "step" in record]
-        return max(steps, default=0) - max(map(_step, self.complete), default=0)
+    @contextmanager
+    def _checked(self) -> Iterator[None]:
+        """Around a start that is killed: nothing that was complete before is lost, nothing else is resumed from."""
+        complete, incomplete = self._checkpoints()
+        yield
+        newest = max(complete, default=0)
+        resumed = Moment("start-up", "trainer") in self.moments()
+        for step in incomplete:
+            if step > newest and resumed and f"checkpoint-{step} is not complete" not in self.told():
+                raise RuntimeError(f"checkpoint-{step} was skipped without a warning:\n{self.told()}")
+        if newest > max(self._checkpoints()[0], default=0):
+            raise RuntimeError(f"the last complete checkpoint, of step {newest}, is gone")
 
-    def trained(self) -> bool:
-        return any("train_runtime" in record for record in self.records())
+    def _checkpoints(self) -> tuple[list[int], list[int]]:
+        """The steps of the complete and of the incomplete ones."""
+        found = [(_step(path.name), fault_in(path)) for path in checkpoints_in(self.folder)]
+        return [step for step, fault in found if fault is None], [step for step, fault in found if fault is not None]
 
-    def reached(self, phase: str, lines: int) -> bool:
-        """Whether a phase begins now, or is as good as over; `lines` of the log, for training."""
-        records = self.records()
-        if phase == "start-up":
-            return True
-        if phase in WHILE_TRAINING and self.steps() > 3 * EVAL_STEPS:
-            # It was missed, and something must be left to train for those to come.
-            return True
-        if phase == "training":
-            return sum("loss" in record for record in records) > lines
-        if phase == "evaluation":
-            return bool(records) and "loss" in records[-1] and records[-1]["step"] % EVAL_STEPS == 0
-        if phase == "checkpoint":
-            return any(self.is_new(path.name) for path in self.new_checkpoints())
-        if phase == "removal":
-            return self._removal_begins()
-        if phase == "publishing":
-            return self.trained() and self.is_new("config.json")
-        if phase == "final evaluation":
-            return self.trained() and self.is_new("train_results.json")
-        return self.trained() and self.is_new("eval_results.json")
+    def _left(self) -> str:
+        complete, incomplete = self._checkpoints()
+        return f"checkpoints {complete}, incomplete {incomplete}"
 
-    def _removal_begins(self) -> bool:
-        """Whether a new checkpoint has just got its last file where there are others; waits for it by looking."""
-        new = [path for path in self.new_checkpoints() if self.is_new(path.name)]
-        if not new or len(self.complete) + len(new) < 3:
-            return False
-        until = time.time() + 0.5
-        while not (new[0] / "trainer_state.json").exists() and time.time() < until:
-            pass
-        return True
+    def _order(self, **order: Any) -> Order:
+        self.events.unlink(missing_ok=True)
+        self._printed = self.output.stat().st_size if self.output.exists() else 0
+        return Order(str(self.folder), str(self.events), **order)
 
-    def phase(self) -> str:
-        """What was going on when the training was killed."""
-        if not self.is_new(LOG):
-            return "start-up"
-        records = self.records()
-        if not records:
-            return "training"
-        if self.trained():
-            if not self.is_new("train_results.json"):
-                return "publishing"
-            return "results" if self.is_new("eval_results.json") else "final evaluation"
-        faulty = {path.name for path in checkpoints_in(self.folder) if fault_in(path) is not None}
-        if faulty & self.complete:
-            return "removal"
-        last = records[-1]
-        if faulty - self.faulty or any(self.is_new(name) for name in faulty):
-            return "checkpoint"
-        if "loss" in last and last["step"] % EVAL_STEPS == 0:
-            return "evaluation"
-        if "eval_loss" in last and not (self.folder / f"checkpoint-{last['step']}").exists():
-            return "checkpoint"
-        return "training"
+    def _command(self) -> list[str]:
+        return list(map(str, [sys.executable, SCRIPTS / "finetune.py", *self.options, "--output_dir", self.folder]))
+
+    def finish_unobserved(self) -> None:
+        """Train to the end by the script itself, in a process of its own."""
+        with self.output.open("ab") as output:
+            process = _start(self._command(), stdout=output, stderr=subprocess.STDOUT)
+        if status := process.wait(HANG_S):
+            raise RuntimeError(f"status {status}:\n{self.output.read_text()[-3000:]}")
 
 
-# Seconds that are waited at most behind the beginning of a phase.
-PATIENCE = {"start-up": 8.0, "training": 0.3, "evaluation": 0.15, "checkpoint": 0.06, "removal": 0.001}
-PATIENCE |= {"publishing": 0.01, "final evaluation": 0.1, "results": 0.004}
-
-
-def start(folder: Path, options: list[str], output: Path) -> subprocess.Popen:
-    command = [sys.executable, SCRIPTS / "finetune.py", *OPTIONS, *options, "--output_dir", folder]
+def _start(command: list, **options: Any) -> subprocess.Popen:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    with output.open("ab") as file:
-        return subprocess.Popen(
-            list(map(str, command)), stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-        )
+    return subprocess.Popen(list(map(str, command)), env=environment, **options)
 
 
-def finish(folder: Path, options: list[str], output: Path) -> None:
-    process = start(folder, options, output)
-    try:
-        status = process.wait(DEADLINE_S)
-    finally:
-        _end(process)
-    if status:
-        raise RuntimeError(f"status {status}:\n{output.read_text()[-3000:]}")
+def plan(moments: list[Moment], kills: int | None, chance: random.Random) -> list[Moment]:
+    """The moments to kill at, in their order: all of them, or so many of which each phase has some.
 
-
-def kill_in(phase: str, folder: Path, options: list[str], output: Path, chance: random.Random) -> Kill | None:
-    """Start or resume the training and kill it in a phase; None if it came to its end before."""
-    watched, lines, wait = Watched(folder), chance.randrange(6), chance.uniform(0, PATIENCE[phase])
-    before = output.stat().st_size if output.exists() else 0
-    process = start(folder, options, output)
-    try:
-        while not watched.reached(phase, lines) and process.poll() is None:
-            if time.time() - watched.start > DEADLINE_S:
-                raise RuntimeError(f"{phase} was not reached in {DEADLINE_S} s:\n{output.read_text()[-3000:]}")
-            time.sleep(0.002)
-        time.sleep(wait)
-        ended = process.poll()
-    finally:
-        _end(process)
-    told = output.read_bytes()[before:].decode(errors="replace")
-    if ended:
-        raise RuntimeError(f"status {ended}:\n{told[-3000:]}")
-    hit = watched.phase()
-    newest = max((_step(name) for name in watched.complete), default=0)
-    for name in watched.faulty:
-        if _step(name) > newest and hit != "start-up" and f"{name} is not complete" not in told:
-            raise RuntimeError(f"{name} was passed over without a word:\n{told}")
-    if newest > max((_step(path.name) for path in checkpoints_in(folder) if fault_in(path) is None), default=0):
-        raise RuntimeError(f"the last complete checkpoint, of step {newest}, is gone")
-    steps = [record["step"] for record in watched.records() if "step" in record]
-    return None if ended == 0 else Kill(phase, hit, max(steps, default=0))
-
-
-def _end(process: subprocess.Popen) -> None:
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    In each start only some steps are trained, so that something is left to train for those to come.
+    """
+    distinct = list(dict.fromkeys(moments)) + RESUMING
+    if kills is not None:
+        chance.shuffle(distinct)
+        seen: Counter[str] = Counter()
+        rank = {}
+        for moment in distinct:
+            rank[moment] = seen[moment.phase]
+            seen[moment.phase] += 1
+        distinct = sorted(distinct, key=rank.get)[:kills]
+    chance.shuffle(distinct)
+    early = [moment for moment in distinct if moment.phase in WHILE_TRAINING and moment not in RESUMING]
+    # Some are killed where there is no checkpoint yet; behind a removal there is one.
+    removal = next((moment for moment in early if moment.phase == "removal"), None)
+    first = [*early[:3], *([] if removal is None or removal in early[:3] else [removal])]
+    rest = [moment for moment in distinct if moment.phase in WHILE_TRAINING and moment not in first]
+    last = [moment for phase in AT_THE_END for moment in distinct if moment.phase == phase]
+    return [*first, *rest, *last]
 
 
 def stream_of_digits(folder: Path) -> list[str]:
@@ -231,36 +234,54 @@ def adapters_of_a_model(folder: Path) -> list[str]:
 
 def kill_and_resume(
     folder: Path,
-    kills: int,
+    kills: int | None,
     seed: int,
     options: list[str],
     streamed: bool = False,
     adapted: bool = False,
+    at_random: bool = False,
     tell: Callable = print,
-) -> list[Kill]:
-    """Train in `folder / "whole"` and, with so many kills, in `folder / "killed"`; return the kills."""
+) -> tuple[list[Moment], list[Kill]]:
+    """Train in `folder / "whole"` and, with kills, in `folder / "killed"`.
+
+    Args:
+        folder: where to train.
+        kills: how many; None: one at each moment that there is.
+        seed: of the choice and the order of the moments, not of the training.
+        options: of finetune.py, added to those that it has here.
+        streamed: read the images as a stream.
+        adapted: train LoRA adapters.
+        at_random: kill from outside, at random times.
+        tell: called with each line of the report.
+
+    Returns:
+        The moments of a training that is not killed, and the kills.
+    """
     chance = random.Random(seed)
     data = stream_of_digits(folder / "digits") if streamed else DATA
-    options = [*data, *(adapters_of_a_model(folder / "model") if adapted else FROM_SCRATCH), *options]
-    finish(folder / "whole", options, folder / "whole.txt")
+    options = [*OPTIONS, *data, *(adapters_of_a_model(folder / "model") if adapted else FROM_SCRATCH), *options]
+    Kills(folder / "whole", options).finish_unobserved()
     tell("trained without a kill")
-    rounds = -(-kills // len(WHILE_TRAINING))
-    aims = [aim for _ in range(rounds) for aim in chance.sample(WHILE_TRAINING, len(WHILE_TRAINING))]
-    at_the_end = AT_THE_END if kills < 20 else AT_THE_END * 2
-    aims = aims[: kills - len(at_the_end)] + at_the_end
-    options = [*options, "--resume_from_checkpoint", "auto"]
     done: list[Kill] = []
-    for aim in aims:
-        kill = kill_in(aim, folder / "killed", options, folder / "killed.txt", chance)
-        if kill:
-            done.append(kill)
-        there = ", ".join(
-            f"{path.name}{'' if fault_in(path) is None else ' (incomplete)'}"
-            for path in checkpoints_in(folder / "killed")
-        )
-        tell(f"{len(done)}: {kill or f'{aim} came too late'}; left: {there or 'no checkpoint'}")
-    finish(folder / "killed", options, folder / "killed.txt")
-    return done
+    resuming = [*options, "--resume_from_checkpoint", "auto"]
+    with Kills(folder / "observed", options) as observed, Kills(folder / "killed", resuming) as killed:
+        moments = observed.finish()
+        tell("trained without a kill, and observed")
+        if found := list(differences(folder / "whole", folder / "observed")):
+            raise RuntimeError("\n".join(["Observed, it ended otherwise:", *found]))
+        gaps = [(Moment(*one[:2]), two[2] - one[2]) for one, two in pairwise(observed.timed_moments())]
+        for moment in plan(moments, kills, chance):
+            number = chance.randint(1, 5 if moment.phase == "training" else 3 if moment.phase == "log" else 1)
+            if at_random:
+                seconds = chance.uniform(0, 1.5) * max((gap for other, gap in gaps if other == moment), default=0.1)
+                kill = killed.kill_some_time_after(moment, number, seconds)
+            else:
+                kill = killed.kill_at(moment, number, chance.choice([0.0, chance.random(), 1.0]))
+            if kill is not None:
+                done.append(kill)
+            tell(f"{len(done)}: {kill or f'{moment} came too late'}")
+        killed.finish()
+    return moments, done
 
 
 def differences(whole: Path, other: Path) -> Iterator[str]:
@@ -338,8 +359,9 @@ def _step(name: str) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=24)
+    parser.add_argument("--kills", type=int, help="How many (default: one at each moment).")
     parser.add_argument("--seed", type=int, default=0, help="Of the moments, not of the training.")
+    parser.add_argument("--random", action="store_true", help="Kill from outside, at random times.")
     parser.add_argument("--streamed", action="store_true", help="Read the images as a stream of four shards.")
     parser.add_argument("--adapted", action="store_true", help="Train LoRA adapters of rank 4, of another model.")
     parser.add_argument("--folder", type=Path, help="Where to train (a temporary folder).")
@@ -347,17 +369,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        kills = kill_and_resume(
-            folder,
-            args.kills,
-            args.seed,
-            options,
-            streamed=args.streamed,
-            adapted=args.adapted,
-            tell=partial(print, flush=True),
-        )
+        how = {"streamed": args.streamed, "adapted": args.adapted, "at_random": args.random}
+        _, kills = kill_and_resume(folder, args.kills, args.seed, options, **how, tell=partial(print, flush=True))
         found = list(differences(folder / "whole", folder / "killed"))
-    hits = ", ".join(f"{phase} {count}" for phase, count in Counter(kill.hit for kill in kills).most_common())
+    hits = ", ".join(f"{phase} {count}" for phase, count in Counter(kill.moment.phase for kill in kills).most_common())
     print(f"{len(kills)} kills: {hits}")
     print("\n".join(["It ended otherwise:", *found]) if found else "It ended as the one that was not killed.")
     sys.exit(bool(found))

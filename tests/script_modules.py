@@ -4,6 +4,8 @@ import importlib
 from pathlib import Path
 from types import ModuleType
 
+# Seconds after which a process that a test starts is taken to hang: far more than a slow machine needs.
+HANG_S = 1800
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 

@@ -3,23 +3,19 @@
 import json
 import os
 import runpy
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from kill_and_resume import differences, kill_and_resume
 from PIL import Image
 from safetensors.torch import load_file
-from script_modules import SCRIPTS, open_script
+from script_modules import HANG_S, SCRIPTS, open_script
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ResNetConfig, ViTForImageClassification
 
 from hf_tokenmixup import TokenMixupViTForImageClassification
 from hf_tokenmixup.data import load_digits_dataset
-from hf_tokenmixup.training.resuming import fault_in
 
 SCRIPT = SCRIPTS / "finetune.py"
 TINY = {"image_size": 16, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
@@ -272,7 +268,11 @@ def test_what_was_foreseen_is_told_in_a_line_and_a_fault_with_its_origin(tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "launcher", ["torchrun --nproc_per_node 2", "accelerate launch --multi_gpu --num_processes 2"]
+    "launcher",
+    [
+        "torchrun --standalone --nproc_per_node 2",
+        "accelerate launch --multi_gpu --num_processes 2 --main_process_port 0",
+    ],
 )
 def test_two_processes_train_together(launcher, tmp_path):
     """With TokenMixup off, two processes of batch 8 end with the weights of one of batch 16."""
@@ -283,7 +283,7 @@ def test_two_processes_train_together(launcher, tmp_path):
     def launch(command, batch, folder, *more):
         arguments = [SCRIPT, *options, "--per_device_train_batch_size", batch, "--output_dir", folder, *more]
         program = [Path(sys.executable).with_name(command[0]), *command[1:]] if command else [sys.executable]
-        subprocess.run(list(map(str, program + arguments)), check=True, env=environment, cwd=tmp_path, timeout=300)
+        subprocess.run(list(map(str, program + arguments)), check=True, env=environment, cwd=tmp_path, timeout=HANG_S)
         return load_file(tmp_path / folder / "model.safetensors"), metrics(tmp_path / folder)
 
     one, one_metrics = launch([], 16, "one")
@@ -295,98 +295,3 @@ def test_two_processes_train_together(launcher, tmp_path):
     lines = (tmp_path / "mixed" / "training_log.jsonl").read_text().splitlines()
     steps = [json.loads(line)["step"] for line in lines if '"mixed_samples"' in line]
     assert steps == [1, 2, 3, 4]
-
-
-@pytest.mark.slow
-def test_two_processes_stop_behind_the_same_step(tmp_path):
-    """SIGTERM, to both processes and to one of them alone; a whole checkpoint lies there, and training goes on."""
-    options = [
-        *DIGITS,
-        *SCRATCH,
-        *MIXING,
-        "--do_train",
-        "--max_steps",
-        3000,
-        "--save_strategy",
-        "no",
-        "--logging_steps",
-    ]
-    options += [1, "--use_cpu", "--report_to", "none", "--disable_tqdm", "true", "--per_device_train_batch_size", 8]
-    torchrun = [Path(sys.executable).with_name("torchrun"), "--nproc_per_node", 2, SCRIPT, *options]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-
-    for folder, everybody in (("both", True), ("one", False)):
-        out = tmp_path / folder
-        process = subprocess.Popen(list(map(str, [*torchrun, "--output_dir", out])), env=environment, cwd=tmp_path)
-        deadline = time.monotonic() + 240
-        while not (out / "training_log.jsonl").exists():
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.2)
-        if everybody:
-            process.terminate()
-        else:
-            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-            os.kill(int(children[-1]), signal.SIGTERM)
-        process.wait(timeout=240)
-        (checkpoint,) = out.glob("checkpoint-*")
-        step = json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
-        assert 0 < step < 3000 and fault_in(checkpoint) is None and not (out / "model.safetensors").exists()
-        more = ["--max_steps", step + 2, "--output_dir", out, "--resume_from_checkpoint", "last"]
-        subprocess.run(list(map(str, [*torchrun, *more])), env=environment, cwd=tmp_path, check=True, timeout=240)
-        assert metrics(out)["train_loss"] > 0
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number, status", [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, None)])
-def test_a_signal_to_the_launcher_alone(tmp_path, number, status):
-    """accelerate passes nothing on: behind SIGTERM it is gone, and the training must not outlive it for long."""
-    options = [*DIGITS, *SCRATCH, "--do_train", "--max_steps", 100000, "--save_strategy", "no", "--logging_steps", 1]
-    options += ["--use_cpu", "--report_to", "none", "--disable_tqdm", "true", "--output_dir", "out"]
-    accelerate = Path(sys.executable).with_name("accelerate")
-    command = list(map(str, [accelerate, "launch", "--num_processes", 1, SCRIPT, *options]))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    with (tmp_path / "told").open("w") as told:
-        process = subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=told, start_new_session=True)
-        log, deadline = tmp_path / "out" / "training_log.jsonl", time.monotonic() + 120
-        while not log.exists():
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.1)
-        if number == signal.SIGTERM:
-            process.terminate()
-        else:
-            # As Ctrl-C does.
-            os.killpg(process.pid, number)
-        ended = process.wait(60)
-        while subprocess.run(["pgrep", "-g", str(process.pid)], capture_output=True).stdout:
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-    checkpoints = list((tmp_path / "out").glob("checkpoint-*"))
-    if number == signal.SIGTERM:
-        assert ended == status and len(checkpoints) == 1 and fault_in(checkpoints[0]) is None
-    else:
-        assert "finetune.py: interrupted; no checkpoint was written yet." in (tmp_path / "told").read_text()
-
-
-@pytest.mark.slow
-def test_a_training_that_is_killed_more_than_twenty_times(tmp_path):
-    kills = kill_and_resume(tmp_path, 24, seed=24, options=[])
-    assert len(kills) > 20
-    hit = {kill.hit for kill in kills}
-    assert {"start-up", "training", "checkpoint"} <= hit and hit & {"publishing", "final evaluation", "results"}
-    assert list(differences(tmp_path / "whole", tmp_path / "killed")) == []
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "seed, how, options",
-    [
-        (1, {}, "--dataloader_num_workers 2 --dataloader_persistent_workers True"),
-        (2, {"streamed": True}, "--dataloader_num_workers 2"),
-        (3, {"adapted": True}, ""),
-        (4, {"streamed": True, "adapted": True}, "--gradient_accumulation_steps 2 --gradient_checkpointing --bf16"),
-    ],
-)
-def test_other_trainings_that_are_killed(tmp_path, seed, how, options):
-    kills = kill_and_resume(tmp_path, 7, seed, options.split(), **how)
-    assert len(kills) >= 5 and len({kill.hit for kill in kills}) >= 3
-    assert list(differences(tmp_path / "whole", tmp_path / "killed")) == []

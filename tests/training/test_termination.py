@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,8 +10,10 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
+from script_modules import HANG_S
 from tiny_training import Images, tokenmixup_vit
 from torch.distributed import HashStore
 from transformers import TrainerCallback
@@ -190,28 +193,65 @@ def test_a_signal_to_the_whole_group_leaves_the_workers_to_end_the_step(tmp_path
     environment["PYTHONPATH"] = os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, "-c", IN_A_GROUP, paths[0], str(tmp_path / "out")],
-        capture_output=True, text=True, timeout=120, start_new_session=True, env=environment,
+        capture_output=True, text=True, timeout=HANG_S, start_new_session=True, env=environment,
     )  # fmt: skip
     assert "terminated True 3" in done.stdout, done.stderr[-2000:]
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["checkpoint-3"]
 
 
-class Stuck(Images):
-    """A worker of it never comes to an end by itself."""
-
-    def __getitem__(self, index):
-        time.sleep(600)
-
-
 def test_a_worker_ends_when_its_parent_says_so():
     context = multiprocessing.get_context("fork")
-    worker = context.Process(target=lambda: outlive_sigterm(0, and_then=Stuck(1).__getitem__))
+    here, there = context.Pipe()
+
+    def wait(worker):
+        # One that never comes to an end by itself.
+        while True:
+            there.send(there.recv())
+
+    worker = context.Process(target=lambda: outlive_sigterm(0, and_then=wait))
     worker.start()
-    time.sleep(0.5)
+    here.send("ready")
+    assert here.recv() == "ready"
     # Sent by another process than its parent.
     subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
-    worker.join(0.5)
-    assert worker.is_alive()
+    while is_pending(signal.SIGTERM, worker.pid):
+        time.sleep(0.01)
+    here.send("alive")
+    assert here.recv() == "alive"
     worker.terminate()
-    worker.join(10)
+    worker.join()
     assert worker.exitcode == 0
+
+
+def is_pending(number, process):
+    """Whether a signal to a process was not taken yet."""
+    (pending,) = re.findall(r"^ShdPnd:\s*(\w+)$", Path(f"/proc/{process}/status").read_text(), re.MULTILINE)
+    return int(pending, 16) >> (number - 1) & 1
+
+
+@pytest.mark.parametrize(
+    "command, found",
+    [
+        ("python /venv/bin/accelerate launch scripts/finetune.py", True),
+        ("python /venv/bin/accelerate-launch scripts/finetune.py", True),
+        ("python -m accelerate.commands.launch scripts/finetune.py", True),
+        ("python -m torch.distributed.run scripts/finetune.py", False),
+        ("bash accelerated", False),
+    ],
+)
+def test_the_launcher_that_starts_a_single_process_is_known_before_training(monkeypatch, command, found):
+    """It may be gone when the training begins, as behind a SIGTERM of which accelerate passes nothing on."""
+
+    class Parent:
+        pid = os.getppid()
+
+        def __init__(self, pid):
+            assert pid == self.pid
+
+        def cmdline(self):
+            return command.split()
+
+    monkeypatch.setattr(psutil, "Process", Parent)
+    callback = TerminationCallback()
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    assert callback._stop_now(1, torch.device("cpu")) is found

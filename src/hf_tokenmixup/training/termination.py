@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import signal
 import threading
 from collections import deque
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch.distributed
 from torch.distributed.distributed_c10d import _get_default_store
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -83,9 +85,12 @@ class TerminatingTrainer(Trainer):
         given = {name: getattr(self.args, name) for name in settings}
         try:
             vars(self.args).update(settings)
-            return super()._finalize_training(*args, **kwargs)
+            result = super()._finalize_training(*args, **kwargs)
         finally:
             vars(self.args).update(given)
+        # torchrun gives the others 30 seconds once one process has ended, and the main process may still be writing.
+        self.accelerator.wait_for_everyone()
+        return result
 
 
 class TerminationCallback(TrainerCallback):
@@ -104,14 +109,14 @@ class TerminationCallback(TrainerCallback):
         self._asked = False
         self._installed = False
         self._previous: Any = None
-        self._launcher: int | None = None
+        # Looked for before the training begins: later, the launcher may be gone.
+        self._launcher = _accelerate_launch()
         self._key = STOP_KEY
         self._unfinished: deque[torch.Event] = deque()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self.stopped = self._asked = False
         self._unfinished.clear()
-        self._launcher = _accelerate_launch()
         if _connected():
             # Another for every training: the store outlives them.
             begun = _get_default_store().add(f"{STOP_KEY}/begun_by/{args.process_index}", 1)
@@ -169,12 +174,14 @@ class TerminationCallback(TrainerCallback):
 
 def _accelerate_launch() -> int | None:
     """The `accelerate launch` that started this process. For a single one, SIGTERM ends it and is not passed on."""
-    parent = os.getppid()
     try:
-        words = Path(f"/proc/{parent}/cmdline").read_text(errors="replace").split("\0")
-    except OSError:
+        parent = psutil.Process(os.getppid())
+        words = parent.cmdline()
+    except psutil.Error:
         return None
-    return parent if any(Path(word).name.split(".")[0] == "accelerate" for word in words[1:4]) else None
+    # After the interpreter and its options; what follows belongs to the script.
+    is_accelerate = any(re.fullmatch(r"accelerate([.-].*)?", Path(word).name) for word in words[1:4])
+    return parent.pid if is_accelerate else None
 
 
 def _connected() -> bool:
