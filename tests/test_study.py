@@ -6,9 +6,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
+from kill_and_resume import OBSERVED
+from observed_training import Moment, Order
 from script_modules import SCRIPTS, open_script
 
 SCRIPT = SCRIPTS / "study.py"
@@ -234,26 +235,29 @@ def test_two_rows_on_digits_stopped_and_resumed(tmp_path):
     """A real study, ended by a signal in the middle of its second row."""
     out, second = tmp_path / "out", tmp_path / "out" / "digits-quickstart-seed-1"
     command = [sys.executable, str(SCRIPT), "rho", "--values", "0.3", "0.02", "--recipe", "digits-quickstart"]
+    command += ["--launcher", f"accelerate launch --num_processes 1 {OBSERVED} {tmp_path / 'order.json'}"]
     command += ["--seeds", "1", "--output_dir", str(out), "--", "--use_cpu", "--config_overrides", json.dumps(TOY)]
-    command += "--num_train_epochs 100 --max_train_samples 64 --max_eval_samples 50 --eval_strategy no".split()
+    command += "--num_train_epochs 10 --max_train_samples 64 --max_eval_samples 50 --eval_strategy no".split()
     command += "--save_strategy steps --save_steps 5 --logging_steps 1 --per_device_train_batch_size 32".split()
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 240
-    while not (second / "checkpoint-10" / "trainer_state.json").exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    told, _ = process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGTERM
-    assert "[2/2] rho 0.02, seed 1" in told and not (second / "all_results.json").exists()
+    order = Order(str(second), str(tmp_path / "events"))
+    at = Moment("checkpoint", "trainer_state.json")
+    (tmp_path / "order.json").write_text(
+        json.dumps(order._replace(at=at, number=2, action="terminate study")._asdict())
+    )
+    run = {"env": environment, "cwd": tmp_path, "capture_output": True, "text": True}
+    done = subprocess.run(command, **run)
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert "[2/2] rho 0.02, seed 1" in done.stdout and not (second / "all_results.json").exists()
+    assert (second / "checkpoint-10").exists()
     first = (out / "digits-quickstart-rho-0.3-seed-1" / "all_results.json").stat().st_mtime_ns
 
-    told = subprocess.run(command, env=environment, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    (tmp_path / "order.json").write_text(json.dumps(order._asdict()))
+    told = subprocess.run(command, check=True, **run).stdout
     assert "finished before\n[2/2] rho 0.02, seed 1\n  goes on from checkpoint-" in told
     assert (out / "digits-quickstart-rho-0.3-seed-1" / "all_results.json").stat().st_mtime_ns == first
     steps = [json.loads(line) for line in (second / "training_log.jsonl").read_text().splitlines()]
-    assert [record["step"] for record in steps if "loss" in record] == list(range(1, 201))
+    assert [record["step"] for record in steps if "loss" in record] == list(range(1, 21))
     rows = json.loads((out / "rho-digits-quickstart.json").read_text())["rows"]
     assert [row["top1_mean"] for row in rows] == [
         100 * json.loads((out / f"digits-quickstart{name}-seed-1" / "all_results.json").read_text())["eval_top1"]

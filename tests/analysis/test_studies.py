@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from script_modules import HANG_S
 
 from hf_tokenmixup.analysis import study_runs
 from hf_tokenmixup.analysis.studies import TABLES, Row, Study, sweep_study
@@ -230,52 +231,74 @@ def test_a_folder_is_trained_in_by_one_process(tmp_path):
     assert run(tmp_path, FINISH)[0] is None
 
 
-def wait_for(path: Path) -> str:
-    for _ in range(600):
-        if path.exists() and (text := path.read_text()):
-            return text
-        time.sleep(0.05)
-    raise AssertionError(f"{path} did not come")
-
-
-def train_when_free(folder: Path) -> None:
-    for _ in range(100):
-        if run(folder, FINISH)[0] is None:
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"{folder} is still held")
-
-
-SLEEP = "open(f'{folder}/pid', 'w').write(str(os.getpid()))\ntime.sleep(60)"
+def until(condition):
+    """Wait for what another process does; the limit is for one that hangs."""
+    deadline = time.monotonic() + HANG_S
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return found
 
 
 def test_a_killed_study_leaves_its_folder_held_by_the_training(tmp_path):
     """The study alone is killed: what it started trains on, and must not meet a second training."""
+    training = f"print(os.getpid(), file=open(f'{{folder}}/pid', 'w'), flush=True)\ntime.sleep({HANG_S})"
     code = f"import fcntl, subprocess, sys\nlog = open({str(tmp_path / 'finetune.log')!r}, 'ab')\n"
-    code += f"fcntl.flock(log, fcntl.LOCK_EX)\nsubprocess.Popen({[*command(SLEEP), str(tmp_path)]!r}, stdout=log)"
+    code += f"fcntl.flock(log, fcntl.LOCK_EX)\nsubprocess.Popen({[*command(training), str(tmp_path)]!r}, stdout=log)"
     subprocess.run([sys.executable, "-c", code], check=True)
-    training = int(wait_for(tmp_path / "pid"))
-    assert "another process" in run(tmp_path, FINISH)[0]
-    os.kill(training, signal.SIGKILL)
-    train_when_free(tmp_path)
+    file = tmp_path / "pid"
+    process = int(until(lambda: file.exists() and file.read_text().endswith("\n") and file.read_text()))
+    try:
+        assert "another process" in run(tmp_path, FINISH)[0]
+    finally:
+        os.kill(process, signal.SIGKILL)
+    until(lambda: run(tmp_path, FINISH)[0] is None)
 
 
-def test_an_interruption_ends_the_training(tmp_path, monkeypatch):
+# A training that sends a signal to the study once that waits, and then waits for its own end.
+INTERRUPTING = "import signal\n{first}\nwhile not os.path.exists(f'{{folder}}/study-waits'):\n    time.sleep(0.01)\n"
+INTERRUPTING += "os.kill({study}, signal.SIGUSR1)\ntime.sleep({limit})"
+
+
+@pytest.fixture
+def interrupted(tmp_path, monkeypatch):
+    """Runs a launcher of a training that interrupts the study; `{training}` in its code is the training's command."""
+
+    class Waiting(subprocess.Popen):
+        def wait(self, *args, **kwargs):
+            (tmp_path / "study-waits").touch()
+            return super().wait(*args, **kwargs)
+
     def interrupt(number, frame):
         raise KeyboardInterrupt
 
-    # A launcher that starts the training and outlives the first signal; the training tells when it is there.
-    training = f"os.kill({os.getpid()}, {int(signal.SIGUSR1)})\n{SLEEP}"
-    launcher = "import signal, subprocess\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-    launcher += f"subprocess.Popen({command(training)!r} + [folder]).wait()\ntime.sleep(60)"
-    monkeypatch.setattr(study_runs, "PATIENCE_S", 0.5)
-    before = signal.signal(signal.SIGUSR1, interrupt)
-    try:
+    def run_interrupted(launcher, first=""):
+        training = INTERRUPTING.format(first=first, study=os.getpid(), limit=HANG_S)
         with pytest.raises(KeyboardInterrupt):
-            run(tmp_path, launcher)
-    finally:
-        signal.signal(signal.SIGUSR1, before)
-    train_when_free(tmp_path)
+            run(tmp_path, launcher.format(training=[*command(training), str(tmp_path)]))
+        return run(tmp_path, FINISH)[0]
+
+    monkeypatch.setattr(subprocess, "Popen", Waiting)
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    yield run_interrupted
+    signal.signal(signal.SIGUSR1, before)
+
+
+def test_an_interruption_ends_the_training(interrupted, tmp_path, monkeypatch):
+    """Also one that outlives the first signal, as its launcher does."""
+    launcher = "import signal, subprocess\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    launcher += f"subprocess.Popen({{training}}).wait()\ntime.sleep({HANG_S})"
+    monkeypatch.setattr(study_runs, "PATIENCE_S", 0.5)
+    interrupted(launcher)
+    until(lambda: run(tmp_path, FINISH)[0] is None)
+
+
+def test_an_interruption_waits_for_a_training_that_outlives_its_launcher(interrupted, tmp_path):
+    """As accelerate's does: it writes a checkpoint, and a study that is started again at once must find it."""
+    ending = "def end(*args):\n    time.sleep(0.5)\n    open(f'{folder}/saved', 'w')\n    os._exit(0)\n"
+    launcher = "import subprocess\nsubprocess.Popen({training}).wait()"
+    assert interrupted(launcher, first=f"{ending}signal.signal(signal.SIGTERM, end)") is None
+    assert (tmp_path / "saved").exists()
 
 
 def test_the_reason_of_a_failure():

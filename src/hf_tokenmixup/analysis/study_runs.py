@@ -198,12 +198,17 @@ def _hold(folder: Path) -> Iterator[BinaryIO | None]:
 
 
 def _end_group(process: subprocess.Popen) -> None:
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(PATIENCE_S)
-            return
+    """End a process and those that it started, which may still be writing a checkpoint when it is gone itself."""
+    with suppress(OSError):
+        os.killpg(process.pid, signal.SIGTERM)
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            process.poll()
+            # Raises once the group is empty.
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _read_json(path: Path) -> dict:
