@@ -13,6 +13,9 @@ def hub(monkeypatch, tmp_path):
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        # The client's 10 seconds are for a network, not for a busy machine.
+        monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 600)
+        monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 600)
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
         monkeypatch.delenv("HF_TOKEN", raising=False)
         yield server

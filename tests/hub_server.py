@@ -97,6 +97,8 @@ class Hub:
         ours = {"HF_ENDPOINT": self.url, "HF_HOME": str(cache), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
         on = ("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_TELEMETRY", "DISABLE_SAFETENSORS_CONVERSION")
         ours |= dict.fromkeys(on, "1") | {"HF_UPDATE_DOWNLOAD_COUNTS": "0"}
+        # The client's 10 seconds are for a network, not for a busy machine.
+        ours |= dict.fromkeys(("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"), "600")
         return kept | ours | ({"HF_TOKEN": token} if token else {})
 
     def add_repo(

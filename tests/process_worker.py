@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from accelerate import DistributedType, PartialState
+from script_modules import HANG_S
 from tiny_training import Images, tokenmixup_cct, tokenmixup_vit
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import SequentialSampler, WeightedRandomSampler
@@ -119,7 +120,7 @@ def launch(world: int, cases: list[dict], folder: Path) -> dict[str, list[dict]]
         env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": path},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=HANG_S,
     )
     assert done.returncode == 0, done.stderr[-6000:]
     names = [case["name"] for case in cases]

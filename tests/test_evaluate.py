@@ -18,7 +18,7 @@ from datasets import Image as ImageFeature
 from hub_server import Hub
 from huggingface_hub import ModelCard
 from PIL import Image
-from script_modules import SCRIPTS, open_script
+from script_modules import HANG_S, SCRIPTS, open_script
 from tiny_training import resnet, tokenmixup_vit
 from torch import nn
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor, pipeline
@@ -224,7 +224,9 @@ def launch(command, folder, *arguments, environment=os.environ, **options):
     program = [Path(sys.executable).with_name(command[0]), *command[1:]] if command else [sys.executable]
     words = list(map(str, [*program, SCRIPT, *arguments]))
     environment = dict(environment) | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(words, env=environment, cwd=folder, timeout=300, capture_output=True, text=True, **options)
+    return subprocess.run(
+        words, env=environment, cwd=folder, timeout=HANG_S, capture_output=True, text=True, **options
+    )
 
 
 def test_a_mistake_is_one_line(monkeypatch, tmp_path):
@@ -291,8 +293,8 @@ def test_a_model_and_a_dataset_on_the_hub(tmp_path):
     "launcher, use_cpu",
     [
         # Without an accelerator it goes without saying.
-        ("torchrun --nproc_per_node 2", ["--use_cpu"] * torch.accelerator.is_available()),
-        ("accelerate launch --multi_gpu --num_processes 2", ["--use_cpu"]),
+        ("torchrun --standalone --nproc_per_node 2", ["--use_cpu"] * torch.accelerator.is_available()),
+        ("accelerate launch --multi_gpu --num_processes 2 --main_process_port 0", ["--use_cpu"]),
     ],
 )
 def test_two_processes_count_what_one_does(launcher, use_cpu, tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from script_modules import SCRIPTS, open_script
+from script_modules import HANG_S, SCRIPTS, open_script
 from streams import write_shards
 
 TINY = {"image_size": 16, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
@@ -64,12 +64,12 @@ def test_mistakes_are_told_before_training(source, tmp_path):
 
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-TORCHRUN = [str(Path(sys.executable).with_name("torchrun")), "--nproc_per_node", "2"]
+TORCHRUN = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc_per_node", "2"]
 
 
 def launch(program, script, folder, *options):
     command = [*program, str(SCRIPTS / f"{script}.py"), *options]
-    subprocess.run(command, check=True, env=ENVIRONMENT, cwd=folder, timeout=300)
+    subprocess.run(command, check=True, env=ENVIRONMENT, cwd=folder, timeout=HANG_S)
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 import ast
 import socket
 import sys
-import time
 from pathlib import Path
 
 import evaluate
@@ -116,14 +115,14 @@ def test_global_generators_are_left_alone(metric):
     assert np.random.get_state()[1].tolist() == before[0] and torch.equal(torch.get_rng_state(), before[1])  # noqa: NPY002
 
 
-def test_fifty_thousand_images_are_quick(metric):
+def test_compute_for_fifty_thousand_images_gets_five_numbers_of_each(metric):
+    """All logits of a thousand classes would take minutes."""
+    assert top_classes(torch.randn(2, 1000)).shape == (2, 5)
     generator = np.random.default_rng(0)
     predictions, references = generator.integers(0, 1000, (50_000, 5)), generator.integers(0, 1000, 50_000)
-    start = time.perf_counter()
     result = metric.compute(predictions=predictions, references=references)
-    # 0.4 to 0.7 s on one slow core; whole logits would take minutes.
-    assert time.perf_counter() - start < 10
     assert result["top1"] == pytest.approx((predictions[:, 0] == references).mean())
+    assert result["top5"] == pytest.approx((predictions == references[:, None]).any(axis=1).mean())
 
 
 def test_loads_by_itself_without_network(tmp_path, monkeypatch):

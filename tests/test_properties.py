@@ -4,14 +4,17 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from hf_tokenmixup import functional as f
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 RHOS = (0.0, 1e-3, 0.05, 0.5, float("inf"))
-quick = settings(derandomize=True, deadline=None, max_examples=60, database=None)
+# No limit of time, which a busy machine would exceed.
+quick = settings(
+    derandomize=True, deadline=None, max_examples=60, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
 
 
 def generator(seed: int) -> torch.Generator:

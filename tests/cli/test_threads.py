@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from script_modules import HANG_S
 
 from hf_tokenmixup.cli import threads
 
@@ -73,7 +74,7 @@ def test_use_physical_cores_under_a_launcher_sets_and_logs_them(tmp_path):
     launcher.write_text(LAUNCHER)
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     done = subprocess.run(
-        [sys.executable, launcher, CHILD], env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, launcher, CHILD], env=environment, capture_output=True, text=True, timeout=HANG_S
     )
     assert done.stdout == "3\n", done.stderr
     assert "Training on the CPU with 3 threads per process" in done.stderr

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from script_modules import HANG_S
 from tiny_training import Images, plain_vit, resnet, tokenmixup_vit
 from torch.nn import functional as F
 from transformers import AutoModelForImageClassification, Trainer, TrainerCallback
@@ -450,7 +451,7 @@ def test_two_processes_keep_and_publish_the_same_average(tmp_path, make_model):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     torchrun = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc_per_node", "2"]
     command = [*torchrun, str(tmp_path / "train.py"), make_model.__name__, str(tmp_path)]
-    subprocess.run(command, env=environment, cwd=tmp_path, check=True, timeout=240)
+    subprocess.run(command, env=environment, cwd=tmp_path, check=True, timeout=HANG_S)
     first, second = (load_file(tmp_path / f"average-{rank}.safetensors") for rank in (0, 1))
     assert_same(second, first)
     assert (tmp_path / "loss-0.json").read_text() == (tmp_path / "loss-1.json").read_text()

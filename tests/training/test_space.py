@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from script_modules import HANG_S
 from tiny_training import Images, tokenmixup_vit
 
 from hf_tokenmixup.training import (
@@ -222,7 +223,7 @@ def test_files_that_the_system_cuts_short(tmp_path):
     limits = [1000, weights // 2, weights + weights // 2]
     command = [sys.executable, "-c", LIMITED, str(Path(__file__).parents[1]), tmp_path / "out", *limits]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120, env=environment)
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=HANG_S, env=environment)
     assert done.returncode == 0, done.stderr
     for limit in limits:
         out = f"{tmp_path / 'out'}-{limit}"
