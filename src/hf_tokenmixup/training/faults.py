@@ -121,8 +121,7 @@ def _all_finite(model: nn.Module, gradients: bool = False) -> Tensor:
     tensors = [tensor.detach() for tensor in tensors if tensor.numel()]
     if not tensors:
         return torch.tensor(True)
-    largest = torch._foreach_norm(tensors, math.inf)
-    return torch.stack([norm.isfinite().to(tensors[0].device) for norm in largest]).all()
+    return nn.utils.get_total_norm(tensors, math.inf).isfinite()
 
 
 def _what_to_do(trainer: Trainer, step: int, trouble: str) -> str:
@@ -140,5 +139,5 @@ def _what_to_do(trainer: Trainer, step: int, trouble: str) -> str:
     way_out += f" with {' or '.join(means)}"
     if good and not args.skip_nonfinite_steps:
         way_out += ", or resume from it with --skip_nonfinite_steps N"
-    rate, now = trainer._get_learning_rate(), trainer.state.global_step
+    rate, now = trainer.optimizer.param_groups[0]["lr"], trainer.state.global_step
     return f"{trouble}; the learning rate is {rate:.3g} now, at step {now}. {way_out}."

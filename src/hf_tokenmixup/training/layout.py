@@ -36,11 +36,15 @@ def expect_other_batch_sizes(*tensors: torch.Tensor) -> None:
 def weights_put_back(model: nn.Module) -> Iterator[None]:
     """Within it, `model` may be turned into another dtype; behind it, it has the tensors that it had."""
     weights = [(weight, weight.data) for weight in model.parameters()]
-    buffers = [(module, name, tensor) for module in model.modules() for name, tensor in module._buffers.items()]
+    buffers = [
+        (module, name, tensor)
+        for module in model.modules()
+        for name, tensor in module.named_buffers(recurse=False, remove_duplicate=False)
+    ]
     try:
         yield
     finally:
         for weight, data in weights:
             weight.data = data
         for module, name, tensor in buffers:
-            module._buffers[name] = tensor
+            setattr(module, name, tensor)
