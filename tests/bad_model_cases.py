@@ -209,7 +209,7 @@ CHECKPOINTS = [
     ),
     resumed(
         "another learning rate", [*MIXING, "--learning_rate", 0.5],
-        "the --learning_rate it had", "0.5", "by --model_name_or_path",
+        "the `learning_rate` it had", "0.5", "by --model_name_or_path",
     ),
     resumed(
         "other images per step", [*MIXING, "--per_device_train_batch_size", 8],

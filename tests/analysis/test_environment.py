@@ -86,6 +86,6 @@ def test_public_dataset_of_the_hub_stays():
 
 
 def test_hardware_and_versions():
-    assert describe_hardware(1, use_cpu=True) == f"CPU, {torch.get_num_threads()} threads"
-    assert describe_hardware(2, use_cpu=True).startswith("2 x CPU")
+    assert describe_hardware(1, device="cpu") == f"CPU, {torch.get_num_threads()} threads"
+    assert describe_hardware(2, device="cpu").startswith("2 x CPU")
     assert torch.__version__.startswith(library_versions()["torch"])

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_training import Images, plain_vit, tokenmixup_vit
+from transformers import Trainer
+from transformers.trainer_utils import TrainOutput, speed_metrics
 
 from hf_tokenmixup.training import TokenMixupTrainer
 from hf_tokenmixup.training.resuming import OWN_STATE
@@ -171,3 +173,39 @@ def test_later_checkpoints_are_named(arguments, caplog):
     with caplog.at_level(logging.WARNING):
         train(args, 1)
     assert f"Beyond checkpoint-1, {args.output_dir} holds checkpoint-3, checkpoint-2." in caplog.text
+
+
+def test_resuming_with_other_intervals_takes_the_new_ones(arguments):
+    """The stock Trainer goes by those that the checkpoint's `trainer_state.json` holds."""
+    settings = {"max_steps": 8, "save_strategy": "steps", "eval_strategy": "steps"}
+    train(arguments(logging_steps=4, eval_steps=4, save_steps=2, **settings))
+    trainer, _ = train(arguments(logging_steps=1, eval_steps=3, save_steps=7, **settings), 2)
+    lines = trainer.state.log_history
+    assert [line["step"] for line in lines if "loss" in line] == [3, 4, 5, 6, 7, 8]
+    assert [line["step"] for line in lines if "eval_loss" in line][:2] == [3, 6]
+    # A state that says otherwise would be wrong for the next run too.
+    state = json.loads((Path(trainer.args.output_dir) / "checkpoint-7" / "trainer_state.json").read_text())
+    assert (state["logging_steps"], state["eval_steps"], state["save_steps"]) == (1, 3, 7)
+    # A fraction counts from the steps of the resumed run.
+    trainer, _ = train(arguments(logging_steps=0.5, **settings | {"save_strategy": "no", "eval_strategy": "no"}), 2)
+    assert [line["step"] for line in trainer.state.log_history if "loss" in line] == [4, 8]
+
+
+@pytest.mark.parametrize("counts_own_steps", [True, False], ids=["newer transformers", "older transformers"])
+def test_resuming_speeds_count_the_steps_of_this_process(arguments, monkeypatch, counts_own_steps):
+    args = arguments(max_steps=10, save_strategy="steps", save_steps=8)
+    train(args)
+    if not counts_own_steps:
+        # As in transformers 5.9, which takes all steps of the schedule for those of this call.
+        def finalize(trainer, trial, num_train_samples, start_time):
+            metrics = speed_metrics("train", start_time, num_samples=num_train_samples, num_steps=10)
+            del trainer._initial_global_step
+            metrics["train_loss"] = 0.0
+            trainer.log(metrics)
+            return TrainOutput(10, 0.0, metrics)
+
+        monkeypatch.setattr(Trainer, "_finalize_training", finalize)
+    trainer, _ = train(args, 8)
+    line = trainer.state.log_history[-1]
+    assert line["train_steps_per_second"] * line["train_runtime"] == pytest.approx(2, rel=0.02)
+    assert line["train_samples_per_second"] * line["train_runtime"] == pytest.approx(8, rel=0.02)

@@ -32,8 +32,8 @@ def begun(arguments):
     [
         ({"per_device_train_batch_size": 2}, "from steps of 4 images, and here they have 2"),
         ({"gradient_accumulation_steps": 2}, "from steps of 4 images, and here they have 8"),
-        ({"learning_rate": 0.001}, "with the --learning_rate it had, 0.01, and not with 0.001"),
-        ({"weight_decay": 0.0}, "with the --weight_decay it had, 0.1, and not with 0"),
+        ({"learning_rate": 0.001}, "with the `learning_rate` it had, 0.01, and not with 0.001"),
+        ({"weight_decay": 0.0}, "with the `weight_decay` it had, 0.1, and not with 0"),
         ({"max_steps": 2}, "step 3 lies beyond the 2 steps of this training"),
     ],
 )

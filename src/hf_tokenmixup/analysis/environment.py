@@ -12,6 +12,7 @@ import torch
 
 from .redaction import MASK, is_secret_name, without_secrets
 
+DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
 LIBRARIES = ("hf_tokenmixup", "torch", "transformers", "datasets", "accelerate", "timm")
 # Within a text, a path ends at punctuation, but for the colons of a drive and of a URL and for escaped spaces.
 _WORD = re.compile(r"(?:(?<![A-Za-z0-9])[A-Za-z]:(?=[\\/])|:(?=//)|\\ |[^\s\"'`=,:;\[\](){}<>|&])+")
@@ -28,15 +29,49 @@ def library_versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
 
 
-def describe_hardware(num_processes: int = 1, use_cpu: bool = False) -> str:
-    """The accelerator, or the number of cores where there is none: `2 x NVIDIA H100 80GB HBM3`, `CPU, 2 threads`."""
-    if use_cpu or not torch.accelerator.is_available():
+def describe_hardware(num_devices: int = 1, device: torch.device | str | None = None) -> str:
+    """The accelerator, or the number of threads where there is none: `2 x NVIDIA H100 80GB HBM3`, `CPU, 2 threads`.
+
+    Args:
+        num_devices: how many there are of it.
+        device: one of them; None: the accelerator if there is one.
+    """
+    if device is None:
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    device = torch.device(device)
+    if device.type == "cpu":
         name = f"CPU, {torch.get_num_threads()} threads"
-    elif torch.cuda.is_available():
-        name = torch.cuda.get_device_name()
+    elif device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
     else:
-        name = torch.accelerator.current_accelerator().type
-    return name if num_processes == 1 else f"{num_processes} x {name}"
+        name = device.type
+    return name if num_devices == 1 else f"{num_devices} x {name}"
+
+
+def describe_precision(autocast: str, weights: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> str:
+    """The precision of a forward: `fp32`, `bf16` (by autocast), `bf16 weights` (without it), `fp16, bf16 weights`.
+
+    Args:
+        autocast: what autocast computes in; `no` or `fp32` where it is off.
+        weights: dtype of the model's weights.
+        device: of the model; float32 on a CUDA device may be `tf32` in matrix products.
+    """
+    name = DTYPE_NAMES.get(weights, str(weights).removeprefix("torch."))
+    if autocast not in ("no", "fp32"):
+        return autocast if weights == torch.float32 else f"{autocast}, {name} weights"
+    if weights != torch.float32:
+        return f"{name} weights"
+    return "tf32" if torch.device(device).type == "cuda" and _uses_tf32() else "fp32"
+
+
+def _uses_tf32() -> bool:
+    """Whether matrix products of float32 on CUDA devices may be in TF32."""
+    matmul = torch.backends.cuda.matmul
+    own = getattr(matmul, "fp32_precision", None)
+    # Before torch 2.9 there is the other setting alone.
+    if own is None:
+        return matmul.allow_tf32
+    return (torch.backends.fp32_precision if own == "none" else own) == "tf32"
 
 
 def public_command(program: str, arguments: Sequence[str]) -> str:

@@ -271,7 +271,7 @@ def main(arguments: list[str]) -> None:
             "model": subject.name,
             "batch_size": len(subject.images),
             "dtype": args.dtype,
-            "hardware": describe_hardware(use_cpu=args.device == "cpu"),
+            "hardware": describe_hardware(device=args.device),
             "rho": args.rho,
             "rounds": args.rounds,
         }

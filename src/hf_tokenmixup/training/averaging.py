@@ -41,10 +41,12 @@ class WeightAverage:
 
     Attributes:
         updates: How many there were.
+        decay, warmup: As given.
     """
 
     def __init__(self, model: nn.Module, decay: float, warmup: bool = False) -> None:
         self.updates = 0
+        self.decay, self.warmup = decay, warmup
         self._names = list(_saved_tensors(model))
         self._buffers = {name for name, _ in model.named_buffers()}
         self._ema = ModelEmaV3(_Tensors(model), decay=decay, use_warmup=warmup)

@@ -105,6 +105,9 @@ class CheckpointTrainer(ContinuingTrainer):
             super().save_state()
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        # The state of a resumed run has those of the run before. `TrainerState.compute_steps` reads the new intervals.
+        self.state.compute_steps(self.args, self.state.max_steps)
+        self.state.train_batch_size = self._train_batch_size
         if self.args.should_save:
             check_room(self.bare_model, self.args, self.state)
         return super()._prepare_for_training(*args, **kwargs)

@@ -67,6 +67,11 @@ class ContinuingTrainer(TerminatingTrainer):
         if "train_loss" in logs:
             steps = self.state.global_step - self._continuation.first_step
             logs["train_loss"] = self._total_loss_scalar / max(steps, 0.001)
+            if not hasattr(self, "_initial_global_step"):
+                # Before transformers counted the steps of this call, speeds were those of all steps of the schedule.
+                share = (self.state.global_step - self._continuation.resumed_at) / max(self.state.max_steps, 1)
+                for name in ("train_samples_per_second", "train_steps_per_second"):
+                    logs[name] = round(logs[name] * share, 3)
         super().log(logs, start_time)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -145,16 +150,19 @@ class Continuation(TrainerCallback):
     Attributes:
         first_step: the step from which on losses are summed: 0, unless it was resumed from a checkpoint that did not
             keep the sum.
+        resumed_at: the step from which this process trains.
         epoch_ended: whether the end of the epoch came since the last step.
     """
 
     def __init__(self, trainer: ContinuingTrainer) -> None:
         self.trainer = trainer
         self.first_step = 0
+        self.resumed_at = 0
         self.epoch_ended = True
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        self.first_step, self.epoch_ended = state.global_step, True
+        self.first_step = self.resumed_at = state.global_step
+        self.epoch_ended = True
         kept = (state.stateful_callbacks.get(OWN_STATE) or {}).get("kept")
         if kept is None:
             return

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import Trainer
 
+from .effective_settings import mixed_precision, weights_dtype
 from .resuming import checkpoints_in
 
 NEVER = torch.iinfo(torch.int64).max
@@ -130,7 +131,7 @@ def _what_to_do(trainer: Trainer, step: int, trouble: str) -> str:
     means = ["a lower --learning_rate"]
     if not args.max_grad_norm:
         means.append("--max_grad_norm 1.0")
-    if args.fp16 or args.bf16:
+    if mixed_precision(trainer.accelerator) != "no" or weights_dtype(trainer.model) != torch.float32:
         means.append("float32 instead of half precision")
     if good:
         way_out = f"The last good checkpoint is {good[0]}: train on from its weights (--model_name_or_path {good[0]})"

@@ -8,32 +8,32 @@ import dataclasses
 import json
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-from transformers import TrainerState, TrainingArguments
+from transformers import TrainerState
 
 from ..configuration import TokenMixupSettings
+from .effective_settings import images_per_step, optimization_settings
 from .lora import describe_adapters
+
+if TYPE_CHECKING:
+    from .trainer import TokenMixupTrainer
 
 logger = logging.getLogger(__name__)
 
 ANEW = "Or begin a new training from the checkpoint's weights, by --model_name_or_path."
 
 
-def plan_of(args: TrainingArguments, model: nn.Module) -> dict[str, Any]:
-    """What a checkpoint keeps of a training's settings, as JSON has it.
-
-    Args:
-        args: of the training.
-        model: the classifier, without wrappers.
-    """
+def plan_of(trainer: "TokenMixupTrainer") -> dict[str, Any]:
+    """What a checkpoint keeps of a run's settings, as JSON has it."""
+    args, model = trainer.args, trainer.inner_model
+    optimization = optimization_settings(trainer)
     names = [field.name for field in dataclasses.fields(TokenMixupSettings)]
     settings = {name: getattr(model.config, name) for name in names if hasattr(model.config, name)}
     plan = {
-        "images_per_step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
-        "learning_rate": args.learning_rate,
-        "weight_decay": args.weight_decay,
+        "images_per_step": images_per_step(trainer),
+        "learning_rate": optimization.get("learning_rate"),
+        "weight_decay": optimization.get("weight_decay"),
         "settings": settings | describe_adapters(model),
         "readers": [args.world_size, args.dataloader_num_workers],
     }
@@ -63,8 +63,8 @@ def check_plan(then: Mapping[str, Any], now: Mapping[str, Any], state: TrainerSt
     for name in ("learning_rate", "weight_decay"):
         if then[name] != now[name]:
             raise ValueError(
-                f"The optimizer of step {step} goes on with the --{name} it had, {then[name]:g}, and not with "
-                f"{now[name]:g}: resume with {then[name]:g}. {ANEW}"
+                f"The optimizer of step {step} continues with the `{name}` it had, {_text(then[name])}, and not with "
+                f"{_text(now[name])}: resume with {_text(then[name])}. {ANEW}"
             )
     if step > state.max_steps:
         raise ValueError(
@@ -86,3 +86,7 @@ def check_plan(then: Mapping[str, Any], now: Mapping[str, Any], state: TrainerSt
             *then["readers"],
             *now["readers"],
         )
+
+
+def _text(value: float | str | None) -> str:
+    return f"{value:g}" if isinstance(value, float | int) else str(value)

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from huggingface_hub import CommitInfo, HfApi, ModelCard
 from huggingface_hub.utils import filter_repo_objects
-from transformers.trainer_utils import HubStrategy, SaveStrategy
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput, HubStrategy, SaveStrategy
 from transformers.utils import PushInProgress
 
 from ..analysis.costs import count_macs, count_parameters
@@ -21,14 +22,10 @@ from ..hub.publish import PUBLISHED_PATTERNS, claim_repository, commit_files, pu
 from ..hub.redact import public_json
 from .averaging import AveragingTrainer
 from .callbacks import CurvesCallback
+from .effective_settings import devices, forward_precision, given_optimization, hyperparameters
 from .lora import describe_adapters
 from .resuming import OWN_STATE, STATE_NAME
 from .space import saving
-
-TOLD_HYPERPARAMETERS = """num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps optim
-    learning_rate weight_decay max_grad_norm lr_scheduler_type lr_scheduler_kwargs warmup_steps mixup_alpha
-    cutmix_alpha mixup_prob mixup_switch_prob mixup_mode label_smoothing_factor ema_decay ema_warmup bf16 fp16
-    torch_compile seed"""
 
 # A pickle with the token of the Hub, should one have been given, and local paths; and the card that peft writes.
 PRIVATE_FILES = ["training_args.bin", "README.md", "*/README.md"]
@@ -74,9 +71,12 @@ class PublishingTrainer(AveragingTrainer):
         self.training_facts = training_facts or TrainingFacts()
         self.evaluation_facts = evaluation_facts
         self._last_evaluation: dict[str, float] = {}
+        self._measured: dict[str, Any] = {}
         self._train_seconds: float | None = None
         self._resumed = False
         super().__init__(*args, **kwargs)
+        self.given_optimization = given_optimization(self)
+        self.add_callback(_ResultsCallback(self))
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Create the repository and make sure that one may write to it; with `push_to_hub`, before the training.
@@ -91,15 +91,36 @@ class PublishingTrainer(AveragingTrainer):
         self.hub_model_id = claim_repository(name, token=token or self.args.hub_token, private=private)
         self.push_in_progress = None
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        result = super().train(resume_from_checkpoint, *args, **kwargs)
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        self._last_evaluation, self._train_seconds = {}, None
+        result = super().train(*args, **kwargs)
         self._train_seconds = result.metrics.get("train_runtime")
-        self._resumed = bool(resume_from_checkpoint)
         return result
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        self._last_evaluation = super().evaluate(*args, **kwargs)
-        return self._last_evaluation
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As in `Trainer`; the results of the trainer's own `eval_dataset` go into the model card."""
+        metrics = super().evaluate(eval_dataset, *args, **kwargs)
+        if eval_dataset is None or eval_dataset is self.eval_dataset:
+            self._last_evaluation = metrics
+        return metrics
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        weights = None
+        if not self.is_in_train and (self.args.bf16_full_eval or self.args.fp16_full_eval):
+            weights = torch.float16 if self.args.fp16_full_eval else torch.bfloat16
+        output = super().evaluation_loop(*args, **kwargs)
+        self._measured = {"num_images": output.num_samples, "dtype": forward_precision(self, weights)}
+        return output
+
+    def weights_changed(self) -> None:
+        """Forget the last evaluation: it is not that of the weights that the model has."""
+        self._last_evaluation = {}
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        step = self.state.best_global_step
+        results = (line for line in reversed(self.state.log_history) if line["step"] == step and "eval_loss" in line)
+        self._last_evaluation = next(results, {})
 
     def create_model_card(self, license: str | None = None, **facts: Any) -> None:
         """Write the model card, README.md, into the output folder: from what was run, not from memory.
@@ -215,17 +236,13 @@ class PublishingTrainer(AveragingTrainer):
             self.push_in_progress = PushInProgress(jobs)
 
     def _training_facts(self) -> TrainingFacts:
-        args, facts = self.args, self.training_facts
-        told = {name: getattr(args, name) for name in TOLD_HYPERPARAMETERS.split()}
-        adapters = describe_adapters(self.inner_model)
-        curves = CurvesCallback.file_name if (Path(args.output_dir) / CurvesCallback.file_name).exists() else None
+        facts, adapters = self.training_facts, describe_adapters(self.inner_model)
+        folder = Path(self.args.output_dir)
+        curves = CurvesCallback.file_name if (folder / CurvesCallback.file_name).exists() else None
         return replace(
             facts,
-            hyperparameters={name: value for name, value in told.items() if value not in (None, False, "", {})}
-            | {"processes": args.world_size}
-            | adapters
-            | dict(facts.hyperparameters),
-            hardware=describe_hardware(args.world_size, args.use_cpu),
+            hyperparameters=hyperparameters(self) | dict(facts.hyperparameters),
+            hardware=describe_hardware(devices(self), self.accelerator.device),
             seconds=self._train_seconds,
             epochs=self.state.epoch,
             resumed=self._resumed,
@@ -250,14 +267,27 @@ class PublishingTrainer(AveragingTrainer):
             model_revision=None,
             num_parameters=count_parameters(model),
             macs=count_macs(model, tuple(image.shape)),
-            num_images=metrics.get("eval_samples") or len(self.eval_dataset),
+            num_images=self._measured.get("num_images") or len(self.eval_dataset),
             top1=metrics["eval_top1"],
             top5=metrics["eval_top5"],
             loss=metrics["eval_loss"],
             images_per_second=metrics.get("eval_samples_per_second", 0.0),
-            batch_size=args.per_device_eval_batch_size,
+            batch_size=args.eval_batch_size,
             num_processes=args.world_size,
-            hardware=describe_hardware(args.world_size, args.use_cpu),
-            dtype="bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
+            hardware=describe_hardware(devices(self), self.accelerator.device),
+            dtype=self._measured.get("dtype") or forward_precision(self),
             versions=library_versions(),
         )
+
+
+class _ResultsCallback(TrainerCallback):
+    """Tells a trainer when its results are no longer those of its weights, and whether its run was resumed."""
+
+    def __init__(self, trainer: PublishingTrainer) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        self._trainer._resumed = state.global_step > 0
+
+    def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        self._trainer.weights_changed()

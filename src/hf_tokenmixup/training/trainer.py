@@ -27,6 +27,7 @@ from .callbacks import (
     JsonLinesCallback,
 )
 from .counts import StepCounts
+from .effective_settings import is_compiled
 from .faults import LossGuard
 from .layout import channels_last, expect_other_batch_sizes, match_state_to_weights, weights_put_back
 from .lora import check_scorenet_trains
@@ -138,6 +139,11 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
         if self.accelerator.sync_gradients:
             self._counts.end_step()
         return self._guard.see(self, loss)
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps of the run whose loss or gradient was not finite and which were therefore skipped."""
+        return self._guard.skipped
 
     def step_was_skipped(self) -> bool:
         return self._guard.left_out or super().step_was_skipped()
@@ -260,11 +266,11 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
 
     def kept(self) -> dict[str, Any]:
         own = {"counts": self._counts.kept(self.accelerator), "skipped_steps": self._guard.skipped}
-        return super().kept() | own | {"plan": plan_of(self.args, self.inner_model)}
+        return super().kept() | own | {"plan": plan_of(self)}
 
     def restore_kept(self, kept: dict[str, Any]) -> None:
         streamed = isinstance(self.train_dataset, StreamedImages)
-        check_plan(kept["plan"], plan_of(self.args, self.inner_model), self.state, streamed)
+        check_plan(kept["plan"], plan_of(self), self.state, streamed)
         super().restore_kept(kept)
         self._counts.restore(kept["counts"], self.accelerator)
         self._guard.skipped = kept["skipped_steps"]
@@ -335,7 +341,7 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
         """Prepare a batch for the model's memory format and its compiler."""
         if self.args.channels_last:
             inputs["pixel_values"] = channels_last(inputs["pixel_values"])
-        if self.args.torch_compile and not (self.args.dataloader_drop_last and self.model.training):
+        if is_compiled(self.accelerator) and not (self.args.dataloader_drop_last and self.model.training):
             expect_other_batch_sizes(inputs["pixel_values"], labels)
 
     def _class_indices(self, inputs: dict[str, Any]) -> Tensor:
