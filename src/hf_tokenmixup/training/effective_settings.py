@@ -111,17 +111,14 @@ def _joined(values: list[float]) -> float | str:
 def hyperparameters(trainer: "TokenMixupTrainer") -> dict[str, Any]:
     """The hyperparameters of a run for its model card, without those that are off."""
     args, accelerator = trainer.args, trainer.accelerator
-    if args.max_steps > 0:
-        # The epochs asked for have no effect then.
-        length = {"max_steps": args.max_steps}
-    else:
-        length = {"num_train_epochs": args.num_train_epochs}
+    # With a number of steps, that of epochs has no effect.
+    length = "max_steps" if args.max_steps > 0 else "num_train_epochs"
     batch_size = trainer._train_batch_size // max(1, args.n_gpu)
     precision = mixed_precision(accelerator)
     weights = weights_dtype(trainer.bare_model)
     average = trainer.average
     settings = {
-        **length,
+        length: getattr(args, length),
         "per_device_train_batch_size": batch_size,
         "split_batches": accelerator.split_batches,
         "gradient_accumulation_steps": args.gradient_accumulation_steps,
