@@ -20,13 +20,20 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoImageProcessor, HfArgumentParser, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from ..analysis import Evaluation, count_macs, count_parameters, evaluate_classifier, model_revision
-from ..analysis.environment import describe_hardware, library_versions, public_command, public_dataset
+from ..analysis.environment import (
+    describe_hardware,
+    describe_precision,
+    library_versions,
+    public_command,
+    public_dataset,
+)
 from ..data import (
     ImageClassificationData,
     ImageData,
@@ -130,7 +137,9 @@ def connect(use_cpu: bool) -> PartialState:
     Raises:
         ValueError: if they cannot be: each would evaluate alone, on all images.
     """
-    state = PartialState(cpu=use_cpu or not torch.accelerator.is_available())
+    state = PartialState(
+        cpu=use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    )
     launched = os.environ.get("WORLD_SIZE", "1")
     if state.num_processes == 1 and launched not in ("", "1"):
         raise ValueError(f"{launched} processes were started and do not find each other: add --use_cpu.")
@@ -232,8 +241,8 @@ def main(arguments: list[str]) -> None:
             images_per_second=counts.num_images / counts.seconds,
             batch_size=args.batch_size,
             num_processes=state.num_processes,
-            hardware=describe_hardware(state.num_processes, state.device.type == "cpu"),
-            dtype=args.dtype,
+            hardware=describe_hardware(state.num_processes, state.device),
+            dtype=describe_precision(args.dtype, model.dtype, state.device),
             command=command(arguments, state.num_processes),
             versions=library_versions(),
         )
