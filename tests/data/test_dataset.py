@@ -156,6 +156,33 @@ def test_a_broken_image_shows_when_it_is_to_be_kept():
         ImageClassificationData(rows(images), pil_to_tensor, cache_gib=1.0)
 
 
+@pytest.mark.parametrize("workers, cache", [(0, 0.0), (2, 0.0), (0, 1.0)])
+def test_broken_images_are_counted_and_listed(workers, cache):
+    good = encoded(PILImage.new("RGB", (64, 64)), "BMP")
+    images = [{"bytes": good, "path": None}] * 300
+    for index in (13, 200, 299):
+        images[index] = {"bytes": good[:2000], "path": f"{index}.bmp" if index < 299 else None}
+    listed = "Of all 300 images of the split, 3 cannot be decoded: 13 .13.bmp., 200 .200.bmp., 299"
+    with pytest.raises(ValueError, match=listed) as error:
+        data = ImageClassificationData(rows(images), pil_to_tensor, cache_gib=cache)
+        for _ in DataLoader(data, 20, num_workers=workers, collate_fn=collate):
+            pass
+    assert "Image 299 of split 'train'" in str(error.value) or "Image 13 of split 'train'" in str(error.value)
+
+
+def test_many_broken_images_are_listed_in_part_and_for_a_limited_time(monkeypatch):
+    images = [{"bytes": b"", "path": None}] * 600
+    data = ImageClassificationData(rows(images), pil_to_tensor)
+    with pytest.raises(ValueError, match=r"Of all 600 .* 600 cannot be decoded: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, \.\.\."):
+        data[5]
+    clock = iter([0, 1, 61])
+    monkeypatch.setattr("hf_tokenmixup.data.images.time.monotonic", lambda: next(clock))
+    with pytest.raises(
+        ValueError, match=r"Image 5 .* Of the first 256 of 600 \(60 s\) images .* 256 cannot be decoded"
+    ):
+        data[5]
+
+
 def test_pickled_copy_gives_the_same_images():
     data = digits()
     data.set_epoch(4)

@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from huggingface_hub.errors import HfHubHTTPError
 from matplotlib.figure import Figure
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers import AutoImageProcessor
 
 from ..analysis import (
@@ -51,7 +51,7 @@ from ..data import (
     load_image_dataset,
     match_labels,
 )
-from ..data.images import to_rgb
+from ..data.images import read_rgb
 from ..data.transforms import ProcessorTransform, probe_image_processor
 from ..models import FAMILIES, TokenMixupModel, load_classifier, stored_config
 from ..training import JsonLinesCallback
@@ -215,8 +215,7 @@ def find_images(paths: Sequence[str], most: int | None, usual: int, seed: int) -
 
 def open_image(path: Path) -> Image.Image:
     try:
-        with Image.open(path) as image:
-            return to_rgb(ImageOps.exif_transpose(image))
+        return read_rgb({"bytes": None, "path": str(path)})
     # Pillow's decoders raise OSError, SyntaxError, struct.error and more.
     except Exception as error:
         raise ValueError(f"--images: {path} cannot be decoded ({type(error).__name__}: {error}).") from error

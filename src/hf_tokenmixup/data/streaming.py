@@ -23,7 +23,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from .dataset import isolated_generators, seed_generators, transformed
 from .epochs import SharedEpoch
-from .images import decode
+from .images import WarnOnce, decode
 
 Row = dict[str, Any]
 Example = dict[str, torch.Tensor | int]
@@ -91,6 +91,7 @@ class StreamedImages(IterableDataset):
         self.image_column = image_column
         self.label_column = label_column
         self.split = split
+        self._warn = WarnOnce(split)
         self.seed = seed
         self.shuffle_buffer = shuffle_buffer
         self.num_images = num_images
@@ -212,7 +213,7 @@ class StreamedImages(IterableDataset):
     def _read(self, rows: list[Row], first: int, place: str, key: tuple[int, ...] | None = None) -> Iterator[Example]:
         places = [f"Image {first + i} of the stream of split '{self.split}' ({place})" for i in range(len(rows))]
         labels = [self._label(row, where) for row, where in zip(rows, places, strict=True)]
-        images = [decode(row[self.image_column], where) for row, where in zip(rows, places, strict=True)]
+        images = [decode(row[self.image_column], where, self._warn) for row, where in zip(rows, places, strict=True)]
         if key is None:
             pixel_values = transformed(self.transform, images)
         else:
