@@ -89,6 +89,24 @@ def a_csv_file(bench: Bench):
     return bench.on(bench.holding("train.csv", "width,height\n1,2\n"))
 
 
+def nested(bench: Bench):
+    train = bench.class_folders("train", "a", "b", "held out/a", "held out/b")
+    return bench.prepare("--train_dir", train, "--validation_dir", train / "held out", "--do_train", "--do_eval",
+                         *bench.network())  # fmt: skip
+
+
+def empty_files(bench: Bench):
+    train = bench.class_folders("train", "a", "b")
+    for name in ("a/0.png", "b/1.png"):
+        (train / name).write_bytes(b"")
+    return bench.prepare("--train_dir", train, "--do_train", *bench.network())
+
+
+def lost_paths(bench: Bench):
+    table = bench.holding("train.csv", "path,label\na.png,cat\nb.png,dog\n")
+    return bench.on(table, "--image_column_name", "path")
+
+
 def a_file_for_a_folder(bench: Bench):
     return bench.prepare("--train_dir", bench.holding("a.txt", "x") / "a.txt", "--do_train", *bench.network())
 
@@ -156,12 +174,26 @@ DATA = [
     ),
     file_of("nothing to open", "", "No data set", "holding", "local folder with data files"),
     file_of("train.parquet", "no parquet", "holding", "cannot be read", "Parquet", "download or write it anew"),
-    folders("a folder without class folders", ["."], None, "one label column", "one sub-folder per class"),
-    folders("a folder of one class", ["a"], None, "one label column", "two classes at least"),
-    folders("an empty folder", [], None, "no images in", "one sub-folder of images per class"),
-    folders("empty class folders", ["a", "b"], None, "no images in", "sub-folder of images per class", count=0),
-    folders("other class folders to evaluate on", ["a", "b"], ["a", "c"], "--validation_dir", "['c']", "the same"),
-    Mistake("a file for --train_dir", a_file_for_a_folder, ValueError, ("--train_dir must be a folder", "a.txt")),
+    folders(
+        "a folder without class folders", ["."], None, "2 images ('0.png', '1.png')", "no class folders", "per class"
+    ),
+    folders("a folder of one class", ["a"], None, "one class folder", "'a'", "at least two classes", "subfolder"),
+    folders("an empty folder", [], None, "no images in", "one subfolder of images per class", "metadata.csv"),
+    folders(
+        "empty class folders", ["a", "b"], None, "no images in", "folders without an image (2: 'a/', 'b/')", count=0
+    ),
+    folders("other class folders to evaluate on", ["a", "b"], ["a", "c"], "validation_dir", "'c'", "the same"),
+    folders("classes in other case", ["a", "b"], ["A", "b"], "'A'", "Written differently: 'A' and 'a'", "the same"),
+    folders("a folder one level too high", ["train/a", "train/b", "Val/a"], None, "too high", "train'", "Val'"),
+    folders("splits inside classes", ["a/train", "a/test", "b/train"], None, "'a'", "('test', 'train')", "train/a"),
+    Mistake("a file for --train_dir", a_file_for_a_folder, ValueError, ("train_dir must be a folder", "a.txt")),
+    Mistake(
+        "an evaluation folder inside the training folder", nested, ValueError, ("is inside", "next to each other")
+    ),
+    Mistake(
+        "files of zero bytes", empty_files, ValueError, ("2 image files of 0 bytes", "'a/0.png', 'b/1.png'", "delete")
+    ),
+    Mistake("image paths that lead nowhere", lost_paths, ValueError, ("'path'", "not there", "'a.png'", "absolute")),
 ]
 IMAGES = [
     image("no image", None, "None", "remove the row"),

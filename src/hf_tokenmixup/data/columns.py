@@ -4,6 +4,7 @@ Hub data sets name their columns differently (CIFAR-10 `img` and `label`, CIFAR-
 `image` and `label`) and store labels as numbered classes, bare integers or strings.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,6 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Image, Value
 from datasets.features.features import FeatureType
+
+logger = logging.getLogger(__name__)
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "fine_label", "labels")
@@ -28,6 +31,8 @@ def describe_columns(dataset: Dataset) -> str:
 def find_image_column(dataset: Dataset, split: str, name: str | None = None) -> str:
     """The column that holds the images: `name`, else `image` or `img`, else the only image column.
 
+    Where there are others that could be meant, which one it is is logged as a warning.
+
     Raises:
         ValueError: there is no such column, it cannot hold images, or none or several could be meant.
     """
@@ -43,6 +48,7 @@ def find_image_column(dataset: Dataset, split: str, name: str | None = None) -> 
     images = [column for column, feature in features.items() if isinstance(feature, Image)]
     for column in IMAGE_COLUMNS:
         if column in images:
+            _log_choice("Images", split, column, images, "image_column_name")
             return column
     if len(images) == 1:
         return images[0]
@@ -55,6 +61,8 @@ def find_image_column(dataset: Dataset, split: str, name: str | None = None) -> 
 def find_label_column(dataset: Dataset, split: str, name: str | None = None) -> str:
     """The column that holds the labels: `name`, else `label`, `fine_label` or `labels`, else the only ClassLabel.
 
+    Where there are others that could be meant, which one it is is logged as a warning.
+
     Raises:
         ValueError: there is no such column, it holds no single label per image, or none or several could be meant.
     """
@@ -63,17 +71,18 @@ def find_label_column(dataset: Dataset, split: str, name: str | None = None) -> 
         _require_column(dataset, split, name, "--label_column_name")
         _label_kind(features[name], name, split)
         return name
+    numbered = [column for column, feature in features.items() if isinstance(feature, ClassLabel)]
     for column in LABEL_COLUMNS:
         if column in features:
             _label_kind(features[column], column, split)
+            candidates = [name for name in features if name in LABEL_COLUMNS or name in numbered]
+            _log_choice("Labels", split, column, candidates, "label_column_name")
             return column
-    numbered = [column for column, feature in features.items() if isinstance(feature, ClassLabel)]
     if len(numbered) == 1:
         return numbered[0]
     raise ValueError(
         f"Expected one label column in split '{split}', found {len(numbered)}; the columns are "
-        f"{describe_columns(dataset)}. Name the one to use with --label_column_name. "
-        "(An image folder has labels where it holds one sub-folder per class, two classes at least.)"
+        f"{describe_columns(dataset)}. Name the one to use with --label_column_name."
     )
 
 
@@ -140,6 +149,13 @@ def _require_column(dataset: Dataset, split: str, name: str, flag: str) -> None:
             f"Split '{split}' has no column '{name}'; the columns are {describe_columns(dataset)}. "
             f"Choose one with {flag}."
         )
+
+
+def _log_choice(what: str, split: str, column: str, candidates: Sequence[str], parameter: str) -> None:
+    others = [name for name in candidates if name != column]
+    if others:
+        logger.warning("%s of split '%s' are read from column '%s'. Others that hold such are %s: choose with %s.",
+                       what, split, column, ", ".join(map(repr, others)), parameter)  # fmt: skip
 
 
 def _can_hold_images(feature: FeatureType) -> bool:

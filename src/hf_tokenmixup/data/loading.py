@@ -1,28 +1,30 @@
 """From a name or a folder to checked training and evaluation splits with known columns and classes.
 
-Three sources: a data set of the Hub (or a local folder that `load_dataset` opens, parquet say), folders of images with
-one sub-folder per class, and `digits`, which is embedded in the package.
+Three sources: a dataset of the Hub (or a local folder that `load_dataset` opens, parquet say), folders of images with
+one subfolder per class, and `digits`, which is embedded in the package.
 """
 
-import glob
 import logging
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
+from datasets import ClassLabel, Dataset, DatasetDict, Value, load_dataset
 from datasets.exceptions import DatasetsError
 from sklearn.model_selection import train_test_split
 
 from .columns import find_image_column, find_label_column, number_labels, read_labels
 from .digits import load_digits_dataset
+from .image_folders import TABLE_ENDINGS, find_image_folders, find_tables, load_image_folders
 
 logger = logging.getLogger(__name__)
 
 EVALUATION_SPLITS = ("validation", "valid", "val", "test")
+PATHS_TRIED = 32
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,13 @@ def load_image_dataset(
     """Load the splits that are needed, find their columns, number their classes and check every label.
 
     Args:
-        dataset_name: `digits`, a data set of the Hub, or a local folder that `load_dataset` opens.
+        dataset_name: `digits`, a dataset of the Hub, a local folder that `load_dataset` opens, or a local folder of
+            images, with one subfolder per split or per class.
         dataset_config_name: configuration of that data set, where it has several.
-        train_dir, validation_dir: folders of images, one sub-folder per class; instead of `dataset_name`.
-        image_column_name: default `image` or `img`, else the only image column.
+        train_dir, validation_dir: folders of images, one subfolder per class; instead of `dataset_name`. See
+            `load_image_folders`.
+        image_column_name: default `image` or `img`, else the only image column. A column of strings has paths,
+            relative to the data files, to `dataset_name` or to the working directory.
         label_column_name: default `label`, `fine_label` or `labels`, else the only ClassLabel column.
         eval_split: default `validation` (or `valid`, `val`), else `test`, else a share of the training split that is
             then not trained on; which one is logged as a warning.
@@ -97,7 +102,18 @@ def load_image_dataset(
     if not (do_train or do_eval):
         raise ValueError("Neither do_train nor do_eval: expected at least one split to load.")
 
-    source = _load(dataset_name, dataset_config_name, train_dir, validation_dir, cache_dir, token)
+    source = _load(
+        dataset_name,
+        dataset_config_name,
+        train_dir,
+        # An evaluation folder that is not needed is not read.
+        validation_dir if do_eval or train_dir is None else None,
+        cache_dir,
+        token,
+        image_column=image_column_name,
+        label_column=label_column_name,
+        training=do_train and train_split == "train",
+    )
     chosen_eval = choose_eval_split(source, train_split, eval_split) if do_eval else None
     carve = do_eval and chosen_eval is None
     if carve and validation_fraction is None:
@@ -121,6 +137,7 @@ def load_image_dataset(
         find_image_column(source[split], split, image_column)
         find_label_column(source[split], split, label_column)
     splits, names = _number(source, used, train_split, label_column, label_names)
+    splits = {split: _with_located_images(dataset, image_column, dataset_name) for split, dataset in splits.items()}
     if do_train and len(names) < 2:
         raise ValueError(
             f"Expected at least two classes to train on, and column '{label_column}' of split '{train_split}' has "
@@ -167,9 +184,13 @@ def _load(
     validation_dir: str | None,
     cache_dir: str | None,
     token: str | bool | None,
+    *,
+    image_column: str | None,
+    label_column: str | None,
+    training: bool,
 ) -> DatasetDict:
-    folders = {"train": train_dir, "validation": validation_dir}
-    folders = {split: folder for split, folder in folders.items() if folder is not None}
+    folders = {"train": ("train_dir", train_dir), "validation": ("validation_dir", validation_dir)}
+    folders = {split: given for split, given in folders.items() if given[1] is not None}
     if bool(dataset_name) == bool(folders):
         raise ValueError(
             "Expected either --dataset_name or image folders (--train_dir, --validation_dir), got "
@@ -182,16 +203,15 @@ def _load(
                 f"The digits have no configurations, got --dataset_config_name {config_name}: leave it out."
             )
         return load_digits_dataset()
+    options = {"label_column": label_column, "cache_dir": cache_dir}
     if folders:
-        for split, folder in folders.items():
-            if not Path(folder).is_dir():
-                flag = "--train_dir" if split == "train" else "--validation_dir"
-                raise ValueError(
-                    f"{flag} must be a folder with one sub-folder of images per class; no folder {folder!r}."
-                )
-        # Explicit patterns: left to itself, `imagefolder` takes a class folder called "test" for a split.
-        files = {split: glob.escape(str(Path(folder).absolute())) + "/**" for split, folder in folders.items()}
-        return _open(" and ".join(map(repr, folders.values())), "imagefolder", data_files=files, cache_dir=cache_dir)
+        return load_image_folders(folders, training=training, **options)
+    if config_name is None and (found := find_image_folders(dataset_name)) is not None:
+        if image_column is None or not (tables := find_tables(dataset_name)):
+            return load_image_folders(found, training=training, required=False, **options)
+        # By itself, `load_dataset` would take the images for the dataset.
+        builder = "json" if "json" in os.path.splitext(next(iter(tables.values())))[1] else "csv"
+        return _open(repr(dataset_name), builder, data_files=tables, cache_dir=cache_dir)
     return _open(repr(dataset_name), dataset_name, name=config_name, cache_dir=cache_dir, token=token)
 
 
@@ -208,13 +228,49 @@ def _open(source: str, builder: str, **options: Any) -> DatasetDict:
         if "corresponds to no data" in str(error):
             raise ValueError(
                 f"There are no images in {source}: expected data files with at least one row, or folders with one "
-                "sub-folder of images per class."
+                "subfolder of images per class."
             ) from error
         reason = error.__cause__ or error
         raise ValueError(
             f"The data set {source} cannot be read: {reason} (If a file is damaged, download or write it anew; if the "
             "data set has several configurations, choose one with --dataset_config_name.)"
         ) from error
+
+
+def _with_located_images(dataset: Dataset, column: str, dataset_name: str | None) -> Dataset:
+    """The dataset with its image paths, if the column has relative ones, found where they are.
+
+    Raises:
+        ValueError: none of the first of them is anywhere.
+    """
+    feature = dataset.features[column]
+    if not isinstance(feature, Value) or "string" not in feature.dtype:
+        return dataset
+    paths = read_labels(dataset, column).to_pylist()
+    relative = [path for path in paths if path and not os.path.isabs(path) and "://" not in path]
+    if not relative:
+        return dataset
+    tried = relative[:PATHS_TRIED]
+    folders = list(_folders_of_tables(dataset_name))
+    folder = next((f for f in folders if any(os.path.isfile(os.path.join(f, path)) for path in tried)), None)
+    if folder is None:
+        raise ValueError(
+            f"Column '{column}' has paths of images that are not there: {', '.join(map(repr, tried[:3]))}, looked for "
+            f"in {', '.join(folders)}. Write them relative to the folder of the data file, or absolute."
+        )
+    found = [os.path.join(folder, path) if path and "://" not in path else path for path in paths]
+    return dataset.remove_columns(column).add_column(column, found, feature=Value("string"))
+
+
+def _folders_of_tables(dataset_name: str | None) -> Iterator[str]:
+    """What the paths in a table may be relative to: the dataset's folder, those of its tables, the current one."""
+    if dataset_name is not None and os.path.isdir(dataset_name):
+        root = os.path.abspath(dataset_name)
+        yield root
+        for folder, _, names in os.walk(root):
+            if folder != root and any(os.path.splitext(name)[1].lower() in TABLE_ENDINGS for name in names):
+                yield folder
+    yield os.getcwd()
 
 
 def _hub_commit(dataset: Dataset) -> str | None:
@@ -253,12 +309,12 @@ def _number(
 
 
 def _refuse_untrained_classes(splits: dict[str, Dataset], column: str, names: list[str]) -> None:
-    """Folders are numbered together, so that a class of the evaluation folder alone would get a number too."""
+    """Bare integers are numbered together, so that a class of the evaluation images alone would get a number too."""
     occurring = {split: set(read_labels(dataset, column).unique().to_pylist()) for split, dataset in splits.items()}
     if "train" in occurring and (unseen := set().union(*occurring.values()) - occurring["train"]):
         raise ValueError(
-            f"--validation_dir has classes that --train_dir has no images of: {sorted(names[i] for i in unseen)}. "
-            "Bring both to the same sub-folders."
+            f"validation_dir has classes that train_dir has no images of: {sorted(names[i] for i in unseen)}. "
+            "Bring both to the same classes."
         )
 
 

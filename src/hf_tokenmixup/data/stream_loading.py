@@ -9,6 +9,7 @@ from datasets import ClassLabel, DatasetBuilder, IterableDataset, load_dataset_b
 from datasets.packaged_modules.parquet.parquet import Parquet
 
 from .columns import find_image_column, find_label_column
+from .image_folders import find_image_folders
 from .loading import ImageData, choose_eval_split, require_split
 
 
@@ -48,7 +49,8 @@ def load_image_stream(
             without reading everything; or an option that needs the whole split (`max_train_samples`,
             `max_eval_samples`, a share of train to evaluate on).
     """
-    if train_dir or validation_dir or not dataset_name or dataset_name == "digits":
+    folders = bool(train_dir or validation_dir)
+    if folders or not dataset_name or dataset_name == "digits" or find_image_folders(dataset_name) is not None:
         raise ValueError(
             "--streaming reads a data set of the Hub or a folder of parquet files, --dataset_name, got "
             f"dataset_name={dataset_name!r}, train_dir={train_dir!r}, validation_dir={validation_dir!r}. Leave "
