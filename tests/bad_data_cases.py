@@ -112,7 +112,7 @@ def a_file_for_a_folder(bench: Bench):
 
 
 DATA = [
-    labels("a label of -1", [0, 1, -1, 0], "label -1 at index 2", "expected 0 to 1", "--train_split"),
+    labels("a label of -1", [0, 1, -1, 0], "label -1 at index 2", "expected 0 to 1", "choose another split"),
     labels("a label of None", [0, 1, None, 0], "no label at index 2", "None", "--label_column_name"),
     labels("a label that is an identifier", [0, 1, 2**40, 0], str(2**40), "0 to 999999", "--label_column_name"),
     labels("labels in floating point", [0.0, 0.5], "ClassLabel, integer or string", "float64", "--label_column_name"),
