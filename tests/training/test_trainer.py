@@ -100,7 +100,7 @@ def test_evaluation_is_plain_cross_entropy_over_all_images(arguments, make_model
 
 
 @pytest.mark.parametrize("make_model", [plain_vit, resnet])
-def test_input_mixing_leaves_a_plain_models_problem_type_alone(arguments, make_model):
+def test_trainer_plain_model_with_mixed_inputs_stays_single_label(arguments, make_model):
     model = make_model()
     seen = []
 
@@ -108,12 +108,12 @@ def test_input_mixing_leaves_a_plain_models_problem_type_alone(arguments, make_m
         seen.append((kwargs["pixel_values"].clone(), "labels" in kwargs))
 
     model.register_forward_pre_hook(watch, with_kwargs=True)
-    before, problem_type, images = weights(model), model.config.problem_type, Images(5)
+    before, images = weights(model), Images(5)
     args = arguments(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing_factor=0.1, per_device_train_batch_size=5)
     trainer = TokenMixupTrainer(model, args, train_dataset=images, eval_dataset=images)
     trainer.train()
     trainer.evaluate()
-    assert model.config.problem_type == problem_type
+    assert model.config.problem_type == "single_label_classification"
     assert any(not torch.equal(tensor, before[name]) for name, tensor in weights(model).items())
     assert not any(labels for _, labels in seen)
     originals = {tuple(image.flatten().tolist()) for image in images.pixels}

@@ -8,6 +8,9 @@ import logging
 from collections import defaultdict
 from collections.abc import Sequence
 
+from ..class_names import has_class_names
+from ..class_names import normalize_class_name as _plain
+
 logger = logging.getLogger(__name__)
 
 LABEL_MAPPINGS = ("strict", "name", "number")
@@ -37,11 +40,6 @@ def match_labels(model_names: Sequence[str], dataset_names: Sequence[str], how: 
         raise ValueError(f"label_mapping must be one of {', '.join(LABEL_MAPPINGS)}, got {how!r}.")
     match = {"strict": _match_strictly, "name": _match_by_name, "number": _match_by_number}[how]
     return match(model_names, dataset_names)
-
-
-def has_class_names(names: Sequence[str]) -> bool:
-    """Whether these are names, not mere numbers in order or what transformers invents."""
-    return any(name not in (str(number), f"LABEL_{number}") for number, name in enumerate(names))
 
 
 def _match_strictly(model_names: Sequence[str], dataset_names: Sequence[str]) -> list[int]:
@@ -101,10 +99,6 @@ def _numbers_by_name(names: Sequence[str]) -> defaultdict[str, list[int]]:
     for number, name in enumerate(names):
         numbers[_plain(name)].append(number)
     return numbers
-
-
-def _plain(name: str) -> str:
-    return " ".join(name.replace("_", " ").split()).casefold()
 
 
 def _first(items: Sequence[str]) -> str:

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..models import FAMILIES
-from ..models.cct.modeling_cct import sinusoidal_positions
+from ..models.cct.modeling_cct import interpolate_positions, sinusoidal_positions
 from .released import FORMATS, Renamed, source_name
 
 logger = logging.getLogger(__name__)
@@ -116,7 +115,7 @@ def read_architecture(
         attributes["position_embedding"] = "sinusoidal"
         del renamed.tensors[positions]
     elif new_grid != (grid, grid):
-        renamed.tensors[positions] = _interpolate(stored, prefix, grid, new_grid)
+        renamed.tensors[positions] = interpolate_positions(stored, (grid, grid), new_grid)
         logger.info("positions interpolated from %dx%d tokens to %dx%d", grid, grid, *new_grid)
     return attributes
 
@@ -142,13 +141,6 @@ def _heads(kind: str, weights: dict[str, torch.Tensor], hidden: int, given: int 
 def _is_sinusoid(positions: torch.Tensor) -> bool:
     expected = sinusoidal_positions(positions.shape[1], positions.shape[2], positions.device)
     return positions.shape == expected.shape and torch.allclose(positions, expected, atol=1e-4)
-
-
-def _interpolate(positions: torch.Tensor, prefix: int, grid: int, new_grid: tuple[int, int]) -> torch.Tensor:
-    """(1, P + grid * grid, D) to (1, P + rows * columns, D), as the models do it for images of other sizes."""
-    square = positions[:, prefix:].unflatten(1, (grid, grid)).permute(0, 3, 1, 2)
-    square = nn.functional.interpolate(square, size=new_grid, mode="bicubic", align_corners=False)
-    return torch.cat([positions[:, :prefix], square.flatten(2).transpose(1, 2)], dim=1)
 
 
 def _checked_size(size: int | Sequence[int]) -> int | list[int]:

@@ -10,8 +10,11 @@ from .cct import (
     TokenMixupCctForImageClassification,
     TokenMixupCctLayer,
 )
+from .heads import class_names
 from .mixing import TokenMixupModel
+from .positions import border_hint
 from .state import AVERAGED_COUNTS, TokenMixupOutput
+from .task import check_evaluated_task, require_single_label
 from .vit import TokenMixupViTConfig, TokenMixupViTForImageClassification, TokenMixupViTLayer
 
 __all__ = [
@@ -29,7 +32,11 @@ __all__ = [
     "TokenMixupViTForImageClassification",
     "TokenMixupViTLayer",
     "adapter_layers",
+    "border_hint",
+    "check_evaluated_task",
+    "class_names",
     "load_classifier",
+    "require_single_label",
     "stored_config",
     "without_adapters",
 ]

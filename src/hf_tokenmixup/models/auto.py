@@ -1,6 +1,7 @@
 """Any image classifier by name: with TokenMixup where its family has it, plain otherwise."""
 
 import difflib
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +17,12 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from .cct import TokenMixupCctConfig, TokenMixupCctForImageClassification
+from .heads import class_names, fit_classifier
+from .positions import border_hint, config_to_load_with, height_and_width, resize_positions
+from .task import PLAIN_OUTPUTS, SINGLE_LABEL, require_single_label
 from .vit import TokenMixupViTConfig, TokenMixupViTForImageClassification
+
+logger = logging.getLogger(__name__)
 
 FAMILIES: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel]]] = {
     "cct": (TokenMixupCctConfig, TokenMixupCctForImageClassification),
@@ -35,6 +41,7 @@ def load_classifier(
     label_names: Sequence[str] | None = None,
     tokenmixup: dict[str, Any] | None = None,
     config_overrides: dict[str, Any] | None = None,
+    image_size: int | Sequence[int] | None = None,
     ignore_mismatched_sizes: bool = False,
     attn_implementation: str | None = None,
     **hub_options,
@@ -46,18 +53,21 @@ def load_classifier(
         model_type: in place of ``name_or_path`` when training from scratch: the type's default configuration.
         from_scratch: take the configuration alone, with fresh weights.
         plain: without TokenMixup in any case, which is enough to evaluate.
-        label_names: the class names in order; None leaves the model's own.
+        label_names: the class names in order, for training on one label per image; None leaves the model's own. A
+            classifier of the same classes in another order is reordered.
         tokenmixup: settings of TokenMixup; those not named stay as the checkpoint has them.
-        config_overrides: other attributes of the configuration.
-        ignore_mismatched_sizes: start a fresh classifier where the number of classes differs.
+        config_overrides: other attributes of the configuration. Learned positions are interpolated for another
+            `image_size`.
+        image_size: the same for models whose configuration has an image size; ignored for others.
+        ignore_mismatched_sizes: start a fresh classifier where the classes or their number differ.
         attn_implementation: as in transformers, its choice if None.
         hub_options: ``revision``, ``token``, ``cache_dir``.
 
     Raises:
         ValueError: without a name or model type, or one that does not exist; for settings of TokenMixup with a family
             that has none; for attributes that the configuration does not have, or of which no network can be built;
-            for weights that cannot be read or are another network's, for a classifier of another size without
-            ``ignore_mismatched_sizes``, and, with ``plain``, for one that is not there.
+            for weights that cannot be read, are quantized or are another network's, for a classifier of other classes
+            without ``ignore_mismatched_sizes``, and, with ``plain``, for one that is not there.
     """
     if name_or_path is None and not (from_scratch and model_type):
         raise ValueError(
@@ -71,7 +81,7 @@ def load_classifier(
         )
     model_type = stored.get("model_type", model_type)
     tokenmixup = {} if plain else tokenmixup or {}
-    changes = {**(config_overrides or {}), **tokenmixup}
+    changes = {**PLAIN_OUTPUTS, **(config_overrides or {}), **tokenmixup}
     if "model_type" in changes:
         raise ValueError("The model type is no override of a configuration: give model_type, or another model.")
     if label_names is not None:
@@ -80,6 +90,16 @@ def load_classifier(
         changes["num_labels"] = len(label_names)
         changes["id2label"] = dict(enumerate(label_names))
         changes["label2id"] = {name: index for index, name in enumerate(label_names)}
+        if (problem_type := changes.get("problem_type")) not in (None, SINGLE_LABEL):
+            raise ValueError(
+                f"The images have one label each, so problem_type must be {SINGLE_LABEL!r}, got {problem_type!r}: "
+                "remove it from config_overrides."
+            )
+    if stored.get("quantization_config") and not from_scratch:
+        raise ValueError(
+            f"{name_or_path} has quantized weights (quantization_config in its config.json), which are not trained or "
+            "evaluated in float32. Name the model that was quantized."
+        )
 
     if model_type in FAMILIES and not plain:
         config_class, model_class = FAMILIES[model_type]
@@ -97,23 +117,34 @@ def load_classifier(
     if name_or_path is None:
         known = PreTrainedConfig if config_class is AutoConfig else config_class
         defaults = AutoConfig.for_model(model_type) if known is PreTrainedConfig else config_class()
+        changes |= _image_size_change(image_size, config_overrides, defaults)
         _refuse_unknown(changes, defaults)
         with _building(model_type, config_overrides):
             config = type(defaults)(**changes)
     else:
+        original = config_class.from_pretrained(name_or_path, **hub_options)
+        changes |= _image_size_change(image_size, config_overrides, original)
         with _building(model_type, config_overrides):
             config, unused = config_class.from_pretrained(
                 name_or_path, return_unused_kwargs=True, **changes, **hub_options
             )
         _refuse_unknown(unused, config)
+    if label_names is not None:
+        require_single_label(config)
+    # The classes with TokenMixup warn of it themselves.
+    if model_type in FAMILIES and plain and (hint := border_hint(config)):
+        logger.warning(hint)
     if from_scratch:
         build = model_class.from_config if model_class is AutoModelForImageClassification else model_class._from_config
         with _building(model_type, config_overrides):
             return build(config, dtype=torch.float32, **options)
+    loaded = None
+    if model_class is AutoModelForImageClassification:
+        loaded = config_to_load_with(model_class, config, original)
     try:
         model, report = model_class.from_pretrained(
             name_or_path,
-            config=config,
+            config=loaded or config,
             dtype=torch.float32,
             ignore_mismatched_sizes=ignore_mismatched_sizes,
             output_loading_info=True,
@@ -139,8 +170,29 @@ def load_classifier(
             + (f" with {config_overrides}: leave that out" if config_overrides else ": correct its config.json")
             + ", or start those tensors afresh with ignore_mismatched_sizes."
         ) from error
-    _check_weights(name_or_path, model, report, whole=plain)
+    if loaded is not None:
+        resize_positions(model, config, str(name_or_path))
+    fresh = _check_weights(name_or_path, model, report, whole=plain)
+    if label_names is not None:
+        # Without as many names as the classifier has outputs, it is one without names.
+        names = [f"LABEL_{index}" for index in range(len(label_names))]
+        if original.num_labels == len(label_names):
+            names = class_names(original, str(name_or_path))
+        fit_classifier(model, fresh, names, label_names, ignore_mismatched_sizes, str(name_or_path))
     return model
+
+
+def _image_size_change(
+    image_size: int | Sequence[int] | None, overrides: dict[str, Any] | None, config: PreTrainedConfig
+) -> dict[str, Any]:
+    if image_size is None or not hasattr(config, "image_size"):
+        return {}
+    given = (overrides or {}).get("image_size", image_size)
+    if height_and_width(given) != height_and_width(image_size):
+        raise ValueError(
+            f"image_size is {image_size}, but config_overrides has image_size {given}: remove one of them."
+        )
+    return {"image_size": image_size}
 
 
 def stored_config(name_or_path: str, **hub_options) -> dict[str, Any]:
@@ -189,13 +241,17 @@ def _building(model_type: str, overrides: dict[str, Any] | None) -> Iterator[Non
         ) from error
 
 
-def _check_weights(name_or_path: str, model: PreTrainedModel, report: dict[str, Any], whole: bool) -> None:
-    """Raise a ``ValueError`` if the checkpoint was another network's, or ``whole`` and not everything was in it."""
+def _check_weights(name_or_path: str, model: PreTrainedModel, report: dict[str, Any], whole: bool) -> set[str]:
+    """Names of the tensors that were not loaded.
+
+    Raises:
+        ValueError: the checkpoint was another network's, or ``whole`` and not everything was in it.
+    """
     mismatched = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
     fresh = sorted({*report["missing_keys"], *mismatched})
     total = len([name for name in model.state_dict() if ".scorenet." not in name])
     if not fresh or not whole and 2 * len(fresh) <= total:
-        return
+        return set(fresh)
     shown = ", ".join(fresh[:3]) + (f" and {len(fresh) - 3} more" if len(fresh) > 3 else "")
     raise ValueError(
         f"The weights of {name_or_path} are not those of a {type(model).__name__} as its configuration has it: "

@@ -6,10 +6,11 @@ of TokenMixup is family matter.
 """
 
 import logging
+import os
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import can_return_tuple
 from transformers.utils import logging as transformers_logging
@@ -20,11 +21,19 @@ from ..saliency import evaluation_mode, gradient_saliency
 from ..vertical import VerticalMemory
 from .adapters import without_adapters
 from .layer import TokenMixupLayer, unshard
+from .positions import border_hint, config_to_load_with, resize_positions
 from .state import ManifoldDraw, MixingState, TokenMixupOutput
 from .targets import check_label_shape, check_label_values, class_distributions
 
 logger = logging.getLogger(__name__)
 once_logger = transformers_logging.get_logger(__name__)
+
+_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
+# Attributes that change how many tokens an image has.
+_GEOMETRY_ATTRIBUTES = frozenset(
+    {"image_size", "patch_size", "tokenizer", "num_conv_layers", "conv_kernel_size", "conv_stride", "conv_padding"}
+    | {"pooling_kernel_size", "pooling_stride", "pooling_padding"}
+)
 
 
 class TokenMixupModel:
@@ -56,8 +65,48 @@ class TokenMixupModel:
                 f"{ours}.from_dict(config.to_dict(), horizontal_layers=[...])."
             )
         config.validate_tokenmixup()
+        if hint := border_hint(config):
+            once_logger.warning_once(hint)
         super().__init__(config)
         self._replace_layers()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike | None,
+        *model_args,
+        config: PreTrainedConfig | str | os.PathLike | None = None,
+        **kwargs,
+    ):
+        """As in transformers, with two differences.
+
+        Weights are loaded in float32 unless `dtype` says otherwise: they are trained in the dtype that they have. For
+        another `image_size` than the checkpoint's, learned positions are interpolated.
+
+        Args:
+            pretrained_model_name_or_path: a folder or a name on the Hub.
+            config: instead of the checkpoint's own.
+            kwargs: as in transformers, attributes of the configuration among them.
+        """
+        name = pretrained_model_name_or_path
+        dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", None))
+        kwargs["dtype"] = torch.float32 if dtype is None else dtype
+        wanted, loaded = None, None
+        if name is not None and (config is not None or not _GEOMETRY_ATTRIBUTES.isdisjoint(kwargs)):
+            hub = {key: kwargs[key] for key in _HUB_OPTIONS if key in kwargs}
+            attributes = {key: value for key, value in kwargs.items() if key not in (*_HUB_OPTIONS, "dtype")}
+            wanted, rest = config, attributes
+            if not isinstance(config, PreTrainedConfig):
+                wanted, rest = cls.config_class.from_pretrained(
+                    config or name, return_unused_kwargs=True, **hub, **attributes
+                )
+            loaded = config_to_load_with(cls, wanted, _stored_config(cls.config_class, name, wanted, hub))
+        if loaded is None:
+            return super().from_pretrained(name, *model_args, config=config, **kwargs)
+        kwargs = rest | hub | {"dtype": kwargs["dtype"]}
+        opened = super().from_pretrained(name, *model_args, config=loaded, **kwargs)
+        resize_positions(opened[0] if isinstance(opened, tuple) else opened, wanted, str(name))
+        return opened
 
     def transformer_layers(self) -> nn.ModuleList:
         """The network's layers in order."""
@@ -235,3 +284,13 @@ def _reduce(losses: torch.Tensor, num_items: torch.Tensor | int | None) -> torch
     if torch.is_tensor(num_items):
         num_items = num_items.to(losses.device).flatten()[0]
     return losses.sum() / num_items
+
+
+def _stored_config(
+    config_class: type[PreTrainedConfig], name: str | os.PathLike, wanted: PreTrainedConfig, hub: dict
+) -> PreTrainedConfig:
+    """The configuration of a checkpoint; `wanted` where it has none, as a folder of weights alone."""
+    try:
+        return config_class.from_pretrained(name, **hub)
+    except OSError:
+        return wanted

@@ -17,7 +17,7 @@ from transformers.trainer_utils import EvalLoopOutput, has_length, unwrap_peft_m
 
 from ..data import InputMixing, StreamedImages
 from ..metrics import ComputeMetrics, compute_metrics
-from ..models import TokenMixupModel, adapter_layers
+from ..models import TokenMixupModel, adapter_layers, require_single_label
 from .arguments import TokenMixupTrainingArguments
 from .callbacks import (
     CheckpointedLayersCallback,
@@ -277,6 +277,14 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
 
     def _fit_to(self, model: nn.Module) -> None:
         """How a classifier's loss is taken and its input mixed, by the arguments as they are. It has no wrappers."""
+        require_single_label(model.config)
+        half = {str(weight.dtype) for weight in model.parameters() if weight.requires_grad and weight.itemsize < 4}
+        if half:
+            logger.warning(
+                "The weights are in %s and are trained in it: small updates are lost. Open the model with "
+                "dtype=torch.float32; bf16 or fp16 in the training arguments compute in half precision by autocast.",
+                " and ".join(sorted(half)).replace("torch.", ""),
+            )
         # A plain model's forward would note a problem type at its first loss, and be compiled anew for that.
         self._loss_is_the_models = isinstance(model, TokenMixupModel) and model.config.tokenmixup_enabled
         args = self.args

@@ -131,6 +131,22 @@ class CctConfig(PreTrainedConfig):
         rows, columns = self.grid_size(*(size if isinstance(size, list | tuple) else (size, size)))
         return rows * columns
 
+    def uncovered_pixels(self, size: int) -> int:
+        """How many pixels at the end of a side of this length no token reads."""
+        if self.tokenizer == "patch":
+            return size % self.patch_size
+        windows = [
+            (self.conv_kernel_size, self.conv_stride, self.conv_padding),
+            (self.pooling_kernel_size, self.pooling_stride, self.pooling_padding),
+        ] * self.num_conv_layers
+        sizes = [size]
+        for kernel, stride, padding in windows:
+            sizes.append((sizes[-1] + 2 * padding - kernel) // stride + 1)
+        covered = sizes.pop()
+        for (kernel, stride, padding), available in zip(reversed(windows), reversed(sizes), strict=True):
+            covered = min((covered - 1) * stride + kernel - padding, available)
+        return size - covered
+
     def _tokens_along(self, size: int) -> int:
         if self.tokenizer == "patch":
             return size // self.patch_size

@@ -93,12 +93,26 @@ class CctEmbeddings(nn.Module):
                 f"The learned positions are made for images of {trained[0]}x{trained[1]}, got {height}x{width}: "
                 "resize the images or give interpolate_pos_encoding=True."
             )
-        prefix = self.config.num_prefix_tokens
-        grid = self.position_embeddings[:, prefix:].unflatten(1, self.config.grid_size(*trained)).permute(0, 3, 1, 2)
-        grid = nn.functional.interpolate(
-            grid, size=self.config.grid_size(height, width), mode="bicubic", align_corners=False
-        )
-        return torch.cat([self.position_embeddings[:, :prefix], grid.flatten(2).transpose(1, 2)], dim=1)
+        grid, new_grid = self.config.grid_size(*trained), self.config.grid_size(height, width)
+        return interpolate_positions(self.position_embeddings, grid, new_grid)
+
+
+def interpolate_positions(positions: torch.Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> torch.Tensor:
+    """Learned positions for another grid of tokens, bicubic as transformers' `interpolate_pos_encoding`.
+
+    Args:
+        positions: (1, P + rows * columns, D), those of the P prefix tokens first.
+        grid: rows and columns that they were trained for.
+        new_grid: rows and columns wanted.
+
+    Returns:
+        (1, P + new rows * new columns, D) in the same dtype. Those of the prefix tokens are unchanged.
+    """
+    prefix = positions.shape[1] - grid[0] * grid[1]
+    image = positions[:, prefix:].unflatten(1, grid).permute(0, 3, 1, 2)
+    # Not every device has a bicubic kernel in half precision.
+    image = nn.functional.interpolate(image.float(), size=new_grid, mode="bicubic", align_corners=False)
+    return torch.cat([positions[:, :prefix], image.flatten(2).transpose(1, 2).to(positions.dtype)], dim=1)
 
 
 def sinusoidal_positions(length: int, hidden_size: int, device: torch.device) -> torch.Tensor:

@@ -1,0 +1,168 @@
+"""Checkpoints at another image size: learned positions are interpolated, for every model that has them."""
+
+import copy
+import logging
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from .cct.modeling_cct import interpolate_positions
+
+logger = logging.getLogger(__name__)
+
+MAX_SIZE = 2**14
+# What the modules of a model derive from the image size when they are built.
+_GEOMETRY = ("image_size", "num_patches", "grid_size", "patch_shape", "input_resolution")
+
+
+def height_and_width(size: int | Iterable[int]) -> tuple[int, int]:
+    """A side or a pair as a pair."""
+    if isinstance(size, Iterable):
+        height, width = size
+        return height, width
+    return size, size
+
+
+def token_grid(config: PreTrainedConfig) -> tuple[int, int] | None:
+    """Rows and columns of patch tokens at the configured image size; None for a model without such a grid."""
+    size = getattr(config, "image_size", None)
+    if size is None:
+        return None
+    height, width = height_and_width(size)
+    if hasattr(config, "grid_size"):
+        return config.grid_size(height, width)
+    patch = getattr(config, "patch_size", None)
+    if not isinstance(patch, int | list | tuple):
+        return None
+    patch_height, patch_width = height_and_width(patch)
+    if min(patch_height, patch_width) < 1:
+        return None
+    return height // patch_height, width // patch_width
+
+
+def config_to_load_with(
+    model_class: type[PreTrainedModel], config: PreTrainedConfig, stored: PreTrainedConfig
+) -> PreTrainedConfig | None:
+    """The configuration to open a checkpoint with whose learned positions are for another grid than `config` has.
+
+    Args:
+        model_class: the class to open, or a mapping of such classes that builds by `from_config`.
+        config: as the model is wanted.
+        stored: the checkpoint's own.
+
+    Returns:
+        A copy of `config` with an image size at which the positions have the checkpoint's shape, for
+        :func:`resize_positions`. None where the grid is the same, or where more than positions depends on it.
+    """
+    grid, new_grid = token_grid(stored), token_grid(config)
+    if grid is None or new_grid is None or grid == new_grid or min(new_grid) < 1:
+        return None
+    loaded = copy.deepcopy(config)
+    loaded.image_size = stored.image_size
+    if token_grid(loaded) != grid:
+        size = _image_size_of(grid, loaded)
+        if size is None:
+            return None
+        loaded.image_size = size
+    if getattr(loaded, "vertical_kappa", 0) > grid[0] * grid[1]:
+        # At most the number of patch tokens, which may be smaller here; `resize_positions` sets it back.
+        loaded.vertical_kappa = grid[0] * grid[1]
+    here, wanted = _shapes(model_class, loaded), _shapes(model_class, config)
+    differing = [name for name in here if here[name] != wanted.get(name)]
+    tokens, new_tokens = grid[0] * grid[1], new_grid[0] * new_grid[1]
+    for name in differing:
+        shape, new_shape = here[name], wanted.get(name, ())
+        if len(shape) != 3 or len(new_shape) != 3 or shape[1] - tokens != new_shape[1] - new_tokens:
+            return None
+    return loaded if differing and here.keys() == wanted.keys() else None
+
+
+def resize_positions(model: PreTrainedModel, config: PreTrainedConfig, name: str = "the checkpoint") -> None:
+    """Interpolate the learned positions of a model for the image size of `config`, in place.
+
+    Args:
+        model: opened with what :func:`config_to_load_with` returned.
+        config: as the model is wanted.
+        name: of the checkpoint, for the log.
+    """
+    grid, new_grid = token_grid(model.config), token_grid(config)
+    with torch.device("meta"):
+        wanted = type(model)(copy.deepcopy(config))
+    shapes = {key: tensor.shape for key, tensor in wanted.state_dict().items()}
+    for key, parameter in list(model.named_parameters()):
+        if key in shapes and parameter.shape != shapes[key]:
+            resized = interpolate_positions(parameter.detach(), grid, new_grid)
+            owner, _, leaf = key.rpartition(".")
+            setattr(model.get_submodule(owner), leaf, nn.Parameter(resized, parameter.requires_grad))
+    for module, built in zip(model.modules(), wanted.modules(), strict=True):
+        for attribute in _GEOMETRY:
+            if attribute in vars(module):
+                setattr(module, attribute, getattr(built, attribute))
+    for attribute in ("image_size", "vertical_kappa"):
+        if hasattr(config, attribute):
+            setattr(model.config, attribute, getattr(config, attribute))
+    logger.warning(
+        "%s was trained on a grid of %dx%d tokens. Its positions are interpolated to the %dx%d tokens of images of "
+        "%dx%d pixels.",
+        name, *grid, *new_grid, *height_and_width(config.image_size),
+    )  # fmt: skip
+
+
+def border_hint(config: PreTrainedConfig, size: tuple[int, int] | None = None) -> str | None:
+    """A warning if tokens do not cover an image, with the nearest sizes that they cover; else None.
+
+    Args:
+        config: of a ViT or CCT.
+        size: height and width of the images, the configured ones by default.
+    """
+    size = height_and_width(config.image_size) if size is None else size
+    lost = [_uncovered(config, side, axis) for axis, side in enumerate(size)]
+    if max(lost) == 0:
+        return None
+    choices = []
+    for step in (-1, 1):
+        sides = list(size)
+        for axis in (0, 1):
+            while 0 < sides[axis] < MAX_SIZE and _uncovered(config, sides[axis], axis):
+                sides[axis] += step
+        choices += [_size_text(sides)] if min(sides) > 0 else []
+    what = "patches of {}x{}".format(*height_and_width(config.patch_size))
+    if hasattr(config, "uncovered_pixels") and config.tokenizer == "convolution":
+        what = "the strides of the tokenizer"
+    return (
+        f"Images of {size[0]}x{size[1]} pixels are not a multiple of {what}: the last {lost[0]} rows and {lost[1]} "
+        f"columns of pixels of every image are not read. Use image_size {' or '.join(choices)}."
+    )
+
+
+def _uncovered(config: PreTrainedConfig, side: int, axis: int) -> int:
+    if hasattr(config, "uncovered_pixels"):
+        return config.uncovered_pixels(side)
+    return side % height_and_width(config.patch_size)[axis]
+
+
+def _size_text(size: list[int]) -> str:
+    return str(size[0]) if size[0] == size[1] else str(size)
+
+
+def _image_size_of(grid: tuple[int, int], config: PreTrainedConfig) -> list[int] | None:
+    """The smallest height and width that give `grid`."""
+    found = []
+    for axis in (0, 1):
+        for side in range(1, MAX_SIZE):
+            config.image_size = [side, side]
+            tokens = token_grid(config)
+            if tokens is not None and tokens[axis] >= grid[axis]:
+                break
+        found.append(side)
+    config.image_size = found
+    return found if token_grid(config) == grid else None
+
+
+def _shapes(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
+    build = getattr(model_class, "from_config", None) or model_class
+    with torch.device("meta"):
+        model = build(copy.deepcopy(config))
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
