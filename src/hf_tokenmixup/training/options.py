@@ -26,6 +26,12 @@ SHOWN_TRAINING_OPTIONS = """
 """
 
 
+RECIPE_HELP = (
+    "Recipe by name (see hf_tokenmixup/recipes) or path; other flags override it. JSON objects are merged with the "
+    "recipe's key by key; {} drops the recipe's."
+)
+
+
 def option(help: str, default: Any = None, **metadata) -> Any:
     return field(default=default, metadata={"help": help, **metadata})
 
@@ -39,8 +45,10 @@ class ModelArguments:
     )
     from_scratch: bool = option("Take the model's configuration alone, with fresh weights.", False)
     model_type: str | None = option("With --from_scratch and no model name: the type of model, such as vit or cct.")
-    config_overrides: str | None = option('Attributes of the model configuration as JSON: {"hidden_size": 96}.')
-    ignore_mismatched_sizes: bool = option("Start a fresh classifier if the number of classes differs.", False)
+    config_overrides: str | None = option(
+        'Attributes of the model configuration as JSON: {"hidden_size": 96}. Merged with those of a recipe.'
+    )
+    ignore_mismatched_sizes: bool = option("Start a fresh classifier if the classes or their number differ.", False)
     attn_implementation: str | None = option("Attention: sdpa, eager, flash_attention_2, ... (transformers' choice).")
     image_processor_name: str | None = option("Image processor, if it is not the model's.")
     image_size: int | None = option("Height and width of images for a model from nothing, if not its configuration's.")
@@ -158,7 +166,7 @@ def truth(text: str) -> bool:
 def build_parser(description: str) -> HfArgumentParser:
     """The parser of all options; settings of TokenMixup that are not given leave no trace in what it returns."""
     own = HfArgumentParser([ModelArguments, DataArguments, AugmentationArguments, LoraArguments], add_help=False)
-    own.add_argument("--recipe", help="Recipe by name (see hf_tokenmixup/recipes) or path; other flags override it.")
+    own.add_argument("--recipe", help=RECIPE_HELP)
     group = own.add_argument_group("TokenMixup", "What is not given stays as the model's configuration has it.")
     for setting in dataclasses.fields(TokenMixupSettings):
         default = getattr(TokenMixupSettings(), setting.name)
@@ -171,7 +179,8 @@ def build_parser(description: str) -> HfArgumentParser:
             kwargs["type"] = number_or_none
         elif setting.type in ("int | None", int | None):
             kwargs["type"] = count_or_none
-        group.add_argument(f"--{setting.name}", help=f"{setting.metadata['help']} (new models: {default})", **kwargs)
+        flags = dict.fromkeys((f"--{setting.name}", f"--{setting.name.replace('_', '-')}"))
+        group.add_argument(*flags, help=f"{setting.metadata['help']} (new models: {default})", **kwargs)
     parser = HfArgumentParser(
         TokenMixupTrainingArguments,
         parents=[own],

@@ -10,11 +10,20 @@ from typing import Any
 
 import yaml
 
+from .successors import successor
+
 RECIPES = Path(__file__).parents[1] / "recipes"
 
 # What the functions that read an option's text expect, by their names.
 KINDS = {"float": "a number", "int": "a whole number", "str": "text", "string_to_bool": "true or false"}
 KINDS |= {"truth": "true or false", "number_or_none": "a number or none", "count_or_none": "a whole number or none"}
+
+# JSON objects of which one key alone means nothing.
+_REPLACED = ("deepspeed",)
+# JSON objects whose keys are those of what another option names.
+_BELONGS_TO = {"lr_scheduler_kwargs": "lr_scheduler_type"}
+# Lists of words that have no comma in them. Other texts may be paths or patterns.
+_LISTS_OF_WORDS = ("include_for_metrics", "lora_target_modules", "report_to")
 
 
 def find_recipe(name_or_path: str, folder: Path) -> Path:
@@ -40,6 +49,10 @@ def find_recipe(name_or_path: str, folder: Path) -> Path:
 def expand_recipe(arguments: Sequence[str], parser: ArgumentParser, folder: Path) -> list[str]:
     """Put the options of ``--recipe NAME_OR_PATH`` in front of the other arguments, so that these have the last word.
 
+    A JSON object on the command line is merged with that of the recipe key by key, so that one attribute of
+    ``config_overrides`` can be changed; ``{}`` drops the recipe's. The exceptions are ``deepspeed``, which is a
+    configuration of its own, and ``lr_scheduler_kwargs`` where the command line names another scheduler.
+
     Args:
         arguments: as typed, with or without ``--recipe``.
         parser: knows the options.
@@ -53,20 +66,74 @@ def expand_recipe(arguments: Sequence[str], parser: ArgumentParser, folder: Path
     finder.add_argument("--recipe")
     found, rest = finder.parse_known_args(arguments)
     if found.recipe is None:
-        return list(arguments)
+        return split_lists(arguments, parser)
     path = find_recipe(found.recipe, folder)
     options = read_recipe(path)
     known = option_names(parser)
+    rest = split_lists(rest, parser)
     actions = {action.dest: action for action in parser._actions if action.option_strings}
     expanded = ["--recipe", found.recipe]
     for name, value in options.items():
         if name not in known:
+            if (instead := successor(str(name), known, dashes="")) is not None:
+                raise ValueError(f"Recipe {path} has the key {name!r}, which {instead}.")
             raise ValueError(f"Recipe {path} has the key {name!r}, which is no option{_suggest(str(name), known)}")
         if value is None and name != "horizontal_tau":
             continue  # as if it were not there; tau alone has a meaning for none
+        if isinstance(value, str) and _is_list(actions[name]):
+            value = _items(value)
         _check_value(path, actions[name], value)
         expanded += [f"--{name}", *_words(value)]
+    for name, merged in _merged_objects(options, rest).items():
+        rest += [f"--{name}", json.dumps(merged)]
     return expanded + rest
+
+
+def split_lists(arguments: Sequence[str], parser: ArgumentParser) -> list[str]:
+    """Arguments with the values of a list option as words of their own: `1,2` and `[1, 2]` mean the same as `1 2`."""
+    lists = {flag for action in parser._actions if _is_list(action) for flag in action.option_strings}
+    words, inside = [], False
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        if argument.startswith("--"):
+            inside = flag in lists
+            words += [flag, *_items(value)] if inside and equals else [argument]
+        else:
+            words += _items(argument) if inside else [argument]
+    return words
+
+
+def _is_list(action: Action) -> bool:
+    return action.nargs in ("*", "+") and (action.type in (int, float) or action.dest in _LISTS_OF_WORDS)
+
+
+def _items(text: str) -> list[str]:
+    return text.strip("[]() ").replace(",", " ").split()
+
+
+def _merged_objects(recipe: dict[str, Any], arguments: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The JSON objects of the command line together with those of the recipe, by the names of their options."""
+    given = {name: _last_value(name, arguments) for name in recipe}
+    merged = {}
+    for name, value in recipe.items():
+        try:
+            changes = json.loads(given[name] or "null")
+        except json.JSONDecodeError:
+            continue  # a path, or a mistake that the option itself reports
+        if not isinstance(value, dict) or not isinstance(changes, dict) or name in _REPLACED:
+            continue
+        owner = _BELONGS_TO.get(name)
+        other_owner = owner is not None and _last_value(owner, arguments) not in (None, str(recipe.get(owner)))
+        if changes and not other_owner:
+            merged[name] = value | changes
+    return merged
+
+
+def _last_value(name: str, arguments: Sequence[str]) -> str | None:
+    """What the command line gives for an option; None without the option."""
+    finder = ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument(f"--{name}", f"--{str(name).replace('_', '-')}", nargs="?", dest="value")
+    return finder.parse_known_args(arguments)[0].value
 
 
 def keys_of_recipe(message: str, arguments: Sequence[str], folder: Path) -> str:
@@ -86,7 +153,7 @@ def keys_of_recipe(message: str, arguments: Sequence[str], folder: Path) -> str:
     if found.recipe is None:
         return ""
     options = read_recipe(find_recipe(found.recipe, folder))
-    typed = {word[2:].partition("=")[0] for word in rest if word.startswith("--")}
+    typed = {word[2:].partition("=")[0].replace("-", "_") for word in rest if word.startswith("--")}
     # An error names an option as `name` or as `name=value`.
     named = {name for name in re.findall(r"`(\w+)(?:=[^`]*)?`", message) if name in options and name not in typed}
     if not named:
@@ -108,6 +175,12 @@ class _Loader(yaml.SafeLoader):
                 )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 reads 1e-5 as text, and wants 1.0e-5.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(?:\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -158,6 +231,8 @@ def refuse_unknown_options(remaining: Sequence[str], parser: ArgumentParser) -> 
     for word in remaining:
         if word.startswith("--"):
             name = word[2:].split("=")[0].replace("-", "_")
+            if (instead := successor(name, option_names(parser))) is not None:
+                raise ValueError(f"--{name} {instead}.")
             raise ValueError(f"There is no option {word}{_suggest(name, option_names(parser), '--')}")
     if remaining:
         raise ValueError(f"Not understood on the command line: {' '.join(remaining)}.")
