@@ -12,6 +12,7 @@ from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 from script_modules import open_script
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 TINY = {"image_size": 16, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
 TINY |= {"intermediate_size": 32}
@@ -104,6 +105,16 @@ class Bench:
         path = folder / "config.json"
         config = json.loads(path.read_text()) | changes
         path.write_text(json.dumps({key: value for key, value in config.items() if value is not ...}))
+        return folder
+
+    def model_of(self, *classes: str, first: int = 0) -> Path:
+        """A folder with an untrained ViT of these classes, numbered from `first`."""
+        folder = self.folder / "model"
+        ViTForImageClassification(ViTConfig(**TINY, num_labels=len(classes))).save_pretrained(folder)
+        ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
+        path = folder / "config.json"
+        names = {"id2label": dict(enumerate(classes, first)), "label2id": {}}
+        path.write_text(json.dumps(json.loads(path.read_text()) | names))
         return folder
 
     def holding(self, name: str, content: str | bytes) -> Path:

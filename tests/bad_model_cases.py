@@ -61,9 +61,9 @@ def other_size(bench: Bench):
     return folder
 
 
-def three_classes(bench: Bench, *arguments):
+def three_classes(bench: Bench, *arguments, model=None):
     data = bench.parquet([picture()] * 6, ["x", "y", "z"] * 2)
-    return bench.prepare("--dataset_name", data, "--model_name_or_path", bench.trained, *arguments)
+    return bench.prepare("--dataset_name", data, "--model_name_or_path", model or bench.trained, *arguments)
 
 
 def cct_of_a_vit(bench: Bench):
@@ -102,8 +102,34 @@ MODELS = [
         "no image processor", without_processor, "No image processor", "preprocessor_config.json", "--image_processor"
     ),
     model("another processor", trained, "No image processor '/no'", arguments=("--image_processor_name", "/no")),
-    model("a processor of another size", other_size, "(3, 20, 20)", "(16*16)", "belong together"),
-    model("--image_size of a pretrained model", trained, "--image_size is for models", arguments=("--image_size", 8)),
+    model(
+        "a processor of another size",
+        other_size,
+        "makes images of 20x20 pixels, and the model is for 16x16",
+        "--image_size 20 to set the model",
+        "--image_size 16 to set the image processor",
+    ),
+    model(
+        "--image_size below a patch", trained, "image_size 2 is smaller than a patch", arguments=("--image_size", 2)
+    ),
+    model(
+        "two image sizes",
+        trained,
+        "image_size is 20, but config_overrides has image_size 24",
+        arguments=("--image_size", 20, "--config_overrides", '{"image_size": 24}'),
+    ),
+    model(
+        "a multi-label loss",
+        trained,
+        "problem_type must be 'single_label_classification'",
+        arguments=("--config_overrides", '{"problem_type": "regression"}'),
+    ),
+    model(
+        "quantized weights",
+        lambda bench: bench.model_like(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
+        "quantized weights",
+        "Name the model that was quantized",
+    ),
     model("weights of another size", lambda bench: bench.model_like(hidden_size=32), "other shapes", "config.json"),
     model(
         "another size by override",
@@ -139,6 +165,18 @@ MODELS = [
         lambda bench: three_classes(bench, "--do_train"),
         ValueError,
         ("trained for 10 classes", "3 classes", "ignore_mismatched_sizes"),
+    ),
+    Mistake(
+        "other classes of the same number",
+        lambda bench: three_classes(bench, "--do_train", model=bench.model_of("car", "bus", "van")),
+        ValueError,
+        ("'car', 'bus', 'van'", "'x', 'y', 'z'", "ignore_mismatched_sizes", "correct id2label"),
+    ),
+    Mistake(
+        "class numbers that do not begin at 0",
+        lambda bench: three_classes(bench, "--do_train", model=bench.model_of("x", "y", "z", first=1)),
+        ValueError,
+        ("id2label", "must name the classes 0 to 2", "got 1, 2, 3"),
     ),
     Mistake(
         "evaluation on other classes",

@@ -46,7 +46,7 @@ class Images(torch.utils.data.Dataset):
 
 def plain_vit(**settings) -> ViTForImageClassification:
     torch.manual_seed(1)
-    return ViTForImageClassification(ViTConfig(**VIT, **settings))
+    return ViTForImageClassification(ViTConfig(**VIT | settings))
 
 
 def tokenmixup_vit(**settings) -> TokenMixupViTForImageClassification:

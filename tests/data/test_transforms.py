@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from hf_tokenmixup.data import build_transforms
-from hf_tokenmixup.data.transforms import probe_image_processor
+from hf_tokenmixup.data.transforms import probe_image_processor, resize_image_processor
 
 SQUARE_40 = {"height": 40, "width": 40}
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)
@@ -229,3 +229,30 @@ def test_a_batch_is_its_images_one_by_one():
         expected.append(train.erase(tensor.clone()))
         erased += not torch.equal(expected[-1], tensor)
     assert torch.equal(batch, torch.stack(expected)) and erased
+
+
+@pytest.mark.parametrize(
+    "image_processor, size, stored",
+    [
+        (processor(), (48, 48), {"size": {"height": 48, "width": 48}}),
+        (processor(), (24, 40), {"size": {"height": 24, "width": 40}}),
+        (ConvNextImageProcessor(size={"shortest_edge": 48}), (64, 64), {"size": {"shortest_edge": 64}}),
+        (
+            DeiTImageProcessor(size=SQUARE_40, crop_size={"height": 32, "width": 32}),
+            (64, 64),
+            {"size": {"height": 80, "width": 80}, "crop_size": {"height": 64, "width": 64}},
+        ),
+    ],
+)
+def test_resized_image_processor_makes_and_saves_that_size(image_processor, size, stored, tmp_path):
+    resize_image_processor(image_processor, *size)
+    image_processor.save_pretrained(tmp_path)
+    loaded = type(image_processor).from_pretrained(tmp_path)
+    assert probe_image_processor(loaded)[0] == size
+    for name, value in stored.items():
+        assert {key: pixels for key, pixels in dict(loaded.to_dict()[name]).items() if pixels} == value
+
+
+def test_resized_image_processor_of_squares_alone_is_refused():
+    with pytest.raises(ValueError, match="ConvNextImageProcessor cannot be set to 48x32 pixels"):
+        resize_image_processor(ConvNextImageProcessor(size={"shortest_edge": 48}), 48, 32)

@@ -1,6 +1,8 @@
 """Command line and recipes: what is given arrives, and what is misspelt is said."""
 
 import dataclasses
+import re
+from argparse import ArgumentParser
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ from hf_tokenmixup.configuration import TokenMixupSettings
 from hf_tokenmixup.models import FAMILIES, TokenMixupCctConfig
 from hf_tokenmixup.training import parse_options
 from hf_tokenmixup.training.options import build_parser
+from hf_tokenmixup.training.recipes import option_names, refuse_unknown_options
+from hf_tokenmixup.training.successors import SUCCESSORS
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "src" / "hf_tokenmixup" / "recipes"
@@ -161,3 +165,90 @@ def test_help_is_brief_and_help_all_is_not(capsys, monkeypatch):
     assert "About." in brief and "--horizontal_layers" in brief and "--learning_rate" in brief
     assert "--fsdp_config" not in brief and "--fsdp_config" in full
     assert len(brief.splitlines()) < 240 < len(full.splitlines())
+
+
+def test_lists_with_commas_equal_lists_with_spaces(tmp_path):
+    options = parse(
+        "--horizontal_layers", "1,2", "--vertical_layers=2,3", "--manifold_mixup_layers", "[1,", "3]",
+        "--crop_scale", "0.8,1", "--image_size", "24,32", "--lora_rank", 4, "--lora_target_modules", "q_proj,k_proj",
+    )  # fmt: skip
+    assert options.tokenmixup == {
+        "horizontal_layers": [1, 2], "vertical_layers": [2, 3], "manifold_mixup_layers": [1, 3],
+    }  # fmt: skip
+    assert options.augmentation.crop_scale == [0.8, 1.0] and options.model.image_size == [24, 32]
+    assert options.lora.lora_target_modules == ["q_proj", "k_proj"]
+    options = parse("--recipe", write(tmp_path, vertical_layers="1, 2", crop_scale="0.5,1"))
+    assert options.tokenmixup == {"vertical_layers": [1, 2]} and options.augmentation.crop_scale == [0.5, 1.0]
+
+
+def test_hyphens_equal_underscores_for_every_kind_of_option():
+    options = parse("--learning-rate", 0.25, "--horizontal-rho", 0.5, "--crop-ratio", "0.5,1", "--vertical-layers", 1)
+    assert options.training.learning_rate == 0.25 and options.augmentation.crop_ratio == [0.5, 1.0]
+    assert options.tokenmixup == {"horizontal_rho": 0.5, "vertical_layers": [1]}
+
+
+OBJECTS = {
+    "config_overrides": {"hidden_size": 96, "num_hidden_layers": 4},
+    "lr_scheduler_type": "cosine_with_min_lr",
+    "lr_scheduler_kwargs": {"min_lr": 0.125},
+    "accelerator_config": {"non_blocking": True},
+}
+
+
+@pytest.mark.parametrize("form", ["{name} {value}", "{name}={value}", "{hyphens} {value}"])
+def test_json_objects_are_merged_with_the_recipe_key_by_key(tmp_path, form):
+    changes = {
+        "config_overrides": '{"num_hidden_layers": 3, "hidden_act": "relu"}',
+        "lr_scheduler_kwargs": '{"num_cycles": 2}',
+        "accelerator_config": '{"even_batches": false}',
+    }
+    words = []
+    for name, value in changes.items():
+        text = form.format(name=f"--{name}", hyphens=f"--{name.replace('_', '-')}", value=value)
+        words += [text] if "=" in form else text.split(" ", 1)
+    options = parse(*words, "--recipe", write(tmp_path, **OBJECTS))
+    assert options.model.config_changes() == {"hidden_size": 96, "num_hidden_layers": 3, "hidden_act": "relu"}
+    assert options.training.lr_scheduler_kwargs == {"min_lr": 0.125, "num_cycles": 2}
+    assert options.training.accelerator_config.non_blocking is True
+    assert options.training.accelerator_config.even_batches is False
+
+
+def test_an_empty_json_object_drops_the_recipe_s(tmp_path):
+    options = parse("--recipe", write(tmp_path, **OBJECTS), "--config_overrides", "{}")
+    assert options.model.config_changes() == {} and options.training.lr_scheduler_kwargs == {"min_lr": 0.125}
+
+
+def test_scheduler_arguments_of_another_scheduler_are_not_merged(tmp_path):
+    recipe, kwargs = write(tmp_path, **OBJECTS), '{"num_cycles": 1}'
+    same = parse("--recipe", recipe, "--lr_scheduler_type", "cosine_with_min_lr", "--lr_scheduler_kwargs", kwargs)
+    other = parse("--recipe", recipe, "--lr_scheduler_type", "cosine", "--lr_scheduler_kwargs", kwargs)
+    assert same.training.lr_scheduler_kwargs == {"min_lr": 0.125, "num_cycles": 1}
+    assert other.training.lr_scheduler_kwargs == {"num_cycles": 1}
+
+
+def test_numbers_with_an_exponent_are_numbers_inside_a_recipe_s_object(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("learning_rate: 1e-3\nconfig_overrides: {layer_norm_eps: 1e-6, hidden_act: e1}\n")
+    options = parse("--recipe", path)
+    assert options.model.config_changes() == {"layer_norm_eps": 1e-6, "hidden_act": "e1"}
+    assert options.training.learning_rate == 1e-3
+
+
+@pytest.mark.parametrize("name", sorted(SUCCESSORS))
+def test_every_option_of_transformers_4_names_what_takes_its_place(name):
+    known = option_names(build_parser(""))
+    if name in known:
+        return  # in this version of transformers
+    with pytest.raises(ValueError, match=rf"^--{name} (was|is|has) ") as raised:
+        parse(f"--{name}", "x")
+    for flag in re.findall(r"--(\w+)", str(raised.value)):
+        assert flag == name or flag in known
+
+
+def test_an_option_is_not_answered_with_one_that_the_command_lacks():
+    parser = ArgumentParser()
+    parser.add_argument("--use_cpu", action="store_true")
+    with pytest.raises(ValueError, match="--no_cuda was removed in transformers 5: pass --use_cpu"):
+        refuse_unknown_options(["--no_cuda"], parser)
+    with pytest.raises(ValueError, match=r"There is no option --warmup_ratio\."):
+        refuse_unknown_options(["--warmup_ratio"], parser)

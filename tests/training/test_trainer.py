@@ -8,7 +8,7 @@ from tiny_training import CLASSES, Images, plain_vit, resnet, tokenmixup_vit
 from torch.nn import functional as F
 from transformers import TrainerCallback
 
-from hf_tokenmixup.training import TokenMixupTrainer
+from hf_tokenmixup.training import TokenMixupTrainer, add_lora
 
 
 class WatchSteps(TrainerCallback):
@@ -256,3 +256,47 @@ def test_errors_name_the_way_out(arguments):
         trainer.compute_loss(trainer.model, {"pixel_values": pixels})
     with pytest.raises(ValueError, match=r"class indices of shape \(B,\), got torch.float32 of shape \(2, 4\)"):
         trainer.compute_loss(trainer.model, {"pixel_values": pixels, "labels": torch.zeros(2, 4)})
+
+
+def tokenmixup_vit_with_lora(**settings):
+    return add_lora(tokenmixup_vit(**settings))
+
+
+@pytest.mark.parametrize("problem_type", ["multi_label_classification", "regression"])
+@pytest.mark.parametrize(
+    "make_model", [plain_vit, tokenmixup_vit, lambda **kwargs: add_lora(tokenmixup_vit(**kwargs))]
+)
+def test_trainer_model_of_another_problem_type_trains_on_single_labels(arguments, caplog, make_model, problem_type):
+    model, reference, images = make_model(problem_type=problem_type), make_model(), Images(8)
+    trainers = [
+        TokenMixupTrainer(each, arguments(logging_steps=1), train_dataset=images) for each in (model, reference)
+    ]
+    for trainer in trainers:
+        trainer.train()
+    first, expected = (trainer.state.log_history[0] for trainer in trainers)
+    assert first["loss"] == expected["loss"]
+    assert first.get("mixed_samples") == expected.get("mixed_samples")
+    assert make_model is plain_vit or first["mixed_samples"] > 0
+    assert trainers[0].published_model().config.problem_type == "single_label_classification"
+    assert f"problem_type of the base model is '{problem_type}'" in caplog.text
+
+
+def test_trainer_model_whose_config_asks_for_tuples_trains(arguments):
+    model = plain_vit()
+    model.config.return_dict = False
+    trainer = TokenMixupTrainer(model, arguments(), train_dataset=Images(4))
+    trainer.train()
+    assert trainer.state.global_step == 1
+
+
+def test_trainer_half_precision_weights_warn(arguments, caplog):
+    TokenMixupTrainer(plain_vit().bfloat16(), arguments(), train_dataset=Images(4)).train()
+    assert "The weights are in bfloat16 and are trained in it" in caplog.text
+    caplog.clear()
+    TokenMixupTrainer(plain_vit(), arguments(), train_dataset=Images(4)).train()
+    assert not caplog.text
+
+
+def test_trainer_model_of_one_class_is_refused(arguments):
+    with pytest.raises(ValueError, match="num_labels is 1, but classification needs at least 2 classes"):
+        TokenMixupTrainer(plain_vit(num_labels=1), arguments(), train_dataset=Images(4))

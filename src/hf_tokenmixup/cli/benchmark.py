@@ -52,6 +52,7 @@ from ..data import collate
 from ..hub.paper import BENCHMARKS
 from ..models import TokenMixupModel
 from ..models.targets import class_distributions
+from ..training.recipes import split_lists
 from .finetune import prepare
 from .program import invocation, run_command
 
@@ -90,7 +91,7 @@ def parse_options(arguments: list[str]) -> tuple[Namespace, list[str]]:
     parser.add_argument("--warmup", type=int, default=2, help="Calls of each before that (2).")
     parser.add_argument("--threads", type=int, help="Threads on the CPU (torch's choice).")
     parser.add_argument("--json", metavar="FILE", type=Path, help="Write the results to this file.")
-    args, others = parser.parse_known_args(arguments)
+    args, others = parser.parse_known_args(split_lists(arguments, parser))
     if others and args.recipe is None:
         raise ValueError(f"Not understood on the command line: {' '.join(others)} (--recipe takes finetune.py's).")
     for name, least in {"batch_size": 2, "rounds": 2, "warmup": 1, "threads": 1, "rho": 0}.items():

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..hub import convert_weights
 from ..training import parse_options
-from ..training.recipes import RECIPES
+from ..training.recipes import RECIPES, split_lists
 from .program import run_command
 
 SETTINGS = ("horizontal_layers", "vertical_layers", "horizontal_tau", "horizontal_rho", "vertical_kappa")
@@ -69,7 +69,8 @@ def options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(arguments: list[str]) -> None:
-    args = build_parser().parse_args(arguments)
+    parser = build_parser()
+    args = parser.parse_args(split_lists(arguments, parser))
     logger = logging.getLogger("hf_tokenmixup.hub")
     logger.setLevel(logging.INFO)
     logger.handlers = [logging.StreamHandler(sys.stdout)]

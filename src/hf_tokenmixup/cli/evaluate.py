@@ -44,7 +44,7 @@ from ..data import (
 )
 from ..data.transforms import ProcessorTransform, probe_image_processor
 from ..hub import update_card
-from ..models import load_classifier, stored_config
+from ..models import check_evaluated_task, class_names, load_classifier, stored_config
 from ..training.options import BriefHelp, EvaluationDataArguments
 from ..training.recipes import refuse_unknown_options
 from .program import invocation, run_command
@@ -190,7 +190,7 @@ def prepare(
     processor = AutoImageProcessor.from_pretrained(args.model, **hub)
     (height, width), *_ = probe_image_processor(processor)
     data = load_data(options, args)
-    known = [model.config.id2label[number] for number in range(model.config.num_labels)]
+    known = class_names(model.config, args.model)
     images = (StreamedImages if options.streaming else ImageClassificationData)(
         data.evaluation,
         ProcessorTransform(processor),
@@ -209,7 +209,7 @@ def main(arguments: list[str]) -> None:
     use_physical_cores(state.device)
     if not state.is_main_process:
         disable_progress_bar()
-    stored_config(args.model, **hub_options(args))  # a name that is none is told here
+    check_evaluated_task(stored_config(args.model, **hub_options(args)), args.model)
     revision = model_revision(args.model, **hub_options(args))
     model, image_size, data, images = prepare(options, args, None if Path(args.model).is_dir() else revision)
     model.to(state.device)

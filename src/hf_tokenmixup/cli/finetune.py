@@ -33,11 +33,11 @@ from ..data import (
     load_image_stream,
     match_labels,
 )
-from ..data.transforms import probe_image_processor
+from ..data.transforms import probe_image_processor, resize_image_processor
 from ..hub.cards import TrainingFacts
 from ..hub.publish import PublishingError, check_license
 from ..metrics import compute_metrics, top_classes
-from ..models import load_classifier
+from ..models import FAMILIES, border_hint, class_names, height_and_width, load_classifier
 from ..training import (
     CurvesCallback,
     DataArguments,
@@ -57,14 +57,16 @@ from ..training.space import check_writable
 from .program import exit_with, invocation, program_name
 from .threads import use_physical_cores
 
+logger = logging.getLogger(__name__)
+
 METRICS = ("top1", "top5", "loss")
 
 
 def load_image_processor(args: ModelArguments, model: PreTrainedModel):
-    """The model's image processor; for a model from nothing, a plain one of the model's image size.
+    """The model's image processor, at `image_size` if given; for a new model, a plain one of the model's image size.
 
     Raises:
-        ValueError: for an image size beside an image processor that has its own, and for impossible numbers.
+        ValueError: for impossible numbers, and for an image processor whose size cannot be changed.
     """
     for flag, numbers in (("--image_mean", args.image_mean), ("--image_std", args.image_std)):
         wrong = numbers is not None and any(not math.isfinite(x) or flag == "--image_std" and x <= 0 for x in numbers)
@@ -73,15 +75,8 @@ def load_image_processor(args: ModelArguments, model: PreTrainedModel):
             raise ValueError(f"{flag} must be three {what}, or one for all channels, got {numbers}.")
     name = args.image_processor_name or args.model_name_or_path
     if name is None:
-        size = getattr(model.config, "image_size", 224) if args.image_size is None else args.image_size
-        height, width = size if isinstance(size, list | tuple) else (size, size)
-        if min(height, width) < 1:
-            raise ValueError(f"--image_size must be at least 1, got {size}.")
+        height, width = height_and_width(image_size(args) or getattr(model.config, "image_size", 224))
         processor = ViTImageProcessor(size={"height": height, "width": width})
-    elif args.image_size is not None:
-        raise ValueError(
-            f"--image_size is for models from nothing; the image processor of {name} has a size of its own."
-        )
     else:
         try:
             processor = AutoImageProcessor.from_pretrained(name, **hub_options(args))
@@ -90,10 +85,54 @@ def load_image_processor(args: ModelArguments, model: PreTrainedModel):
                 f"No image processor {name!r}: expected a folder with a preprocessor_config.json or the name of a "
                 f"model on the Hub; --image_processor_name takes another than the model's. ({error})"
             ) from error
+        if args.image_size is not None:
+            resize_image_processor(processor, *height_and_width(image_size(args)))
     for key in ("image_mean", "image_std"):
         if getattr(args, key) is not None:
             setattr(processor, key, getattr(args, key))
     return processor
+
+
+def image_size(args: ModelArguments) -> int | list[int] | None:
+    """`--image_size` as a configuration has it: a side, or height and width; None if it is not given.
+
+    Raises:
+        ValueError: unless there are one or two numbers of at least 1.
+    """
+    size = args.image_size
+    if size is None:
+        return None
+    if len(size) not in (1, 2) or min(size) < 1:
+        raise ValueError(
+            f"--image_size must be a side, or height and width, of at least 1 pixel, got {' '.join(map(str, size))}."
+        )
+    return size[0] if len(size) == 1 else list(size)
+
+
+def check_image_size(model: PreTrainedModel, height: int, width: int) -> None:
+    """
+    Raises:
+        ValueError: the model takes no images of the size that the image processor makes.
+    """
+    size = height_and_width(getattr(model.config, "image_size", None) or (height, width))
+    try:
+        count_macs(model, (3, height, width))
+    except ValueError as error:
+        if size == (height, width):
+            raise
+        choices = {
+            f"{rows}x{columns}": f"--image_size {rows}" + (f" {columns}" if rows != columns else "")
+            for rows, columns in ((height, width), size)
+        }
+        made, built = choices
+        raise ValueError(
+            f"The image processor makes images of {made} pixels, and the model is for {built}. Pass {choices[made]} "
+            f"to set the model to {made} (its learned positions are interpolated), or {choices[built]} to set the "
+            f"image processor to {built}. ({error})"
+        ) from error
+    differs = size != (height, width) and model.config.model_type in FAMILIES
+    if differs and (hint := border_hint(model.config, (height, width))):
+        logger.warning(hint)
 
 
 def hub_options(args: ModelArguments) -> dict[str, Any]:
@@ -239,6 +278,7 @@ def prepare(arguments: Sequence[str]) -> TokenMixupTrainer:
         label_names=data.label_names if args.do_train else None,
         tokenmixup=tokenmixup,
         config_overrides=model_args.config_changes(),
+        image_size=image_size(model_args),
         ignore_mismatched_sizes=model_args.ignore_mismatched_sizes,
         attn_implementation=model_args.attn_implementation,
         **hub_options(model_args),
@@ -249,12 +289,12 @@ def prepare(arguments: Sequence[str]) -> TokenMixupTrainer:
         if args.should_log:
             model.print_trainable_parameters()
     if not args.do_train:
-        known = [model.config.id2label[number] for number in range(model.config.num_labels)]
+        known = class_names(model.config, str(model_args.model_name_or_path))
         label_map = match_labels(known, data.label_names, data_args.label_mapping)
     processor = load_image_processor(model_args, model)
     train_transform, eval_transform = build_transforms(processor, **dataclasses.asdict(augmentation))
     (height, width), *_ = probe_image_processor(processor)
-    count_macs(model, (3, height, width))  # a size that the model does not take is told here
+    check_image_size(model, height, width)
     train_dataset, eval_dataset = None, None
     if args.do_train:
         train_dataset = training_images(data, train_transform, data_args, args.seed)

@@ -41,7 +41,7 @@ from ..analysis.study_runs import (
 from ..models import load_classifier
 from ..training import Options, parse_options
 from ..training.options import build_parser
-from ..training.recipes import RECIPES, expand_recipe
+from ..training.recipes import RECIPES, expand_recipe, split_lists
 from .program import program_name, run_command
 
 FINETUNE = ("-m", "hf_tokenmixup.cli.finetune")
@@ -82,7 +82,7 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[Namespace, list[str]]:
     )
     parser.add_argument("--launcher", default="accelerate launch", help="What starts a training (%(default)s).")
     parser.add_argument("--report_only", action="store_true", help="Train nothing; tell what is there, of all seeds.")
-    args, unknown = parser.parse_known_args(arguments[:split])
+    args, unknown = parser.parse_known_args(split_lists(arguments[:split], parser))
     overrides = list(arguments[split + 1 :])
     if unknown:
         raise ValueError(f"Not understood: {' '.join(unknown)}. Options of finetune.py stand behind a --.")

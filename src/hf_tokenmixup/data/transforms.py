@@ -203,6 +203,40 @@ def probe_image_processor(
     return (height, width), tuple((-offset / slope).tolist()), tuple((1 / slope).tolist())
 
 
+def resize_image_processor(image_processor: Any, height: int, width: int) -> None:
+    """Let an image processor make images of another size, in place.
+
+    A shortest edge before a center crop grows or shrinks with the crop, so that the same fraction is cut off.
+
+    Raises:
+        ValueError: it cannot be set to this size.
+    """
+    (old_height, old_width), *_ = probe_image_processor(image_processor)
+    if (old_height, old_width) == (height, width):
+        return
+    wanted, stored = {"height": height, "width": width}, image_processor.to_dict()
+    changes = {"size": wanted}
+    if stored.get("do_center_crop") and stored.get("crop_size"):
+        ratio = max(height / old_height, width / old_width)
+        resized = {edge: max(1, round(pixels * ratio)) for edge, pixels in dict(stored["size"]).items() if pixels}
+        changes = {"size": resized, "crop_size": wanted}
+    elif "shortest_edge" in dict(stored.get("size") or {}) and height == width:
+        changes = {"size": {"shortest_edge": height}}
+    for name, value in changes.items():
+        current = getattr(image_processor, name)
+        # Some versions of transformers store a size as a class of their own.
+        setattr(image_processor, name, value if isinstance(current, dict) else type(current)(**value))
+    try:
+        found = "{}x{}".format(*probe_image_processor(image_processor)[0])
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        found = f"none ({error})"
+    if found != f"{height}x{width}":
+        raise ValueError(
+            f"The {type(image_processor).__name__} cannot be set to {height}x{width} pixels; the size it then makes "
+            f"is {found}. Give it this size in its preprocessor_config.json, or name another image processor."
+        )
+
+
 def keep_one_bit(transform: Compose) -> None:
     """Let timm's posterize operations keep at least one bit per channel, in place.
 

@@ -12,7 +12,7 @@ from .cct import (
 )
 from .heads import class_names
 from .mixing import TokenMixupModel
-from .positions import border_hint
+from .positions import border_hint, height_and_width
 from .state import AVERAGED_COUNTS, TokenMixupOutput
 from .task import check_evaluated_task, require_single_label
 from .vit import TokenMixupViTConfig, TokenMixupViTForImageClassification, TokenMixupViTLayer
@@ -35,6 +35,7 @@ __all__ = [
     "border_hint",
     "check_evaluated_task",
     "class_names",
+    "height_and_width",
     "load_classifier",
     "require_single_label",
     "stored_config",

@@ -18,7 +18,7 @@ from transformers.models.auto.modeling_auto import (
 
 from .cct import TokenMixupCctConfig, TokenMixupCctForImageClassification
 from .heads import class_names, fit_classifier
-from .positions import border_hint, config_to_load_with, height_and_width, resize_positions
+from .positions import border_hint, config_to_load_with, height_and_width, resize_positions, token_grid
 from .task import PLAIN_OUTPUTS, SINGLE_LABEL, require_single_label
 from .vit import TokenMixupViTConfig, TokenMixupViTForImageClassification
 
@@ -129,6 +129,11 @@ def load_classifier(
                 name_or_path, return_unused_kwargs=True, **changes, **hub_options
             )
         _refuse_unknown(unused, config)
+        if (grid := token_grid(config)) is not None and min(grid) < 1:
+            raise ValueError(
+                f"image_size {config.image_size} is smaller than a patch of {getattr(config, 'patch_size', None)} "
+                "pixels: no token is left. Pass a larger image_size."
+            )
     if label_names is not None:
         require_single_label(config)
     # The classes with TokenMixup warn of it themselves.

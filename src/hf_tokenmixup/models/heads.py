@@ -59,9 +59,9 @@ def fit_classifier(
         ValueError: other classes without `allow_new`, or in another order in a classifier of a kind that is not known.
     """
     layers = _class_layers(model)
-    heads = [layer for key, layer in layers.items() if f"{key}.weight" not in fresh]
-    if layers and not heads:
+    if layers and all(f"{key}.weight" in fresh for key in layers if ".scorenet." not in key):
         return
+    heads = list(layers.values())
     theirs, ours = ([normalize_class_name(item) for item in names] for names in (model_names, dataset_names))
     if theirs == ours:
         return

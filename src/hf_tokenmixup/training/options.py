@@ -51,7 +51,9 @@ class ModelArguments:
     ignore_mismatched_sizes: bool = option("Start a fresh classifier if the classes or their number differ.", False)
     attn_implementation: str | None = option("Attention: sdpa, eager, flash_attention_2, ... (transformers' choice).")
     image_processor_name: str | None = option("Image processor, if it is not the model's.")
-    image_size: int | None = option("Height and width of images for a model from nothing, if not its configuration's.")
+    image_size: list[int] | None = option(
+        "Side of images, or height and width, for model and image processor; learned positions are interpolated."
+    )
     image_mean: list[float] | None = option("Normalisation mean per channel, if not the image processor's.")
     image_std: list[float] | None = option("Normalisation deviation per channel, if not the image processor's.")
     model_revision: str | None = option("Branch, tag or commit of the model on the Hub.")

@@ -237,6 +237,7 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
         if searching:
             self._begin_trial()
         check_scorenet_trains(self.inner_model)
+        self._warn_of_half_weights()
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, JsonLinesCallback | CurvesCallback):
                 callback.folder = self._get_output_dir(trial) if searching else None
@@ -278,13 +279,6 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
     def _fit_to(self, model: nn.Module) -> None:
         """How a classifier's loss is taken and its input mixed, by the arguments as they are. It has no wrappers."""
         require_single_label(model.config)
-        half = {str(weight.dtype) for weight in model.parameters() if weight.requires_grad and weight.itemsize < 4}
-        if half:
-            logger.warning(
-                "The weights are in %s and are trained in it: small updates are lost. Open the model with "
-                "dtype=torch.float32; bf16 or fp16 in the training arguments compute in half precision by autocast.",
-                " and ".join(sorted(half)).replace("torch.", ""),
-            )
         # A plain model's forward would note a problem type at its first loss, and be compiled anew for that.
         self._loss_is_the_models = isinstance(model, TokenMixupModel) and model.config.tokenmixup_enabled
         args = self.args
@@ -297,6 +291,19 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
             mode=args.mixup_mode,
             label_smoothing=args.label_smoothing_factor,
         )
+
+    def _warn_of_half_weights(self) -> None:
+        half = {
+            str(weight.dtype)
+            for weight in self.inner_model.parameters()
+            if weight.requires_grad and weight.itemsize < 4
+        }
+        if half:
+            logger.warning(
+                "The weights are in %s and are trained in it: small updates are lost. Open the model with "
+                "dtype=torch.float32; bf16 or fp16 in the training arguments compute in half precision by autocast.",
+                " and ".join(sorted(half)).replace("torch.", ""),
+            )
 
     def _prepare_for_adapters(self) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
