@@ -129,9 +129,9 @@ def _reorder(layer: nn.Linear, order: torch.Tensor) -> None:
 
 @torch.no_grad()
 def _initialize(model: PreTrainedModel, layer: nn.Linear) -> None:
-    # transformers marks a parameter that was loaded, and does not initialize it again.
-    for module in (layer, *layer.parameters()):
-        module._is_hf_initialized = False
+    # transformers does not initialize a parameter that it has loaded, so they are new ones.
+    for name, parameter in list(layer.named_parameters(recurse=False)):
+        setattr(layer, name, nn.Parameter(torch.zeros_like(parameter), parameter.requires_grad))
     model._init_weights(layer)
 
 
