@@ -9,11 +9,14 @@
 A recipe is a YAML file of these options (by name from hf_tokenmixup's recipes, or by path); flags override it.
 """
 
+import atexit
 import dataclasses
 import logging
 import math
+import shutil
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -50,10 +53,12 @@ from ..training import (
     TokenMixupTrainingArguments,
     parse_options,
 )
+from ..training.effective_settings import mixed_precision
 from ..training.optimization import check_optimization
 from ..training.recipes import RECIPES
 from ..training.resuming import check_unused, checkpoint_to_resume, newest_complete_checkpoint
 from ..training.space import check_writable
+from .launch_command import launch_command
 from .program import exit_with, invocation, program_name
 from .threads import use_physical_cores
 
@@ -197,10 +202,11 @@ def dataset_of(options: DataArguments, folder: str | None) -> str:
     return public_dataset(folder, "image folder")
 
 
-def card_facts(options: Options, arguments: list[str], data: ImageData) -> dict[str, Any]:
+def card_facts(
+    options: Options, arguments: Sequence[str], data: ImageData, trainer: TokenMixupTrainer
+) -> dict[str, Any]:
     """What the model card tells of this run and the trainer cannot know."""
     model_args, data_args, args = options.model, options.data, options.training
-    launcher = "accelerate launch" + (f" --num_processes {args.world_size}" if args.world_size > 1 else "")
     training = TrainingFacts(
         dataset=dataset_of(data_args, data_args.train_dir or data_args.validation_dir),
         dataset_config=data_args.dataset_config_name,
@@ -208,7 +214,7 @@ def card_facts(options: Options, arguments: list[str], data: ImageData) -> dict[
         base_model=None if model_args.from_scratch else model_args.model_name_or_path,
         train_split=data.train_split,
         recipe=options.recipe,
-        command=public_command(f"{launcher} {invocation('finetune')}", arguments),
+        command=public_command(f"{launch_command(trainer)} {invocation('finetune')}", arguments),
         hyperparameters=dataclasses.asdict(options.augmentation),
     )
     # evaluate.py holds images out of `train` alone: a result that no command repeats stays out of the card.
@@ -220,7 +226,8 @@ def card_facts(options: Options, arguments: list[str], data: ImageData) -> dict[
         given += [f"--train_val_split={data_args.train_val_split}"]
     if data.eval_held_out or data_args.max_eval_samples:
         given += [f"--seed={args.seed}"]
-    given += [f"--dtype={dtype}" for dtype in ("bf16", "fp16") if getattr(args, dtype)]
+    precision = mixed_precision(trainer.accelerator)
+    given += [f"--dtype={precision}"] if precision in ("bf16", "fp16") else []
     evaluation = {
         "dataset": dataset_of(data_args, data_args.validation_dir or data_args.train_dir),
         "dataset_config": data_args.dataset_config_name,
@@ -250,6 +257,10 @@ def prepare(arguments: Sequence[str]) -> TokenMixupTrainer:
     model_args, data_args, augmentation, args, _, lora, tokenmixup = options
     if not (args.do_train or args.do_eval):
         raise ValueError("Nothing to do: give --do_train, --do_eval or both (a recipe may do so).")
+    if not (args.do_train or args.push_to_hub) and args.output_dir_is_default:
+        # Nothing is to be saved, and the Trainer makes its output folder.
+        args.output_dir = tempfile.mkdtemp()
+        atexit.register(shutil.rmtree, args.output_dir, ignore_errors=True)
     logging.basicConfig(format="%(message)s", level=logging.WARNING if args.should_log else logging.ERROR)
     use_physical_cores(args.device)
     set_seed(args.seed)
@@ -300,7 +311,7 @@ def prepare(arguments: Sequence[str]) -> TokenMixupTrainer:
         train_dataset = training_images(data, train_transform, data_args, args.seed)
     if args.do_eval:
         eval_dataset = evaluation_images(data, eval_transform, data_args, label_map)
-    return TokenMixupTrainer(
+    trainer = TokenMixupTrainer(
         model=model,
         args=args,
         train_dataset=train_dataset,
@@ -310,8 +321,11 @@ def prepare(arguments: Sequence[str]) -> TokenMixupTrainer:
         compute_metrics=compute_metrics,
         preprocess_logits_for_metrics=top_classes,
         callbacks=[JsonLinesCallback(), CurvesCallback()] if args.do_train else None,
-        **card_facts(options, arguments, data),
     )
+    # The trainer knows what the launcher decided.
+    for name, facts in card_facts(options, arguments, data, trainer).items():
+        setattr(trainer, name, facts)
+    return trainer
 
 
 def run(trainer: TokenMixupTrainer) -> None:
@@ -329,7 +343,8 @@ def run(trainer: TokenMixupTrainer) -> None:
         metrics |= result.metrics
     if args.do_eval:
         evaluated = trainer.evaluate()
-        trainer.save_metrics("eval", evaluated)
+        if args.do_train or not args.output_dir_is_default:
+            trainer.save_metrics("eval", evaluated)
         metrics |= evaluated
     if args.do_train:
         trainer.create_model_card()

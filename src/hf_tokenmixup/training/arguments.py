@@ -111,6 +111,8 @@ class TokenMixupTrainingArguments(TrainingArguments):
     def __post_init__(self):
         # The host parses these by itself, and does not say what it could not read.
         self.lr_scheduler_kwargs = _mapping("lr_scheduler_kwargs", self.lr_scheduler_kwargs)
+        # transformers puts a name of its own in the place of None.
+        self.output_dir_is_default = self.output_dir is None
         if parse_flag_from_env("ACCELERATE_USE_CPU"):
             # `accelerate launch --cpu`; transformers follows it in part only and would mix devices.
             self.use_cpu = True

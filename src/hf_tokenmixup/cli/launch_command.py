@@ -1,0 +1,74 @@
+"""The `accelerate launch` command that repeats a run, with what the launcher decided and no option of the script."""
+
+import os
+
+from accelerate.utils import DynamoBackend, parse_flag_from_env
+
+from ..analysis.environment import public_name
+from ..training import TokenMixupTrainer
+from ..training.effective_settings import mixed_precision
+
+# Options of accelerate launch and the variables in which it passes them on, with its defaults.
+DYNAMO_OPTIONS = {
+    "dynamo_mode": ("ACCELERATE_DYNAMO_MODE", "default"),
+    "dynamo_use_fullgraph": ("ACCELERATE_DYNAMO_USE_FULLGRAPH", "false"),
+    "dynamo_use_dynamic": ("ACCELERATE_DYNAMO_USE_DYNAMIC", "false"),
+    "dynamo_use_regional_compilation": ("ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION", "false"),
+}
+FSDP_OPTIONS = {
+    "fsdp_version": ("FSDP_VERSION", "1"),
+    "fsdp_sharding_strategy": ("FSDP_SHARDING_STRATEGY", "full_shard"),
+    "fsdp_reshard_after_forward": ("FSDP_RESHARD_AFTER_FORWARD", "true"),
+    "fsdp_offload_params": ("FSDP_OFFLOAD_PARAMS", "false"),
+    "fsdp_auto_wrap_policy": ("FSDP_AUTO_WRAP_POLICY", ""),
+    "fsdp_transformer_layer_cls_to_wrap": ("FSDP_TRANSFORMER_CLS_TO_WRAP", ""),
+    "fsdp_state_dict_type": ("FSDP_STATE_DICT_TYPE", ""),
+    "fsdp_activation_checkpointing": ("FSDP_ACTIVATION_CHECKPOINTING", "false"),
+}
+DEEPSPEED_OPTIONS = {
+    "zero_stage": ("ACCELERATE_DEEPSPEED_ZERO_STAGE", ""),
+    "deepspeed_config_file": ("ACCELERATE_DEEPSPEED_CONFIG_FILE", ""),
+    "gradient_accumulation_steps": ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", ""),
+    "gradient_clipping": ("ACCELERATE_GRADIENT_CLIPPING", ""),
+    "offload_optimizer_device": ("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none"),
+}
+SWITCHES = {"dynamo_use_fullgraph", "dynamo_use_dynamic", "dynamo_use_regional_compilation"}
+
+
+def launch_command(trainer: TokenMixupTrainer) -> str:
+    """`accelerate launch` with the options that a run had from its launcher, a configuration or the environment."""
+    args, state = trainer.args, trainer.accelerator.state
+    words = []
+    if trainer.is_fsdp_enabled and not args.fsdp:
+        words += ["--use_fsdp", *_given(FSDP_OPTIONS)]
+    elif trainer.is_deepspeed_enabled and not args.deepspeed:
+        words += ["--use_deepspeed", *_given(DEEPSPEED_OPTIONS)]
+    elif args.world_size > 1:
+        # Without it, accelerate starts a single process on a machine without GPU.
+        words += ["--multi_gpu"]
+    elif parse_flag_from_env("ACCELERATE_USE_CPU"):
+        words += ["--cpu"]
+    if args.world_size > 1:
+        words += ["--num_processes", str(args.world_size)]
+    local = int(os.environ.get("LOCAL_WORLD_SIZE") or args.world_size)
+    if local < args.world_size:
+        words += ["--num_machines", str(args.world_size // local)]
+    precision = mixed_precision(trainer.accelerator)
+    if precision != "no" and not getattr(args, precision, False):
+        words += ["--mixed_precision", precision]
+    if getattr(state, "downcast_bfloat", False):
+        words += ["--downcast_bf16"]
+    backend = state.dynamo_plugin.backend
+    if backend != DynamoBackend.NO and not args.torch_compile:
+        words += ["--dynamo_backend", backend.value.lower(), *_given(DYNAMO_OPTIONS)]
+    return " ".join(["accelerate launch", *words])
+
+
+def _given(options: dict[str, tuple[str, str]]) -> list[str]:
+    """The options that the environment has with another value than the default."""
+    words = []
+    for option, (variable, default) in options.items():
+        value = os.environ.get(variable, "")
+        if value.lower() not in ("", default):
+            words += [f"--{option}"] if option in SWITCHES else [f"--{option}", public_name(value)]
+    return words
