@@ -67,12 +67,16 @@ class ContinuingTrainer(TerminatingTrainer):
         if "train_loss" in logs:
             steps = self.state.global_step - self._continuation.first_step
             logs["train_loss"] = self._total_loss_scalar / max(steps, 0.001)
-            if not hasattr(self, "_initial_global_step"):
-                # Before transformers counted the steps of this call, speeds were those of all steps of the schedule.
-                share = (self.state.global_step - self._continuation.resumed_at) / max(self.state.max_steps, 1)
-                for name in ("train_samples_per_second", "train_steps_per_second"):
-                    logs[name] = round(logs[name] * share, 3)
+            self._count_own_steps(logs)
         super().log(logs, start_time)
+
+    def _count_own_steps(self, logs: dict[str, float]) -> None:
+        """Correct the speeds of a resumed run, for which transformers 5.9 counts all steps of the schedule."""
+        steps = self.state.global_step - self._continuation.resumed_at
+        # With room for the rounding of what is logged.
+        if logs["train_steps_per_second"] * logs["train_runtime"] > 1.01 * steps + 0.001 * logs["train_runtime"]:
+            for name in ("train_samples_per_second", "train_steps_per_second"):
+                logs[name] = round(logs[name] * steps / max(self.state.max_steps, 1), 3)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         result = super().train(*args, **kwargs)
