@@ -2,6 +2,8 @@
 
 import json
 import random
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,6 +22,7 @@ from hf_tokenmixup.training.processes import (
     on_all_processes,
     on_main_process,
 )
+from hf_tokenmixup.training.resuming import checkpoint_to_resume
 from hf_tokenmixup.training.space import OutputFolderError
 
 
@@ -84,6 +87,47 @@ def test_alone_nothing_is_asked():
     check_equal("The dataset", {"images": 5}, "")
     with pytest.raises(OutputFolderError):
         on_all_processes(failing_in(0, 0, OutputFolderError("no room")))
+
+
+def write_checkpoints(folder: Path, steps: list[int]) -> Path:
+    for step in steps:
+        (folder / f"checkpoint-{step}").mkdir(parents=True)
+        (folder / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "disks, given, found",
+    [
+        ([[3, 6], [3, 6]], "last", "checkpoint-6"),
+        ([[3, 6], [3, 6]], "{}/checkpoint-3", "checkpoint-3"),
+        ([[], []], "auto", None),
+        ([[3], [3, 6]], "auto", "checkpoint-3"),
+        (
+            [[3, 6], [3]],
+            "auto",
+            "process 1 of 2 cannot be resumed from: there is no such folder. Resume from checkpoint-3, which",
+        ),
+        ([[3, 6], [3]], "{}/checkpoint-6", "process 1 of 2 cannot be resumed from: there is no such folder"),
+        ([[3, 6], []], "last", "there is no such folder. Copy it there, or start a new run"),
+        ([[], [3]], "auto", "of process 1 of 2 holds checkpoint-3, and the main process"),
+        ([[], [3]], "last", "There is no complete checkpoint in"),
+    ],
+)
+def test_checkpoint_to_resume_separate_disks_agree_or_raise_together(tmp_path, disks, given, found):
+    folders = [write_checkpoints(tmp_path / str(rank), steps) for rank, steps in enumerate(disks)]
+    chosen = in_processes(lambda rank: checkpoint_to_resume(given.format(folders[rank]), folders[rank]), tmp_path)
+    if found is None or found.startswith("checkpoint-"):
+        assert chosen == [found and str(folder / found) for folder in folders]
+    else:
+        assert chosen[0] == chosen[1] and chosen[0][0] == "ValueError" and re.search(found, chosen[0][1]), chosen
+
+
+def test_checkpoint_to_resume_same_name_of_another_step_raises_in_both(tmp_path):
+    folders = [write_checkpoints(tmp_path / str(rank), [3]) for rank in range(2)]
+    (folders[1] / "checkpoint-3" / "trainer_state.json").write_text(json.dumps({"global_step": 4}))
+    first, second = in_processes(lambda rank: checkpoint_to_resume("last", folders[rank]), tmp_path)
+    assert first == second and "it is of step 4, and that of the main process of step 3" in first[1]
 
 
 def arguments_of(rank: int, world: int = 2, **more) -> SimpleNamespace:

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_training import Images, plain_vit, tokenmixup_vit
+from transformers import TrainerState
 
 from hf_tokenmixup.training import TokenMixupTrainer
+from hf_tokenmixup.training.plan import check_plan, plan_of
 
 SETTINGS = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "learning_rate": 0.01, "weight_decay": 0.1}
 
@@ -47,6 +49,23 @@ def test_the_same_images_in_other_portions_go_on(begun, caplog):
     with caplog.at_level(logging.WARNING):
         trainer = begun(per_device_train_batch_size=2, gradient_accumulation_steps=2)
     assert trainer.state.global_step == 6 and "From step 3 on" not in caplog.text
+    split = (
+        "The 4 images of a step were split into 1 processes x 4 images x 1 micro-batches and are now split into 1 x 2"
+    )
+    assert f"{split} x 2." in caplog.text
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_check_plan_other_processes_with_as_many_images_per_step_warns_for_any_dataset(arguments, caplog, streamed):
+    now = plan_of(arguments(**SETTINGS), plain_vit())
+    state = TrainerState(global_step=3, max_steps=6)
+    then = now | {"step_split": [2, 2, 1]}
+    with caplog.at_level(logging.WARNING):
+        check_plan(now, now, state, streamed)
+        check_plan({name: now[name] for name in now if name != "step_split"}, now, state, streamed)
+        assert not caplog.text
+        check_plan(then, now, state, streamed)
+    assert "split into 2 processes x 2 images x 1 micro-batches and are now split into 1 x 4 x 1" in caplog.text
 
 
 def test_other_settings_of_tokenmixup_are_told(begun, caplog):

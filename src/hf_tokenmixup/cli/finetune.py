@@ -55,6 +55,7 @@ from ..training import (
 )
 from ..training.effective_settings import mixed_precision
 from ..training.optimization import check_optimization
+from ..training.processes import check_equal, on_all_processes
 from ..training.recipes import RECIPES
 from ..training.resuming import check_unused, checkpoint_to_resume, newest_complete_checkpoint
 from ..training.space import check_writable
@@ -245,10 +246,24 @@ def load_data(data_args: DataArguments, model_args: ModelArguments, args: TokenM
     given = {name: getattr(data_args, name) for name in names}
     given |= {"cache_dir": model_args.cache_dir, "token": model_args.token}
     given |= {"do_train": args.do_train, "do_eval": args.do_eval}
-    if data_args.streaming:
-        return load_image_stream(**given)
-    with args.main_process_first(desc="loading the dataset"):
-        return load_image_dataset(validation_fraction=data_args.train_val_split, seed=args.seed, **given)
+
+    def load() -> ImageData:
+        if data_args.streaming:
+            return load_image_stream(**given)
+        with args.main_process_first(desc="loading the dataset"):
+            return load_image_dataset(validation_fraction=data_args.train_val_split, seed=args.seed, **given)
+
+    data = on_all_processes(load)
+    names = ("train_split", "eval_split", "image_column", "label_column", "label_names")
+    found = {name: getattr(data, name) for name in names}
+    if not data_args.streaming:
+        found |= {
+            f"images to {name}": len(part)
+            for name, part in (("train", data.train), ("evaluate", data.evaluation))
+            if part is not None
+        }
+    check_equal("The dataset", found, "Give all processes the same files.")
+    return data
 
 
 def prepare(arguments: Sequence[str]) -> TokenMixupTrainer:
@@ -264,13 +279,13 @@ def prepare(arguments: Sequence[str]) -> TokenMixupTrainer:
     logging.basicConfig(format="%(message)s", level=logging.WARNING if args.should_log else logging.ERROR)
     use_physical_cores(args.device)
     set_seed(args.seed)
-    check_writable(args.output_dir)
+    on_all_processes(lambda: check_writable(args.output_dir))
     if model_args.license is not None:
         check_license(model_args.license, on_hub=args.push_to_hub, token=args.hub_token)
     if args.resume_from_checkpoint is not None:
         args.resume_from_checkpoint = checkpoint_to_resume(args.resume_from_checkpoint, args.output_dir)
     elif args.do_train:
-        check_unused(args.output_dir)
+        on_all_processes(lambda: check_unused(args.output_dir))
     if lora.lora_rank:
         check_base_of_adapters(model_args, args)
     if args.do_train:
@@ -380,7 +395,7 @@ def entry_point() -> None:
         print(f"\n{program}: interrupted; {found}.", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except PublishingError as error:
-        sys.exit(f"{program}: the training is complete, the upload is not. {error}")
+        exit_with(f"the training is complete, the upload is not. {error}")
     except (ValueError, NonFiniteLossError, SavingError) as error:
         raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
         if not raised_in.is_relative_to(Path(__file__).parents[1]):

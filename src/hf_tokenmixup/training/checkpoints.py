@@ -4,18 +4,21 @@ A checkpoint (`checkpoint-N`) holds everything, ScoreNet included. What lies in 
 Hub, is the published form: a plain transformers model.
 """
 
+import hashlib
 import json
+import logging
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.trainer import SCHEDULER_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, unwrap_peft_model
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, has_length, unwrap_peft_model
 from transformers.utils import (
     CONFIG_NAME,
     SAFE_WEIGHTS_INDEX_NAME,
@@ -27,9 +30,11 @@ from transformers.utils import (
 from ..models import TokenMixupModel, adapter_layers, without_adapters
 from .continuation import ContinuingTrainer, warn_of_later_checkpoints
 from .lora import adapters_in, holds_adapters
+from .processes import check_equal, connected, folder_is_shared, gather, on_all_processes
 from .resuming import (
     OWN_STATE,
     STATE_NAME,
+    check_checkpoint,
     checkpoint_to_resume,
     fault_in,
     files_of,
@@ -37,6 +42,8 @@ from .resuming import (
     unfinished_checkpoints,
 )
 from .space import SavingError, check_room, check_writable, saving
+
+logger = logging.getLogger(__name__)
 
 
 class CheckpointTrainer(ContinuingTrainer):
@@ -50,6 +57,10 @@ class CheckpointTrainer(ContinuingTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # The checkpoint that holds the weights as they are now.
         self._held: Path | None = None
+        given = kwargs.get("args")
+        if connected() and given is not None:
+            # transformers makes the output folder in one process, whose error the others would wait for.
+            on_all_processes(lambda: check_writable(given.output_dir) if given.should_save else None)
         try:
             super().__init__(*args, **kwargs)
         except OSError:
@@ -83,7 +94,9 @@ class CheckpointTrainer(ContinuingTrainer):
                 to, or has no room for a checkpoint.
             SavingError: a checkpoint could not be written. Those before it are as they were.
         """
-        check_writable(self.args.output_dir)
+        on_all_processes(lambda: check_writable(self.args.output_dir))
+        if connected():
+            self._compare_processes()
         self._held = None
         if resume_from_checkpoint:
             resume_from_checkpoint = checkpoint_to_resume(str(resume_from_checkpoint), self.args.output_dir)
@@ -108,8 +121,7 @@ class CheckpointTrainer(ContinuingTrainer):
         # The state of a resumed run has those of the run before. `TrainerState.compute_steps` reads the new intervals.
         self.state.compute_steps(self.args, self.state.max_steps)
         self.state.train_batch_size = self._train_batch_size
-        if self.args.should_save:
-            check_room(self.bare_model, self.args, self.state)
+        on_all_processes(lambda: check_room(self.bare_model, self.args, self.state) if self.args.should_save else None)
         return super()._prepare_for_training(*args, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
@@ -117,7 +129,7 @@ class CheckpointTrainer(ContinuingTrainer):
         folder = Path(self._get_output_dir(trial=trial)).absolute() / name
         try:
             with saving(name, folder.parent):
-                if folder == self._held and fault_in(folder) is None:
+                if self._is_held(folder):
                     self._renew_state(folder)
                 else:
                     self._make_place(folder)
@@ -127,6 +139,56 @@ class CheckpointTrainer(ContinuingTrainer):
             if self.args.should_save and fault_in(folder) is not None:
                 remove_checkpoint(folder)
             raise
+
+    def _is_held(self, folder: Path) -> bool:
+        """Whether this checkpoint was written or loaded since the last step, in all processes that write one."""
+        held = folder == self._held and (not self.args.should_save or fault_in(folder) is None)
+        return all(gather(held)) if connected() else held
+
+    def _compare_processes(self) -> None:
+        """Compare what must be the same in all processes: the training images and, for checkpoints, the output folder.
+
+        Raises:
+            ValueError: The datasets have other lengths. Several processes would write the same checkpoint, or the best
+                one could not be read by all.
+        """
+        args, folder = self.args, self.args.output_dir
+        if has_length(self.train_dataset):
+            found = {"the number of images": len(self.train_dataset)}
+            labels = getattr(self.train_dataset, "labels", None)
+            if isinstance(labels, np.ndarray):
+                found["the digest of the labels"] = hashlib.blake2b(
+                    np.ascontiguousarray(labels), digest_size=8
+                ).hexdigest()
+            check_equal("The training dataset", found, "Give all processes the same files, in the same order.")
+        if args.save_strategy == SaveStrategy.NO:
+            return
+        shared, writers = folder_is_shared(folder), sum(gather(args.should_save))
+        if shared and writers > 1:
+            raise ValueError(
+                f"save_on_each_node=True, but all processes share {folder}, where {writers} of them would write the "
+                "same files. Set save_on_each_node=False, or give each machine a folder on its own disk."
+            )
+        if shared or args.save_on_each_node:
+            return
+        found = (
+            f"The output folder of the main process, {gather(str(folder))[0]}, is not that of all processes, as with "
+            "separate disks or where each process chooses its own name"
+        )
+        hint = "Set save_on_each_node=True, or choose a folder that all processes share."
+        if args.load_best_model_at_end:
+            raise ValueError(f"{found}: only some could load the best model at the end. {hint}")
+        if args.should_log:
+            logger.warning("%s: no run can be resumed from its checkpoints. %s", found, hint)
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        if connected() and self.args.load_best_model_at_end and not self.terminated:
+            best = self.state.best_model_checkpoint
+            hint = "All processes load the best model: resume with a folder that all of them share."
+            check_equal("The best checkpoint", {"its name": None if best is None else Path(best).name}, hint)
+            if best is not None:
+                on_all_processes(lambda: check_checkpoint(best))
+        return super()._finalize_training(*args, **kwargs)
 
     def _make_place(self, folder: Path) -> None:
         """Remove what lies in the place of a new checkpoint, and what the host would count as checkpoints."""

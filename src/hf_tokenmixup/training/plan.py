@@ -35,6 +35,7 @@ def plan_of(trainer: "TokenMixupTrainer") -> dict[str, Any]:
         "learning_rate": optimization.get("learning_rate"),
         "weight_decay": optimization.get("weight_decay"),
         "settings": settings | describe_adapters(model),
+        "step_split": [args.world_size, args.train_batch_size, args.gradient_accumulation_steps],
         "readers": [args.world_size, args.dataloader_num_workers],
     }
     return json.loads(json.dumps(plan))
@@ -78,6 +79,19 @@ def check_plan(then: Mapping[str, Any], now: Mapping[str, Any], state: TrainerSt
             "From step %d on, the training has other settings than before, and its model card tells the new ones: %s.",
             step,
             ", ".join(f"{name} {new.get(name)} (was {old.get(name)})" for name in changed),
+        )
+    # Checkpoints of earlier versions do not hold it.
+    split = then.get("step_split", now["step_split"])
+    if split != now["step_split"]:
+        logger.warning(
+            "The %d images of a step were split into %d processes x %d images x %d micro-batches and are now split "
+            "into %d x %d x %d. TokenMixup, mixup and CutMix mix the images within a micro-batch, and each process "
+            "draws its own random numbers: from step %d on, the run is not the one that would have continued. Resume "
+            "with the same split to continue it exactly.",
+            now["images_per_step"],
+            *split,
+            *now["step_split"],
+            step,
         )
     if streamed and then["readers"] != now["readers"]:
         logger.warning(

@@ -5,6 +5,8 @@ it, the main process decides or all processes compare, and all of them raise the
 """
 
 import contextlib
+import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +22,8 @@ from ..data.dataset import isolated_generators, seed_generators
 T = TypeVar("T")
 
 NUM_SEEDS = 2**32
+# How long a file may take to appear on another machine that shares the folder.
+MAX_DELAY_S = 2.0
 
 
 def connected() -> bool:
@@ -92,30 +96,35 @@ def check_equal(what: str, values: Mapping[str, Any], hint: str) -> None:
     everyone = gather(dict(values))
     for name, expected in everyone[0].items():
         for rank, found in enumerate(everyone):
-            if found[name] != expected:
+            if found.get(name) != expected:
                 raise ValueError(
                     f"{what} differs between the {len(everyone)} processes of this run: {name} is {expected!s:.200} "
-                    f"in process 0 and {found[name]!s:.200} in process {rank}. {hint}"
+                    f"in process 0 and {found.get(name)!s:.200} in process {rank}. {hint}"
                 )
 
 
 def folder_is_shared(folder: str | Path) -> bool:
-    """Whether all processes see one folder under this name; False with separate disks. The folder must exist."""
+    """Whether a file that the main process writes into this folder is there for all processes. The folder must exist.
+
+    Not so with separate disks, or where the name of the folder differs.
+    """
     if not connected():
         return True
-    probe = Path(folder) / ".seen-by-all-processes"
-    if dist.get_rank() == 0:
-        probe.touch()
-    # A file that an earlier run left on a separate disk has another time.
-    written = on_main_process(lambda: probe.stat().st_mtime_ns)
-    try:
-        seen = probe.stat().st_mtime_ns == written
-    except OSError:
-        seen = False
+    # A new name: network file systems may remember that one was not there.
+    name = on_main_process(lambda: _touch(Path(folder) / f".{uuid.uuid4().hex}"))
+    probe = Path(folder) / name
+    deadline = time.monotonic() + MAX_DELAY_S
+    while not (seen := probe.is_file()) and time.monotonic() < deadline:
+        time.sleep(0.1)
     shared = all(gather(seen))
     if dist.get_rank() == 0:
         probe.unlink(missing_ok=True)
     return shared
+
+
+def _touch(file: Path) -> str:
+    file.touch()
+    return file.name
 
 
 def draws_by_rank(args: TrainingArguments) -> bool:

@@ -24,6 +24,7 @@ from .averaging import AveragingTrainer
 from .callbacks import CurvesCallback
 from .effective_settings import devices, forward_precision, given_optimization, hyperparameters
 from .lora import describe_adapters
+from .processes import on_main_process
 from .resuming import OWN_STATE, STATE_NAME
 from .space import saving
 
@@ -84,11 +85,12 @@ class PublishingTrainer(AveragingTrainer):
         Raises:
             PublishingError: one may not, or is not logged in; says what to do.
         """
-        if not self.is_world_process_zero():
-            return
         name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
         private = self.args.hub_private_repo if private is None else private
-        self.hub_model_id = claim_repository(name, token=token or self.args.hub_token, private=private)
+        # The main process alone asks the Hub, and all of them raise its refusal.
+        self.hub_model_id = on_main_process(
+            lambda: claim_repository(name, token=token or self.args.hub_token, private=private)
+        )
         self.push_in_progress = None
 
     def train(self, *args: Any, **kwargs: Any) -> Any:

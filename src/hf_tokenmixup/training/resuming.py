@@ -11,6 +11,8 @@ from safetensors import SafetensorError, safe_open
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME
 
+from .processes import connected, gather, on_main_process
+
 logger = logging.getLogger(__name__)
 
 # The host writes this one last.
@@ -57,21 +59,65 @@ def last_complete_checkpoint(folder: str | Path) -> Path:
 def checkpoint_to_resume(given: str, folder: str | Path) -> str | None:
     """The checkpoint that a setting asks for: a path, or in the output folder the newest whole one.
 
+    With several processes, the main one chooses, and all of them look whether that checkpoint is complete for them
+    too: with separate disks it may not be. All processes call this together.
+
     Args:
         given: a path; `last` (or `true`); or `auto`, with which nothing is resumed where there is no checkpoint, so
             that a command can be repeated until the training is done.
         folder: output folder.
 
     Raises:
-        ValueError: there is none, or the one that is named is not complete.
+        ValueError: there is none, or the one that is named or chosen is not complete, in any process.
     """
-    if given.lower() == "auto":
-        newest = newest_complete_checkpoint(folder)
-        return None if newest is None else str(newest)
-    if given.lower() in ("last", "true"):
-        return str(last_complete_checkpoint(folder))
-    check_checkpoint(given)
-    return given
+    wanted = given.lower()
+    if wanted in ("auto", "last", "true"):
+        choose = newest_complete_checkpoint if wanted == "auto" else last_complete_checkpoint
+        # The name, as each process may have an output folder of its own.
+        name = on_main_process(lambda: None if (chosen := choose(folder)) is None else chosen.name)
+        checkpoint = None if name is None else str(Path(folder) / name)
+    else:
+        checkpoint = given
+    if connected():
+        _check_for_all(None if checkpoint is None else Path(checkpoint), Path(folder))
+    elif checkpoint == given:
+        check_checkpoint(given)
+    return checkpoint
+
+
+def _check_for_all(checkpoint: Path | None, folder: Path) -> None:
+    """Compare what each process finds of the checkpoint that all are to resume from; None: they begin without one.
+
+    Raises:
+        ValueError: in every process, if it is not complete in one of them, or of another step.
+    """
+    beside = folder if checkpoint is None else checkpoint.parent
+    complete = [path.name for path in checkpoints_in(beside) if fault_in(path) is None]
+    if checkpoint is None:
+        fault, step = complete[0] if complete else None, None
+    else:
+        fault = fault_in(checkpoint)
+        step = json.loads((checkpoint / STATE_NAME).read_text(encoding="utf-8"))["global_step"] if not fault else None
+    everyone = gather((fault, step, complete, str(beside if checkpoint is None else checkpoint)))
+    expected = (None, everyone[0][1])
+    rank = next((rank for rank, found in enumerate(everyone) if found[:2] != expected), None)
+    if rank is None:
+        return
+    common = [name for name in everyone[0][2] if all(name in found[2] for found in everyone)]
+    hint = f"Resume from {common[0]}, which is complete in all processes, " if common else "Copy it there, "
+    hint += (
+        "or start a new run in an empty folder. All processes read the checkpoint: with separate disks, train with "
+        "save_on_each_node=True."
+    )
+    fault, step, _, place = everyone[rank]
+    place += f" of process {rank} of {len(everyone)}"
+    if checkpoint is None:
+        raise ValueError(
+            f"{place} holds {fault}, and the main process, without a complete checkpoint, would start from the "
+            f"beginning. {hint}"
+        )
+    fault = fault or f"it is of step {step}, and that of the main process of step {everyone[0][1]}"
+    raise ValueError(f"{place} cannot be resumed from: {fault}. {hint}")
 
 
 def unfinished_checkpoints(folder: str | Path) -> list[Path]:
