@@ -57,7 +57,7 @@ def test_the_same_images_in_other_portions_go_on(begun, caplog):
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_check_plan_other_processes_with_as_many_images_per_step_warns_for_any_dataset(arguments, caplog, streamed):
-    now = plan_of(arguments(**SETTINGS), plain_vit())
+    now = plan_of(TokenMixupTrainer(plain_vit(), arguments(**SETTINGS), train_dataset=Images(8)))
     state = TrainerState(global_step=3, max_steps=6)
     then = now | {"step_split": [2, 2, 1]}
     with caplog.at_level(logging.WARNING):

@@ -46,6 +46,7 @@ from ..data.transforms import ProcessorTransform, probe_image_processor
 from ..hub import update_card
 from ..models import check_evaluated_task, class_names, load_classifier, stored_config
 from ..training.options import BriefHelp, EvaluationDataArguments
+from ..training.peers import watch_peers
 from ..training.recipes import refuse_unknown_options
 from .program import invocation, run_command
 from .threads import use_physical_cores
@@ -143,6 +144,7 @@ def connect(use_cpu: bool) -> PartialState:
     launched = os.environ.get("WORLD_SIZE", "1")
     if state.num_processes == 1 and launched not in ("", "1"):
         raise ValueError(f"{launched} processes were started and do not find each other: add --use_cpu.")
+    watch_peers()
     return state
 
 

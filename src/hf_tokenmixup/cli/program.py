@@ -22,7 +22,13 @@ def invocation(name: str) -> str:
 
 def exit_with(error: object) -> NoReturn:
     """End the process with status 1 and one line on stderr."""
-    sys.exit(f"{program_name()}: {' '.join(str(error).split())}")
+    line = f"{program_name()}: {' '.join(str(error).split())}"
+    # `hf_tokenmixup.training.peers`, where this process is one of several: the others end with it.
+    report = getattr(sys.excepthook, "report", None)
+    if report is not None:
+        report(line, show=True)
+        sys.exit(1)
+    sys.exit(line)
 
 
 def run_command(

@@ -18,6 +18,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
 
 from ..data.mixing import MODES
+from .peers import watch_peers
 
 
 @dataclass
@@ -129,6 +130,7 @@ class TokenMixupTrainingArguments(TrainingArguments):
             )
         self.check()
         self._refuse_unconnected_processes()
+        watch_peers()
 
     def check(self) -> None:
         """Check the values as they are; a hyperparameter search sets them after the arguments were made.

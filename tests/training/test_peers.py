@@ -1,0 +1,152 @@
+"""A process that fails ends the others with its message: by threads here, and by two processes."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from torch.distributed import HashStore
+
+from hf_tokenmixup.cli.program import exit_with
+from hf_tokenmixup.training import peers
+from hf_tokenmixup.training.peers import PeerWatch
+
+
+@pytest.fixture
+def pair(monkeypatch):
+    """The watches of two processes, the exceptions that their hooks got, and the statuses they ended with."""
+    monkeypatch.setattr(peers, "POLL_S", 0.02)
+    monkeypatch.setattr(peers, "END_S", 0.0)
+    monkeypatch.setattr(peers, "SEEN_S", 2.0)
+    store, shown, ended = HashStore(), [], []
+    watches = [PeerWatch(store, rank, 2, lambda *error: shown.append(error), ended.append) for rank in range(2)]
+    for watch in watches:
+        watch._thread.start()
+    yield watches, shown, ended
+    for watch in watches:
+        watch.stop()
+
+
+def test_an_uncaught_error_ends_the_other_process_with_its_message(pair, capsys):
+    (first, second), shown, ended = pair
+    begin = time.monotonic()
+    second(ValueError, ValueError("image 3 is\n broken"), None)
+    assert time.monotonic() - begin < 1.5
+    first._thread.join(2)
+    assert ended == [1] and [kind for kind, *_ in shown] == [ValueError]
+    assert capsys.readouterr().err == "Process 0 ends, as process 1 failed: ValueError: image 3 is broken\n"
+    # What the broken connection raises there is not shown.
+    first(RuntimeError, RuntimeError("Connection closed by peer"), None)
+    assert len(shown) == 1
+
+
+def test_the_same_error_in_both_processes_is_printed_once(pair, capsys):
+    (first, second), _, ended = pair
+    threads = [threading.Thread(target=watch.report, args=("finetune.py: no room", True)) for watch in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(5)
+    text = capsys.readouterr().err
+    assert text.count("no room") == 1 or ended == [1]
+
+
+def test_an_interruption_and_an_ordinary_end_are_no_failures(pair):
+    (first, second), shown, ended = pair
+    second(KeyboardInterrupt, KeyboardInterrupt(), None)
+    second.stop()
+    time.sleep(0.1)
+    assert first._thread.is_alive() and not ended and len(shown) == 1
+
+
+def test_a_store_that_is_gone_ends_the_watch_and_nothing_else(pair):
+    (first, _), _, ended = pair
+
+    class Gone:
+        def check(self, keys):
+            raise RuntimeError("Connection was likely closed")
+
+    first.store = Gone()
+    first._thread.join(2)
+    assert not first._thread.is_alive() and not ended
+
+
+def test_a_failure_is_what_torchrun_reports(pair, tmp_path, monkeypatch):
+    (_, second), *_ = pair
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "0" / "error.json"))
+    second.report("finetune.py: no room", show=True)
+    assert json.loads((tmp_path / "0" / "error.json").read_text())["message"] == "finetune.py: no room"
+
+
+def test_exit_with_in_one_of_several_processes_reports_its_line(pair, monkeypatch, capsys):
+    (first, second), _, ended = pair
+    monkeypatch.setattr(sys, "excepthook", second)
+    monkeypatch.setattr(sys, "argv", ["finetune.py"])
+    with pytest.raises(SystemExit) as exited:
+        exit_with(ValueError("no\nroom"))
+    first._thread.join(2)
+    assert exited.value.code == 1 and ended == [1]
+    assert sorted(capsys.readouterr().err.splitlines()) == [
+        "Process 0 ends, as process 1 failed: finetune.py: no room",
+        "finetune.py: no room",
+    ]
+
+
+TRAINING = """
+import os, sys, time
+from tiny_training import Images, tokenmixup_vit
+from transformers import TrainerCallback
+from hf_tokenmixup.training import TokenMixupTrainer, TokenMixupTrainingArguments
+
+folder, place = sys.argv[1:]
+args = TokenMixupTrainingArguments(folder, use_cpu=True, report_to="none", max_steps=5, save_strategy="no",
+    per_device_train_batch_size=4, disable_tqdm=True)
+print("pid", os.getpid(), flush=True)
+
+def fail(where):
+    if where == place and args.process_index == 1:
+        print("failing", time.time(), flush=True)
+        raise ValueError("image 3 is broken")
+
+class Callback(TrainerCallback):
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            fail("step")
+            if place == "stuck" and args.process_index == 1:
+                raise ValueError("image 3 is broken")
+            if place == "stuck":
+                time.sleep(100)
+
+with args.main_process_first():
+    fail("data")
+trainer = TokenMixupTrainer(tokenmixup_vit(), args, train_dataset=Images(32), callbacks=[Callback()])
+trainer.train()
+print("trained", trainer.state.global_step, flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["data", "step", "stuck", "nowhere"])
+def test_two_processes_end_together(tmp_path, place):
+    (tmp_path / "run.py").write_text(TRAINING)
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    begin = time.time()
+    done = subprocess.run(
+        [*launcher, str(tmp_path / "run.py"), str(tmp_path / "out"), place],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    print(done.stdout, done.stderr, time.time() - begin)
+    if place == "nowhere":
+        assert done.returncode == 0 and done.stdout.count("trained 5") == 2 and "failed" not in done.stderr
+        return
+    assert done.returncode == 1 and "trained" not in done.stdout
+    assert "Process 0 ends, as process 1 failed: ValueError: image 3 is broken" in done.stderr
+    # Its own message is in torchrun's report too, and no error of the connection hides it.
+    assert "traceback : ValueError: image 3 is broken" in done.stderr and "Connection closed" not in done.stderr
+    for word in ("SIGKILL", "forcefully"):
+        assert word not in done.stderr
