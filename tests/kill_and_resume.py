@@ -1,4 +1,4 @@
-"""Kill a training again and again, resume it each time by the same command, and compare it with one left in peace.
+"""Kill a run again and again, resume it each time with the same command, and compare it with an uninterrupted run.
 
   python tests/kill_and_resume.py
   python tests/kill_and_resume.py --kills 9 --dataloader_num_workers 2 --dataloader_persistent_workers True
@@ -6,11 +6,11 @@
   python tests/kill_and_resume.py --kills 9 --adapted --bf16
   python tests/kill_and_resume.py --kills 24 --random --seed 1
 
-The training is that of scripts/finetune.py, with everything on that draws or averages; what the script does not know
-of its options goes on to it. SIGKILL goes to its process group, from within and at a given moment: behind each file of
-a checkpoint (of which a part may be there), before each file of one that is removed, in a step, in an evaluation and
-so on. Which moments there are, a training that announces them tells. With `--random` the signal comes from outside
-instead, at a random time behind a moment, and what it hits depends on the machine.
+The run is one of scripts/finetune.py with every option that draws random numbers or averages. Unknown options are
+passed on to the script. The run sends SIGKILL to its own process group at a given moment: after each file of a
+checkpoint (of which only a part may be written), before the removal of each file of an old checkpoint, in a step, in
+an evaluation and so on. An uninterrupted run lists these moments. With `--random`, this program sends the signal at a
+random time after a moment instead, and what it interrupts depends on the machine.
 """
 
 import argparse
@@ -71,7 +71,7 @@ class Kill(NamedTuple):
 
 
 class Kills:
-    """A training in one folder that is killed and resumed, each time by the same command."""
+    """A run in one folder that is killed and resumed, each time with the same command."""
 
     def __init__(self, folder: Path, options: list[str]) -> None:
         self.folder, self.options = folder, options
@@ -87,9 +87,9 @@ class Kills:
             self._server.wait()
 
     def run(self, **order: Any) -> int:
-        """Run the training, by an order; its exit status."""
+        """Start the run with an order and return its exit status."""
         if self._server is None:
-            # It imports everything once: that is most of the time of a start.
+            # It imports everything once, which takes most of the time of a start.
             self._server = _start([sys.executable, OBSERVED], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         request = [self._order(**order)._asdict(), self._command()[1:], str(self.output)]
         self._server.stdin.write(json.dumps(request) + "\n")
@@ -97,20 +97,20 @@ class Kills:
         return int(self._server.stdout.readline())
 
     def finish(self) -> list[Moment]:
-        """Train to the end; the moments that came."""
+        """Train to the end and return the moments that came."""
         if status := self.run():
-            raise RuntimeError(f"status {status}:\n{self.told()[-3000:]}")
+            raise RuntimeError(f"status {status}:\n{self.printed()[-3000:]}")
         return self.moments()
 
     def kill_at(self, moment: Moment, number: int, fraction: float) -> Kill:
         with self._checked():
             status = self.run(at=moment, number=number, fraction=fraction)
             if status != -signal.SIGKILL or self.moments()[-1] != moment:
-                raise RuntimeError(f"{moment} did not come; status {status}:\n{self.told()[-3000:]}")
+                raise RuntimeError(f"{moment} did not come; status {status}:\n{self.printed()[-3000:]}")
         return Kill(moment, number, fraction, self._left())
 
     def kill_some_time_after(self, moment: Moment, number: int, seconds: float) -> Kill | None:
-        """Kill it from outside; None if it came to its end before."""
+        """Kill it from here; None if it ended before."""
         with self._checked():
             order = self.folder.with_suffix(".json")
             order.write_text(json.dumps(self._order()._asdict()))
@@ -121,7 +121,7 @@ class Kills:
             try:
                 while process.poll() is None and self.moments().count(moment) < number:
                     if time.monotonic() > deadline:
-                        raise RuntimeError(f"{moment} did not come in {HANG_S} s:\n{self.told()[-3000:]}")
+                        raise RuntimeError(f"{moment} did not come in {HANG_S} s:\n{self.printed()[-3000:]}")
                     time.sleep(0.002)
                 time.sleep(seconds)
                 ended = process.poll()
@@ -130,7 +130,7 @@ class Kills:
                     os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
             if ended:
-                raise RuntimeError(f"status {ended}:\n{self.told()[-3000:]}")
+                raise RuntimeError(f"status {ended}:\n{self.printed()[-3000:]}")
         return None if ended == 0 else Kill(self.moments()[-1], number, 1.0, self._left())
 
     def moments(self) -> list[Moment]:
@@ -143,20 +143,20 @@ class Kills:
         except FileNotFoundError:
             return []
 
-    def told(self) -> str:
+    def printed(self) -> str:
         """What the last start printed."""
-        return self.output.read_bytes()[self._printed :].decode(errors="replace")
+        return self.output.read_bytes()[self._begin :].decode(errors="replace")
 
     @contextmanager
     def _checked(self) -> Iterator[None]:
-        """Around a start that is killed: nothing that was complete before is lost, nothing else is resumed from."""
+        """Check that a killed start loses no complete checkpoint, and warns of each incomplete one."""
         complete, incomplete = self._checkpoints()
         yield
         newest = max(complete, default=0)
         resumed = Moment("start-up", "trainer") in self.moments()
         for step in incomplete:
-            if step > newest and resumed and f"checkpoint-{step} is not complete" not in self.told():
-                raise RuntimeError(f"checkpoint-{step} was skipped without a warning:\n{self.told()}")
+            if step > newest and resumed and f"checkpoint-{step} is not complete" not in self.printed():
+                raise RuntimeError(f"checkpoint-{step} was skipped without a warning:\n{self.printed()}")
         if newest > max(self._checkpoints()[0], default=0):
             raise RuntimeError(f"the last complete checkpoint, of step {newest}, is gone")
 
@@ -171,7 +171,7 @@ class Kills:
 
     def _order(self, **order: Any) -> Order:
         self.events.unlink(missing_ok=True)
-        self._printed = self.output.stat().st_size if self.output.exists() else 0
+        self._begin = self.output.stat().st_size if self.output.exists() else 0
         return Order(str(self.folder), str(self.events), **order)
 
     def _command(self) -> list[str]:
@@ -191,7 +191,7 @@ def _start(command: list, **options: Any) -> subprocess.Popen:
 
 
 def plan(moments: list[Moment], kills: int | None, chance: random.Random) -> list[Moment]:
-    """The moments to kill at, in their order: all of them, or so many of which each phase has some.
+    """The moments to kill at, in their order: all of them, or a number of them with some of each phase.
 
     In each start only some steps are trained, so that something is left to train for those to come.
     """
@@ -206,7 +206,7 @@ def plan(moments: list[Moment], kills: int | None, chance: random.Random) -> lis
         distinct = sorted(distinct, key=rank.get)[:kills]
     chance.shuffle(distinct)
     early = [moment for moment in distinct if moment.phase in WHILE_TRAINING and moment not in RESUMING]
-    # Some are killed where there is no checkpoint yet; behind a removal there is one.
+    # Some are killed where there is no checkpoint yet; after a removal there is one.
     removal = next((moment for moment in early if moment.phase == "removal"), None)
     first = [*early[:3], *([] if removal is None or removal in early[:3] else [removal])]
     rest = [moment for moment in distinct if moment.phase in WHILE_TRAINING and moment not in first]
@@ -240,34 +240,34 @@ def kill_and_resume(
     streamed: bool = False,
     adapted: bool = False,
     at_random: bool = False,
-    tell: Callable = print,
+    log: Callable = print,
 ) -> tuple[list[Moment], list[Kill]]:
-    """Train in `folder / "whole"` and, with kills, in `folder / "killed"`.
+    """Train in `folder / "uninterrupted"` and, with kills, in `folder / "killed"`.
 
     Args:
         folder: where to train.
         kills: how many; None: one at each moment that there is.
-        seed: of the choice and the order of the moments, not of the training.
+        seed: of the choice and the order of the moments, not of the run.
         options: of finetune.py, added to those that it has here.
         streamed: read the images as a stream.
         adapted: train LoRA adapters.
         at_random: kill from outside, at random times.
-        tell: called with each line of the report.
+        log: called with each line of the report.
 
     Returns:
-        The moments of a training that is not killed, and the kills.
+        The moments of an uninterrupted run, and the kills.
     """
     chance = random.Random(seed)
     data = stream_of_digits(folder / "digits") if streamed else DATA
     options = [*OPTIONS, *data, *(adapters_of_a_model(folder / "model") if adapted else FROM_SCRATCH), *options]
-    Kills(folder / "whole", options).finish_unobserved()
-    tell("trained without a kill")
+    Kills(folder / "uninterrupted", options).finish_unobserved()
+    log("trained without a kill")
     done: list[Kill] = []
     resuming = [*options, "--resume_from_checkpoint", "auto"]
     with Kills(folder / "observed", options) as observed, Kills(folder / "killed", resuming) as killed:
         moments = observed.finish()
-        tell("trained without a kill, and observed")
-        if found := list(differences(folder / "whole", folder / "observed")):
+        log("trained without a kill, and observed")
+        if found := list(differences(folder / "uninterrupted", folder / "observed")):
             raise RuntimeError("\n".join(["Observed, it ended otherwise:", *found]))
         gaps = [(Moment(*one[:2]), two[2] - one[2]) for one, two in pairwise(observed.timed_moments())]
         for moment in plan(moments, kills, chance):
@@ -279,18 +279,18 @@ def kill_and_resume(
                 kill = killed.kill_at(moment, number, chance.choice([0.0, chance.random(), 1.0]))
             if kill is not None:
                 done.append(kill)
-            tell(f"{len(done)}: {kill or f'{moment} came too late'}")
+            log(f"{len(done)}: {kill or f'{moment} came too late'}")
         killed.finish()
     return moments, done
 
 
-def differences(whole: Path, other: Path) -> Iterator[str]:
+def differences(one: Path, other: Path) -> Iterator[str]:
     """In what two output folders differ: in any tensor, state, record of the log or result; times apart."""
-    names = [sorted(_files(folder)) for folder in (whole, other)]
+    names = [sorted(_files(folder)) for folder in (one, other)]
     if names[0] != names[1]:
         yield f"files: {sorted(set(names[0]) ^ set(names[1]))}"
     for name in sorted(set(names[0]) & set(names[1])):
-        yield from _compare(name, _content(whole / name), _content(other / name))
+        yield from _compare(name, _content(one / name), _content(other / name))
 
 
 def _files(folder: Path) -> list[str]:
@@ -360,7 +360,7 @@ def _step(name: str) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, help="How many (default: one at each moment).")
-    parser.add_argument("--seed", type=int, default=0, help="Of the moments, not of the training.")
+    parser.add_argument("--seed", type=int, default=0, help="Of the moments, not of the run.")
     parser.add_argument("--random", action="store_true", help="Kill from outside, at random times.")
     parser.add_argument("--streamed", action="store_true", help="Read the images as a stream of four shards.")
     parser.add_argument("--adapted", action="store_true", help="Train LoRA adapters of rank 4, of another model.")
@@ -370,11 +370,11 @@ def main() -> None:
         folder = args.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         how = {"streamed": args.streamed, "adapted": args.adapted, "at_random": args.random}
-        _, kills = kill_and_resume(folder, args.kills, args.seed, options, **how, tell=partial(print, flush=True))
-        found = list(differences(folder / "whole", folder / "killed"))
+        _, kills = kill_and_resume(folder, args.kills, args.seed, options, **how, log=partial(print, flush=True))
+        found = list(differences(folder / "uninterrupted", folder / "killed"))
     hits = ", ".join(f"{phase} {count}" for phase, count in Counter(kill.moment.phase for kill in kills).most_common())
     print(f"{len(kills)} kills: {hits}")
-    print("\n".join(["It ended otherwise:", *found]) if found else "It ended as the one that was not killed.")
+    print("\n".join(["It ended otherwise:", *found]) if found else "It ended as the uninterrupted run.")
     sys.exit(bool(found))
 
 

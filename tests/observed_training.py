@@ -2,11 +2,12 @@
 
   python tests/observed_training.py ORDER.json scripts/finetune.py OPTIONS
 
-Without arguments it imports everything once, and then forks a process for each `[order, arguments, output]` that it
-reads as a line of JSON; it answers with the exit status.
+Without arguments, it imports everything once and reads lines of JSON, `[order, arguments, output]`. It forks a process
+for each and prints the exit status.
 
 A moment is a phase and what happens in it: a step begins, a batch is evaluated, a file of a checkpoint is complete or
-is about to be removed. What the process does there does not depend on the speed of the machine.
+is about to be removed. The process acts between two of its own instructions, so the speed of the machine is
+irrelevant.
 """
 
 import builtins

@@ -45,11 +45,11 @@ def observed(folder, **order):
 
 
 def launch(*words, check=False, path=()):
-    """Run a program of this environment, with more folders on Python's path, until all that it starts has ended."""
+    """Run a program of this environment, with `path` on Python's path; return when all its processes have ended."""
     program, *words = map(str, words)
     command = [str(Path(sys.executable).with_name(program)), *words]
     environment = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([*map(str, path), os.environ.get("PYTHONPATH", "")])}
-    # Whoever outlives the launcher has the other end of the pipe.
+    # A process that outlives the launcher has the other end of the pipe.
     return subprocess.run(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=HANG_S,
         start_new_session=True, check=check,
@@ -64,13 +64,13 @@ def step_of(checkpoint):
 @pytest.mark.slow
 @pytest.mark.parametrize("order", [{"action": "terminate launcher"}, {"action": "terminate", "rank": 1}])
 def test_sigterm_two_processes_stop_after_the_same_step_and_resume(tmp_path, order):
-    """Sent to the launcher, which passes it on, and to one of the processes alone."""
+    """The launcher gets it and passes it on, or one of the processes gets it."""
     out = tmp_path / "out"
     torchrun = ["torchrun", "--standalone", "--nproc_per_node", 2]
     options = [SCRIPT, *OPTIONS, "--output_dir", out, "--max_steps"]
     ended = launch(*torchrun, *observed(out, at=STEP_BEGINS, number=3, **order), *options, 50)
     (checkpoint,) = out.glob("checkpoint-*")
-    # The third step is ended; the one behind it is the first that no process can have ended yet.
+    # The third step is ended; the one after it is the first that no process can have ended yet.
     assert step_of(checkpoint) == 4 and not (out / "model.safetensors").exists(), ended.stdout
     launch(*torchrun, *options, 6, "--resume_from_checkpoint", "last", check=True)
     assert json.loads((out / "all_results.json").read_text())["train_loss"] > 0
@@ -81,7 +81,7 @@ def test_sigterm_two_processes_stop_after_the_same_step_and_resume(tmp_path, ord
 @pytest.mark.slow
 @pytest.mark.parametrize("moment, number, step", [(STEP_BEGINS, 3, 3), (Moment("start-up", "trainer"), 1, 1)])
 def test_sigterm_to_accelerate_alone_ends_the_run_with_a_checkpoint(tmp_path, moment, number, step):
-    """It is gone then and passes nothing on: the run must not outlive it for long, also if it has not begun yet."""
+    """accelerate passes nothing on when it ends. The run ends soon too, also where training has not begun."""
     out = tmp_path / "out"
     accelerate = ["accelerate", "launch", "--num_processes", 1]
     order = observed(out, at=moment, number=number, action="terminate launcher")
@@ -91,7 +91,7 @@ def test_sigterm_to_accelerate_alone_ends_the_run_with_a_checkpoint(tmp_path, mo
 
 
 @pytest.mark.slow
-def test_ctrl_c_is_told_in_a_line(tmp_path):
+def test_ctrl_c_under_accelerate_prints_one_line(tmp_path):
     out = tmp_path / "out"
     order = observed(out, at=STEP_BEGINS, number=3, action="interrupt")
     ended = launch("accelerate", "launch", "--num_processes", 1, *order, SCRIPT, *OPTIONS, "--output_dir", out)
@@ -126,24 +126,22 @@ trainer.train()
 
 @pytest.mark.slow
 def test_sigterm_no_process_ends_while_the_main_process_writes(tmp_path):
-    """The launcher would end it: torchrun gives it 30 seconds once another process has ended."""
+    """Once a process has ended, torchrun kills the others after 30 seconds."""
     (tmp_path / "train.py").write_text(IN_ORDER)
-    torchrun = ["torchrun", "--standalone", "--nproc_per_node", 2]
-    launch(
-        *torchrun, tmp_path / "train.py", tmp_path, path=[Path(__file__).parent, Path(__file__).parent / "training"]
-    )
-    assert (tmp_path / "first").read_text() == "this one"
+    torchrun, tests = ["torchrun", "--standalone", "--nproc_per_node", 2], Path(__file__).parent
+    ended = launch(*torchrun, tmp_path / "train.py", tmp_path, path=[tests, tests / "training"])
+    assert (tmp_path / "first").read_text() == "this one", ended.stdout
 
 
 @pytest.mark.slow
-def test_sigkill_at_each_moment_ends_as_the_run_that_is_not_killed(tmp_path):
+def test_sigkill_at_each_moment_ends_as_the_uninterrupted_run(tmp_path):
     moments, kills = kill_and_resume(tmp_path, None, seed=24, options=[])
-    files = {path.name for path in (tmp_path / "whole" / "checkpoint-90").iterdir()}
-    # Each file was killed in its writing and before its removal: no way of writing one is unknown here.
+    files = {path.name for path in (tmp_path / "uninterrupted" / "checkpoint-90").iterdir()}
+    # Every file of a checkpoint is among the moments: its writing and its removal.
     for phase in ("checkpoint", "removal"):
         assert files <= {kill.moment.what for kill in kills if kill.moment.phase == phase}
     assert {kill.moment for kill in kills} >= set(moments) and len(kills) > 30
-    assert list(differences(tmp_path / "whole", tmp_path / "killed")) == []
+    assert list(differences(tmp_path / "uninterrupted", tmp_path / "killed")) == []
 
 
 @pytest.mark.slow
@@ -156,10 +154,10 @@ def test_sigkill_at_each_moment_ends_as_the_run_that_is_not_killed(tmp_path):
         (4, {"streamed": True, "adapted": True}, "--gradient_accumulation_steps 2 --gradient_checkpointing --bf16"),
     ],
 )
-def test_sigkill_in_each_phase_ends_as_the_run_that_is_not_killed(tmp_path, seed, how, options):
+def test_sigkill_in_each_phase_ends_as_the_uninterrupted_run(tmp_path, seed, how, options):
     moments, kills = kill_and_resume(tmp_path, 9, seed, options.split(), **how)
     assert {kill.moment.phase for kill in kills} == {moment.phase for moment in moments} and len(kills) == 9
-    assert list(differences(tmp_path / "whole", tmp_path / "killed")) == []
+    assert list(differences(tmp_path / "uninterrupted", tmp_path / "killed")) == []
 
 
 def test_plan_of_any_seed_has_each_phase_and_a_checkpoint_before_it_resumes():

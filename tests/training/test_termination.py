@@ -240,7 +240,7 @@ def is_pending(number, process):
     ],
 )
 def test_the_launcher_that_starts_a_single_process_is_known_before_training(monkeypatch, command, found):
-    """It may be gone when the training begins, as behind a SIGTERM of which accelerate passes nothing on."""
+    """The launcher may be gone when training begins: SIGTERM ends accelerate, which passes nothing on."""
 
     class Parent:
         pid = os.getppid()
