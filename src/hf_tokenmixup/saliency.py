@@ -65,7 +65,7 @@ def _received_attention(query: torch.Tensor, key: torch.Tensor, scale: float, ma
     if key.shape[1] < heads:
         # Heads become queries of one head: a broadcast product would copy the keys for each of them.
         query = query.flatten(1, 2)[:, None]
-    rows = max(1, max_elements // (batch * query.shape[1] * num_tokens))
+    rows = max(1, max_elements // max(1, batch * query.shape[1] * num_tokens))
     chunks = [(chunk @ key).softmax(dim=-1).sum(dim=(1, 2)) for chunk in query.split(rows, dim=2)]
     return sum(chunks[1:], chunks[0]) / (heads * num_queries)
 

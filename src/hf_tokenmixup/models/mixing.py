@@ -139,9 +139,15 @@ class TokenMixupModel:
             warning, for other problem types than single-label classification.
 
         Raises:
-            ValueError: for labels of a wrong shape or dtype, out of range, or rows that do not sum to one (values on
-                an accelerator are read at the first forward only); for an ``attention_mask`` while tokens are mixed.
+            ValueError: for a batch without images; for labels of a wrong shape or dtype, out of range, or rows that
+                do not sum to one (values on an accelerator are read at the first forward only); for an
+                ``attention_mask`` while tokens are mixed.
         """
+        if pixel_values is not None and pixel_values.shape[0] == 0:
+            raise ValueError(
+                f"pixel_values must have at least one image, got shape {tuple(pixel_values.shape)}. Skip batches "
+                "without images."
+            )
         kwargs["interpolate_pos_encoding"] = interpolate_pos_encoding
         single_label = self.config.problem_type in (None, "single_label_classification") and self.config.num_labels > 1
         mixing = self.training and self.config.tokenmixup_enabled and single_label and labels is not None

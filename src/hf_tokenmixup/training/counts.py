@@ -24,6 +24,9 @@ class StepCounts:
 
     def add(self, counts: Mapping[str, Tensor], images: int) -> None:
         """Take the counts of a forward of so many images: scalars, or one for each replica of a DataParallel."""
+        if images == 0:
+            # A mean over no images is not a number.
+            return
         for name, value in counts.items():
             value = value.detach().float()
             value = value.mean() * images if name in AVERAGED_COUNTS else value.sum()
@@ -40,7 +43,7 @@ class StepCounts:
             return {}
         totals = self._totals(accelerator)
         return {
-            name: total / (totals["images"] if name in AVERAGED_COUNTS else self._steps)
+            name: total / max(1, totals["images"] if name in AVERAGED_COUNTS else self._steps)
             for name, total in totals["sums"].items()
         }
 

@@ -372,6 +372,8 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
                 f"`labels` must be class indices of shape (B,), got {labels.dtype} of shape {tuple(labels.shape)}. "
                 "Mixup, CutMix and label smoothing are applied by the trainer: set them in its arguments."
             )
+        if len(labels) == 0:
+            raise ValueError("A batch must have at least one image, got none: check the sampler and the dataset.")
         return labels
 
 
