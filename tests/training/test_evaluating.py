@@ -172,6 +172,31 @@ def test_an_option_that_leaves_nothing_to_measure_is_an_error(arguments, setting
         arguments(**settings)
 
 
+class RunsOutOfMemory(TokenMixupTrainer):
+    """Has memory for batches of 4 images."""
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        if model.training and len(inputs["labels"]) > 4 and self.state.global_step:
+            raise RuntimeError("CUDA out of memory.")
+        return loss
+
+
+def test_a_batch_size_that_is_found_counts_the_last_attempt_alone(arguments):
+    args = arguments(
+        auto_find_batch_size=True, per_device_train_batch_size=5, max_steps=3, save_strategy="steps", save_steps=3
+    )
+    trainer = RunsOutOfMemory(tokenmixup_vit(), args, train_dataset=Images(12))
+    trainer.train()
+    lines = [line for line in trainer.state.log_history if "loss" in line]
+    assert [(line["step"], line["mixed_samples"]) for line in lines] == [(3, 4)]
+    resumed = TokenMixupTrainer(
+        tokenmixup_vit(), arguments(max_steps=4, per_device_train_batch_size=5), train_dataset=Images(12)
+    )
+    with pytest.raises(ValueError, match="comes from steps of 4 images, and here they have 5"):
+        resumed.train(resume_from_checkpoint=f"{args.output_dir}/checkpoint-3")
+
+
 class Epochs(TrainerCallback):
     """A user's own, which logs nothing in the first epoch."""
 
