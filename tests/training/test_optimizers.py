@@ -43,3 +43,13 @@ def test_fused_sgd_trains_as_the_other(arguments):
     got, group = trained(tokenmixup_vit, arguments(**args), optimizer_cls_and_kwargs=sgd)
     assert group["fused"]
     assert_close(got, expected)
+
+
+@pytest.mark.parametrize("optim", ["adafactor", "rmsprop"])
+def test_optimizer_of_its_own_checkpoint_is_resumed(arguments, optim):
+    """torch adds options to the defaults of an optimizer when it loads a state."""
+    args = arguments(optim=optim, max_steps=3, save_strategy="steps", save_steps=2, learning_rate=0.01)
+    expected, _ = trained(tokenmixup_vit, args)
+    trainer = TokenMixupTrainer(tokenmixup_vit(), args, train_dataset=Images(20))
+    trainer.train(resume_from_checkpoint=f"{args.output_dir}/checkpoint-2")
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in trainer.model.state_dict().items())

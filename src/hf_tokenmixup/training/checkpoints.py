@@ -236,11 +236,14 @@ class CheckpointTrainer(ContinuingTrainer):
                 "optimizer and no schedule to go on with. Begin a new training from its weights, by "
                 "--model_name_or_path."
             )
+        # Loading a state may add options of newer versions of torch to the defaults.
+        defaults = getattr(self.optimizer, "defaults", None)
+        options = set(defaults) if isinstance(defaults, dict) else set()
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None or not isinstance(getattr(self.optimizer, "defaults", None), dict):
+        if checkpoint is None or not options:
             return
         # torch takes another optimizer's state as it comes, and fails at the first step.
-        lacking = sorted(self.optimizer.defaults.keys() - self.optimizer.param_groups[0].keys())
+        lacking = sorted(options - self.optimizer.param_groups[0].keys())
         if lacking:
             optim = getattr(self.args.optim, "value", self.args.optim)
             raise ValueError(
