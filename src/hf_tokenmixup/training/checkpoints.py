@@ -236,9 +236,9 @@ class CheckpointTrainer(ContinuingTrainer):
                 "optimizer and no schedule to go on with. Begin a new training from its weights, by "
                 "--model_name_or_path."
             )
-        # Loading a state may add options of newer versions of torch to the defaults.
+        # torch adds options to the defaults, which no group has, whenever it loads a state.
         defaults = getattr(self.optimizer, "defaults", None)
-        options = set(defaults) if isinstance(defaults, dict) else set()
+        options = defaults.keys() & self.optimizer.param_groups[0].keys() if isinstance(defaults, dict) else set()
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None or not options:
             return
