@@ -38,6 +38,7 @@ def owns(owner, name):
     return hasattr(owner, name) or any(re.search(rf"\bself\.{name}\b", source_of(base)) for base in bases)
 
 
+@cache
 def defines(base, name):
     """Whether a class has an attribute that it does not inherit, on itself or on its instances."""
     return name in vars(base) or bool(re.search(rf"\bself\.{name}\b[^=\n(]*=[^=]", source_of(base)))
@@ -61,6 +62,7 @@ def is_own(cls):
     return cls.__module__.partition(".")[0] == "hf_tokenmixup"
 
 
+@cache
 def own_classes():
     return {
         cls: {base for base in cls.__mro__ if not is_own(base) and base is not object}
@@ -106,11 +108,11 @@ def private_uses(source):
 # Private names that any of our own classes has: a module may read those of its bases from elsewhere in the package.
 INHERITED = {
     name
-    for cls in own_classes()
+    for cls, foreign in own_classes().items()
     for base in cls.__mro__
     if is_own(base)
     for name in vars(base)
-    if is_private(name) and not any(defines(foreign, name) for foreign in own_classes()[cls])
+    if is_private(name) and not any(defines(other, name) for other in foreign)
 }
 
 
