@@ -153,7 +153,7 @@ def test_sigkill_at_each_moment_ends_as_the_uninterrupted_run(tmp_path):
         (1, {}, "--dataloader_num_workers 2 --dataloader_persistent_workers True"),
         (2, {"streamed": True}, "--dataloader_num_workers 2"),
         (3, {"adapted": True}, ""),
-        (4, {"streamed": True, "adapted": True}, "--gradient_accumulation_steps 2 --gradient_checkpointing --bf16"),
+        (4, {"streamed": True, "adapted": True}, "--gradient_accumulation_steps 2 --activation_checkpointing --bf16"),
     ],
 )
 def test_sigkill_in_each_phase_ends_as_the_uninterrupted_run(tmp_path, seed, how, options):

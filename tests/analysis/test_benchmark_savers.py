@@ -9,6 +9,7 @@ from tiny_training import CLASSES, VIT, tokenmixup_vit
 from hf_tokenmixup.analysis import benchmark_savers
 from hf_tokenmixup.analysis.benchmark_savers import LEARNING_RATE, SAVERS, SaverStep, compare_savers, why_not
 from hf_tokenmixup.models import TokenMixupCctConfig, TokenMixupCctForImageClassification
+from hf_tokenmixup.models.gradient_checkpointing import is_checkpointed
 
 CPU = torch.device("cpu")
 HERE = [name for name in SAVERS if why_not(name, CPU) is None]
@@ -51,7 +52,7 @@ def test_a_step_is_one_update_by_adamw(build, name, batch):
     step = SAVERS[name](model, *batch)
     step()
     assert all(parameter.grad is None for parameter in model.parameters())
-    assert model.is_gradient_checkpointing == (name == "gradient_checkpointing")
+    assert is_checkpointed(model) == (name == "gradient_checkpointing")
     tolerance = 2.1 * LEARNING_RATE if name == "bf16" else 0.02 * LEARNING_RATE
     for key, parameter in expected.named_parameters():
         large = parameter.grad.abs() > 1e-3 * parameter.grad.abs().max() + 1e-7  # else its sign is rounding

@@ -4,7 +4,9 @@ import copy
 
 import pytest
 import torch
+from peft_versions import skip_without_add_adapter
 from transformers import set_seed
+from transformers.integrations import peft as integration
 
 from hf_tokenmixup.models import (
     TokenMixupCctConfig,
@@ -12,6 +14,7 @@ from hf_tokenmixup.models import (
     TokenMixupViTConfig,
     TokenMixupViTForImageClassification,
     adapter_layers,
+    adapters,
     without_adapters,
 )
 from hf_tokenmixup.saliency import attention_saliency
@@ -108,6 +111,7 @@ def test_the_published_model_has_the_adapters_merged(build, route):
     if route == "peft":
         outer = adapt(model, dropout=0.5, trained=True)
     else:
+        skip_without_add_adapter()
         targets = list(model.lora_target_modules)
         model.add_adapter(peft.LoraConfig(r=2, target_modules=targets, modules_to_save=["classifier"]))
         outer = model
@@ -134,6 +138,17 @@ def test_the_published_model_has_the_adapters_merged(build, route):
     if route == "peft":
         with outer.disable_adapter():
             assert not torch.allclose(outer(pixel_values=IMAGES).logits, logits, atol=1e-2)
+
+
+@pytest.mark.parametrize("method", ["add_adapter", "load_adapter"])
+def test_adapter_methods_with_a_peft_that_is_too_old_name_what_to_install(build, monkeypatch, method):
+    monkeypatch.setattr(integration, "MIN_PEFT_VERSION", "99.0")
+    monkeypatch.setattr(adapters, "MIN_PEFT_VERSION", "99.0")
+    message = (
+        f"needs peft 99.0 or newer .* peft {peft.__version__} is installed. Run `pip install 'peft>=99.0'`, or use"
+    )
+    with pytest.raises(ValueError, match=message):
+        getattr(build(), method)(peft.LoraConfig(target_modules=["q_proj", "qkv"]))
 
 
 def test_a_model_without_adapters_is_returned(build):

@@ -10,6 +10,7 @@ from hf_tokenmixup.models import (
     TokenMixupViTConfig,
     TokenMixupViTForImageClassification,
 )
+from hf_tokenmixup.models.gradient_checkpointing import enable_checkpointing
 
 SIZE = {
     "hidden_size": 24,
@@ -150,7 +151,7 @@ def test_detectors_and_manifold_mixup_under_autocast(build, detector, images):
 def test_checkpointing_under_autocast_is_exact(build, reentrant, dtype, images):
     model = build(horizontal_rho=0.0)
     output, expected = step(model, images, dtype)
-    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    enable_checkpointing(model, {"use_reentrant": reentrant})
     again, gradients = step(model, images, dtype)
     assert torch.equal(again.loss, output.loss) and torch.equal(again.targets, output.targets)
     assert all(torch.equal(gradients[name], gradient) for name, gradient in expected.items())

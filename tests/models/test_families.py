@@ -3,6 +3,7 @@
 import copy
 import logging
 import threading
+import warnings
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from hf_tokenmixup.models import (
     TokenMixupViTConfig,
     TokenMixupViTForImageClassification,
 )
+from hf_tokenmixup.models.gradient_checkpointing import enable_checkpointing
 from hf_tokenmixup.saliency import attention_saliency
 
 SIZE = {
@@ -198,7 +200,7 @@ def test_gradient_checkpointing_changes_nothing(build, reentrant, settings, imag
     model = build(**settings, **DROPOUT)
     expected = step(model, images, labels)
     checkpointed = copy.deepcopy(model)
-    checkpointed.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    enable_checkpointing(checkpointed, {"use_reentrant": reentrant})
     calls = []
     checkpointed.transformer_layers()[2].get_submodule(BEHIND[build.family]).register_forward_hook(
         lambda *args: calls.append(1)
@@ -230,14 +232,30 @@ def test_gradient_checkpointing_with_frozen_weights_gives_the_same_gradients(
         parameter.requires_grad_(TRAINED[trained](name))
     expected = step(model, images, labels)
     assert len(expected[1]) == sum(parameter.requires_grad for parameter in model.parameters())
-    model.gradient_checkpointing_enable(kwargs)
+    enable_checkpointing(model, kwargs)
     assert_same_step(expected, step(model, images, labels))
 
 
-def test_checkpointing_asked_for_by_the_configuration(build):
+@pytest.mark.parametrize("name", ["gradient_checkpointing", "activation_checkpointing"])
+def test_checkpointing_in_the_configuration_is_used_and_not_saved(build, name):
     config = build(**BOTH).config
-    config.gradient_checkpointing = True
-    assert type(build())(config).is_gradient_checkpointing
+    setattr(config, name, True)
+    model = type(build())(config)
+    assert model.is_activation_checkpointing and all(layer.gradient_checkpointing for layer in model.base_model.layers)
+    assert not {"gradient_checkpointing", "activation_checkpointing"} & model.config.to_dict().keys()
+
+
+def test_checkpointing_by_either_name_of_the_methods_is_the_same(build):
+    model = build(**BOTH)
+    layer = model.transformer_layers()[1]
+    for name in ("gradient", "activation"):
+        assert not model.is_gradient_checkpointing and not model.is_activation_checkpointing
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`gradient_checkpointing_enable` is deprecated", FutureWarning)
+            getattr(model, f"{name}_checkpointing_enable")({"use_reentrant": True})
+        assert model.is_gradient_checkpointing and model.is_activation_checkpointing
+        assert layer._gradient_checkpointing_func.keywords["use_reentrant"]
+        model.activation_checkpointing_disable()
 
 
 @pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="plain ViT does not compile either: a host decorator")

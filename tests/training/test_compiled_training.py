@@ -33,7 +33,7 @@ def losses(trainer):
         pytest.param({"gradient_accumulation_steps": 2, "channels_last": True}, marks=pytest.mark.slow),
         pytest.param({"torch_compile_backend": "inductor"}, marks=pytest.mark.slow),
         pytest.param(
-            {"gradient_checkpointing": True, "torch_compile_backend": "aot_eager"},
+            {"activation_checkpointing": True, "torch_compile_backend": "aot_eager"},
             marks=pytest.mark.slow,
         ),
     ],

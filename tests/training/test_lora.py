@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft_versions import skip_without_add_adapter
 from safetensors.torch import load, load_file
 from tiny_training import CLASSES, Images, plain_vit, resnet, tokenmixup_vit
 from transformers import AutoModelForImageClassification, ViTForImageClassification
@@ -42,6 +43,7 @@ def adapt(family="vit", route="ours", dropout=0.0, **settings):
     )
     if route == "peft":
         return peft.get_peft_model(model, config)
+    skip_without_add_adapter()
     model.add_adapter(config)
     return model
 
@@ -229,7 +231,8 @@ def test_checkpoints_that_are_cut_short_or_do_not_fit(arguments):
 def test_checkpointed_layers_behind_frozen_embeddings(arguments):
     ends = []
     for settings in ({}, {"use_reentrant": False}, {"use_reentrant": True}):
-        args = arguments(max_steps=2, gradient_checkpointing=bool(settings), gradient_checkpointing_kwargs=settings)
+        checkpointing = {"activation_checkpointing": bool(settings), "activation_checkpointing_kwargs": settings}
+        args = arguments(max_steps=2, **checkpointing)
         model = adapt(dropout=0.2, **DROPOUT)
         TokenMixupTrainer(model, args, train_dataset=Images(8)).train()
         ends.append(weights(model))

@@ -51,6 +51,24 @@ def test_flags_override_the_recipe_wherever_they_stand(tmp_path):
     assert augmentation.crop_scale == [0.5, 1.0] and augmentation.hflip == 0.0
 
 
+@pytest.mark.parametrize("recipe_name", ["gradient_checkpointing", "activation_checkpointing"])
+@pytest.mark.parametrize(
+    "flag", ["--gradient_checkpointing", "--activation_checkpointing", "--gradient-checkpointing"]
+)
+@pytest.mark.filterwarnings("error")
+def test_checkpointing_by_either_name_the_flag_overrides_the_recipe(tmp_path, recipe_name, flag):
+    training = parse(flag).training
+    assert training.gradient_checkpointing is training.activation_checkpointing is True
+    recipe = write(tmp_path, **{recipe_name: True, f"{recipe_name}_kwargs": {"use_reentrant": True}})
+    training = parse("--recipe", recipe).training
+    assert training.gradient_checkpointing is training.activation_checkpointing is True
+    assert training.gradient_checkpointing_kwargs == {"use_reentrant": True}
+    words = [flag, "false", f"{flag}_kwargs={{}}"] if "_" in flag else [f"{flag}=false", f"{flag}-kwargs={{}}"]
+    training = parse("--recipe", recipe, *words).training
+    assert training.gradient_checkpointing is training.activation_checkpointing is False
+    assert training.activation_checkpointing_kwargs == {} == training.gradient_checkpointing_kwargs
+
+
 def test_nothing_in_a_recipe_is_as_if_it_were_not_there(tmp_path):
     _, data, augmentation, *_ = parse("--recipe", write(tmp_path, eval_split=None, color_jitter=None))
     assert data.eval_split is None and augmentation.color_jitter is None

@@ -9,6 +9,7 @@ from tiny_training import CLASSES, Images, plain_vit, resnet, tokenmixup_vit
 from transformers import set_seed
 
 from hf_tokenmixup.models import TokenMixupCctConfig, TokenMixupCctForImageClassification
+from hf_tokenmixup.models.gradient_checkpointing import is_checkpointed
 from hf_tokenmixup.training import TokenMixupTrainer
 
 
@@ -41,12 +42,12 @@ MODELS = {"vit": tokenmixup_vit, "cct": tokenmixup_cct, "plain": plain_vit, "res
     [(tokenmixup_vit, None, {}), (tokenmixup_vit, True, {"bf16": True}), (tokenmixup_cct, False, {"bf16": True})],
 )
 def test_gradient_checkpointing_trains_the_same_weights(arguments, make_model, reentrant, precision):
-    kwargs = {} if reentrant is None else {"gradient_checkpointing_kwargs": {"use_reentrant": reentrant}}
+    kwargs = {} if reentrant is None else {"activation_checkpointing_kwargs": {"use_reentrant": reentrant}}
     settings = {"max_steps": 3, "mixup_alpha": 0.5, "label_smoothing_factor": 0.1, **precision}
     model = make_model()
     expected = train(copy.deepcopy(model), arguments(**settings))
-    train(model, arguments(**settings, gradient_checkpointing=True, **kwargs))
-    assert model.is_gradient_checkpointing and not expected.model.is_gradient_checkpointing
+    train(model, arguments(**settings, activation_checkpointing=True, **kwargs))
+    assert is_checkpointed(model) and not is_checkpointed(expected.model)
     for name, tensor in weights(expected.model).items():
         assert torch.equal(model.state_dict()[name], tensor), name
 
@@ -65,7 +66,10 @@ def test_gradient_checkpointing_reentrant_with_frozen_weights_trains_the_others(
             parameter.requires_grad_(not any(part in name for part in frozen))
         settings = {"max_steps": 2, "logging_steps": 1, "max_grad_norm": 1.0}
         if reentrant is not None:
-            settings |= {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": reentrant}}
+            settings |= {
+                "activation_checkpointing": True,
+                "activation_checkpointing_kwargs": {"use_reentrant": reentrant},
+            }
         before = weights(model)
         trainer = train(model, arguments(**settings))
         # A second run on the same model: the layers are set up for it again.

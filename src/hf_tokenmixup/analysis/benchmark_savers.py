@@ -11,6 +11,7 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from ..models.gradient_checkpointing import enable_checkpointing
 from .benchmark import Timing, interleave, peak_memory
 
 LEARNING_RATE = 1e-5
@@ -71,7 +72,7 @@ class SaverStep:
 
 
 def _checkpointed(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> SaverStep:
-    model.gradient_checkpointing_enable()
+    enable_checkpointing(model)
     return SaverStep(model, images, labels)
 
 

@@ -1,9 +1,52 @@
 """Adapters of peft (LoRA and its kin) inside a model, told by what they offer: peft is an optional library."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.integrations.peft import MIN_PEFT_VERSION
+from transformers.utils import is_peft_available
+
+
+class AdapterMethods:
+    """`add_adapter` and `load_adapter` of a `PreTrainedModel`, which this class precedes among the bases."""
+
+    def add_adapter(self, *args: Any, **kwargs: Any) -> Any:
+        """As in `PreTrainedModel`.
+
+        Raises:
+            ValueError: this version of transformers needs another version of peft.
+        """
+        with _explained_peft_version():
+            return super().add_adapter(*args, **kwargs)
+
+    def load_adapter(self, *args: Any, **kwargs: Any) -> Any:
+        """As in `PreTrainedModel`.
+
+        Raises:
+            ValueError: this version of transformers needs another version of peft.
+        """
+        with _explained_peft_version():
+            return super().load_adapter(*args, **kwargs)
+
+
+@contextmanager
+def _explained_peft_version() -> Iterator[None]:
+    """Explain which versions are installed, and what helps, where transformers refuses the installed peft."""
+    try:
+        yield
+    except ValueError as error:
+        if "version of PEFT" not in str(error) or not is_peft_available():
+            raise
+        raise ValueError(
+            f"transformers {version('transformers')} needs peft {MIN_PEFT_VERSION} or newer for its adapter methods, "
+            f"and peft {version('peft')} is installed. Run `pip install 'peft>={MIN_PEFT_VERSION}'`, or use "
+            "`hf_tokenmixup.training.add_lora(model)`, which works with the installed version."
+        ) from error
 
 
 def adapter_layers(model: nn.Module) -> list[nn.Module]:

@@ -11,6 +11,58 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+
+class ActivationCheckpointing:
+    """Both names of gradient checkpointing for a `PreTrainedModel`, which this class precedes among the bases.
+
+    transformers calls it activation checkpointing since 5.23 and deprecates the name gradient checkpointing. Here
+    both names exist with every version. Reading `is_gradient_checkpointing`, as peft does, gives no warning.
+    """
+
+    if not hasattr(PreTrainedModel, "activation_checkpointing_enable"):
+
+        def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict[str, Any] | None = None):
+            self.gradient_checkpointing_enable(activation_checkpointing_kwargs)
+
+        def activation_checkpointing_disable(self):
+            self.gradient_checkpointing_disable()
+
+    @property
+    def is_activation_checkpointing(self) -> bool:
+        return is_checkpointed(self)
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        return is_checkpointed(self)
+
+
+def enable_checkpointing(model: nn.Module, settings: dict[str, Any] | None = None) -> None:
+    """Turn on gradient checkpointing of a model of transformers, by the name that its version has for it.
+
+    Args:
+        model: any `PreTrainedModel`.
+        settings: Keyword arguments of `torch.utils.checkpoint.checkpoint`.
+    """
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(settings)
+    else:
+        model.gradient_checkpointing_enable(settings)
+
+
+def is_checkpointed(model: nn.Module) -> bool:
+    """Whether any layer of a model is under gradient checkpointing."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+
+
+def rename_in_config(config: PreTrainedConfig) -> None:
+    """Replace the attribute `activation_checkpointing` of a configuration by `gradient_checkpointing`, in place.
+
+    Every version of transformers reads the latter when it builds a model, and then removes it.
+    """
+    if vars(config).pop("activation_checkpointing", False):
+        config.gradient_checkpointing = True
 
 
 def checkpoint_layer(checkpoint: Callable, function: Callable, *inputs: Any) -> Any:

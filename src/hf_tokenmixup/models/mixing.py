@@ -19,7 +19,8 @@ from ..configuration import TokenMixupSettings
 from ..functional import soft_cross_entropy
 from ..saliency import evaluation_mode, gradient_saliency
 from ..vertical import VerticalMemory
-from .adapters import without_adapters
+from .adapters import AdapterMethods, without_adapters
+from .gradient_checkpointing import ActivationCheckpointing, rename_in_config
 from .layer import TokenMixupLayer, unshard
 from .positions import border_hint, config_to_load_with, resize_positions
 from .state import ManifoldDraw, MixingState, TokenMixupOutput
@@ -36,7 +37,7 @@ _GEOMETRY_ATTRIBUTES = frozenset(
 )
 
 
-class TokenMixupModel:
+class TokenMixupModel(ActivationCheckpointing, AdapterMethods):
     """Training forward, loss, loading and publishing of a TokenMixup classifier. Comes before the plain classifier.
 
     The family gives ``config_class``, ``plain_model_class``, ``layer_class`` and ``lora_target_modules``; its base
@@ -67,6 +68,7 @@ class TokenMixupModel:
         config.validate_tokenmixup()
         if hint := border_hint(config):
             once_logger.warning_once(hint)
+        rename_in_config(config)
         super().__init__(config)
         self._replace_layers()
 

@@ -9,6 +9,7 @@ import json
 import math
 import os
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from accelerate.utils import parse_flag_from_env
@@ -19,6 +20,12 @@ from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_availab
 
 from ..data.mixing import MODES
 from .peers import watch_peers
+
+# Names that transformers deprecates, and those that it has for them since 5.23.
+CHECKPOINTING_NAMES = {
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+}
 
 
 @dataclass
@@ -87,6 +94,20 @@ class TokenMixupTrainingArguments(TrainingArguments):
         default=False,
         metadata={"help": "Images and convolutions with channels last in memory: faster on GPUs with tensor cores."},
     )
+    # transformers has this name since 5.23, and deprecates `gradient_checkpointing` for it.
+    activation_checkpointing: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Compute a layer's activations again in the backward pass instead of storing them, which saves "
+            "memory. --gradient_checkpointing is the same.",
+            "nargs": "?",
+            "const": True,
+        },
+    )
+    activation_checkpointing_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "Keyword arguments of `torch.utils.checkpoint.checkpoint`, as JSON."},
+    )
     remove_unused_columns: bool = field(
         default=False,
         metadata={
@@ -111,7 +132,8 @@ class TokenMixupTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         # The host parses these by itself, and does not say what it could not read.
-        self.lr_scheduler_kwargs = _mapping("lr_scheduler_kwargs", self.lr_scheduler_kwargs)
+        self.lr_scheduler_kwargs = _mapping("lr_scheduler_kwargs", self.lr_scheduler_kwargs, '{"min_lr": 1e-5}')
+        self._unite_names_of_checkpointing()
         # transformers puts a name of its own in the place of None.
         self.output_dir_is_default = self.output_dir is None
         if parse_flag_from_env("ACCELERATE_USE_CPU"):
@@ -185,6 +207,14 @@ class TokenMixupTrainingArguments(TrainingArguments):
                 f"`metric_for_best_model` is {self.metric_for_best_model!r}, and with `prediction_loss_only` an "
                 "evaluation measures the loss alone. Leave one of them out."
             )
+
+    def _unite_names_of_checkpointing(self) -> None:
+        """Give both names of each setting one value, that of the newer name where both are given."""
+        for old, new in CHECKPOINTING_NAMES.items():
+            value = getattr(self, old) if getattr(self, new) is None else getattr(self, new)
+            value = _mapping(new, value, '{"use_reentrant": false}') if new.endswith("kwargs") else bool(value)
+            setattr(self, old, value)
+            setattr(self, new, value)
 
     def _check_host_settings(self) -> None:
         """The host's own numbers: what it takes unseen, and then trains without an effect or stops in the middle."""
@@ -290,12 +320,12 @@ def _gpu_found() -> str:
     return f"{torch.cuda.get_device_name()} does not" if torch.cuda.is_available() else "there is no GPU"
 
 
-def _mapping(name: str, value: dict | str | None) -> dict | None:
-    """A mapping that may come as JSON text."""
+def _mapping(name: str, value: dict | str | None, example: str) -> dict | None:
+    """A mapping that may come as JSON text. An error shows the `example`."""
     try:
         mapping = json.loads(value) if isinstance(value, str) else value
     except json.JSONDecodeError as error:
         mapping = error
     if mapping is not None and not isinstance(mapping, dict):
-        raise ValueError(f'`{name}` must be a JSON object such as {{"min_lr": 1e-5}}, got {value!r}.')
+        raise ValueError(f"`{name}` must be a JSON object such as {example}, got {value!r}.")
     return mapping

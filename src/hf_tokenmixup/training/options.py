@@ -12,7 +12,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from ..configuration import TokenMixupSettings
 from ..data import LABEL_MAPPINGS
-from .arguments import TokenMixupTrainingArguments
+from .arguments import CHECKPOINTING_NAMES, TokenMixupTrainingArguments
 from .lora import LoraArguments
 from .recipes import expand_recipe, keys_of_recipe, refuse_unknown_options
 
@@ -20,7 +20,7 @@ HOST_TRAINING_OPTIONS = {item.name for item in dataclasses.fields(TrainingArgume
 SHOWN_TRAINING_OPTIONS = """
     do_train do_eval output_dir num_train_epochs max_steps per_device_train_batch_size per_device_eval_batch_size
     gradient_accumulation_steps learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps optim optim_args
-    weight_decay max_grad_norm label_smoothing_factor bf16 fp16 torch_compile gradient_checkpointing eval_strategy
+    weight_decay max_grad_norm label_smoothing_factor bf16 fp16 torch_compile activation_checkpointing eval_strategy
     save_strategy save_total_limit load_best_model_at_end metric_for_best_model logging_steps report_to seed use_cpu
     dataloader_num_workers resume_from_checkpoint push_to_hub hub_model_id
 """
@@ -236,6 +236,16 @@ class HelpAll(argparse.Action):
         parser.exit()
 
 
+def _with_newer_names(arguments: Sequence[str]) -> list[str]:
+    """A command line with one name for each setting of checkpointing, so that the last word of either name counts."""
+    renamed = []
+    for word in arguments:
+        name, equals, value = word.partition("=")
+        newer = CHECKPOINTING_NAMES.get(name.removeprefix("--").replace("-", "_")) if name.startswith("--") else None
+        renamed.append(f"--{newer}{equals}{value}" if newer else word)
+    return renamed
+
+
 def parse_options(arguments: Sequence[str], recipes: Path, description: str = "") -> Options:
     """Parse a command line, with the options of its recipe in front.
 
@@ -249,7 +259,7 @@ def parse_options(arguments: Sequence[str], recipes: Path, description: str = ""
             value that cannot be used here, with the recipe if that sets it.
     """
     parser = build_parser(description)
-    expanded = expand_recipe(arguments, parser, recipes)
+    expanded = _with_newer_names(expand_recipe(arguments, parser, recipes))
     try:
         training, namespace, remaining = parser.parse_args_into_dataclasses(
             expanded, return_remaining_strings=True, look_for_args_file=False
