@@ -13,7 +13,7 @@ from transformers.utils import is_peft_available
 
 
 class AdapterMethods:
-    """`add_adapter` and `load_adapter` of a `PreTrainedModel`, which this class precedes among the bases."""
+    """`add_adapter` of a `PreTrainedModel`, which this class precedes among the bases."""
 
     def add_adapter(self, *args: Any, **kwargs: Any) -> Any:
         """As in `PreTrainedModel`.
@@ -23,15 +23,6 @@ class AdapterMethods:
         """
         with _explained_peft_version():
             return super().add_adapter(*args, **kwargs)
-
-    def load_adapter(self, *args: Any, **kwargs: Any) -> Any:
-        """As in `PreTrainedModel`.
-
-        Raises:
-            ValueError: this version of transformers needs another version of peft.
-        """
-        with _explained_peft_version():
-            return super().load_adapter(*args, **kwargs)
 
 
 @contextmanager
@@ -43,7 +34,7 @@ def _explained_peft_version() -> Iterator[None]:
         if "version of PEFT" not in str(error) or not is_peft_available():
             raise
         raise ValueError(
-            f"transformers {version('transformers')} needs peft {MIN_PEFT_VERSION} or newer for its adapter methods, "
+            f"transformers {version('transformers')} needs peft {MIN_PEFT_VERSION} or newer for `add_adapter`, "
             f"and peft {version('peft')} is installed. Run `pip install 'peft>={MIN_PEFT_VERSION}'`, or use "
             "`hf_tokenmixup.training.add_lora(model)`, which works with the installed version."
         ) from error
