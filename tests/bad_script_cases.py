@@ -35,6 +35,37 @@ def without_classifier(bench: Bench):
     return path.parent
 
 
+def without_processor(bench: Bench):
+    folder = bench.model_like()
+    (folder / "preprocessor_config.json").unlink()
+    return folder
+
+
+def with_text(bench: Bench, name: str, text: str | bytes):
+    """The trained model in a folder of its own, with another content of one file."""
+    folder = bench.model_like()
+    (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return folder
+
+
+def bad_processor(bench: Bench):
+    return with_text(bench, "preprocessor_config.json", "{")
+
+
+def updated_card(bench: Bench):
+    folder = with_text(bench, "README.md", b"\xff\xfe")
+    return bench.main("evaluate", folder, "--dataset_name", "digits", "--update_card")
+
+
+def unreadable_log(bench: Bench):
+    folder = bench.holding("training_log.jsonl", b"\xff\xfe")
+    return bench.main("visualize", "curves", folder, "--output", bench.folder / "it.png")
+
+
+def published(name: str, find, *told: str) -> Mistake:
+    return Mistake(f"publish: {name}", lambda bench: bench.publish(find(bench), "user/model"), ValueError, told)
+
+
 def strange_version(bench: Bench):
     installed = importlib.metadata.version
     bench.monkeypatch.setattr(
@@ -59,6 +90,18 @@ SCRIPTS = [
         "a revision of a folder", trained, "--revision is for models on the Hub", arguments=("--revision", "x")
     ),
     main("evaluate", "{trained} --use_cpu", "either --dataset_name or --validation_dir", "got neither"),
+    evaluated("no image processor", without_processor, "has no image processor", "preprocessor_config.json next to"),
+    evaluated("a processor that is no JSON", bad_processor, "has no image processor", "not a valid JSON"),
+    evaluated("a share of all", trained, "--train_val_split must be above 0 and below 1", "1.5",
+              arguments=("--train_val_split", 1.5)),
+    Mistake("evaluate: a card that is no text", updated_card, ValueError, ("must be text in UTF-8", "README.md")),
+    Mistake("visualize: a log that is no text", unreadable_log, ValueError, ("must be text in UTF-8", "log.jsonl")),
+    main("evaluate", "{trained}/config.json --dataset_name digits", "is a file, not a model", "a config.json"),
+    main("evaluate", "{trained} --dataset_name digits --json {file}/x.json", "--json must name a file", "is a file,"),
+    main("evaluate", "{trained} --dataset_name digits --json {folder}", "--json must name a file", "is a folder"),
+    main("visualize", "curves {trained} --output {file}/it.png", "--output must name a file", "is a file, not"),
+    main("visualize", "curves {file} --output {folder}/it.png", "no log", "output folder of a training"),
+    seen("horizontal --max_samples 1", "no pair to show", "An image needs a partner"),
     main("visualize", "salency {trained}", "invalid choice: 'salency'", "'saliency'"),
     main("visualize", "curves {folder} --output {folder}/it.png", "no log", "output folder of a training"),
     main("visualize", "saliency {folder}/no --images x --output {folder}/it.png", "No model", "config.json"),
@@ -82,6 +125,10 @@ SCRIPTS = [
         "study", "rho --recipe digits-quickstart --values 0.1 --launcher ' --output_dir {folder} -- --use_cpu",
         "--launcher must be a command line", "No closing quotation",
     ),
+    main(
+        "study", "rho --recipe digits-quickstart --values 0.1 --launcher true --output_dir {file} -- --use_cpu",
+        "--output_dir must be a folder that can be made", "File exists",
+    ),
     main("study", "4 --report_only --output_dir {folder}", "No training of this study is finished in"),
     main("benchmark", "--batch_size 1", "--batch_size must be at least 2", "got 1"),
     main("benchmark", "--device tpu", "--device must be cpu, cuda or cuda:NUMBER", "tpu"),
@@ -98,6 +145,16 @@ SCRIPTS = [
         ValueError,
         ("holds no model", "a folder with config.json in it"),
     ),
+    published("no JSON", lambda bench: with_text(bench, "config.json", "{"), "config.json is not valid JSON", "again"),
+    published("a list", lambda bench: with_text(bench, "config.json", "[]"), "must be a JSON object, got list"),
+    published("weights cut off", cut_weights, "model.safetensors is damaged or incomplete", "again"),
+    published(
+        "no index", lambda bench: with_text(bench, "model.safetensors.index.json", "{}"), "must have a weight_map"
+    ),
+    main("publish", "user/model {trained}", "There is no folder user/model", "name the folder first"),
+    main("publish", "{trained} user/model --hub_token x", "no option --hub_token", "did you mean --token?"),
+    main("publish", "{trained} user/model --license Apache", "license must be an identifier", "'Apache'"),
+    main("publish", "{trained} https://huggingface.co/user/model", "is no name for a repository", "USER/NAME"),
     Mistake(
         "publish: no repository",
         lambda bench: bench.publish(bench.trained, "a b c"),

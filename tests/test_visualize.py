@@ -204,6 +204,8 @@ def test_curves(run, tmp_path):
     same = log(tmp_path / "deep" / "one", {"epoch": 1, "eval_top1": 0.25})
     names = [line.get_label() for line in run("curves", one, same, two, output="a.pdf").axes[0].lines]
     assert names == [str(one), str(same), "two"]
+    figure = run("curves", one / "training_log.jsonl", two)
+    assert [line.get_label() for line in figure.axes[0].lines] == ["one", "two"]
     with pytest.raises(ValueError, match="named once"):
         run("curves", one, two, one)
     with pytest.raises(ValueError, match="There is no log .*nothing"):

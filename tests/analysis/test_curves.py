@@ -156,6 +156,12 @@ def test_panels_without_values_are_left_out():
         draw_runs({"a": [], "b": [{"epoch": 1.0, "loss": math.nan}]})
 
 
+def test_values_that_are_no_numbers_are_skipped():
+    odd = [{"epoch": "one", "loss": 1.0}, {"epoch": 1.0, "loss": "x", "eval_loss": [1]}, {"epoch": 2.0, "loss": 3.0}]
+    (axes,) = draw_runs({"a": odd}).axes
+    assert lines(axes) == {"a": ([2.0], [3.0])}
+
+
 def test_ten_runs_look_different():
     figure = draw_runs({str(number): OTHER for number in range(10)})
     looks = {(line.get_color(), str(line._dash_pattern)) for line in figure.axes[0].lines}

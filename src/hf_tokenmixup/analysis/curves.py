@@ -164,7 +164,11 @@ def read_training_log(path: str | Path) -> list[dict]:
     if not path.is_file():
         raise ValueError(f"There is no log {path}: expected the output folder of a training, which holds one.")
     records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must be text in UTF-8, with a JSON object in each line: {error}.") from error
+    for number, line in enumerate(text.splitlines(), start=1):
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
@@ -235,7 +239,11 @@ def _series(log_history: list[dict], key: str) -> tuple[list[float], list[float]
     points = {
         record["epoch"]: record[key]
         for record in log_history
-        if record.get("epoch") is not None and record.get(key) is not None and isfinite(record[key])
+        if _is_number(record.get("epoch")) and _is_number(record.get(key))
     }
     epochs = sorted(points)
     return epochs, [points[epoch] for epoch in epochs]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and isfinite(value)

@@ -106,11 +106,17 @@ def draw_horizontal(
     """
     mixed = observation.mixed
     if not mixed:
+        easy = int(observation.easy.sum())
         highest = observation.saliency.max() - observation.saliency.min()
+        if len(images) == 1:
+            hint = "An image needs a partner: show more images."
+        elif not easy:
+            hint = "Only easy images are mixed: choose a higher tau, or none."
+        else:
+            hint = f"All saliency is within {highest:.2g}: choose a rho well below that, more images, or no tau."
         raise ValueError(
-            f"There is no pair to show: of {len(images)} images, {int(observation.easy.sum())} easy ones, none gets a "
-            f"token at rho = {observation.rho:g}. All saliency lies within {highest:.2g}: choose a rho well below "
-            "that, more images, or no tau."
+            f"There is no pair to show: of {len(images)} images, {easy} easy ones, none gets a token at rho = "
+            f"{observation.rho:g}. {hint}"
         )
     headings = [
         "Image",

@@ -23,7 +23,7 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
-from transformers import AutoImageProcessor, HfArgumentParser, PreTrainedModel
+from transformers import HfArgumentParser, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from ..analysis import Evaluation, count_macs, count_parameters, evaluate_classifier, model_revision
@@ -44,11 +44,13 @@ from ..data import (
 )
 from ..data.transforms import ProcessorTransform, probe_image_processor
 from ..hub import update_card
+from ..hub.results import check_card
 from ..models import check_evaluated_task, class_names, load_classifier, stored_config
 from ..training.options import BriefHelp, EvaluationDataArguments
 from ..training.peers import watch_peers
 from ..training.recipes import refuse_unknown_options
-from .program import invocation, run_command
+from .processors import open_image_processor
+from .program import check_output_file, invocation, run_command
 from .threads import use_physical_cores
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -112,15 +114,15 @@ def check_options(options: EvaluationDataArguments, args: Namespace) -> None:
     local = Path(args.model).is_dir()
     if local and args.revision is not None:
         raise ValueError(f"--revision is for models on the Hub, and {args.model} is a folder.")
-    if args.json is not None and args.json.is_dir():
-        raise ValueError(f"--json must name a file, and {args.json} is a folder.")
     if args.json is not None:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
+        check_output_file("--json", args.json)
     if not args.update_card:
         return
     if options.max_eval_samples is not None:
         raise ValueError("A card's result is that of a whole split: leave out --max_eval_samples or --update_card.")
-    if not local:
+    if local:
+        check_card(Path(args.model))
+    else:
         if re.fullmatch("[0-9a-f]{40}", args.revision or ""):
             raise ValueError("--update_card writes to a branch, and --revision names a commit.")
         try:
@@ -189,7 +191,7 @@ def prepare(
     if args.trust_remote_code:
         hub["trust_remote_code"] = True
     model = load_classifier(args.model, plain=True, attn_implementation=args.attn_implementation, **hub)
-    processor = AutoImageProcessor.from_pretrained(args.model, **hub)
+    processor = open_image_processor(args.model, **hub)
     (height, width), *_ = probe_image_processor(processor)
     data = load_data(options, args)
     known = class_names(model.config, args.model)

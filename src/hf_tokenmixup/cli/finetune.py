@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoImageProcessor, PreTrainedModel, ViTImageProcessor, set_seed
+from transformers import PreTrainedModel, ViTImageProcessor, set_seed
 
 from ..analysis import count_macs
 from ..analysis.environment import public_command, public_dataset
@@ -60,6 +60,7 @@ from ..training.recipes import RECIPES
 from ..training.resuming import check_unused, checkpoint_to_resume, newest_complete_checkpoint
 from ..training.space import check_writable
 from .launch_command import launch_command
+from .processors import open_image_processor
 from .program import exit_with, invocation, program_name
 from .threads import use_physical_cores
 
@@ -85,12 +86,9 @@ def load_image_processor(args: ModelArguments, model: PreTrainedModel):
         processor = ViTImageProcessor(size={"height": height, "width": width})
     else:
         try:
-            processor = AutoImageProcessor.from_pretrained(name, **hub_options(args))
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"No image processor {name!r}: expected a folder with a preprocessor_config.json or the name of a "
-                f"model on the Hub; --image_processor_name takes another than the model's. ({error})"
-            ) from error
+            processor = open_image_processor(name, **hub_options(args))
+        except ValueError as error:
+            raise ValueError(f"{error} --image_processor_name takes another than the model's.") from error
         if args.image_size is not None:
             resize_image_processor(processor, *height_and_width(image_size(args)))
     for key in ("image_mean", "image_std"):

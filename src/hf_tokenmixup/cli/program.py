@@ -31,6 +31,27 @@ def exit_with(error: object) -> NoReturn:
     sys.exit(line)
 
 
+def check_output_file(option: str, path: Path) -> None:
+    """Make the folder of a file that is written at the end of a command, and try to write the file.
+
+    Raises:
+        ValueError: It cannot be written.
+    """
+    file = next((place for place in (path, *path.parents) if place.is_file() and place != path), None)
+    try:
+        if path.is_dir() or file is not None:
+            raise OSError(f"{file} is a file, not a folder" if file else f"{path} is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        existed = path.exists()
+        path.open("ab").close()
+        if not existed:
+            path.unlink()
+    except OSError as error:
+        raise ValueError(
+            f"{option} must name a file that can be written, got {path}: {error.strerror or error}. Name another file."
+        ) from error
+
+
 def run_command(
     main: Callable[[Sequence[str]], None], errors: tuple[type[BaseException], ...] = (ValueError, OSError)
 ) -> None:

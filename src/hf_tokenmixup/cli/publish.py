@@ -9,8 +9,10 @@ stay where they are. It can be repeated: after an interruption, or when somethin
 import argparse
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 from ..hub import publish_folder
+from ..training.recipes import refuse_unknown_options
 from .program import run_command
 
 
@@ -25,7 +27,10 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--message", default="Upload model", help="Message of the commit.")
     parser.add_argument("--token", help="Token for the Hub, if not the one of `hf auth login`.")
     parser.add_argument("--license", help="License in the model card, as the Hub names it: apache-2.0, mit, ...")
-    args = parser.parse_args(arguments)
+    args, unknown = parser.parse_known_args(arguments)
+    refuse_unknown_options(unknown, parser)
+    if Path(args.repo_id).is_dir() and not Path(args.folder).exists():
+        raise ValueError(f"There is no folder {args.folder}, and {args.repo_id} is one: name the folder first.")
     logging.basicConfig(format="%(message)s")
 
     commit = publish_folder(

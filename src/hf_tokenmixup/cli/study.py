@@ -42,6 +42,7 @@ from ..models import load_classifier
 from ..training import Options, parse_options
 from ..training.options import build_parser
 from ..training.recipes import RECIPES, expand_recipe, split_lists
+from ..training.space import check_writable
 from .program import program_name, run_command
 
 FINETUNE = ("-m", "hf_tokenmixup.cli.finetune")
@@ -254,6 +255,7 @@ def run_study(study: Study, args: Namespace, overrides: Sequence[str]) -> None:
     asked = requests(rows, seeds, shlex.split(args.launcher), options_by_name(overrides))
     for (row, seed), request in asked.items():
         check_request(seed_folder(args.output_dir, row, seed), request)
+    check_writable(args.output_dir)
     for reason in refused.values():
         print(f"not trained: {reason}", flush=True)
     reasons: dict[Path, str] = {}

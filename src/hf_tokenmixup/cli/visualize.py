@@ -26,7 +26,6 @@ import torch
 from huggingface_hub.errors import HfHubHTTPError
 from matplotlib.figure import Figure
 from PIL import Image
-from transformers import AutoImageProcessor
 
 from ..analysis import (
     check_picture_path,
@@ -56,7 +55,8 @@ from ..data.transforms import ProcessorTransform, probe_image_processor
 from ..models import FAMILIES, TokenMixupModel, load_classifier, stored_config
 from ..training import JsonLinesCallback
 from ..training.options import number_or_none
-from .program import run_command
+from .processors import open_image_processor
+from .program import check_output_file, run_command
 
 USUAL_LAYER = 3  # the paper's, for ViT-B/16
 DATA_OPTIONS = """
@@ -149,6 +149,7 @@ def build_parser() -> Parser:
 def check_options(args: Namespace) -> None:
     """Raise a ``ValueError`` for what does not go together, before anything is opened."""
     check_picture_path(args.output)
+    check_output_file("--output", args.output)
     if args.command == "curves":
         return
     if (args.images is None) == (args.dataset_name is None):
@@ -253,7 +254,7 @@ def read_dataset(
 
 def read_batch(args: Namespace, model: TokenMixupModel) -> Batch:
     """The images to show, as the model's image processor makes them."""
-    processor = AutoImageProcessor.from_pretrained(args.model, **hub_options(args))
+    processor = open_image_processor(args.model, **hub_options(args))
     _, mean, deviation = probe_image_processor(processor)
     transform, labels = ProcessorTransform(processor), None
     names = [model.config.id2label[number] for number in range(model.config.num_labels)]
@@ -291,6 +292,8 @@ def draw(args: Namespace) -> Figure:
 
 def draw_curves(runs: Sequence[str]) -> Figure:
     """The curves of several trainings, named after their folders."""
+    # The log itself stands for its folder.
+    runs = [str(Path(run).parent) if Path(run).name == JsonLinesCallback.file_name else run for run in runs]
     names = [Path(run).resolve().name for run in runs]
     # Folders of one name are told apart by their paths.
     names = [run if names.count(name) > 1 else name for run, name in zip(runs, names, strict=True)]

@@ -22,7 +22,7 @@ from . import text
 from .description import ModelDescription, describe
 from .paper import PaperBenchmark, paper_benchmark
 from .redact import hub_name, public_text, public_value
-from .results import eval_results, with_results
+from .results import eval_results, read_card, with_results
 
 FILE_NAME = "README.md"
 SMALL_IMAGE = 64
@@ -137,7 +137,7 @@ def _update_folder(folder: Path, evaluation: Evaluation) -> str:
     # Absolute, so that the folder that one is in has a name too.
     name = folder.resolve().name
     if path.exists():
-        card = with_results(path.read_bytes().decode(), name, eval_results(evaluation))
+        card = with_results(read_card(path), name, eval_results(evaluation))
     elif (folder / CONFIG_NAME).exists():
         card = str(build_card(AutoConfig.from_pretrained(folder), name, evaluations=[evaluation]))
     else:

@@ -7,20 +7,21 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path, PurePath
+from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, constants
 
 # HTTPError is that of the client's HTTP library, for a connection that cannot be made or breaks.
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import build_hf_headers, filter_repo_objects, get_session
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from .cards import build_card
 from .redact import public_json
-from .results import with_license
+from .results import read_card, with_license
 
 # An allow-list: an output folder also holds checkpoints, optimizer states and files that name local paths.
 PUBLISHED_PATTERNS = {
@@ -205,7 +206,7 @@ def check_published(folder: str | Path) -> None:
             f"{folder} is a checkpoint in training, ScoreNet included. The published form lies in the output folder "
             "above it; or make it: `model.published().save_pretrained(...)`."
         )
-    config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    config = _read_json(folder / CONFIG_NAME)
     if config.get("model_type") not in CONFIG_MAPPING_NAMES and not config.get("auto_map"):
         raise ValueError(
             f"Transformers has no model type {config.get('model_type')!r}, and its code does not lie in {folder}: "
@@ -228,7 +229,7 @@ def address_card(folder: Path, repo_id: str, license: str | None = None) -> None
     if not path.is_file():
         build_card(AutoConfig.from_pretrained(folder), repo_id, license=license).save(path)
         return
-    card = path.read_bytes().decode()
+    card = read_card(path)
     if license is not None:
         card = with_license(card, license)
         path.write_bytes(card.encode())
@@ -266,7 +267,8 @@ def explain(error: Exception, api: HfApi, repo_id: str) -> str:
     if isinstance(error, HfHubHTTPError):
         return f"The Hub refused {repo_id}: {error.server_message or _first_line(error)}."
     if isinstance(error, ValueError):
-        return f"{repo_id!r} is no name for a repository: {_first_line(error)}"
+        reason = _first_line(error).removesuffix(" Use `repo_type` argument if needed.")
+        return f"{repo_id!r} is no name for a repository: {reason} Name it USER/NAME."
     return f"The connection to the Hub at {api.endpoint} failed ({type(error).__name__}: {_first_line(error)})."
 
 
@@ -286,12 +288,27 @@ def _tensor_names(folder: Path) -> list[str]:
     """Names of all tensors in the safetensors files of `folder`."""
     single, index = folder / SAFE_WEIGHTS_NAME, folder / SAFE_WEIGHTS_INDEX_NAME
     if index.is_file():
-        weights = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weights = _read_json(index).get("weight_map")
+        if not isinstance(weights, dict):
+            raise ValueError(f"{index} must have a weight_map, as save_pretrained writes it. Copy it again.")
         missing = sorted({name for name in weights.values() if not (folder / name).is_file()})
         if missing:
             raise ValueError(f"{folder} lacks {', '.join(missing)}, which its {index.name} names.")
         return list(weights)
     if not single.is_file():
         raise ValueError(f"{folder} holds no weights: expected {SAFE_WEIGHTS_NAME} or {SAFE_WEIGHTS_INDEX_NAME}.")
-    with safe_open(single, framework="pt") as file:
-        return list(file.keys())
+    try:
+        with safe_open(single, framework="pt") as file:
+            return list(file.keys())
+    except SafetensorError as error:
+        raise ValueError(f"{single} is damaged or incomplete ({error}). Copy or save it again.") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}). Copy or save it again.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must be a JSON object, got {type(content).__name__}. Copy or save it again.")
+    return content

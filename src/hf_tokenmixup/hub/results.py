@@ -2,6 +2,7 @@
 
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -75,6 +76,29 @@ def with_results(card: str, model_name: str, results: list[EvalResult]) -> str:
     metadata = _parse(block)
     metadata["model-index"] = _replace(metadata.get("model-index"), model_name, results)
     return mark + card[: found.start(3)] + _splice(block, metadata, "model-index", line_break) + card[found.end(3) :]
+
+
+def read_card(path: Path) -> str:
+    """The text of a card.
+
+    Raises:
+        ValueError: It is no text in UTF-8.
+    """
+    try:
+        return path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"The card {path} must be text in UTF-8: {error}. Correct or remove it.") from error
+
+
+def check_card(folder: Path) -> None:
+    """Check that results can be put into the card in a folder, if there is one.
+
+    Raises:
+        ValueError: It is no text, or its metadata is no YAML mapping.
+    """
+    path = folder / "README.md"
+    if path.is_file() and (found := _FRONT_MATTER.match(read_card(path).removeprefix("\ufeff"))):
+        _parse(found[3])
 
 
 def with_license(card: str, license: str) -> str:

@@ -4,6 +4,7 @@ import difflib
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -207,6 +208,8 @@ def stored_config(name_or_path: str, **hub_options) -> dict[str, Any]:
         ValueError: there is no such model, or its config.json is not that of one.
     """
     expected = "expected a folder with a config.json, as save_pretrained writes it, or the name of a model on the Hub"
+    if Path(name_or_path).is_file():
+        raise ValueError(f"{str(name_or_path)!r} is a file, not a model: {expected}.")
     try:
         stored = PreTrainedConfig.get_config_dict(name_or_path, **hub_options)[0]
     except (OSError, HFValidationError) as error:

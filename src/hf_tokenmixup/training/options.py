@@ -103,6 +103,11 @@ class EvaluationDataArguments:
         choices=list(LABEL_MAPPINGS),
     )
 
+    def __post_init__(self):
+        fraction = self.train_val_split
+        if fraction is not None and not 0 < fraction < 1:
+            raise ValueError(f"--train_val_split must be above 0 and below 1, got {fraction}.")
+
 
 @dataclass
 class DataArguments(EvaluationDataArguments):
