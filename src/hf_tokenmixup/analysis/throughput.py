@@ -1,7 +1,7 @@
 """Images per second of a training: its input pipeline alone, its model alone, and both together."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from itertools import cycle, islice
 from statistics import median
 from typing import Any
@@ -56,7 +56,7 @@ def measure_throughput(
         For `loader`, `model` and `whole`, images per second in this process: least, median and greatest of the rounds.
 
     Raises:
-        ValueError: fewer than one step or round, or a trainer with other `max_steps`.
+        ValueError: fewer than one step or round, a trainer with other `max_steps`, or fewer images than a batch takes.
     """
     if min(warmup, steps, rounds) < 1 or trainer.args.max_steps != warmup + steps:
         raise ValueError(
@@ -64,6 +64,13 @@ def measure_throughput(
             f"{warmup}, {steps}, {rounds} and max_steps={trainer.args.max_steps}."
         )
     device, size = trainer.args.device, trainer.args.train_batch_size
+    per_step = size * trainer.args.world_size
+    data = trainer.train_dataset
+    if isinstance(data, Sized) and len(data) < per_step:
+        raise ValueError(
+            f"A step takes {per_step} images, and the training split has {len(data)}: choose a smaller "
+            "per_device_train_batch_size."
+        )
     batch = collate(list(islice(cycle(trainer.train_dataset), size)))
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
     watch = Stopwatch(warmup, device)

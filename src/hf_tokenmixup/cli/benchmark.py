@@ -54,7 +54,7 @@ from ..models import TokenMixupModel
 from ..models.targets import class_distributions
 from ..training.recipes import split_lists
 from .finetune import prepare
-from .program import invocation, run_command
+from .program import check_output_file, invocation, run_command
 
 PARTS = ("detection", "step", "training", "savers", "parameters")
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -104,8 +104,8 @@ def parse_options(arguments: list[str]) -> tuple[Namespace, list[str]]:
         raise ValueError(f"--device must be cpu, cuda or cuda:NUMBER, got {args.device}.")
     if args.device != "cpu" and not torch.cuda.is_available():
         raise ValueError(f"There is no CUDA device for --device {args.device}: give --device cpu.")
-    if args.json is not None and args.json.is_dir():
-        raise ValueError(f"--json must name a file, and {args.json} is a folder.")
+    if args.json is not None:
+        check_output_file("--json", args.json)
     return args, others
 
 

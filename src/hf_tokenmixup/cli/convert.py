@@ -45,6 +45,21 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def read_names(path: str) -> list[str]:
+    """The lines of a text file.
+
+    Raises:
+        ValueError: It cannot be read, or is no text in UTF-8.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"--label_names must be a text file in UTF-8 with a class name in each line; {path} is not "
+            f"({getattr(error, 'strerror', None) or error})."
+        ) from error
+
+
 def options(args: argparse.Namespace) -> dict[str, Any]:
     """What ``convert_weights`` takes, flags before the recipe."""
     settings: dict[str, Any] = {}
@@ -62,7 +77,7 @@ def options(args: argparse.Namespace) -> dict[str, Any]:
         "settings": settings or None,
         "image_size": size[0] if size and len(size) == 1 else size,
         "num_attention_heads": args.num_attention_heads,
-        "label_names": Path(args.label_names).read_text(encoding="utf-8").splitlines() if args.label_names else None,
+        "label_names": read_names(args.label_names) if args.label_names else None,
         "image_mean": mean,
         "image_std": std,
     }

@@ -28,6 +28,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--steps", type=int, default=30, help="Timed steps of a stretch.")
     parser.add_argument("--rounds", type=int, default=3, help="Stretches of each kind, in turn.")
     args, options = parser.parse_known_args(arguments)
+    for name in ("warmup", "steps", "rounds"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}.")
 
     with tempfile.TemporaryDirectory() as folder:
         fixed = [*FIXED, "--max_steps", str(args.warmup + args.steps), "--output_dir", folder]

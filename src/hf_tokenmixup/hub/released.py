@@ -40,7 +40,8 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"There is no file {path}: give the path of a downloaded weight file.")
+        found = "is a folder" if path.is_dir() else "does not exist"
+        raise ValueError(f"There is no file {path}, it {found}: give the path of a downloaded weight file.")
     suffix = path.suffix.lower()
     if suffix not in (".npz", ".safetensors", *PICKLED):
         raise ValueError(
