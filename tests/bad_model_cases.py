@@ -99,9 +99,13 @@ MODELS = [
     ),
     model("weights cut short", cut_weights, "cannot be read", "cut short", "Copy or download it anew"),
     model(
-        "no image processor", without_processor, "No image processor", "preprocessor_config.json", "--image_processor"
+        "no image processor",
+        without_processor,
+        "has no image processor",
+        "preprocessor_config.json",
+        "--image_processor",
     ),
-    model("another processor", trained, "No image processor '/no'", arguments=("--image_processor_name", "/no")),
+    model("another processor", trained, "/no has no image processor", arguments=("--image_processor_name", "/no")),
     model(
         "a processor of another size",
         other_size,

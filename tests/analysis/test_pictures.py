@@ -131,8 +131,11 @@ def test_the_picture_tells_the_settings_that_were_followed():
 
 def test_without_a_pair_the_way_out_is_told():
     nothing = observation(replaced=torch.zeros(3, 2, 3, dtype=torch.bool), easy=torch.tensor([True, False, False]))
-    with pytest.raises(ValueError, match=r"of 3 images, 1 easy ones, none .* rho = 0.01.*lies within 0.17: choose"):
+    with pytest.raises(ValueError, match=r"of 3 images, 1 easy ones, none .* rho = 0.01.*is within 0.17: choose"):
         draw_horizontal(IMAGES, nothing, NAMES, CELLS)
+    none_easy = observation(replaced=nothing.replaced, easy=torch.zeros(3, dtype=torch.bool))
+    with pytest.raises(ValueError, match="0 easy ones, .* choose a higher tau"):
+        draw_horizontal(IMAGES, none_easy, NAMES, CELLS)
 
 
 def test_tokens_brought_up_are_framed_and_numbered():
