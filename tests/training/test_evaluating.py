@@ -213,7 +213,7 @@ class Epochs(TrainerCallback):
         ({"logging_strategy": "epoch"}, [2, 4, 6]),
         ({"logging_strategy": "no"}, []),
         ({"max_steps": 5}, [2, 4, 5]),
-        ({"callbacks": [Epochs()]}, [4, 6]),
+        pytest.param({"callbacks": [Epochs()]}, [4, 6], id="callback"),
     ],
     ids=str,
 )
