@@ -185,7 +185,7 @@ def test_a_resnet_is_a_baseline(finetune, tmp_path):
     )
     finetune.run(trainer)
     saved = AutoModelForImageClassification.from_pretrained(tmp_path)
-    assert saved.config.model_type == "resnet" and saved.config.problem_type is None
+    assert saved.config.model_type == "resnet" and saved.config.problem_type == "single_label_classification"
     assert 0 <= metrics(tmp_path)["eval_top1"] <= metrics(tmp_path)["eval_top5"] <= 1
 
 
