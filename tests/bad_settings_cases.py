@@ -35,7 +35,7 @@ def zero_stage_3(bench: Bench):
 NOT_PARSED = [
     parsed("--learning_rate x", "--learning_rate", "float", "'x'"),
     parsed("--horizontal_layers one", "--horizontal_layers", "int", "'one'"),
-    parsed("--horizontal_layers 1,2", "--horizontal_layers", "int", "'1,2'"),
+    parsed("--horizontal_layers 1,x", "--horizontal_layers", "int", "'x'"),
     parsed("--horizontal_tau x", "--horizontal_tau", "a number or none expected", "'x'"),
     parsed("--assignment_group_size x", "--assignment_group_size", "a whole number or none expected", "'x'"),
     parsed("--vertical_kappa 2.5", "--vertical_kappa", "int", "'2.5'"),
