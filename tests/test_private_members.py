@@ -172,3 +172,10 @@ def test_private_members_that_are_listed_are_used():
 )
 def test_private_uses_are_found_in_every_form(source, found):
     assert [name for name, _ in private_uses(source)] == found
+
+
+def test_deprecated_names_of_checkpointing_are_used_in_one_module():
+    """A warning about them is ignored, as peft causes it too."""
+    old = re.compile(r"\.(is_gradient_checkpointing|gradient_checkpointing_(enable|disable))\b")
+    using = {path.name for path in ROOT.rglob("*.py") if old.search(path.read_text(encoding="utf-8"))}
+    assert using == {"gradient_checkpointing.py"}
