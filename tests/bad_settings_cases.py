@@ -1,12 +1,18 @@
 """Mistakes on the command line and in recipes."""
 
 from bad_input_bench import DIGITS, Bench, Mistake
+from transformers import TrainingArguments
 
 from hf_tokenmixup.training import arguments
 
 
 def flags(words: str, *told: str, error: type[BaseException] = ValueError) -> Mistake:
     return Mistake(words, lambda bench: bench.digits(*words.split()), error, told)
+
+
+def removed(words: str, *told: str) -> list[Mistake]:
+    """An option that newer versions of transformers have removed; none where this version still has it."""
+    return [] if hasattr(TrainingArguments, words.split()[0].removeprefix("--")) else [flags(words, *told)]
 
 
 def parsed(words: str, *told: str) -> Mistake:
@@ -110,10 +116,10 @@ SETTINGS = [
     flags("--image_size 0", "--image_size", "at least 1", "got 0"),
     flags("--image_size 17", "image_size is 17, but config_overrides has image_size 16", "remove one"),
     flags("--image_size 16,16,16", "--image_size must be a side, or height and width", "got 16 16 16"),
-    flags("--warmup_ratio 0.1", "--warmup_ratio was removed", "as in --warmup_steps 0.1"),
+    *removed("--warmup_ratio 0.1", "--warmup_ratio was removed", "as in --warmup_steps 0.1"),
     flags("--evaluation-strategy epoch", "--evaluation_strategy was removed", "pass --eval_strategy"),
     flags("--overwrite_output_dir", "name another --output_dir", "--resume_from_checkpoint auto"),
-    flags("--logging_dir x", "TENSORBOARD_LOGGING_DIR"),
+    *removed("--logging_dir x", "TENSORBOARD_LOGGING_DIR"),
     flags("--save_safetensors true", "always saved as safetensors"),
     flags("--per_gpu_train_batch_size 8", "pass --per_device_train_batch_size"),
     flags("--trust_remote_code", "--trust_remote_code is not supported"),

@@ -17,6 +17,8 @@ from .lora import LoraArguments
 from .recipes import expand_recipe, keys_of_recipe, refuse_unknown_options
 
 HOST_TRAINING_OPTIONS = {item.name for item in dataclasses.fields(TrainingArguments)}
+# Versions of transformers before the renaming have it from us.
+HOST_TRAINING_OPTIONS |= {"activation_checkpointing_kwargs"}
 SHOWN_TRAINING_OPTIONS = """
     do_train do_eval output_dir num_train_epochs max_steps per_device_train_batch_size per_device_eval_batch_size
     gradient_accumulation_steps learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps optim optim_args
