@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-
-TIMEOUT_S = 60
+from script_modules import HANG_S
 
 
 def in_processes(function: Callable[[int], Any], folder: Path, world: int = 2) -> list[Any]:
@@ -25,7 +24,7 @@ def in_processes(function: Callable[[int], Any], folder: Path, world: int = 2) -
     for process in processes:
         process.start()
     try:
-        return [receiver.recv() if receiver.poll(TIMEOUT_S) else "no result" for receiver, _ in pipes]
+        return [receiver.recv() if receiver.poll(HANG_S) else "no result" for receiver, _ in pipes]
     finally:
         for process in processes:
             process.join(5)
@@ -34,9 +33,7 @@ def in_processes(function: Callable[[int], Any], folder: Path, world: int = 2) -
 
 def _run(function: Callable[[int], Any], rank: int, world: int, init: str, result: Any) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=init, rank=rank, world_size=world, timeout=timedelta(seconds=TIMEOUT_S)
-    )
+    dist.init_process_group("gloo", init_method=init, rank=rank, world_size=world, timeout=timedelta(seconds=HANG_S))
     try:
         result.send(function(rank))
     except Exception as error:

@@ -44,14 +44,13 @@ def observed(folder, **order):
     return [OBSERVED, file]
 
 
-def launch(*words, check=False, path=()):
-    """Run a program of this environment, with `path` on Python's path; return when all its processes have ended."""
+def launch(*words, check=False):
+    """Run a program of this environment; return when all its processes have ended."""
     program, *words = map(str, words)
     command = [str(Path(sys.executable).with_name(program)), *words]
-    environment = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([*map(str, path), os.environ.get("PYTHONPATH", "")])}
     # A process that outlives the launcher has the other end of the pipe.
     return subprocess.run(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=HANG_S,
+        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=HANG_S,
         start_new_session=True, check=check,
     )  # fmt: skip
 
@@ -96,43 +95,6 @@ def test_ctrl_c_under_accelerate_prints_one_line(tmp_path):
     order = observed(out, at=STEP_BEGINS, number=3, action="interrupt")
     ended = launch("accelerate", "launch", "--num_processes", 1, *order, SCRIPT, *OPTIONS, "--output_dir", out)
     assert "finetune.py: interrupted; no checkpoint was written yet." in ended.stdout
-
-
-IN_ORDER = """
-import os, sys, time
-from pathlib import Path
-from tiny_training import Images, tokenmixup_vit
-from test_termination import TerminateAt
-from transformers import TrainerCallback
-from hf_tokenmixup.training import TokenMixupTrainer, TokenMixupTrainingArguments
-
-folder, rank = Path(sys.argv[1]), os.environ["RANK"]
-
-class Slow(TrainerCallback):
-    def on_train_end(self, args, state, control, **kwargs):
-        if rank == "1":
-            wait = trainer.accelerator.wait_for_everyone
-            trainer.accelerator.wait_for_everyone = lambda: ((folder / "waits").touch(), wait())
-        else:
-            while not ((folder / "waits").exists() or (folder / "returned").exists()):
-                time.sleep(0.01)
-            (folder / "first").write_text("the other" if (folder / "returned").exists() else "this one")
-
-args = TokenMixupTrainingArguments(str(folder / "out"), use_cpu=True, report_to="none", max_steps=50,
-    per_device_train_batch_size=4, disable_tqdm=True, save_only_model=True)
-trainer = TokenMixupTrainer(tokenmixup_vit(), args, train_dataset=Images(32), callbacks=[TerminateAt(2), Slow()])
-trainer.train()
-(folder / "returned").touch()
-"""
-
-
-@pytest.mark.slow
-def test_sigterm_no_process_ends_while_the_main_process_writes(tmp_path):
-    """Once a process has ended, torchrun kills the others after 30 seconds."""
-    (tmp_path / "train.py").write_text(IN_ORDER)
-    torchrun, tests = ["torchrun", "--standalone", "--nproc_per_node", 2], Path(__file__).parent
-    ended = launch(*torchrun, tmp_path / "train.py", tmp_path, path=[tests, tests / "training"])
-    assert (tmp_path / "first").read_text() == "this one", ended.stdout
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from script_modules import HANG_S
 from torch.distributed import HashStore
 
 from hf_tokenmixup.cli.program import exit_with
@@ -21,7 +22,7 @@ def pair(monkeypatch):
     """The watches of two processes, the exceptions that their hooks got, and the statuses they ended with."""
     monkeypatch.setattr(peers, "POLL_S", 0.02)
     monkeypatch.setattr(peers, "END_S", 0.0)
-    monkeypatch.setattr(peers, "SEEN_S", 2.0)
+    monkeypatch.setattr(peers, "SEEN_S", HANG_S)
     store, shown, ended = HashStore(), [], []
     watches = [PeerWatch(store, rank, 2, lambda *error: shown.append(error), ended.append) for rank in range(2)]
     for watch in watches:
@@ -33,10 +34,10 @@ def pair(monkeypatch):
 
 def test_an_uncaught_error_ends_the_other_process_with_its_message(pair, capsys):
     (first, second), shown, ended = pair
-    begin = time.monotonic()
     second(ValueError, ValueError("image 3 is\n broken"), None)
-    assert time.monotonic() - begin < 1.5
-    first._thread.join(2)
+    # It waited until the other process had seen its message.
+    assert second.store.add(peers.SEEN_KEY, 0) == 2
+    first._thread.join(HANG_S)
     assert ended == [1] and [kind for kind, *_ in shown] == [ValueError]
     assert capsys.readouterr().err == "Process 0 ends, as process 1 failed: ValueError: image 3 is broken\n"
     # What the broken connection raises there is not shown.
@@ -50,7 +51,7 @@ def test_the_same_error_in_both_processes_is_printed_once(pair, capsys):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(5)
+        thread.join(HANG_S)
     text = capsys.readouterr().err
     assert text.count("no room") == 1 or ended == [1]
 
@@ -71,7 +72,7 @@ def test_a_store_that_is_gone_ends_the_watch_and_nothing_else(pair):
             raise RuntimeError("Connection was likely closed")
 
     first.store = Gone()
-    first._thread.join(2)
+    first._thread.join(HANG_S)
     assert not first._thread.is_alive() and not ended
 
 
@@ -88,7 +89,7 @@ def test_exit_with_in_one_of_several_processes_reports_its_line(pair, monkeypatc
     monkeypatch.setattr(sys, "argv", ["finetune.py"])
     with pytest.raises(SystemExit) as exited:
         exit_with(ValueError("no\nroom"))
-    first._thread.join(2)
+    first._thread.join(HANG_S)
     assert exited.value.code == 1 and ended == [1]
     assert sorted(capsys.readouterr().err.splitlines()) == [
         "Process 0 ends, as process 1 failed: finetune.py: no room",
@@ -100,8 +101,10 @@ TRAINING = """
 import os, sys, time
 from tiny_training import Images, tokenmixup_vit
 from transformers import TrainerCallback
-from hf_tokenmixup.training import TokenMixupTrainer, TokenMixupTrainingArguments
+from hf_tokenmixup.training import TokenMixupTrainer, TokenMixupTrainingArguments, peers
 
+# On a busy machine, the other process may need more than 5 seconds to see a failure.
+peers.SEEN_S = 600.0
 folder, place = sys.argv[1:]
 args = TokenMixupTrainingArguments(folder, use_cpu=True, report_to="none", max_steps=5, save_strategy="no",
     per_device_train_batch_size=4, disable_tqdm=True)
@@ -109,7 +112,7 @@ print("pid", os.getpid(), flush=True)
 
 def fail(where):
     if where == place and args.process_index == 1:
-        print("failing", time.time(), flush=True)
+        print("failing", flush=True)
         raise ValueError("image 3 is broken")
 
 class Callback(TrainerCallback):
@@ -119,7 +122,7 @@ class Callback(TrainerCallback):
             if place == "stuck" and args.process_index == 1:
                 raise ValueError("image 3 is broken")
             if place == "stuck":
-                time.sleep(100)
+                time.sleep(1800)
 
 with args.main_process_first():
     fail("data")
@@ -135,12 +138,11 @@ def test_two_processes_end_together(tmp_path, place):
     (tmp_path / "run.py").write_text(TRAINING)
     path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    begin = time.time()
     done = subprocess.run(
         [*launcher, str(tmp_path / "run.py"), str(tmp_path / "out"), place],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}, capture_output=True, text=True, timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}, capture_output=True, text=True, timeout=HANG_S,
     )  # fmt: skip
-    print(done.stdout, done.stderr, time.time() - begin)
+    print(done.stdout, done.stderr)
     if place == "nowhere":
         assert done.returncode == 0 and done.stdout.count("trained 5") == 2 and "failed" not in done.stderr
         return

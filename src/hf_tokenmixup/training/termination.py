@@ -85,12 +85,9 @@ class TerminatingTrainer(Trainer):
         given = {name: getattr(self.args, name) for name in settings}
         try:
             vars(self.args).update(settings)
-            result = super()._finalize_training(*args, **kwargs)
+            return super()._finalize_training(*args, **kwargs)
         finally:
             vars(self.args).update(given)
-        # torchrun gives the others 30 seconds once one process has ended, and the main process may still be writing.
-        self.accelerator.wait_for_everyone()
-        return result
 
 
 class TerminationCallback(TrainerCallback):
