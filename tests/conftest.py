@@ -1,7 +1,7 @@
 """The tests' Hub as the one that the client talks to in this process."""
 
 import pytest
-from hub_server import Hub
+from fake_hub.server import Hub
 from huggingface_hub import constants
 
 TOKENS = {"hf_alice": "alice", "hf_bob": "bob", "hf_reader": ("alice", "read")}

@@ -32,13 +32,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from helpers.commands import HANG_S, SCRIPTS
 from observed_training import Moment, Order
 from safetensors.torch import load_file
-from script_modules import HANG_S, SCRIPTS
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from hf_tokenmixup.data.digits import load_digits_dataset
-from hf_tokenmixup.training.resuming import OWN_STATE, checkpoints_in, fault_in
+from hf_tokenmixup.training.checkpointing.integrity import OWN_STATE, checkpoints_in, fault_in
 
 OBSERVED = Path(__file__).with_name("observed_training.py")
 MODEL = {"image_size": 16, "patch_size": 4, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}

@@ -30,7 +30,7 @@ import matplotlib.backends.backend_agg  # noqa: F401  imported before the forks,
 import psutil
 import safetensors.torch
 import torch
-from script_modules import HANG_S
+from helpers.commands import HANG_S
 from transformers import TrainerCallback
 
 import hf_tokenmixup.cli.finetune  # noqa: F401

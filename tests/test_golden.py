@@ -1,8 +1,8 @@
 """The reference values of tests/golden, through the public functions and the public model."""
 
-import golden_cases
 import pytest
 import torch
+from helpers import golden_cases
 
 from hf_tokenmixup import functional
 from hf_tokenmixup.saliency import attention_saliency

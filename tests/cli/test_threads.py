@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from script_modules import HANG_S
+from helpers.commands import HANG_S
 
 from hf_tokenmixup.cli import threads
 

@@ -20,7 +20,7 @@ from hf_tokenmixup.data import (
     load_digits_dataset,
     load_image_dataset,
 )
-from hf_tokenmixup.data.images import StoredImages, to_rgb
+from hf_tokenmixup.data.image_cache import StoredImages, to_rgb
 
 PROCESSOR = ViTImageProcessor(size={"height": 16, "width": 16})
 
@@ -176,7 +176,7 @@ def test_many_broken_images_are_listed_in_part_and_for_a_limited_time(monkeypatc
     with pytest.raises(ValueError, match=r"Of all 600 .* 600 cannot be decoded: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, \.\.\."):
         data[5]
     clock = iter([0, 1, 61])
-    monkeypatch.setattr("hf_tokenmixup.data.images.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("hf_tokenmixup.data.image_cache.time.monotonic", lambda: next(clock))
     with pytest.raises(
         ValueError, match=r"Image 5 .* Of the first 256 of 600 \(60 s\) images .* 256 cannot be decoded"
     ):

@@ -15,7 +15,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from transformers.image_utils import load_image
 
 from hf_tokenmixup.data import ImageClassificationData, collate
-from hf_tokenmixup.data.images import decode
+from hf_tokenmixup.data.image_cache import decode
 
 MIN_SAMPLE, MAX_SAMPLE, S_MIN_SAMPLE, S_MAX_SAMPLE, PHOTOMETRIC, ORIENTATION = 280, 281, 340, 341, 262, 274
 

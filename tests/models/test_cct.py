@@ -2,9 +2,9 @@
 
 import json
 
-import golden_cases
 import pytest
 import torch
+from helpers import golden_cases
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 

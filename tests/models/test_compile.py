@@ -6,7 +6,7 @@ from torch import _dynamo as dynamo
 from torch._dynamo.utils import counters
 from transformers import set_seed
 
-from hf_tokenmixup.analysis.networks import NETWORKS
+from hf_tokenmixup.benchmarks.model_presets import NETWORKS
 from hf_tokenmixup.models import (
     TokenMixupCctConfig,
     TokenMixupCctForImageClassification,

@@ -428,7 +428,7 @@ def test_an_attention_mask_is_refused_while_mixing(build, images, labels):
 def test_without_labels_plain_and_said_once(build, images, caplog):
     model = build(**BOTH)
     logging.Logger.warning_once.cache_clear()
-    with caplog.at_level(logging.WARNING, logger="hf_tokenmixup.models.mixing"):
+    with caplog.at_level(logging.WARNING, logger="hf_tokenmixup.models.modeling_tokenmixup"):
         first = model(images)
         model(images)
     torch.testing.assert_close(first.logits, model.eval()(images).logits)

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from tiny_training import Images, plain_vit, tokenmixup_vit
+from helpers.tiny_training import Images, plain_vit, tokenmixup_vit
 
 from hf_tokenmixup.training import CurvesCallback, JsonLinesCallback, TokenMixupTrainer
 

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from tiny_training import Images, resnet, tokenmixup_vit
+from helpers.tiny_training import Images, resnet, tokenmixup_vit
 from torch import _dynamo as dynamo
 from torch._dynamo.utils import counters
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_training import Images, plain_vit, tokenmixup_cct, tokenmixup_vit
+from helpers.tiny_training import Images, plain_vit, tokenmixup_cct, tokenmixup_vit
 
 from hf_tokenmixup.data import collate
 from hf_tokenmixup.metrics import compute_metrics, top_classes
 from hf_tokenmixup.training import TokenMixupTrainer
-from hf_tokenmixup.training.faults import _what_to_do
+from hf_tokenmixup.training.nonfinite import _what_to_do
 
 EVALUATION = {
     "dataset": "alice/pictures", "dataset_config": None, "dataset_revision": None, "dataset_fingerprint": None,

@@ -9,10 +9,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from forked_group import in_processes
+from helpers.forked_group import in_processes
 from torch.utils.data import RandomSampler, WeightedRandomSampler
 from transformers import TrainerControl, TrainerState
 
+from hf_tokenmixup.training.checkpointing.disk_space import OutputFolderError
+from hf_tokenmixup.training.checkpointing.integrity import checkpoint_to_resume
 from hf_tokenmixup.training.processes import (
     CommonSampler,
     RankSeedCallback,
@@ -22,8 +24,6 @@ from hf_tokenmixup.training.processes import (
     on_all_processes,
     on_main_process,
 )
-from hf_tokenmixup.training.resuming import checkpoint_to_resume
-from hf_tokenmixup.training.space import OutputFolderError
 
 
 def failing_in(rank: int, number: int, error: Exception):

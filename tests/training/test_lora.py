@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft_versions import skip_without_add_adapter
+from helpers.peft_versions import skip_without_add_adapter
+from helpers.tiny_training import CLASSES, Images, plain_vit, resnet, tokenmixup_vit
 from safetensors.torch import load, load_file
-from tiny_training import CLASSES, Images, plain_vit, resnet, tokenmixup_vit
 from transformers import AutoModelForImageClassification, ViTForImageClassification
 
 from hf_tokenmixup.models import TokenMixupCctConfig, TokenMixupCctForImageClassification, load_classifier
 from hf_tokenmixup.training import LoraArguments, TokenMixupTrainer, add_lora
-from hf_tokenmixup.training.resuming import fault_in
+from hf_tokenmixup.training.checkpointing.integrity import fault_in
 
 peft = pytest.importorskip("peft")
 

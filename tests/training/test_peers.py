@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from script_modules import HANG_S
+from helpers.commands import HANG_S
 from torch.distributed import HashStore
 
 from hf_tokenmixup.cli.program import exit_with
@@ -99,7 +99,7 @@ def test_exit_with_in_one_of_several_processes_reports_its_line(pair, monkeypatc
 
 TRAINING = """
 import os, sys, time
-from tiny_training import Images, tokenmixup_vit
+from helpers.tiny_training import Images, tokenmixup_vit
 from transformers import TrainerCallback
 from hf_tokenmixup.training import TokenMixupTrainer, TokenMixupTrainingArguments, peers
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 import transformers.integrations
 from accelerate.utils.memory import release_memory
-from tiny_training import Images, tokenmixup_vit
+from helpers.tiny_training import Images, tokenmixup_vit
 from transformers import TrainerCallback
 from transformers.trainer_utils import HPSearchBackend
 
 from hf_tokenmixup.training import CurvesCallback, JsonLinesCallback, TokenMixupTrainer
-from hf_tokenmixup.training.resuming import fault_in
+from hf_tokenmixup.training.checkpointing.integrity import fault_in
 
 
 class Trial:

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from streams import Number, stream, write_shards
-from tiny_training import tokenmixup_vit
+from helpers.streams import Number, stream, write_shards
+from helpers.tiny_training import tokenmixup_vit
 from transformers import TrainerCallback, ViTImageProcessor
 
 from hf_tokenmixup.data import (
@@ -12,9 +12,11 @@ from hf_tokenmixup.data import (
     build_transforms,
     collate,
     load_image_dataset,
-    streaming,
 )
-from hf_tokenmixup.data.images import decode
+from hf_tokenmixup.data import (
+    iterable_dataset as streaming,
+)
+from hf_tokenmixup.data.image_cache import decode
 from hf_tokenmixup.metrics import compute_metrics, top_classes
 from hf_tokenmixup.training import TokenMixupTrainer
 

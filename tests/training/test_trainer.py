@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from tiny_training import CLASSES, Images, plain_vit, resnet, tokenmixup_vit
+from helpers.tiny_training import CLASSES, Images, plain_vit, resnet, tokenmixup_vit
 from torch.nn import functional as F
 from transformers import TrainerCallback
 

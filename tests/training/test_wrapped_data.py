@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_training import Images, tokenmixup_vit
+from helpers.tiny_training import Images, tokenmixup_vit
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, random_split
 from transformers import TrainerCallback, ViTImageProcessor
 

@@ -31,8 +31,7 @@ from typing import Any
 
 import torch
 
-from ..analysis.benchmark import interleave, peak_memory
-from ..analysis.benchmark_cases import (
+from ..benchmarks.cases import (
     detection_cases,
     entering_tokens,
     gain_kept,
@@ -43,18 +42,19 @@ from ..analysis.benchmark_cases import (
     training_step,
     with_settings,
 )
-from ..analysis.benchmark_savers import SAVERS, compare_savers
-from ..analysis.benchmark_tables import parameter_table, timing_table
-from ..analysis.environment import describe_hardware, library_versions, public_command
-from ..analysis.networks import NETWORKS
-from ..analysis.systems import COMPARED_SYSTEMS, System, count_costs
+from ..benchmarks.compared_models import COMPARED_SYSTEMS, System, count_costs
+from ..benchmarks.model_presets import NETWORKS
+from ..benchmarks.optimizations import SAVERS, compare_savers
+from ..benchmarks.tables import parameter_table, timing_table
+from ..benchmarks.timing import interleave, peak_memory
 from ..data import collate
-from ..hub.paper import BENCHMARKS
+from ..hub.paper_results import BENCHMARKS
 from ..models import TokenMixupModel
-from ..models.targets import class_distributions
-from ..training.recipes import split_lists
+from ..models.labels import class_distributions
+from ..utils.environment import describe_hardware, library_versions, public_command
 from .finetune import prepare
 from .program import check_output_file, invocation, run_command
+from .recipes import split_lists
 
 PARTS = ("detection", "step", "training", "savers", "parameters")
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}

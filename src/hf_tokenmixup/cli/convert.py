@@ -15,10 +15,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..hub import convert_weights
-from ..training import parse_options
-from ..training.recipes import RECIPES, split_lists
+from ..conversion.convert import convert_weights
+from .arguments import parse_options
 from .program import run_command
+from .recipes import RECIPES, split_lists
 
 SETTINGS = ("horizontal_layers", "vertical_layers", "horizontal_tau", "horizontal_rho", "vertical_kappa")
 

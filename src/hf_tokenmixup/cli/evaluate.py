@@ -26,14 +26,6 @@ from huggingface_hub.errors import HfHubHTTPError
 from transformers import HfArgumentParser, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from ..analysis import Evaluation, count_macs, count_parameters, evaluate_classifier, model_revision
-from ..analysis.environment import (
-    describe_hardware,
-    describe_precision,
-    library_versions,
-    public_command,
-    public_dataset,
-)
 from ..data import (
     ImageClassificationData,
     ImageData,
@@ -43,14 +35,17 @@ from ..data import (
     match_labels,
 )
 from ..data.transforms import ProcessorTransform, probe_image_processor
+from ..evaluation.evaluate import Evaluation, evaluate_classifier, model_revision
+from ..evaluation.flops import count_macs, count_parameters
 from ..hub import update_card
-from ..hub.results import check_card
+from ..hub.eval_results import check_card
 from ..models import check_evaluated_task, class_names, load_classifier, stored_config
-from ..training.options import BriefHelp, EvaluationDataArguments
 from ..training.peers import watch_peers
-from ..training.recipes import refuse_unknown_options
+from ..utils.environment import describe_hardware, describe_precision, library_versions, public_command, public_dataset
+from .arguments import BriefHelp, EvaluationDataArguments
 from .processors import open_image_processor
 from .program import check_output_file, invocation, run_command
+from .recipes import refuse_unknown_options
 from .threads import use_physical_cores
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -24,8 +24,6 @@ from typing import Any
 
 from transformers import PreTrainedModel, ViTImageProcessor, set_seed
 
-from ..analysis import count_macs
-from ..analysis.environment import public_command, public_dataset
 from ..data import (
     ImageClassificationData,
     ImageData,
@@ -37,31 +35,30 @@ from ..data import (
     match_labels,
 )
 from ..data.transforms import probe_image_processor, resize_image_processor
-from ..hub.cards import TrainingFacts
-from ..hub.publish import PublishingError, check_license
+from ..evaluation.flops import count_macs
+from ..hub.model_card import TrainingFacts
+from ..hub.upload import PublishingError, check_license
 from ..metrics import compute_metrics, top_classes
 from ..models import FAMILIES, border_hint, class_names, height_and_width, load_classifier
 from ..training import (
     CurvesCallback,
-    DataArguments,
     JsonLinesCallback,
-    ModelArguments,
     NonFiniteLossError,
-    Options,
     SavingError,
     TokenMixupTrainer,
     TokenMixupTrainingArguments,
-    parse_options,
 )
+from ..training.checkpointing.disk_space import check_writable
+from ..training.checkpointing.integrity import check_unused, checkpoint_to_resume, newest_complete_checkpoint
 from ..training.effective_settings import mixed_precision
-from ..training.optimization import check_optimization
 from ..training.processes import check_equal, on_all_processes
-from ..training.recipes import RECIPES
-from ..training.resuming import check_unused, checkpoint_to_resume, newest_complete_checkpoint
-from ..training.space import check_writable
+from ..utils.environment import public_command, public_dataset
+from .arguments import DataArguments, ModelArguments, Options, parse_options
 from .launch_command import launch_command
+from .optimizer_checks import check_optimization
 from .processors import open_image_processor
 from .program import exit_with, invocation, program_name
+from .recipes import RECIPES
 from .threads import use_physical_cores
 
 logger = logging.getLogger(__name__)

@@ -4,9 +4,9 @@ import os
 
 from accelerate.utils import DynamoBackend, parse_flag_from_env
 
-from ..analysis.environment import public_name
 from ..training import TokenMixupTrainer
 from ..training.effective_settings import mixed_precision
+from ..utils.environment import public_name
 
 # Options of accelerate launch and the variables in which it passes them on, with its defaults.
 DYNAMO_OPTIONS = {

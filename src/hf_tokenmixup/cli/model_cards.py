@@ -15,9 +15,9 @@ import yaml
 from ..configuration import TokenMixupSettings
 from ..hub import BENCHMARKS, PaperBenchmark, TrainingFacts, build_recipe_card
 from ..models import FAMILIES
-from ..training import DataArguments, ModelArguments
-from ..training.recipes import RECIPES
+from .arguments import DataArguments, ModelArguments
 from .program import exit_with, run_command
+from .recipes import RECIPES
 
 # Options that the trained model does not depend on. Those of model, data and TokenMixup have their own places.
 NOT_TOLD = """do_train do_eval output_dir per_device_eval_batch_size eval_strategy save_strategy save_steps

@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import AutoImageProcessor, BaseImageProcessor
 
-from ..hub.publish import PROCESSOR_NAMES
+from ..hub.upload import PROCESSOR_NAMES
 
 
 def open_image_processor(name: str, **hub_options: Any) -> BaseImageProcessor:

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..hub import publish_folder
-from ..training.recipes import refuse_unknown_options
 from .program import run_command
+from .recipes import refuse_unknown_options
 
 
 def main(arguments: Sequence[str]) -> None:

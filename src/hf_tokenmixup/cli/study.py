@@ -24,9 +24,10 @@ from pathlib import Path
 
 import torch
 
-from ..analysis.studies import SWEEPS, TABLES, Row, Study, sweep_study
-from ..analysis.study_results import format_table, save_results, summarise
-from ..analysis.study_runs import (
+from ..models import load_classifier
+from ..studies.definitions import SWEEPS, TABLES, Row, Study, sweep_study
+from ..studies.results import format_table, save_results, summarise
+from ..studies.runner import (
     LOG_FILE,
     Request,
     check_request,
@@ -38,12 +39,10 @@ from ..analysis.study_runs import (
     seeds_there,
     train,
 )
-from ..models import load_classifier
-from ..training import Options, parse_options
-from ..training.options import build_parser
-from ..training.recipes import RECIPES, expand_recipe, split_lists
-from ..training.space import check_writable
+from ..training.checkpointing.disk_space import check_writable
+from .arguments import Options, build_parser, parse_options
 from .program import program_name, run_command
+from .recipes import RECIPES, expand_recipe, split_lists
 
 FINETUNE = ("-m", "hf_tokenmixup.cli.finetune")
 DEFAULT_SEED = 42

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from transformers import PrinterCallback, ProgressCallback
 
-from ..analysis import measure_throughput
+from ..benchmarks.throughput import measure_throughput
 from .finetune import prepare
 from .program import run_command
 

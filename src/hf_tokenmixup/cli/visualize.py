@@ -27,34 +27,17 @@ from huggingface_hub.errors import HfHubHTTPError
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ..analysis import (
-    check_picture_path,
-    draw_horizontal,
-    draw_runs,
-    draw_saliency,
-    draw_vertical,
-    observe_horizontal,
-    observe_vertical,
-    predicted_classes,
-    read_training_log,
-    saliency_maps,
-    save_figure,
-    short_name,
-    token_cells,
-)
-from ..data import (
-    LABEL_MAPPINGS,
-    ImageClassificationData,
-    collate,
-    has_class_names,
-    load_image_dataset,
-    match_labels,
-)
-from ..data.images import read_rgb
+from ..data import LABEL_MAPPINGS, ImageClassificationData, collate, has_class_names, load_image_dataset, match_labels
+from ..data.image_cache import read_rgb
 from ..data.transforms import ProcessorTransform, probe_image_processor
 from ..models import FAMILIES, TokenMixupModel, load_classifier, stored_config
 from ..training import JsonLinesCallback
-from ..training.options import number_or_none
+from ..visualization.figure_utils import check_picture_path, save_figure
+from ..visualization.inspection import observe_horizontal, observe_vertical, predicted_classes, saliency_maps
+from ..visualization.plots import draw_horizontal, draw_saliency, draw_vertical, short_name
+from ..visualization.token_grid import token_cells
+from ..visualization.training_curves import draw_runs, read_training_log
+from .arguments import number_or_none
 from .processors import open_image_processor
 from .program import check_output_file, run_command
 

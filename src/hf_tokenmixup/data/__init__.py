@@ -1,13 +1,13 @@
 """Data: loading and columns, transforms, batches, matching of classes, mixing of input images, the embedded digits."""
 
-from ..class_names import has_class_names
+from ..utils.class_names import has_class_names
 from .dataset import ImageClassificationData, collate
 from .digits import load_digits_dataset
+from .iterable_dataset import StreamedImages
+from .label_mapping import LABEL_MAPPINGS, match_labels
 from .loading import ImageData, load_image_dataset
-from .mapping import LABEL_MAPPINGS, match_labels
-from .mixing import InputMixing
-from .stream_loading import StreamedImageData, load_image_stream
-from .streaming import StreamedImages
+from .mixup import InputMixing
+from .streaming import StreamedImageData, load_image_stream
 from .transforms import BatchTransform, build_transforms
 
 __all__ = [

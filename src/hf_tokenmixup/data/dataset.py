@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from .columns import read_labels
 from .epochs import SharedEpoch
-from .images import StoredImages
+from .image_cache import StoredImages
 from .transforms import BatchTransform, Reseed
 
 

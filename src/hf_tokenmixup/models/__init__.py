@@ -1,6 +1,5 @@
 """Model families with TokenMixup."""
 
-from .adapters import adapter_layers, without_adapters
 from .auto import FAMILIES, load_classifier, stored_config
 from .cct import (
     CctConfig,
@@ -11,9 +10,10 @@ from .cct import (
     TokenMixupCctLayer,
 )
 from .heads import class_names
-from .mixing import TokenMixupModel
+from .modeling_tokenmixup import TokenMixupModel
+from .outputs import AVERAGED_COUNTS, TokenMixupOutput
+from .peft_utils import adapter_layers, without_adapters
 from .positions import border_hint, height_and_width
-from .state import AVERAGED_COUNTS, TokenMixupOutput
 from .task import check_evaluated_task, require_single_label
 from .vit import TokenMixupViTConfig, TokenMixupViTForImageClassification, TokenMixupViTLayer
 

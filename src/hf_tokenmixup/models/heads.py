@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..class_names import has_class_names, normalize_class_name
+from ..utils.class_names import has_class_names, normalize_class_name
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from transformers.models.vit.modeling_vit import ViTAttention, ViTLayer, eager_a
 
 from ..configuration import TokenMixupSettings
 from ..saliency import queries_of_inputs
-from .layer import TokenMixupLayer, has_plain_weight
-from .mixing import TokenMixupModel
+from .layers import TokenMixupLayer, has_plain_weight
+from .modeling_tokenmixup import TokenMixupModel
 
 
 class TokenMixupViTConfig(TokenMixupSettings, ViTConfig):

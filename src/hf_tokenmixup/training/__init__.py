@@ -1,26 +1,20 @@
-"""Training with TokenMixup: the trainer, its arguments and callbacks, command-line options and recipes."""
+"""Training with TokenMixup: the trainer, its arguments, its parts and callbacks."""
 
-from .arguments import TokenMixupTrainingArguments
 from .callbacks import CurvesCallback, JsonLinesCallback
-from .faults import NonFiniteLossError
+from .checkpointing.disk_space import OutputFolderError, SavingError
 from .lora import LoraArguments, add_lora
-from .options import AugmentationArguments, DataArguments, ModelArguments, Options, parse_options
-from .space import OutputFolderError, SavingError
+from .nonfinite import NonFiniteLossError
 from .trainer import TokenMixupTrainer
+from .training_args import TokenMixupTrainingArguments
 
 __all__ = [
-    "AugmentationArguments",
     "CurvesCallback",
-    "DataArguments",
     "JsonLinesCallback",
     "LoraArguments",
-    "ModelArguments",
     "NonFiniteLossError",
-    "Options",
     "OutputFolderError",
     "SavingError",
     "TokenMixupTrainer",
     "TokenMixupTrainingArguments",
     "add_lora",
-    "parse_options",
 ]

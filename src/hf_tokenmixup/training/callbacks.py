@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
-from ..analysis.curves import plot_training_curves
 from ..data.epochs import FollowsEpochs, epoch_followers
 from ..models.gradient_checkpointing import checkpoint_frozen_inputs
+from ..visualization.training_curves import plot_training_curves
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from accelerate.utils import DistributedType, DynamoBackend
 from torch import nn
 from transformers import Trainer
 
-from ..analysis.environment import describe_precision
+from ..utils.environment import describe_precision
 from .lora import describe_adapters
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def devices(trainer: "TokenMixupTrainer") -> int:
 
 
 def forward_precision(trainer: "TokenMixupTrainer", weights: torch.dtype | None = None) -> str:
-    """The precision of forwards, see :func:`~hf_tokenmixup.analysis.environment.describe_precision`.
+    """The precision of forwards, see :func:`~hf_tokenmixup.utils.environment.describe_precision`.
 
     Args:
         trainer: with its accelerator.

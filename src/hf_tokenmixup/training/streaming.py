@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
-from ..data.streaming import FullBatches, StreamedImages
-from .resuming import STATE_NAME
-from .termination import outlive_sigterm
+from ..data.iterable_dataset import FullBatches, StreamedImages
+from .checkpointing.integrity import STATE_NAME
+from .preemption import outlive_sigterm
 
 logger = logging.getLogger(__name__)
 

@@ -18,24 +18,18 @@ from transformers.trainer_utils import EvalLoopOutput, has_length, unwrap_peft_m
 from ..data import InputMixing, StreamedImages
 from ..metrics import ComputeMetrics, compute_metrics
 from ..models import TokenMixupModel, adapter_layers, require_single_label
-from .arguments import TokenMixupTrainingArguments
-from .callbacks import (
-    CheckpointedLayersCallback,
-    CurvesCallback,
-    EpochCallback,
-    EpochLogCallback,
-    JsonLinesCallback,
-)
-from .counts import StepCounts
+from .callbacks import CheckpointedLayersCallback, CurvesCallback, EpochCallback, EpochLogCallback, JsonLinesCallback
+from .checkpointing.compatibility import check_plan, plan_of
 from .effective_settings import is_compiled
-from .faults import LossGuard
-from .layout import channels_last, expect_other_batch_sizes, match_state_to_weights, weights_put_back
+from .fsdp import shard_by_layers
+from .hub import PublishingTrainer
 from .lora import check_scorenet_trains
-from .plan import check_plan, plan_of
+from .memory_format import channels_last, expect_other_batch_sizes, match_state_to_weights, weights_put_back
+from .metrics import StepCounts
+from .nonfinite import LossGuard
 from .processes import RankSeedCallback
-from .publishing import PublishingTrainer
-from .sharding import shard_by_layers
 from .streaming import StreamingTrainer
+from .training_args import TokenMixupTrainingArguments
 
 logger = logging.getLogger(__name__)
 

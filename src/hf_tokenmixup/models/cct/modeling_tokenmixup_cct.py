@@ -5,8 +5,8 @@ from torch.nn import functional as F
 
 from ...configuration import TokenMixupSettings
 from ...saliency import queries_of_inputs
-from ..layer import TokenMixupLayer, has_plain_weight
-from ..mixing import TokenMixupModel
+from ..layers import TokenMixupLayer, has_plain_weight
+from ..modeling_tokenmixup import TokenMixupModel
 from .configuration_cct import CctConfig
 from .modeling_cct import CctAttention, CctForImageClassification, CctLayer
 

@@ -1,0 +1,1 @@
+"""Studies: the paper's tables as training runs, and their results."""

@@ -1,0 +1,249 @@
+"""Training curves over the epochs (the paper's Figure 4) in one picture: those of one training, or of several."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import isfinite
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from .figure_utils import BLUE, DASHED, DOTTED, GREEN, ORANGE, PALETTE, SOLID, STYLES, new_figure, save_figure
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """A value of the log records, and how it is drawn."""
+
+    key: str
+    label: str
+    color: str
+    style: str | tuple
+    marker: str = ""
+
+
+@dataclass(frozen=True)
+class _Panel:
+    title: str
+    unit: str
+    curves: Sequence[_Curve]
+    missing: str
+    percent: bool = False
+
+
+_PANELS = (
+    _Panel(
+        title="Evaluation accuracy",
+        unit="images classified right",
+        curves=(
+            _Curve("eval_top1", "top-1", BLUE, SOLID, "o"),
+            _Curve("eval_top5", "top-5", ORANGE, DASHED, "s"),
+        ),
+        missing="no evaluation was logged",
+        percent=True,
+    ),
+    _Panel(
+        title="Loss",
+        unit="nats",
+        curves=(
+            _Curve("loss", "training", BLUE, SOLID),
+            _Curve("eval_loss", "evaluation", ORANGE, DASHED, "s"),
+            _Curve("scorenet_loss", "ScoreNet (training)", GREEN, DOTTED),
+        ),
+        missing="no loss was logged",
+    ),
+    _Panel(
+        title="Instances mixed by TokenMixup",
+        unit="images per step",
+        curves=(
+            _Curve("mixed_samples", "mixed", BLUE, SOLID),
+            _Curve("easy_samples", "easy", ORANGE, DASHED),
+        ),
+        missing="no horizontal TokenMixup was logged",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class _Measure:
+    """A value of the log records that trainings are compared by."""
+
+    key: str
+    title: str
+    unit: str
+    percent: bool = False
+
+
+_MEASURES = (
+    _Measure("eval_top1", "Evaluation accuracy", "images classified right (top-1)", percent=True),
+    _Measure("loss", "Training loss", "nats (HTM: mixed labels, and ScoreNet's)"),
+    _Measure("eval_loss", "Evaluation loss", "nats"),
+    _Measure("mixed_samples", "Instances mixed by TokenMixup", "images per step"),
+    _Measure("replaced_tokens", "Tokens replaced by TokenMixup", "tokens per step"),
+)
+
+
+def plot_training_curves(log_history: list[dict], path: str | Path) -> Path:
+    """Draw the curves of one training in three panels: accuracy, loss, mixed instances.
+
+    Args:
+        log_history: The log records of a Trainer (`trainer.state.log_history`, or the lines of `training_log.jsonl`):
+            dicts with `epoch` and any of `eval_top1` and `eval_top5` (in [0, 1]), `loss`, `eval_loss` and
+            `scorenet_loss` (nats), `mixed_samples` and `easy_samples` (images per step). Other records and keys are
+            passed over, as are values that are None or not finite. A panel without any value says so.
+        path: Where to write the picture, .png or .pdf; missing folders are made.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ValueError: for a path of another ending.
+    """
+    figure = new_figure(13.5, 4.0)
+    for axes, panel in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
+        _draw(axes, panel, log_history)
+    return save_figure(figure, path)
+
+
+def draw_runs(logs: Mapping[str, list[dict]]) -> Figure:
+    """The curves of several trainings in one picture, a panel for each measure and a colour for each training.
+
+    Args:
+        logs: log records as for :func:`plot_training_curves`, by the name of the training.
+
+    Returns:
+        A figure with panels for `eval_top1`, `loss`, `eval_loss`, `mixed_samples` and `replaced_tokens`, as far as any
+        training logged them.
+
+    Raises:
+        ValueError: if none logged any of them.
+    """
+    measures = [measure for measure in _MEASURES if any(_series(log, measure.key)[0] for log in logs.values())]
+    if not measures:
+        raise ValueError(f"None of {', '.join(logs)} logged any of {', '.join(m.key for m in _MEASURES)}.")
+    columns = min(len(measures), 3)
+    rows = -(-len(measures) // columns)
+    across = max(1, 4 * columns // 3)
+    figure = new_figure(4.8 * columns, 3.6 * rows + 0.3 * -(-len(logs) // across))
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes in panels[len(measures) :]:
+        axes.remove()
+    labelled = {}
+    for axes, measure in zip(panels, measures, strict=False):
+        _head(axes, measure.title, measure.unit)
+        for number, (name, log) in enumerate(logs.items()):
+            series = _series(log, measure.key)
+            if not series[0]:
+                continue
+            look = _Curve(measure.key, name, PALETTE[number % len(PALETTE)], STYLES[number % len(STYLES)])
+            line = _plot(axes, look, *series)
+            labelled.setdefault(name, (line, name))
+            if measure.percent:
+                labelled[name] = line, f"{name} (last {series[1][-1]:.2%} top-1)"
+        _scale(axes, measure.percent)
+        if measure.key in ("loss", "eval_loss", "eval_top1"):
+            # Trainings differ by less than what all of them have in common.
+            axes.autoscale(axis="y")
+            bottom, top = axes.get_ylim()
+            axes.set_ylim(max(bottom, 0), min(top, 1) if measure.percent else top)
+    lines, labels = zip(*(labelled[name] for name in logs if name in labelled), strict=True)
+    figure.legend(lines, labels, loc="outside upper left", ncols=across, handlelength=3, frameon=False, fontsize=11)
+    return figure
+
+
+def read_training_log(path: str | Path) -> list[dict]:
+    """The log records of a training, from its `training_log.jsonl`.
+
+    Raises:
+        ValueError: if there is no such file, or a line of it is no record.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"There is no log {path}: expected the output folder of a training, which holds one.")
+    records = []
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must be text in UTF-8, with a JSON object in each line: {error}.") from error
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            record = error
+        if not isinstance(record, dict):
+            raise ValueError(f"Line {number} of {path} must be a JSON object, got {line[:60]!r}.")
+        records.append(record)
+    return records
+
+
+def _draw(axes: Axes, panel: _Panel, log_history: list[dict]) -> None:
+    _head(axes, panel.title, panel.unit)
+    for curve in panel.curves:
+        epochs, values = _series(log_history, curve.key)
+        if not epochs:
+            continue
+        last = f" (last {values[-1]:.2%})" if panel.percent else ""
+        _plot(axes, replace(curve, label=curve.label + last), epochs, values)
+    if not axes.lines:
+        axes.text(0.5, 0.5, panel.missing, transform=axes.transAxes, ha="center", va="center", color="0.4")
+        axes.set_xticks([])
+        axes.set_yticks([])
+        return
+    _scale(axes, panel.percent)
+    axes.legend(frameon=False)
+
+
+def _head(axes: Axes, title: str, unit: str) -> None:
+    axes.set_title(title, loc="left", fontweight="bold")
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(unit)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _plot(axes: Axes, curve: _Curve, epochs: list[float], values: list[float]) -> Line2D:
+    (line,) = axes.plot(
+        epochs,
+        values,
+        label=curve.label,
+        color=curve.color,
+        linestyle=curve.style,
+        linewidth=1.8,
+        # A single point makes no line, and many markers hide one.
+        marker=(curve.marker or "o") if len(epochs) == 1 else curve.marker,
+        markersize=4,
+        markevery=max(1, len(epochs) // 12),
+        clip_on=False,
+    )
+    return line
+
+
+def _scale(axes: Axes, percent: bool) -> None:
+    axes.grid(True, color="0.9", linewidth=0.8)
+    last = max(line.get_xdata()[-1] for line in axes.lines)
+    axes.set_xlim(0, 1.03 * last or 1)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=last >= 3))
+    if percent:
+        axes.set_ylim(top=1)
+        # As many decimals as it takes to tell the ticks apart.
+        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
+    else:
+        axes.set_ylim(bottom=0)
+        axes.ticklabel_format(axis="y", useOffset=False)
+
+
+def _series(log_history: list[dict], key: str) -> tuple[list[float], list[float]]:
+    """The epochs at which `key` was logged, and its values; a resumed or repeated record counts once, the last."""
+    points = {
+        record["epoch"]: record[key]
+        for record in log_history
+        if _is_number(record.get("epoch")) and _is_number(record.get(key))
+    }
+    epochs = sorted(points)
+    return epochs, [points[epoch] for epoch in epochs]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and isfinite(value)

@@ -1,0 +1,146 @@
+"""Each saver's step is a training step: it moves the weights as the plain one does, and its memory is counted."""
+
+import copy
+
+import pytest
+import torch
+from helpers.tiny_training import CLASSES, VIT, tokenmixup_vit
+
+from hf_tokenmixup.benchmarks import optimizations as benchmark_savers
+from hf_tokenmixup.benchmarks.optimizations import LEARNING_RATE, SAVERS, SaverStep, compare_savers, why_not
+from hf_tokenmixup.models import TokenMixupCctConfig, TokenMixupCctForImageClassification
+from hf_tokenmixup.models.gradient_checkpointing import is_checkpointed
+
+CPU = torch.device("cpu")
+HERE = [name for name in SAVERS if why_not(name, CPU) is None]
+EAGER = [name for name in HERE if name not in ("torch_compile", "lora")]
+needs_peft = pytest.mark.skipif("lora" not in HERE, reason="peft is not installed")
+
+
+def vit():
+    return tokenmixup_vit().train()
+
+
+def cct():
+    torch.manual_seed(1)
+    sizes = {name: size for name, size in VIT.items() if name != "patch_size"}
+    off = {"attention_probs_dropout_prob": 0.0, "drop_path_rate": 0.0}
+    config = TokenMixupCctConfig(**sizes, **off, horizontal_layers=[1], vertical_layers=[2], vertical_kappa=2)
+    return TokenMixupCctForImageClassification(config).train()
+
+
+@pytest.fixture
+def batch():
+    images = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+    return images, torch.arange(6) % CLASSES
+
+
+def nbytes(tensors):
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+@pytest.mark.parametrize("name", EAGER)
+@pytest.mark.parametrize("build", [vit, cct])
+def test_a_step_is_one_update_by_adamw(build, name, batch):
+    """AdamW's first update has the gradient's sign and the rate's length, so the values are bounded too."""
+    model = build()
+    before = {name: tensor.clone() for name, tensor in model.named_parameters()}
+    expected = copy.deepcopy(model)
+    expected(*batch).loss.backward()
+    optimizer = torch.optim.AdamW(expected.parameters(), lr=LEARNING_RATE)
+    optimizer.step()
+    step = SAVERS[name](model, *batch)
+    step()
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert is_checkpointed(model) == (name == "gradient_checkpointing")
+    tolerance = 2.1 * LEARNING_RATE if name == "bf16" else 0.02 * LEARNING_RATE
+    for key, parameter in expected.named_parameters():
+        large = parameter.grad.abs() > 1e-3 * parameter.grad.abs().max() + 1e-7  # else its sign is rounding
+        moved, wanted = (one.detach() - before[key] for one in (dict(model.named_parameters())[key], parameter))
+        assert ((moved - wanted).abs() <= tolerance + 1e-7)[large].all(), key
+        assert moved.any()
+
+
+def test_each_saver_does_what_it_says(batch):
+    steps = {name: SAVERS[name](vit(), *batch) for name in EAGER}
+    assert steps["bf16"].autocast == torch.bfloat16 and not steps["bf16"].scaler.is_enabled()
+    groups = {name: step.optimizer.param_groups[0] for name, step in steps.items()}
+    assert groups["fused"]["fused"] and groups["foreach"]["foreach"] and groups["for_loop"]["foreach"] is False
+    convolution = steps["channels_last"].model.vit.embeddings.patch_embeddings.projection.weight
+    for tensor in (convolution, steps["channels_last"].images):
+        assert tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
+    ema = steps["ema"]
+    weight, averaged = ema.model.classifier.weight, ema.ema.module.classifier.weight
+    first = averaged.clone()
+    with torch.no_grad():
+        weight += 1.0
+    ema()
+    torch.testing.assert_close(averaged, first.lerp(weight, 1 - ema.ema.decay))
+
+
+def test_fp16_scales_its_loss(batch):
+    step = SAVERS["fp16"](vit(), *batch)
+    before = step.model.classifier.weight.clone()
+    step()
+    assert step.scaler.is_enabled() and step.scaler.get_scale() > 1 and step.autocast == torch.float16
+    assert not torch.equal(step.model.classifier.weight, before)
+
+
+@needs_peft
+@pytest.mark.parametrize("build", [vit, cct])
+def test_lora_trains_adapters_classifier_and_scorenet(build, batch):
+    step = SAVERS["lora"](build(), *batch)
+    before = {name: tensor.clone() for name, tensor in step.model.named_parameters()}
+    step(), step()  # an adapter's first half has no gradient while its second is zero
+    moved = {name for name, tensor in step.model.named_parameters() if not torch.equal(tensor, before[name])}
+    assert moved == {name for name in before if any(part in name for part in ("lora_", "classifier", "scorenet"))}
+    assert any("lora_" in name for name in moved) and any("scorenet" in name for name in moved)
+    held = nbytes(before.values()) + 2 * nbytes(before[name] for name in moved)
+    assert held <= step.held_bytes() < held + 4 * len(before) + 1
+
+
+def test_what_is_held_between_steps(batch):
+    step, ema = SaverStep(vit(), *batch), SaverStep(vit(), *batch, ema=True)
+    weights = nbytes(step.model.parameters())
+    assert (step.held_bytes(), ema.held_bytes()) == (weights, 2 * weights)
+    step()
+    counters = 4 * len(list(step.model.parameters()))
+    assert step.held_bytes() == 3 * weights + counters
+
+
+def test_all_are_compared_with_the_plain_step(batch):
+    names = [name for name in HERE if name != "torch_compile"]
+    model = vit()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    timings, memory, left_out = compare_savers(model, *batch, [*names, "fp16"], rounds=2, warmup=1)
+    assert list(timings) == list(memory) == ["plain", *names] and list(left_out) == ["fp16"]
+    assert [name for name, timing in timings.items() if timing.ratio is None] == ["plain"]
+    weights = nbytes(model.parameters())
+    assert memory["plain"] > 4 * weights  # gradients too
+    assert memory["ema"] >= memory["plain"] + weights
+    assert memory["lora"] < memory["plain"] if "lora" in names else True
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_checkpointing_holds_fewer_activations(batch):
+    images = torch.randn(64, 3, 8, 8)
+    _, memory, _ = compare_savers(vit(), images, torch.zeros(64).long(), ["gradient_checkpointing"], rounds=2)
+    assert memory["gradient_checkpointing"] < 0.8 * memory["plain"]
+
+
+def test_what_cannot_be_measured_is_said(monkeypatch):
+    assert why_not("fp16", torch.device("cuda")) is None and "no fp16" in why_not("fp16", CPU)
+    monkeypatch.setattr(benchmark_savers, "find_spec", lambda name: None)
+    assert why_not("lora", CPU) == "peft is not installed" and why_not("ema", CPU) is None
+    monkeypatch.setattr(torch, "__version__", "2.6.0+cpu")
+    assert "newer torch" in why_not("torch_compile", CPU)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("torch_compile" not in HERE, reason="plain ViT does not compile either")
+def test_the_compiled_step_is_the_plain_one(batch):
+    plain, compiled = SaverStep(vit(), *batch), SAVERS["torch_compile"](vit(), *batch)
+    for _ in range(3):
+        plain(), compiled()
+    for name, tensor in plain.model.state_dict().items():
+        torch.testing.assert_close(compiled.model.state_dict()[name], tensor, rtol=1e-3, atol=3 * LEARNING_RATE)

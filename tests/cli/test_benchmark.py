@@ -1,0 +1,223 @@
+"""scripts/benchmark.py as a user runs it: a network by size, a recipe, tables, JSON, mistakes."""
+
+import json
+import runpy
+import sys
+
+import pytest
+import torch
+import yaml
+from helpers.commands import SCRIPTS, open_script
+from helpers.tiny_training import VIT
+
+from hf_tokenmixup.benchmarks.compared_models import COMPARED_SYSTEMS
+from hf_tokenmixup.benchmarks.model_presets import Network
+from hf_tokenmixup.models import TokenMixupViTConfig, TokenMixupViTForImageClassification
+
+SCRIPT = SCRIPTS / "benchmark.py"
+BRIEF = ["--rounds", "2", "--warmup", "1", "--device", "cpu"]
+DETECTORS = ["attention", "whole maps", "full rollout", "gradient", "random"]
+
+
+def build(**settings):
+    return TokenMixupViTForImageClassification(TokenMixupViTConfig(**VIT | settings))
+
+
+SYSTEMS = {
+    "HTM": {"horizontal_layers": [1]},
+    "VTM": {"vertical_layers": [2], "vertical_kappa": 1},
+    "HTM + VTM": {"horizontal_layers": [1], "vertical_layers": [2], "vertical_kappa": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def module():
+    return open_script("benchmark")
+
+
+@pytest.fixture
+def script(module, monkeypatch):
+    """Without what only makes a measurement better."""
+    monkeypatch.setitem(module.NETWORKS, "tiny", Network("tiny ViT", build, 8, SYSTEMS))
+    monkeypatch.setattr(module, "LEAST_SECONDS", 0.0)
+    return module
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """The digits, and a network for them."""
+    options = {
+        "dataset_name": "digits", "eval_split": "test", "model_type": "vit", "from_scratch": True, "do_train": True,
+        "config_overrides": {key: value for key, value in VIT.items() if key != "num_labels"}, "bf16": True,
+        "horizontal_layers": [1], "horizontal_tau": 0.5, "horizontal_rho": 0.1, "per_device_train_batch_size": 12,
+        "eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True, "do_eval": True,
+        "saliency_detector": "random", "hflip": 0.0, "crop_scale": [1.0, 1.0], "crop_ratio": [1.0, 1.0],
+    }  # fmt: skip
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(options))
+    return path
+
+
+def run(script, folder, *arguments):
+    script.main([*map(str, arguments), *BRIEF, "--json", str(folder / "new" / "costs.json")])
+    return json.loads((folder / "new" / "costs.json").read_text())
+
+
+def table(text, title):
+    """The rows below a title, by their first column."""
+    rows = text.split(f"\n{title}\n")[1].split("\n\n")[0].splitlines()[1:]
+    return {cells[0]: cells[1:] for cells in ([cell.strip() for cell in row.split("   ") if cell] for row in rows)}
+
+
+def test_a_network_by_size(script, tmp_path, capsys):
+    parts = ["--part", "training", "detection", "step"]
+    result = run(script, tmp_path, "--model", "tiny", *parts, "--group_size", 4, 100, "--dtype", "bf16")
+    text = capsys.readouterr().out
+    assert text.startswith(f"tiny ViT, batch 8, bf16, CPU, {torch.get_num_threads()} threads, rho 0\n")
+    assert {"setting", "detection", "step", "training", "command", "versions"} == set(result)
+
+    detection, step, training = (result[part] for part in ("detection", "step", "training"))
+    assert list(detection["timings"]) == DETECTORS and detection["difference_to_whole_maps"] < 1e-6
+    pieces = ["gain", "transfer", "assignment", "assignment, groups of 4", "mixing", "whole"]
+    assert list(step["timings"]) == pieces and list(step["gain_kept"]) == ["assignment, groups of 4"]
+    assert 0 < step["gain_kept"]["assignment, groups of 4"] <= 1
+    variants = [f"HTM, {name}" for name in ("gradient", "random", "full rollout", "groups of 4")]
+    assert list(training["timings"]) == ["plain", *SYSTEMS, *variants] == list(training["peak_memory"])
+    assert training["peak_memory"]["HTM"] > training["peak_memory"]["plain"] > 4 * build().num_parameters()
+
+    for part, title in ((detection, "saliency detection"), (step, "horizontal step"), (training, "training step")):
+        shown = table(text, title)
+        for name, timing in part["timings"].items():
+            assert float(shown[name][0]) == pytest.approx(1000 * timing["seconds"]["median"], rel=0.02, abs=1e-4)
+            assert (timing["ratio"] is None) == (part.get("reference") in (name, None))
+            if timing["ratio"]:
+                assert float(shown[name][2]) == pytest.approx(timing["ratio"]["median"], rel=0.02, abs=1e-4)
+    assert table(text, "horizontal step")["assignment, groups of 4"][-1].endswith("%")
+    plain, htm = (training["peak_memory"][name] for name in ("plain", "HTM"))
+    assert table(text, "training step")["HTM"][-1] == f"{htm / plain:.3f}"
+
+
+def test_savers(script, tmp_path, capsys):
+    result = run(script, tmp_path, "--model", "tiny", "--part", "savers", "--saver", "ema", "fp16", "foreach")
+    savers, text = result["savers"], capsys.readouterr().out
+    assert savers["system"] == "HTM + VTM" and list(savers["timings"]) == ["plain", "ema", "foreach"]
+    shown = table(text.replace("\nfp16 was", "\n\nfp16 was"), "savers of HTM + VTM")
+    memory = savers["peak_memory"]
+    assert shown["ema"][-1] == f"{memory['ema'] / memory['plain']:.3f}" and memory["ema"] > memory["plain"]
+    assert "fp16 was left out: a CPU has no fp16 arithmetic" in text and list(savers["left_out"]) == ["fp16"]
+
+
+def test_the_command_names_no_path(script, tmp_path):
+    result = run(script, tmp_path, "--model", "tiny", "--part", "step", "--rho", 0.01, "--batch_size", 5)
+    assert result["command"].startswith("python scripts/benchmark.py --model tiny --part step --rho 0.01")
+    assert str(tmp_path) not in json.dumps(result) and "torch" in result["versions"]
+    assert (result["setting"]["rho"], result["setting"]["batch_size"]) == (0.01, 5)
+
+
+def prepare(script, *arguments):
+    return script.prepare_subject(*script.parse_options([*map(str, arguments), *BRIEF]))
+
+
+def test_a_recipe_is_measured_on_its_images(script, recipe):
+    subject = prepare(script, "--recipe", recipe, "--rho", 0.02)
+    assert subject.name == "mine" and list(subject.systems) == ["HTM"] and subject.mixed_layer == 1
+    assert subject.model.training and subject.images.shape == (12, 3, 8, 8)
+    # Unlike noise, digits are black for the greater part.
+    assert (subject.images == subject.images.min()).float().mean() > 0.2 and len(set(subject.labels.tolist())) > 2
+    config = script.training_models(subject.model, subject.systems)["HTM"].config
+    assert (config.horizontal_tau, config.horizontal_rho, config.saliency_detector) == (None, 0.02, "attention")
+    assert config.horizontal_layers == [1] and config.vertical_layers == [] and config.num_labels == 10
+
+
+@pytest.mark.parametrize(
+    "options, systems, layer",
+    [
+        (["--vertical_layers", 2], {"HTM": ([1], []), "VTM": ([], [2]), "HTM + VTM": ([1], [2])}, 1),
+        (["--vertical_layers", 2, "--horizontal_layers"], {"VTM": ([], [2])}, 0),
+        (["--horizontal_layers", 2, "--batch_size", 9], {"HTM": ([2], [])}, 2),
+    ],
+)
+def test_options_of_the_training_override_the_recipe(script, recipe, options, systems, layer):
+    subject = prepare(script, "--recipe", recipe, *options)
+    models = script.training_models(subject.model, subject.systems)
+    layers = {name: (models[name].config.horizontal_layers, models[name].config.vertical_layers) for name in systems}
+    assert list(subject.systems) == list(systems) and layers == systems and subject.mixed_layer == layer
+    assert len(subject.labels) == (9 if "--batch_size" in options else 12)
+
+
+def test_a_recipe_from_one_end_to_the_other(script, recipe, tmp_path, capsys):
+    result = run(script, tmp_path, "--recipe", recipe, "--part", "detection", "training", "--vertical_layers", 2)
+    assert list(result["detection"]["timings"]) == DETECTORS
+    systems = ["plain", "HTM", "VTM", "HTM + VTM", "HTM, gradient", "HTM, random", "HTM, full rollout"]
+    assert list(result["training"]["timings"]) == systems
+    assert "mine, batch 12, fp32" in capsys.readouterr().out and "--recipe mine.yaml" in result["command"]
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_parameters_and_macs(script, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(script, "COMPARED_SYSTEMS", [COMPARED_SYSTEMS[2], COMPARED_SYSTEMS[8]])
+    result = run(script, tmp_path, "--part", "parameters")
+    rows = {row["system"]: row for row in result["parameters"]}
+    assert "setting" not in result and rows["ResNet1001-v2"]["counted"] is None
+    assert rows["CCT-7/3x1 + HTM"]["counted"]["parameters"] == {"100": 3809226, "10": 3762966}
+    assert rows["CCT-7/3x1 + HTM"]["paper"] == {"parameters": "3.81 M", "macs": "0.95 G"}
+    assert rows["ViT-B/16 + HTM + VTM"]["counted"]["parameters"] == {"1000": 87336656}
+    assert [row["table"] for row in result["parameters"]] == [1] * 6 + [2] * 4
+    shown = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert "ViT-B/16 + VTM 86.6 M 86.57 M 16.9 G 17.56 G 16.85 G".split() in shown
+    assert "ViT-Lite-6/4 3.19 M 3.21 M 3.19 M 0.22 G 0.22 G 0.21 G".split() in shown
+    for name in ("CCT-7/3x1", "ViT-B/16"):
+        own = rows[name]["counted"]["macs_weights_only"]
+        assert own / 1e9 == pytest.approx(float(rows[name]["paper"]["macs"].split()[0]), rel=0.005)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--part", "speed"], "invalid choice: 'speed'"),
+        (["--saver", "ema", "sleep"], "invalid choice: 'sleep'"),
+        (["--model", "vit-huge"], "invalid choice: 'vit-huge'"),
+        (["--horizontal_layers", "2"], "--horizontal_layers 2 (--recipe takes finetune.py's)"),
+        (["--model", "vit-tiny", "--recipe", "x"], "not allowed with argument --model"),
+        (["--batch_size", "1"], "--batch_size must be at least 2, got 1"),
+        (["--rounds", "1"], "--rounds must be at least 2, got 1"),
+        (["--warmup", "0"], "--warmup must be at least 1, got 0"),
+        (["--threads", "0"], "--threads must be at least 1, got 0"),
+        (["--rho", "-0.1"], "--rho must be at least 0, got -0.1"),
+        (["--rho", "nan"], "--rho must be at least 0, got nan"),
+        (["--group_size", "8", "1"], "--group_size must be at least 2, got 1"),
+        (["--device", "tpu"], "--device must be cpu, cuda or cuda:NUMBER, got tpu"),
+        (["--json", "."], "--json must name a file"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_built(script, arguments, message):
+    with pytest.raises(ValueError) as error:
+        script.parse_options(arguments)
+    assert message in str(error.value)
+
+
+def test_a_device_that_is_not_there(script, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="no CUDA device for --device cuda:1: give --device cpu"):
+        script.parse_options(["--device", "cuda:1"])
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--horizontal_layers"], "mixes no tokens: give --horizontal_layers, --vertical_layers or both"),
+        (["--batch_size", 5000], "A batch of 5000 images was asked for, and there are 1437 to train on"),
+        (["--horizontal_layer", 1], "did you mean --horizontal_layers?"),
+    ],
+)
+def test_a_recipe_that_cannot_be_measured(script, recipe, options, message):
+    with pytest.raises(ValueError, match=message):
+        prepare(script, "--recipe", recipe, *options)
+
+
+def test_a_mistake_is_one_line(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "--rounds", "1"])
+    monkeypatch.setattr(sys, "path", [str(SCRIPT.parent), *sys.path])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert ended.value.code == "benchmark.py: --rounds must be at least 2, got 1."

@@ -1,0 +1,265 @@
+"""scripts/study.py as a user runs it; but for the slow test, with a launcher that writes results without training."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from helpers.commands import SCRIPTS, open_script
+from kill_and_resume import OBSERVED
+from observed_training import Moment, Order
+
+SCRIPT = SCRIPTS / "study.py"
+HTM = "cct-7-3x1-cifar100-htm"
+TABLE_4 = [HTM] + [f"{HTM}-{name}" for name in ("all-easy", "random-assignment", "random-tokens", "count-labels")]
+# A launcher: called with -m, the module of finetune, and its options. Its top-1 tells the recipe and the seed.
+FAKE = """
+import json, os, pathlib, sys
+options = dict(zip(sys.argv[3::2], sys.argv[4::2]))
+folder = pathlib.Path(options["--output_dir"])
+name, seed = options["--recipe"], int(options["--seed"])
+with open(os.environ["CALLS"], "a") as calls:
+    calls.write(json.dumps(sys.argv[3:]) + "\\n")
+if os.environ.get("FAILING") == name:
+    sys.exit("finetune.py: No such luck.")
+if "FAILING_ALL" in os.environ:
+    sys.exit("finetune.py: " + os.environ["FAILING_ALL"].format(name=name, folder=folder))
+top1 = (len(name) + seed) / 1000
+(folder / "all_results.json").write_text(json.dumps({"eval_top1": top1}))
+"""
+
+
+@pytest.fixture(scope="module")
+def script():
+    return open_script("study")
+
+
+@pytest.fixture
+def study(script, tmp_path, monkeypatch):
+    """Runs it with the launcher above; returns what was launched."""
+    fake, calls = tmp_path / "fake.py", tmp_path / "calls.txt"
+    fake.write_text(FAKE)
+    monkeypatch.setenv("CALLS", str(calls))
+    # As on a machine without accelerator, whatever this one has.
+    monkeypatch.setattr(script.torch.accelerator, "is_available", lambda: False)
+
+    def run(*arguments):
+        calls.write_text("")
+        own, separator, overrides = " ".join(map(str, arguments)).partition(" -- ")
+        where = ["--output_dir", str(tmp_path / "out"), "--launcher", f"python {fake}"]
+        given = [] if "--report_only" in own else ["--", "--use_cpu", "true", *overrides.split()]
+        try:
+            script.main([*own.split(), *where, *given])
+        finally:
+            run.launched = [json.loads(line) for line in calls.read_text().splitlines()]
+        return run.launched
+
+    return run
+
+
+def launched_recipes(calls):
+    return [call[call.index("--recipe") + 1] for call in calls]
+
+
+def top1(name, seed):
+    return (len(name) + seed) / 10
+
+
+def test_a_table_is_run_row_by_row_and_resumed_seed_by_seed(study, tmp_path, capsys):
+    calls = study("4 --seeds 7 -- --num_train_epochs 3")
+    assert launched_recipes(calls) == TABLE_4
+    for call in calls:
+        assert call[2:6] == ["--use_cpu", "true", "--num_train_epochs", "3"]
+        assert call[6:] == ["--seed", "7", "--output_dir", str(tmp_path / "out" / f"{call[1]}-seed-7")]
+    record = json.loads((tmp_path / "out" / f"{TABLE_4[1]}-seed-7" / "study.json").read_text())["options"]
+    assert (record["seed"], record["horizontal_tau"], record["num_train_epochs"]) == (["7"], ["none"], ["3"])
+    told = capsys.readouterr().out
+    assert "[1/5] HTM, seed 7\n  starts; log:" in told and "±" not in told
+
+    assert launched_recipes(study("4 --seeds 7 9 -- --num_train_epochs 3")) == TABLE_4
+    told = capsys.readouterr().out
+    assert told.count("finished before") == 5 and "[6/10] HTM, seed 9\n  starts" in told
+    lines = [line.split() for line in told.splitlines()]
+    assert ["HTM", "2", f"{top1(HTM, 8):.2f}", "±", "0.14", "83.56"] in lines
+    assert f"{top1(TABLE_4[2], 8):.2f} ± 0.14  +1.80  82.61  -0.95\n" in told
+    assert "options  --use_cpu true --num_train_epochs 3\n" in told
+    results = json.loads((tmp_path / "out" / "table4.json").read_text())
+    assert results["overrides"] == {"use_cpu": "true", "num_train_epochs": "3"}
+    assert [row["top1"] for row in results["rows"]] == [
+        {str(seed): pytest.approx(top1(name, seed)) for seed in (7, 9)} for name in TABLE_4
+    ]
+    with (tmp_path / "out" / "table4.csv").open(newline="") as file:
+        assert [row["recipe"] for row in csv.DictReader(file)] == TABLE_4
+
+
+def test_a_failing_row_does_not_stop_the_others(study, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("FAILING", TABLE_4[1])
+    with pytest.raises(SystemExit) as caught:
+        study("4")
+    assert launched_recipes(study.launched) == TABLE_4
+    message = caught.value.code
+    assert ": 1 of 5 trainings are not finished.\nwithout difficulty assessment, seed 42: " in message
+    told = capsys.readouterr().out
+    assert "  failed with status 1: finetune.py: No such luck.\n" in told
+    assert "without difficulty assessment  0                82.85  -0.71\n" in told
+    monkeypatch.delenv("FAILING")
+    assert launched_recipes(study("4")) == [TABLE_4[1]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "trained", "reason"),
+    [
+        ("rho --values -1 0.1", [HTM], "Row 'rho -1': horizontal_rho must be a finite number of at least 0"),
+        ("kappa --values 80 999", [HTM.replace("htm", "vtm")], "Row 'kappa 999': vertical_kappa must be an integer"),
+    ],
+)
+def test_study_with_a_row_that_cannot_be_trained_trains_the_others(study, capsys, arguments, trained, reason):
+    with pytest.raises(SystemExit) as caught:
+        study(arguments)
+    assert launched_recipes(study.launched) == trained
+    assert ": 1 of 2 trainings are not finished." in caught.value.code and reason in caught.value.code
+    told = capsys.readouterr().out
+    # The reason is shown before anything runs, and the table has a line for the row.
+    assert told.startswith(f"not trained: {reason}") and "[1/1] " in told
+    assert f"{reason.split(chr(39))[1]}  " in told.rpartition("top-1")[2]
+
+
+def test_study_with_an_override_that_fits_some_rows_trains_these(study):
+    with pytest.raises(SystemExit) as caught:
+        study('5 -- --config_overrides {"num_hidden_layers":2}')
+    assert "Row 'manifold mixup': manifold_mixup_layers must lie" in caught.value.code
+    recipes = launched_recipes(study.launched)
+    assert recipes == ["cct-7-3x1-cifar100-baseline-no-input-mixing", "cct-7-3x1-cifar100-baseline"]
+
+
+def test_study_with_a_failure_that_rows_share_stops_with_one_message(study, tmp_path, monkeypatch):
+    monkeypatch.setenv("FAILING_ALL", "There is no dataset in {folder}.")
+    with pytest.raises(SystemExit) as caught:
+        study("4 --seeds 1 2")
+    assert launched_recipes(study.launched) == TABLE_4[:2]
+    message = caught.value.code
+    assert message.count("There is no dataset in FOLDER.") == 1 and "\n" not in message
+    assert "'HTM' and 'without difficulty assessment' fail for the same reason" in message
+    assert str(tmp_path / "out" / f"{TABLE_4[1]}-seed-1" / "finetune.log") in message
+
+
+def test_study_with_failures_of_different_reasons_tries_every_row(study, monkeypatch):
+    monkeypatch.setenv("FAILING_ALL", "No {name}.")
+    with pytest.raises(SystemExit, match="5 of 5 trainings are not finished"):
+        study("4")
+    assert launched_recipes(study.launched) == TABLE_4
+
+
+def test_tables_and_sweeps_share_what_is_the_same_training(study, tmp_path):
+    study("4")
+    calls = study("3")
+    assert launched_recipes(calls) == [f"{HTM}-gradient-saliency", f"{HTM}-random-saliency"]
+    calls = study("rho --values 0.001 0.005")
+    assert [call[1:4] for call in calls] == [[HTM, "--horizontal_rho", "0.001"]]
+    rows = json.loads((tmp_path / "out" / f"rho-{HTM}.json").read_text())
+    assert rows["compared_with"] == "rho 0.005"
+    assert [row["n"] for row in rows["rows"]] == [1, 1] and rows["rows"][1]["paper_top1"] == 83.56
+    (call,) = study("kappa --values 3 --recipe digits-quickstart")
+    assert call[:2] == ["--recipe", "digits-quickstart"] and "--vertical_kappa" not in call
+
+
+def test_results_of_other_options_are_refused_before_anything_runs(study, tmp_path):
+    study("4 -- --num_train_epochs 3")
+    with pytest.raises(ValueError, match=f"{HTM}-seed-42 holds a training with other .* '3' there and '4' now"):
+        study("5 -- --num_train_epochs 4")
+    assert study.launched == []
+
+
+def test_report_only(study, tmp_path, capsys):
+    with pytest.raises(ValueError, match="No training of this study is finished in"):
+        study("4 --report_only")
+    study("rho --values 0.1 0.2 --seeds 1 -- --num_train_epochs 3")
+    study("rho --values 0.1 --seeds 2 -- --num_train_epochs 3")
+    (tmp_path / "out" / f"rho-{HTM}.json").unlink()
+    capsys.readouterr()
+    assert study("rho --values 0.1 0.2 --report_only") == []
+    told = capsys.readouterr().out
+    assert "seeds 1, 2;" in told and "rho 0.1  2  " in told and "rho 0.2  1  " in told
+    assert "options  --use_cpu true --num_train_epochs 3\n" in told
+    assert (tmp_path / "out" / f"rho-{HTM}.json").exists()
+    study("rho --values 0.1 0.2 --report_only --seeds 2")
+    assert "rho 0.2  0\n" in capsys.readouterr().out
+
+    study("rho --values 0.3 --seeds 1 -- --num_train_epochs 4")
+    with pytest.raises(ValueError, match="num_train_epochs is '4' there and '3' now"):
+        study("rho --values 0.1 0.3 --report_only")
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ("7", "There is no study '7'. Studies: 3, 4, 5, rho, tau, kappa."),
+        ("4 --values 3", "--values and --recipe are for rho, tau, kappa"),
+        ("4 --seeds 1 1", "--seeds must be different numbers of at least 0, got 1 1"),
+        ("4 --seeds x", "argument --seeds: invalid int value: 'x'"),
+        ("4 --num_train_epochs 3", "Not understood: --num_train_epochs 3. Options of finetune.py stand behind a --."),
+        ("4 -- --seed=3", "--seed is not for behind the --: here it is --seeds."),
+        ("4 --report_only -- --num_train_epochs 3", "leave out what stands behind the --"),
+        ("4 --launcher nothing-such", "--launcher must begin with a program that is installed, got 'nothing-such'"),
+        ("4 -- --learning_rat 1", "Row 'HTM': There is no option --learning_rat: did you mean --learning_rate?"),
+        ("4 -- --learning_rate x", "Row 'HTM': argument --learning_rate/--learning-rate: invalid float value: 'x'"),
+        ("4 -- --mixup_alpha -1", "Row 'HTM': `mixup_alpha` must be a finite number"),
+        ("4 -- --horizontal_tau 1", "'HTM' and 'without difficulty assessment' are one and the same training"),
+        ("4 -- --do_eval false --eval_strategy no", "a study needs both --do_train and --do_eval"),
+        ('5 -- --config_overrides {"hiden_size":3}', "no attribute 'hiden_size': did you mean 'hidden_size'?"),
+        ("rho --values -2 -1", "Row 'rho -2': horizontal_rho must be a finite number of at least 0"),
+        ("kappa --values 999", "Row 'kappa 999': vertical_kappa must be an integer between 0 and 256"),
+        ("tau --recipe cct-7-3x1-cifar100-vtm", "tau has no effect in cct-7-3x1-cifar100-vtm: there are no horizon"),
+        ("tau --recipe cct-7-3x1-cifar100-htn", "There is no recipe 'cct-7-3x1-cifar100-htn': did you mean"),
+    ],
+)
+def test_mistakes_are_told_before_anything_runs(script, arguments, message, tmp_path):
+    own, _, overrides = arguments.partition(" -- ")
+    launcher = [] if "--launcher" in own else ["--launcher", "python -c pass"]
+    given = [] if "report_only" in own and not overrides else ["--", "--use_cpu", *overrides.split()]
+    with pytest.raises(ValueError) as caught:
+        script.main([*own.split(), *launcher, "--output_dir", str(tmp_path / "out"), *given])
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+TOY = {"image_size": 16, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+TOY |= {"intermediate_size": 16}
+
+
+@pytest.mark.slow
+def test_two_rows_on_digits_stopped_and_resumed(tmp_path):
+    """A real study, ended by a signal in the middle of its second row."""
+    out, second = tmp_path / "out", tmp_path / "out" / "digits-quickstart-seed-1"
+    command = [sys.executable, str(SCRIPT), "rho", "--values", "0.3", "0.02", "--recipe", "digits-quickstart"]
+    command += ["--launcher", f"accelerate launch --num_processes 1 {OBSERVED} {tmp_path / 'order.json'}"]
+    command += ["--seeds", "1", "--output_dir", str(out), "--", "--use_cpu", "--config_overrides", json.dumps(TOY)]
+    command += "--num_train_epochs 10 --max_train_samples 64 --max_eval_samples 50 --eval_strategy no".split()
+    command += "--save_strategy steps --save_steps 5 --logging_steps 1 --per_device_train_batch_size 32".split()
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    order = Order(str(second), str(tmp_path / "events"))
+    at = Moment("checkpoint", "trainer_state.json")
+    (tmp_path / "order.json").write_text(
+        json.dumps(order._replace(at=at, number=2, action="terminate study")._asdict())
+    )
+    run = {"env": environment, "cwd": tmp_path, "capture_output": True, "text": True}
+    done = subprocess.run(command, **run)
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert "[2/2] rho 0.02, seed 1" in done.stdout and not (second / "all_results.json").exists()
+    assert (second / "checkpoint-10").exists()
+    first = (out / "digits-quickstart-rho-0.3-seed-1" / "all_results.json").stat().st_mtime_ns
+
+    (tmp_path / "order.json").write_text(json.dumps(order._asdict()))
+    told = subprocess.run(command, check=True, **run).stdout
+    assert "finished before\n[2/2] rho 0.02, seed 1\n  goes on from checkpoint-" in told
+    assert (out / "digits-quickstart-rho-0.3-seed-1" / "all_results.json").stat().st_mtime_ns == first
+    steps = [json.loads(line) for line in (second / "training_log.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in steps if "loss" in record] == list(range(1, 21))
+    rows = json.loads((out / "rho-digits-quickstart.json").read_text())["rows"]
+    assert [row["top1_mean"] for row in rows] == [
+        100 * json.loads((out / f"digits-quickstart{name}-seed-1" / "all_results.json").read_text())["eval_top1"]
+        for name in ("-rho-0.3", "")
+    ]

@@ -1,0 +1,115 @@
+"""The repositories of the tests' Hub: commits are whole, and refused as the real Hub refuses them."""
+
+import base64
+import hashlib
+
+import pytest
+from fake_hub.storage import HubError, Repository
+
+DATA = bytes(range(256))
+TEXT = {"content": base64.b64encode(b"text").decode(), "encoding": "base64"}
+POINTER = {"path": "w.bin", "algo": "sha256", "oid": hashlib.sha256(DATA).hexdigest(), "size": len(DATA)}
+
+
+@pytest.fixture
+def repo():
+    repo = Repository("alice/model", "model", private=False)
+    repo.write("main", {"a.txt": "one", "x/b.txt": "two", "w.bin": DATA}, (), "Files")
+    return repo
+
+
+def lines(*operations, **header):
+    return [
+        {"key": "header", "value": {"summary": "A commit"} | header},
+        *({"key": key, "value": value} for key, value in operations),
+    ]
+
+
+@pytest.mark.parametrize(
+    "operation, status, message",
+    [
+        (("lfsFile", POINTER | {"oid": "0" * 64}), 400, "an LFS pointer pointed to a file that does not exist"),
+        (("lfsFile", POINTER | {"size": 1}), 400, "an LFS pointer pointed to a file that does not exist"),
+        (("lfsFile", POINTER | {"algo": "md5"}), 400, "an LFS pointer pointed to a file that does not exist"),
+        (("file", TEXT | {"path": "../up.txt"}), 400, "Invalid path"),
+        (("file", TEXT | {"path": "x/../../up.txt"}), 400, "Invalid path"),
+        (("file", TEXT | {"path": "/etc/passwd"}), 400, "Invalid path"),
+        (("file", TEXT | {"path": "x/.git/config"}), 400, "Invalid path"),
+        (("file", TEXT | {"path": "x//y"}), 400, "Invalid path"),
+        (("file", TEXT | {"path": "a.txt/b.txt"}), 400, "Both a file and a folder: a.txt"),
+        (("file", TEXT | {"path": "b.txt", "content": "no base64!"}), 400, "is not base64"),
+        (("file", TEXT | {"path": "b.txt", "encoding": "utf-8"}), 400, "Unknown encoding"),
+        (("file", TEXT | {"path": "b.txt", "content": "AAAA" * (4 * 2**20)}), 400, "files larger than 10 MiB"),
+        (("deletedFile", {"path": "x"}), 404, "A file with this name doesn't exist: x"),
+        (("deletedFolder", {"path": "a.txt/"}), 404, "A folder with this name doesn't exist: a.txt"),
+        (("deletedFolder", {"path": ""}), 400, "Invalid path"),
+        (("renamedFile", {"path": "a.txt"}), 400, "Unknown operation: renamedFile"),
+    ],
+)
+def test_a_wrong_operation_refuses_the_commit(repo, operation, status, message):
+    before = repo.resolve("main")
+    with pytest.raises(HubError, match=message) as error:
+        repo.commit("main", lines(("file", TEXT | {"path": "good.txt"}), operation), "alice")
+    assert error.value.status == status
+    assert repo.resolve("main") is before and list(before.files) == [".gitattributes", "a.txt", "w.bin", "x/b.txt"]
+
+
+@pytest.mark.parametrize(
+    "branch, operations, status",
+    [
+        ("main", [], 400),
+        ("main", lines()[1:] + [{"key": "file", "value": TEXT | {"path": "b.txt"}}], 400),
+        ("main", lines(summary=""), 400),
+        ("none", lines(), 404),
+        ("main", lines(parentCommit="0" * 40), 412),
+    ],
+)
+def test_a_commit_needs_a_header_a_branch_and_its_parent(repo, branch, operations, status):
+    with pytest.raises(HubError) as error:
+        repo.commit(branch, operations, "alice")
+    assert error.value.status == status
+
+
+def test_operations_in_order(repo):
+    before = repo.resolve("main")
+    operations = [
+        ("deletedFolder", {"path": "x/"}),
+        ("file", TEXT | {"path": "x"}),
+        ("deletedFile", {"path": "a.txt"}),
+        ("lfsFile", POINTER | {"path": "v.bin"}),
+    ]
+    made = repo.commit("main", lines(*operations, parentCommit=before.oid, description="More"), "bob")
+    assert {path: blob.data for path, blob in made.files.items() if path[0] != "."} == {
+        "v.bin": DATA,
+        "w.bin": DATA,
+        "x": b"text",
+    }
+    assert (made.parent, made.title, made.message, made.author) == (before, "A commit", "More", "bob")
+    assert made.oid != repo.commit("main", lines(), "bob").oid and repo.resolve(made.oid[:7]) is made
+    assert [made.last_change(path).title for path in ("x", "w.bin", ".gitattributes")] == [
+        "A commit",
+        "Files",
+        "initial commit",
+    ]
+
+
+def test_a_card_is_checked_when_it_changes(repo):
+    repo.write("main", {"README.md": "---\n- wrong\n---\n"}, (), "Seed")
+    repo.commit("main", lines(("deletedFile", {"path": "a.txt"})), "alice")
+    card = {"path": "README.md", "encoding": "base64", "content": base64.b64encode(b"---\n- worse\n---\n").decode()}
+    with pytest.raises(HubError, match="Invalid metadata in README.md"):
+        repo.commit("main", lines(("file", card)), "alice")
+    repo.commit("main", lines(("file", card | {"path": "docs/README.md"})), "alice")
+
+
+def test_what_goes_to_lfs():
+    files = {"a.txt": b"x", "model.bin": b"bin", "runs/events.out.tfevents.1": b"tf", "x/plot.png": b"png"}
+    expected = {"model": ["model.bin", "runs/events.out.tfevents.1"]}
+    expected["dataset"] = [*expected["model"], "x/plot.png"]
+    for kind, paths in expected.items():
+        made = Repository("alice/name", kind, private=False).write("main", files, (), "Files")
+        assert [path for path, blob in made.files.items() if blob.lfs] == paths
+    repo = Repository("alice/name", "model", private=False)
+    head = repo.write("main", {".gitattributes": "*.txt filter=lfs diff=lfs\n*.bin text\n"}, (), "Rules")
+    assert repo.goes_to_lfs("x/a.txt", 1, head) and not repo.goes_to_lfs("a.bin", 10 * 2**20, head)
+    assert repo.goes_to_lfs("a.bin", 10 * 2**20 + 1, head)

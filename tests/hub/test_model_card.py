@@ -1,0 +1,254 @@
+"""Model cards: what they tell, and what they never tell."""
+
+import dataclasses
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fake_hub.cards import check_card, read_card
+from helpers.card_cases import EVALUATION, FACTS, INDEX, changed, mixing_config
+from helpers.tiny_training import VIT, plain_vit, resnet, tokenmixup_vit
+from huggingface_hub import ModelCard
+from transformers import ResNetConfig, ViTConfig
+
+from hf_tokenmixup.configuration import TokenMixupSettings
+from hf_tokenmixup.hub import TrainingFacts, build_card, eval_results, paper_benchmark
+from hf_tokenmixup.models import CctConfig, TokenMixupCctConfig
+
+
+def test_metadata_is_what_was_run_and_comes_back(tmp_path):
+    build_card(mixing_config(), "alice/vit", FACTS, [EVALUATION]).save(tmp_path / "README.md")
+    written = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert check_card(written) == ([], [])
+    assert read_card(written) == {
+        "base_model": "google/vit-base-patch16-224",
+        "datasets": ["uoft-cs/cifar10"],
+        "library_name": "transformers",
+        "metrics": ["accuracy"],
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", "hf_tokenmixup", "tokenmixup", "vit"],
+        "model-index": INDEX,
+    }
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.eval_results == eval_results(EVALUATION) and card.data.model_name == "vit"
+    assert str(card) == written
+
+
+def test_the_text_tells_every_fact():
+    text = build_card(mixing_config(), "alice/vit", FACTS, [EVALUATION]).text
+    row = "| `uoft-cs/cifar10` (plain_text) | test | 10,000 | 97.57 | 99.91 | 0.1235 |"
+    assert row in text and f"```bash\n{EVALUATION.command}\n```" in text
+    assert "| multiply-accumulate operations for an image | 16.90 G |" in text
+    told = "2 x NVIDIA H100 80GB HBM3, bf16, batches of 64 in each of 2 processes. torch 2.6.0, timm 1.0.20."
+    assert all(part in text for part in (told, "`0a1b2c`", "`3d4e5f`", "`6a7b8c`"))
+    assert f"```bash\n{FACTS.command}\n```" in text and "![Training curves](training_curves.png)" in text
+    assert "| duration | 2 h 3 min |" in text and "| epochs | 29.5 |" in text
+    assert "| recipe | `my-recipe` |" in text and "| split | train |" in text
+    hyperparameters = [
+        "| `learning_rate` | 5e-05 |",
+        "| `optim_args` | momentum=0.9 |",
+        '| `lr_scheduler_kwargs` | {"min_lr": 1e-05} |',
+    ]
+    assert "\n".join(hyperparameters) in text
+    assert "of 8x8 pixels into 4 classes" in text and "In front of layer 1," in text and "In layer 2," in text
+    assert "No weights yet" not in text and "paper's figures" not in text
+    resumed = build_card(mixing_config(), "alice/vit", dataclasses.replace(FACTS, resumed=True, seconds=59.6)).text
+    assert "| duration | 1 min 0 s, of the last part alone: the training was resumed |" in resumed
+
+
+def test_what_is_not_known_is_left_out():
+    card = build_card(mixing_config(), "alice/vit", TrainingFacts())
+    assert check_card(str(card)) == ([], [])
+    assert {"base_model", "datasets", "metrics", "model-index"}.isdisjoint(read_card(str(card)))
+    for absent in (
+        "None",
+        "none |",
+        "duration",
+        "| recipe",
+        "Trained on",
+        "![",
+        "## Results",
+        "\n\n\n",
+        "accuracy of",
+    ):
+        assert absent not in card.text
+    assert "Not evaluated here" in card.text
+
+
+def test_weights_of_unknown_origin_claim_no_training_and_no_license():
+    card = build_card(CctConfig(num_labels=10), "alice/cct", None, [EVALUATION])
+    assert check_card(str(card)) == ([], []) and "license" not in read_card(str(card))
+    assert "How these weights were trained is not recorded here." in card.text
+    assert "license of these weights is not recorded" in card.text and "TokenMixup is" not in card.text
+    assert read_card(str(card))["tags"] == ["image-classification", "hf_tokenmixup", "cct"]
+
+
+@pytest.mark.parametrize("make", [plain_vit, tokenmixup_vit, resnet])
+def test_parameters_are_those_of_the_published_model(make):
+    model = make()
+    published = model.published() if hasattr(model, "published") else model
+    count = sum(parameter.numel() for parameter in published.parameters())
+    text = build_card(model.config, "a/b").text
+    assert f"| parameters | {count:,} |" in text
+    # What it is does not depend on whose configuration tells.
+    assert build_card(published.config, "a/b").text == text
+
+
+def test_names_of_architectures_and_classes():
+    named = [
+        (CctConfig.cct_2_3x2(), "CCT-2/3x2"),
+        (CctConfig.cvt_6_4(), "CVT-6/4"),
+        (CctConfig.vit_lite_7_4(), "ViT-Lite-7/4"),
+        (CctConfig(tokenizer="convolution", pooling="cls"), "Compact Transformer (CCT)"),
+        (ViTConfig(), "ViT-B/16"),
+        (ViTConfig(hidden_size=384, num_attention_heads=6, patch_size=32), "ViT-S/32"),
+        (ViTConfig(**VIT), "Vision Transformer (ViT)"),
+        (ResNetConfig(), "`resnet`"),
+    ]
+    for config, name in named:
+        assert f"\n\n{name}, " in build_card(config, "a/b").text
+    names = {0: "cat|dog", 1: "a\nb"}
+    text = build_card(ViTConfig(**VIT | {"num_labels": 2}, id2label=names), "a/b").text
+    assert "| their names | cat\\|dog, a b |" in text
+    assert "their names" not in build_card(ViTConfig(**VIT), "a/b").text
+
+
+def test_settings_in_force_and_no_others():
+    def told(**settings):
+        card = build_card(mixing_config(**settings), "a/b", FACTS)
+        table = card.text.partition("### TokenMixup")[2].partition("##")[0]
+        tagged = "tokenmixup" in read_card(str(card))["tags"]
+        assert tagged == bool(table)
+        return set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)), card.text
+
+    everything = {item.name for item in dataclasses.fields(TokenMixupSettings)}
+    more = {"assignment_group_size": 8, "manifold_mixup_layers": [1]}
+    names, text = told(horizontal_tau=2.5, **more)
+    assert names == everything and "In front of layer 1, one drawn for each batch, images are blended" in text
+    everything -= {"assignment_group_size", "manifold_mixup_layers", "manifold_mixup_alpha"}
+    names, text = told(horizontal_tau=2.5)
+    assert names == everything and "| `horizontal_tau` | 2.5 |" in text
+    names, text = told(vertical_layers=[], horizontal_layers=[0, 1, 2], horizontal_tau=None)
+    assert names == {name for name in everything if not name.startswith("vertical_")}
+    assert "| `horizontal_tau` | none |" in text and "In front of layers 0, 1 and 2," in text and "VTM)" not in text
+    assert "ScoreNet, which" in text
+    names, text = told(horizontal_layers=[])
+    vertical = {"vertical_layers", "vertical_kappa", "vertical_detach"}
+    assert names == vertical | {"saliency_detector", "saliency_query", "saliency_route"}
+    assert "HTM)" not in text and "ScoreNet" not in text
+    names, text = told(saliency_detector="random")
+    assert names == everything - {"saliency_query", "saliency_route", "rollout_steps"}
+    names, text = told(horizontal_layers=[], vertical_layers=[])
+    assert not names and ", without TokenMixup." in text
+
+
+def test_cct_opens_with_its_own_code_and_others_without():
+    for config, own_code in ((TokenMixupCctConfig(), True), (mixing_config(), False), (ResNetConfig(), False)):
+        text = build_card(config, "alice/model", FACTS).text
+        assert ('model="alice/model", trust_remote_code=True)' in text) == own_code
+        assert ('model="alice/model")' in text) == (not own_code)
+        assert 'load_classifier("alice/model")' in text
+
+
+def test_the_papers_figures_come_with_its_recipes_alone():
+    facts = dataclasses.replace(FACTS, recipe="scripts/recipes/cct-7-3x1-cifar100-htm-300.yaml")
+    card = build_card(TokenMixupCctConfig(), "a/b", facts)
+    assert "| HTM | 3.81 M | 0.95 G | 83.56 |\n" in card.text and "Not measured here." in card.text
+    assert "model-index" not in read_card(str(card)) and paper_benchmark("cct-2-3x2-cifar10-cpu") is None
+    given = build_card(mixing_config(), "a/b", FACTS, paper=paper_benchmark("vit-b16-imagenet1k-htm"))
+    assert "| HTM | 87.3 M | 16.9 G | 82.37 | 96.29 |\n" in given.text
+
+
+def test_no_path_and_no_token_gets_into_a_card(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs" / "vit").mkdir(parents=True)
+    token = "hf_" + "aB3" * 11
+    facts = dataclasses.replace(
+        FACTS,
+        base_model=str(tmp_path / "secret" / "vit"),
+        dataset=str(tmp_path / "secret" / "flowers"),
+        recipe=str(tmp_path / "secret" / "mine.yaml"),
+        command=f"HF_TOKEN={token} accelerate launch scripts/finetune.py --token {token} --hub_token=hf_short "
+        f"--train_dir {tmp_path}/secret/train --token_selection random --output_dir='{tmp_path}/secret/out'",
+        hyperparameters={"cache": f"{tmp_path}/secret/cache", "others": [f"{tmp_path}/secret/x", token]},
+        curves=str(tmp_path / "secret" / "curves.png"),
+    )
+    evaluation = changed(
+        model=str(tmp_path / "secret" / "vit"),
+        dataset="C:\\secret\\images",
+        command=f"python scripts/evaluate.py ../secret/vit --validation_dir {tmp_path}/secret/val --token {token}",
+    )
+    card = build_card(mixing_config(), str(tmp_path / "secret" / "vit"), facts, [evaluation])
+    for private in (str(tmp_path), "secret", token, "hf_short", "TOKEN"):
+        assert private not in str(card)
+    assert check_card(str(card)) == ([], []) and "base_model" not in read_card(str(card))
+    assert "datasets" not in read_card(str(card)) and "Trained on `flowers` (local folder)" in card.text
+    command = "accelerate launch scripts/finetune.py --train_dir train --token_selection random --output_dir='out'"
+    assert f"```bash\n{command}\n```" in card.text and "| recipe | `mine` |" in card.text
+    assert "python scripts/evaluate.py vit --validation_dir val\n" in card.text
+    assert "(curves.png)" in card.text and '| `others` | ["x", ""] |' in card.text
+    # A folder is none of the Hub's models, also where its name could be one.
+    folder = build_card(mixing_config(), "outputs/vit", dataclasses.replace(FACTS, base_model="outputs/vit"))
+    assert "base_model" not in read_card(str(folder)) and 'load_classifier("outputs/vit")' in folder.text
+
+
+@pytest.mark.parametrize("dataset", ["digits", "flowers", "images/train/x", "a b/c"])
+def test_only_names_of_the_hub_are_datasets(dataset):
+    card = build_card(mixing_config(), "a/b", dataclasses.replace(FACTS, dataset=dataset), [changed(dataset=dataset)])
+    assert check_card(str(card)) == ([], []) and "datasets" not in read_card(str(card))
+    assert read_card(str(card))["model-index"][0]["results"][0]["dataset"]["type"] == dataset
+
+
+def test_build_card_with_a_license_names_it_and_without_names_none():
+    for training in (FACTS, None):
+        for license in (None, "mit"):
+            card = build_card(mixing_config(), "a/b", training, license=license)
+            assert read_card(str(card)).get("license") == license
+            assert ("\n## License\n\n`mit`" in card.text) == (license is not None)
+    facts = dataclasses.replace(FACTS, license="cc-by-4.0")
+    assert read_card(str(build_card(mixing_config(), "a/b", facts)))["license"] == "cc-by-4.0"
+
+
+@pytest.mark.parametrize("folder", ["photos/train", "photos/val/", "photos"])
+def test_build_card_of_a_local_folder_claims_no_dataset_on_the_hub(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / folder).mkdir(parents=True)
+    for name in (folder, str(tmp_path / folder)):
+        facts = dataclasses.replace(FACTS, dataset=name, dataset_config=None)
+        card = build_card(mixing_config(), "a/b", facts, [changed(dataset=name, dataset_config=None)])
+        assert check_card(str(card)) == ([], []) and "datasets" not in read_card(str(card))
+        assert (
+            "Trained on `photos` (local folder)" in card.text and "| dataset | `photos` (local folder) |" in card.text
+        )
+        dataset = read_card(str(card))["model-index"][0]["results"][0]["dataset"]
+        assert (dataset["type"], dataset["name"]) == ("imagefolder", "photos (local folder)")
+
+
+def test_build_card_without_secret_hyperparameters():
+    facts = dataclasses.replace(FACTS, hyperparameters={"hub_token": "s3cr3t", "proxy": "http://me:s3cr3t@host"})
+    text = build_card(mixing_config(), "a/b", facts).text
+    assert "s3cr3t" not in text and "hub_token" not in text and "| `proxy` | http://host |" in text
+
+
+def test_build_card_in_the_working_directory_has_a_title(tmp_path, monkeypatch):
+    (tmp_path / "digits").mkdir()
+    monkeypatch.chdir(tmp_path / "digits")
+    assert "\n# digits\n" in str(build_card(mixing_config(), "."))
+
+
+def test_a_loss_that_is_no_number_is_no_result():
+    assert [result.metric_type for result in eval_results(changed(loss=float("nan")))] == [
+        "accuracy",
+        "top_5_accuracy",
+    ]
+
+
+def test_the_built_package_carries_the_template(tmp_path):
+    pytest.importorskip("setuptools")
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "setup.py", "--quiet", "build_py", "--build-lib", str(tmp_path)]
+    subprocess.run(command, cwd=root, check=True, capture_output=True)
+    built = tmp_path / "hf_tokenmixup" / "hub" / "templates" / "model_card.md"
+    assert built.read_bytes() == (root / "src" / built.relative_to(tmp_path)).read_bytes()

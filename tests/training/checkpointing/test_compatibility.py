@@ -1,0 +1,137 @@
+"""A training resumed with other settings than it began with: refused, or told of."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.tiny_training import Images, plain_vit, tokenmixup_vit
+from transformers import TrainerState
+
+from hf_tokenmixup.training import TokenMixupTrainer
+from hf_tokenmixup.training.checkpointing.compatibility import check_plan, plan_of
+
+SETTINGS = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "learning_rate": 0.01, "weight_decay": 0.1}
+
+
+@pytest.fixture
+def begun(arguments):
+    """A training of six steps with its checkpoints, and what goes on with one of them."""
+    TokenMixupTrainer(tokenmixup_vit(), arguments(**SETTINGS), train_dataset=Images(32)).train()
+
+    def go_on(checkpoint=3, model=None, **changes):
+        args = arguments(**SETTINGS | changes)
+        trainer = TokenMixupTrainer(model or tokenmixup_vit(), args, train_dataset=Images(32))
+        given = checkpoint if isinstance(checkpoint, str) else f"{args.output_dir}/checkpoint-{checkpoint}"
+        trainer.train(resume_from_checkpoint=given)
+        return trainer
+
+    return go_on
+
+
+@pytest.mark.parametrize(
+    "changes, told",
+    [
+        ({"per_device_train_batch_size": 2}, "from steps of 4 images, and here they have 2"),
+        ({"gradient_accumulation_steps": 2}, "from steps of 4 images, and here they have 8"),
+        ({"learning_rate": 0.001}, "with the `learning_rate` it had, 0.01, and not with 0.001"),
+        ({"weight_decay": 0.0}, "with the `weight_decay` it had, 0.1, and not with 0"),
+        ({"max_steps": 2}, "step 3 lies beyond the 2 steps of this training"),
+    ],
+)
+def test_what_the_host_would_not_take_is_refused_and_nothing_is_lost(begun, changes, told):
+    with pytest.raises(ValueError, match=told):
+        begun(**changes)
+    assert begun(checkpoint="last").state.global_step == 6
+
+
+def test_the_same_images_in_other_portions_go_on(begun, caplog):
+    with caplog.at_level(logging.WARNING):
+        trainer = begun(per_device_train_batch_size=2, gradient_accumulation_steps=2)
+    assert trainer.state.global_step == 6 and "From step 3 on" not in caplog.text
+    split = (
+        "The 4 images of a step were split into 1 processes x 4 images x 1 micro-batches and are now split into 1 x 2"
+    )
+    assert f"{split} x 2." in caplog.text
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_check_plan_other_processes_with_as_many_images_per_step_warns_for_any_dataset(arguments, caplog, streamed):
+    now = plan_of(TokenMixupTrainer(plain_vit(), arguments(**SETTINGS), train_dataset=Images(8)))
+    state = TrainerState(global_step=3, max_steps=6)
+    then = now | {"step_split": [2, 2, 1]}
+    with caplog.at_level(logging.WARNING):
+        check_plan(now, now, state, streamed)
+        check_plan({name: now[name] for name in now if name != "step_split"}, now, state, streamed)
+        assert not caplog.text
+        check_plan(then, now, state, streamed)
+    assert "split into 2 processes x 2 images x 1 micro-batches and are now split into 1 x 4 x 1" in caplog.text
+
+
+def test_other_settings_of_tokenmixup_are_told(begun, caplog):
+    with caplog.at_level(logging.WARNING):
+        begun(model=tokenmixup_vit(horizontal_tau=2.0, horizontal_rho=0.5))
+    assert "From step 3 on, the training has other settings" in caplog.text
+    assert "horizontal_rho 0.5 (was 0.0), horizontal_tau 2.0 (was None)" in caplog.text
+
+
+def test_last_and_auto(begun, arguments, tmp_path):
+    assert begun(checkpoint="auto", max_steps=7).state.global_step == 7
+    args = arguments(output_dir=str(tmp_path / "empty"))
+    trainer = TokenMixupTrainer(plain_vit(), args, train_dataset=Images(8))
+    with pytest.raises(ValueError, match="checkpoint"):
+        trainer.train(resume_from_checkpoint="last")
+    trainer.train(resume_from_checkpoint="auto")
+    assert trainer.state.global_step == 1
+
+
+def test_a_checkpoint_of_the_model_alone_is_not_resumed(arguments):
+    args = arguments(**SETTINGS, save_only_model=True)
+    trainer = TokenMixupTrainer(plain_vit(), args, train_dataset=Images(32))
+    trainer.train()
+    with pytest.raises(ValueError, match="holds the model alone, as --save_only_model writes it"):
+        trainer.train(resume_from_checkpoint=str(Path(args.output_dir) / "checkpoint-3"))
+
+
+def test_an_evaluation_counts_the_last_images_where_training_drops_them(arguments):
+    args = arguments(dataloader_drop_last=True, per_device_eval_batch_size=4)
+    images = Images(11)
+    seen = []
+    trainer = TokenMixupTrainer(
+        plain_vit(), args, train_dataset=Images(7), eval_dataset=images,
+        compute_metrics=lambda prediction: seen.append(len(prediction.label_ids)) or {},
+    )  # fmt: skip
+    assert len(trainer.get_train_dataloader()) == 1
+    loss = trainer.evaluate()["eval_loss"]
+    with torch.no_grad():
+        logits = trainer.model.eval()(images.pixels).logits
+    assert seen == [11] and loss == pytest.approx(torch.nn.functional.cross_entropy(logits, images.labels).item())
+    assert args.dataloader_drop_last
+    trainer.predict(images)
+    assert seen == [11, 11]
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.5])
+def test_an_evaluation_in_half_precision_leaves_the_weights_as_they_are(arguments, tmp_path, ema_decay):
+    args = arguments(bf16_full_eval=True, ema_decay=ema_decay)
+    trainer = TokenMixupTrainer(tokenmixup_vit(), args, train_dataset=Images(8), eval_dataset=Images(8))
+    trainer.train()
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    rounded = trainer.evaluate()["eval_loss"]
+    for name, tensor in trainer.model.state_dict().items():
+        assert tensor.dtype == before[name].dtype and torch.equal(tensor, before[name]), name
+    args.bf16_full_eval = False
+    exact = trainer.evaluate()["eval_loss"]
+    assert rounded != exact and rounded == pytest.approx(exact, rel=0.05)
+
+
+def test_a_search_trains_each_model_with_its_own_settings(arguments):
+    """The host makes the model of a trial anew, from arguments that it has changed."""
+    models = iter([plain_vit(), tokenmixup_vit()])
+    trainer = TokenMixupTrainer(
+        args=arguments(logging_steps=1, max_steps=2), train_dataset=Images(8), model_init=lambda: next(models)
+    )
+    trainer.args.mixup_alpha, trainer.args.ema_decay = 0.8, 0.5
+    trainer.train()
+    assert trainer.input_mixing.enabled and trainer.average.updates == 2
+    assert any(line.get("mixed_samples") for line in trainer.state.log_history)

@@ -1,0 +1,281 @@
+"""A full disk, and a folder that cannot be written to: told before the training where it can be; nothing is lost."""
+
+import errno
+import json
+import logging
+import os
+import resource
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.commands import HANG_S
+from helpers.tiny_training import Images, tokenmixup_vit
+
+from hf_tokenmixup.training import CurvesCallback, JsonLinesCallback, OutputFolderError, SavingError, TokenMixupTrainer
+from hf_tokenmixup.training.checkpointing.disk_space import check_writable, estimate_sizes, writing_failed
+from hf_tokenmixup.training.checkpointing.integrity import checkpoints_in, fault_in, files_of
+
+Usage = namedtuple("Usage", "total used free")
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def trainer_of(args, model=tokenmixup_vit, **kwargs):
+    return TokenMixupTrainer(model(), args, train_dataset=Images(16), **kwargs)
+
+
+def leave_free(monkeypatch, free: float) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: Usage(10**9, 10**9 - int(free), int(free)))
+
+
+def test_a_folder_that_cannot_be_made(arguments, tmp_path):
+    (tmp_path / "file").write_text("")
+    args = arguments(output_dir=str(tmp_path / "file" / "out"))
+    told = "--output_dir must be a folder that can be made and written to; .*file/out is not .Not a directory.. Name"
+    with pytest.raises(OutputFolderError, match=told):
+        trainer_of(args).train()
+    with pytest.raises(OutputFolderError, match="File exists"):
+        check_writable(tmp_path / "file")
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
+    def refuse(**kwargs):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    check_writable(tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(OutputFolderError, match="Read-only file system"):
+        check_writable(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"optim": "sgd"},
+        {"optim": "sgd", "optim_args": "momentum=0.9"},
+        {"optim": "adamw_torch"},
+        {"optim": "rmsprop"},
+        {"optim": "adagrad"},
+        {"optim": "adafactor"},
+        {"optim": "adamw_torch", "save_only_model": True},
+        {"optim": "adamw_torch", "ema_decay": 0.5},
+    ],
+)
+def test_the_size_of_a_checkpoint(arguments, settings):
+    """What is written, beside small files, is what was expected; with a model large enough to tell."""
+    args = arguments(save_strategy="steps", save_steps=1, **settings)
+
+    def large():
+        return tokenmixup_vit(hidden_size=128, intermediate_size=512, num_attention_heads=4)
+
+    trainer = trainer_of(args, large)
+    expected = estimate_sizes(trainer.model, args)
+    trainer.train()
+    trainer.save_model()
+    written = sum(files_of(Path(args.output_dir) / "checkpoint-1").values())
+    weights = sum(tensor.nbytes for tensor in trainer.model.state_dict().values())
+    assert 0 <= expected.checkpoint - written < 0.12 * weights + 256 * 1024
+    published = (Path(args.output_dir) / "model.safetensors").stat().st_size
+    assert 0 <= expected.published - published < 0.1 * weights + 256 * 1024
+
+
+def test_too_little_room_is_told_before_training(arguments, monkeypatch, caplog):
+    args = arguments(max_steps=6, save_strategy="steps", save_steps=1)
+    trainer = trainer_of(args)
+    one = estimate_sizes(trainer.model, args).checkpoint
+    leave_free(monkeypatch, one - 1)
+    with pytest.raises(OutputFolderError, match="A checkpoint will take about .*: not enough. Make room there, name"):
+        trainer.train()
+    assert trainer.state.global_step == 0 and not checkpoints_in(args.output_dir)
+
+    leave_free(monkeypatch, 6.5 * one)
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+    assert "6 checkpoints more and the model, " in caplog.text and "will not fit" in caplog.text
+    caplog.clear()
+    # Those that lie there may stay: with a limit, two more are there at once, and the model.
+    args.save_total_limit = 1
+    leave_free(monkeypatch, 2.9 * one)
+    trainer_of(arguments(max_steps=6, save_strategy="steps", save_steps=1, output_dir=f"{args.output_dir}-new",
+                         save_total_limit=1)).train()  # fmt: skip
+    assert "will not fit" in caplog.text
+    caplog.clear()
+    leave_free(monkeypatch, 3.1 * one)
+    trainer_of(arguments(max_steps=6, save_strategy="steps", save_steps=1, output_dir=f"{args.output_dir}-other",
+                         save_total_limit=1)).train()  # fmt: skip
+    assert "will not fit" not in caplog.text
+
+
+def test_room_is_not_needed_for_what_is_not_written(arguments, monkeypatch):
+    args = arguments(max_steps=2, save_strategy="steps", save_steps=1)
+    trainer_of(args).train()
+    sizes = estimate_sizes(tokenmixup_vit(), args)
+    leave_free(monkeypatch, sizes.published)
+    # At its end no checkpoint is to come.
+    trainer_of(args).train(resume_from_checkpoint=True)
+    # An unfinished one gives its room back.
+    (Path(args.output_dir) / "checkpoint-2" / "trainer_state.json").unlink()
+    with pytest.raises(OutputFolderError):
+        leave_free(monkeypatch, 1000)
+        trainer_of(args).train(resume_from_checkpoint=True)
+    (Path(args.output_dir) / "checkpoint-2" / "large").write_bytes(bytes(sizes.checkpoint))
+    args.save_total_limit = 2
+    trainer_of(args).train(resume_from_checkpoint=True)
+    assert not (Path(args.output_dir) / "checkpoint-2" / "large").exists()
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["safetensors.torch.serialize_file", "torch.save", "transformers.trainer_callback.TrainerState.save_to_json"],
+)
+def test_a_disk_that_is_full_while_saving(arguments, monkeypatch, tmp_path, place):
+    """With room for two checkpoints: the third is gone, those before it and the message are there, and it goes on."""
+    args = arguments(max_steps=4, save_strategy="steps", save_steps=1, save_total_limit=2)
+    whole = trainer_of(arguments(max_steps=4, output_dir=str(tmp_path / "whole")))
+    whole.train()
+    trainer = trainer_of(args)
+    with monkeypatch.context() as patched:
+        owner, name = place.rsplit(".", 1)
+        original = _resolve(owner).__dict__[name]
+
+        def fail(*args, **kwargs):
+            if trainer.state.global_step == 3:
+                raise FULL
+            return original(*args, **kwargs)
+
+        patched.setattr(place, fail)
+        with pytest.raises(SavingError) as told:
+            trainer.train()
+    out = Path(args.output_dir)
+    assert f"checkpoint-3 could not be written to {out} (No space left on device, " in str(told.value)
+    assert f"The last good checkpoint is {out / 'checkpoint-2'}: make room there, and go on with" in str(told.value)
+    assert [path.name for path in checkpoints_in(out)] == ["checkpoint-2", "checkpoint-1"]
+    resumed = trainer_of(args)
+    resumed.train(resume_from_checkpoint=True)
+    for tensor, expected in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(tensor, expected)
+
+
+def _resolve(path: str):
+    import importlib
+
+    try:
+        return importlib.import_module(path)
+    except ModuleNotFoundError:
+        module, name = path.rsplit(".", 1)
+        return getattr(importlib.import_module(module), name)
+
+
+def test_errors_of_another_kind_stay_what_they_are(arguments, monkeypatch):
+    assert not writing_failed(RuntimeError("CUDA error")) and not writing_failed(OSError("no number"))
+    assert not writing_failed(OSError(errno.ECONNRESET, "the Hub"))
+    trainer = trainer_of(arguments(save_strategy="steps", save_steps=1))
+    monkeypatch.setattr(trainer, "_save_optimizer_and_scheduler", lambda folder: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        trainer.train()
+
+
+LIMITED = """
+import resource, sys, torch
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from helpers.tiny_training import Images, tokenmixup_vit
+from hf_tokenmixup.training import SavingError, TokenMixupTrainer, TokenMixupTrainingArguments
+from hf_tokenmixup.training.checkpointing.integrity import checkpoints_in
+
+torch.set_num_threads(1)
+for limit in map(int, sys.argv[3:]):
+    args = TokenMixupTrainingArguments(f"{sys.argv[2]}-{limit}", max_steps=2, save_strategy="steps", save_steps=1,
+        report_to="none", use_cpu=True, disable_tqdm=True, optim="adamw_torch")
+    model = tokenmixup_vit(hidden_size=128, intermediate_size=512)
+    trainer = TokenMixupTrainer(model, args, train_dataset=Images(16))
+    save = trainer._save_checkpoint
+    def limited(*args):
+        if trainer.state.global_step == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        save(*args)
+    trainer._save_checkpoint = limited
+    try:
+        trainer.train()
+    except SavingError as error:
+        print(error)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    print([path.name for path in checkpoints_in(args.output_dir)])
+"""
+
+
+@pytest.mark.slow
+def test_files_that_the_system_cuts_short(tmp_path):
+    """By the system's limit of a file's size: in the weights, and in the optimizer's state."""
+    model = tokenmixup_vit(hidden_size=128, intermediate_size=512)
+    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    limits = [1000, weights // 2, weights + weights // 2]
+    command = [sys.executable, "-c", LIMITED, str(Path(__file__).parents[2]), tmp_path / "out", *limits]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=HANG_S, env=environment)
+    assert done.returncode == 0, done.stderr
+    for limit in limits:
+        out = f"{tmp_path / 'out'}-{limit}"
+        assert f"checkpoint-2 could not be written to {out} (" in done.stdout
+        assert f"The last good checkpoint is {out}/checkpoint-1: make room" in done.stdout
+        assert fault_in(Path(out) / "checkpoint-1") is None
+    assert done.stdout.count("['checkpoint-1']\n") == 3
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+
+
+def test_the_log_waits_for_room(arguments, monkeypatch, caplog):
+    """A line that cannot be written stops nothing, and comes with the next that can; so with the curves."""
+    args = arguments(max_steps=5, logging_steps=1)
+    opened, at = Path.open, []
+
+    def open_(path, mode="r", *args, **kwargs):
+        if path.name == JsonLinesCallback.file_name and mode in "aw":
+            at.append(mode)
+            if len(at) in (3, 4):
+                raise FULL
+        return opened(path, mode, *args, **kwargs)
+
+    def full(*args):
+        raise FULL
+
+    monkeypatch.setattr(Path, "open", open_)
+    monkeypatch.setattr("hf_tokenmixup.training.callbacks.plot_training_curves", full)
+    trainer = trainer_of(args, callbacks=[JsonLinesCallback(), CurvesCallback()])
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+    lines = (Path(args.output_dir) / JsonLinesCallback.file_name).read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 5]
+    assert caplog.text.count("training_log.jsonl cannot be written now (No space left on device)") == 1
+    assert "training_curves.png could not be written (No space left on device)" in caplog.text
+
+
+def test_the_published_model_and_results_name_what_failed(arguments, monkeypatch):
+    args = arguments(save_strategy="steps", save_steps=1)
+    trainer = trainer_of(args)
+    trainer.train()
+
+    def full(*args, **kwargs):
+        raise FULL
+
+    monkeypatch.setattr("safetensors.torch.serialize_file", full)
+    with pytest.raises(SavingError, match="The model could not be written to .*checkpoint-1: make room"):
+        trainer.save_model()
+    monkeypatch.setattr("json.dump", full)
+    with pytest.raises(SavingError, match="The results could not be written"):
+        trainer.save_metrics("train", {"loss": 1.0})
+
+
+def test_results_cut_short_are_written_anew(arguments):
+    trainer = trainer_of(arguments())
+    trainer.save_metrics("train", {"train_loss": 1.0})
+    trainer.save_metrics("eval", {"eval_loss": 2.0})
+    file = Path(trainer.args.output_dir) / "all_results.json"
+    assert json.loads(file.read_text()) == {"train_loss": 1.0, "eval_loss": 2.0}
+    file.write_text('{"train_lo')
+    trainer.save_metrics("train", {"train_loss": 1.0})
+    assert json.loads(file.read_text()) == {"train_loss": 1.0}

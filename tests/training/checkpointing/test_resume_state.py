@@ -1,0 +1,210 @@
+"""A resumed training logs, averages and evaluates as the one that never stopped, and does nothing twice."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.tiny_training import Images, plain_vit, tokenmixup_vit
+from transformers import Trainer
+from transformers.trainer_utils import TrainOutput, speed_metrics
+
+from hf_tokenmixup.training import TokenMixupTrainer
+from hf_tokenmixup.training.checkpointing.integrity import OWN_STATE
+
+DROPOUT = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2}
+
+
+def without_times(history: list[dict]) -> list[dict]:
+    return [{k: v for k, v in line.items() if not k.endswith(("_runtime", "_per_second"))} for line in history]
+
+
+def train(args, checkpoint=None, images=Images, model=tokenmixup_vit):
+    """Train on 20 images, five steps an epoch, and evaluate on 8."""
+    # A loader that stays tells each evaluation another epoch, of which images for evaluation know nothing.
+    evaluation = torch.utils.data.Subset(Images(8), range(8))
+    trainer = TokenMixupTrainer(model(**DROPOUT), args, train_dataset=images(20), eval_dataset=evaluation)
+    result = trainer.train(resume_from_checkpoint=checkpoint and f"{args.output_dir}/checkpoint-{checkpoint}")
+    return trainer, result
+
+
+def assert_same_end(resumed, expected) -> None:
+    (trainer, result), (whole, expected_result) = resumed, expected
+    assert without_times(trainer.state.log_history) == without_times(whole.state.log_history)
+    assert result.training_loss == expected_result.training_loss == result.metrics["train_loss"]
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(trainer.model.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("step", [3, 5, 6])
+def test_lines_of_the_log_that_reach_over_an_interruption(arguments, step):
+    args = arguments(max_steps=10, logging_steps=4, save_strategy="steps", save_steps=1, mixup_alpha=0.8)
+    expected = train(args)
+    lines = [line for line in expected[0].state.log_history if "mixed_samples" in line]
+    assert [line["step"] for line in lines] == [4, 5, 8, 10] and lines[0]["loss"] != lines[1]["loss"]
+    assert_same_end(train(args, step), expected)
+
+
+@pytest.mark.parametrize("step, save", [(5, "steps"), (10, "steps"), (10, "epoch")])
+def test_an_epochs_end_that_was_still_to_come(arguments, step, save):
+    """The checkpoint of an epoch's last step is written before the evaluation at the epoch's end."""
+    args = arguments(
+        max_steps=-1, num_train_epochs=2, logging_strategy="epoch", eval_strategy="epoch", save_strategy=save,
+        save_steps=5, max_grad_norm=1.0, lr_scheduler_type="linear",
+    )  # fmt: skip
+    expected = train(args)
+    lines = expected[0].state.log_history
+    assert ["loss" in line or "eval_loss" in line for line in lines] == [True, True, True, True, False]
+    assert all("grad_norm" in line for line in lines if "loss" in line)
+    assert_same_end(train(args, step), expected)
+
+
+def test_a_checkpoint_renewed_at_the_epochs_end_stays_one(arguments, monkeypatch):
+    """Written behind the last step of an epoch (as on SIGTERM) and due at its end again: the state alone is new."""
+    args = arguments(max_steps=-1, num_train_epochs=1, save_strategy="epoch", eval_strategy="epoch")
+
+    class Twice(TokenMixupTrainer):
+        def _maybe_log_save_evaluate(self, *args, **kwargs):
+            self.control.should_save = self.state.global_step == 2
+            super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    trainer = Twice(tokenmixup_vit(), args, train_dataset=Images(8), eval_dataset=Images(8))
+    written = []
+    monkeypatch.setattr(
+        trainer, "save_model", lambda *args, **kw: written.append(args) or Twice.save_model(trainer, *args)
+    )
+    trainer.train()
+    assert len(written) == 1
+    state = json.loads((Path(args.output_dir) / "checkpoint-2" / "trainer_state.json").read_text())
+    assert any("eval_loss" in line for line in state["log_history"])
+    assert state["stateful_callbacks"][OWN_STATE]["kept"]["epoch_ended"]
+
+
+@pytest.mark.parametrize("steps", [7, 10])
+def test_a_training_at_its_end_trains_no_further(arguments, steps):
+    args = arguments(max_steps=steps, save_strategy="steps", save_steps=steps, eval_strategy="epoch", logging_steps=3)
+    expected = train(args)
+    resumed = train(args, steps)
+    assert resumed[0].state.global_step == steps
+    assert_same_end(resumed, expected)
+
+
+def test_a_first_evaluation_is_not_repeated(arguments):
+    args = arguments(max_steps=4, save_strategy="steps", save_steps=2, eval_on_start=True)
+    expected = train(args)
+    assert "eval_loss" in expected[0].state.log_history[0]
+    assert_same_end(train(args, 2), expected)
+
+
+class SharedEpoch(Images):
+    """Images whose epoch persistent workers see."""
+
+    def __init__(self, size):
+        super().__init__(size)
+        self.shared = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch):
+        self.shared.fill_(epoch)
+
+    def __getitem__(self, index):
+        self.epoch = int(self.shared)
+        return super().__getitem__(index)
+
+
+def test_persistent_workers_change_nothing(arguments):
+    """They start once in a training and once more after resuming, and each start draws a random number."""
+    settings = {"max_steps": 8, "save_strategy": "steps", "save_steps": 3, "logging_steps": 2, "mixup_alpha": 0.8}
+    settings |= {"eval_strategy": "steps", "eval_steps": 4}
+    workers = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
+    args = arguments(**settings, **workers)
+    expected = train(args, images=SharedEpoch)
+    assert_same_end(train(args, 3, SharedEpoch), expected)
+    alone = arguments(**settings, output_dir=f"{args.output_dir}-alone")
+    assert_same_end(train(alone, images=SharedEpoch), expected)
+
+
+def test_the_best_checkpoint_of_a_folder_that_was_moved(arguments, tmp_path):
+    args = arguments(
+        max_steps=6, save_strategy="steps", save_steps=2, eval_strategy="steps", eval_steps=2, save_total_limit=2,
+        load_best_model_at_end=True, metric_for_best_model="loss", greater_is_better=True, learning_rate=0.01,
+    )  # fmt: skip
+    expected = train(args)
+    best = Path(expected[0].state.best_model_checkpoint)
+    assert best.name != "checkpoint-6"
+    moved = tmp_path / "moved"
+    shutil.move(args.output_dir, moved)
+    args.output_dir = str(moved)
+    # At its end: no checkpoint is written that would name the best one anew.
+    trainer, _ = train(args, 6)
+    assert trainer.state.best_model_checkpoint == str(moved / best.name)
+    for name, tensor in expected[0].model.state_dict().items():
+        assert torch.equal(trainer.model.state_dict()[name], tensor), name
+
+
+def test_skipped_steps_are_counted_over_an_interruption(arguments):
+    args = arguments(max_steps=2, save_strategy="steps", save_steps=1, skip_nonfinite_steps=3)
+    trainer = TokenMixupTrainer(plain_vit(), args, train_dataset=Images(8))
+    kept = trainer.kept
+    trainer.kept = lambda: kept() | {"skipped_steps": 2}
+    trainer.train()
+    resumed = TokenMixupTrainer(plain_vit(), args, train_dataset=Images(8))
+    resumed.train(resume_from_checkpoint=f"{args.output_dir}/checkpoint-1")
+    assert resumed._guard.skipped == 2
+
+
+def test_a_checkpoint_of_another_trainer_is_gone_on_from(arguments):
+    """Without what this package keeps: the mean loss is then that of the steps since."""
+    args = arguments(max_steps=4, save_strategy="steps", save_steps=2, logging_steps=1)
+    train(args)
+    state = Path(args.output_dir) / "checkpoint-2" / "trainer_state.json"
+    content = json.loads(state.read_text())
+    del content["stateful_callbacks"][OWN_STATE]
+    state.write_text(json.dumps(content))
+    trainer, result = train(args, 2)
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    assert len(losses) == 4 and result.training_loss == pytest.approx(sum(losses[2:]) / 2)
+
+
+def test_later_checkpoints_are_named(arguments, caplog):
+    args = arguments(max_steps=3, save_strategy="steps", save_steps=1)
+    train(args)
+    with caplog.at_level(logging.WARNING):
+        train(args, 1)
+    assert f"Beyond checkpoint-1, {args.output_dir} holds checkpoint-3, checkpoint-2." in caplog.text
+
+
+def test_resuming_with_other_intervals_takes_the_new_ones(arguments):
+    """The stock Trainer goes by those that the checkpoint's `trainer_state.json` holds."""
+    settings = {"max_steps": 8, "save_strategy": "steps", "eval_strategy": "steps"}
+    train(arguments(logging_steps=4, eval_steps=4, save_steps=2, **settings))
+    trainer, _ = train(arguments(logging_steps=1, eval_steps=3, save_steps=7, **settings), 2)
+    lines = trainer.state.log_history
+    assert [line["step"] for line in lines if "loss" in line] == [3, 4, 5, 6, 7, 8]
+    assert [line["step"] for line in lines if "eval_loss" in line][:2] == [3, 6]
+    # A state that says otherwise would be wrong for the next run too.
+    state = json.loads((Path(trainer.args.output_dir) / "checkpoint-7" / "trainer_state.json").read_text())
+    assert (state["logging_steps"], state["eval_steps"], state["save_steps"]) == (1, 3, 7)
+    # A fraction counts from the steps of the resumed run. Step 5 is the end of an epoch.
+    trainer, _ = train(arguments(logging_steps=0.5, **settings | {"save_strategy": "no", "eval_strategy": "no"}), 2)
+    assert {line["step"] for line in trainer.state.log_history if "loss" in line} - {5} == {4, 8}
+
+
+@pytest.mark.parametrize("counts_own_steps", [True, False], ids=["newer transformers", "older transformers"])
+def test_resuming_speeds_count_the_steps_of_this_process(arguments, monkeypatch, counts_own_steps):
+    args = arguments(max_steps=10, save_strategy="steps", save_steps=8)
+    train(args)
+    if not counts_own_steps:
+        # As in transformers 5.9, which takes all steps of the schedule for those of this call.
+        def finalize(trainer, trial, num_train_samples, start_time):
+            metrics = speed_metrics("train", start_time, num_samples=num_train_samples, num_steps=10)
+            metrics["train_loss"] = 0.0
+            trainer.log(metrics)
+            return TrainOutput(10, 0.0, metrics)
+
+        monkeypatch.setattr(Trainer, "_finalize_training", finalize)
+    trainer, _ = train(args, 8)
+    line = trainer.state.log_history[-1]
+    assert line["train_steps_per_second"] * line["train_runtime"] == pytest.approx(2, rel=0.02)
+    assert line["train_samples_per_second"] * line["train_runtime"] == pytest.approx(8, rel=0.02)

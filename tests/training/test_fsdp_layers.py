@@ -1,0 +1,24 @@
+"""What FSDP2 shards a model by."""
+
+from types import SimpleNamespace
+
+import pytest
+from helpers.tiny_training import plain_vit, resnet, tokenmixup_cct, tokenmixup_vit
+
+from hf_tokenmixup.training.fsdp import shard_by_layers
+
+
+@pytest.mark.parametrize(
+    "make_model, given, expected",
+    [
+        (tokenmixup_vit, None, ["TokenMixupViTLayer"]),
+        (plain_vit, None, ["ViTLayer"]),
+        (tokenmixup_cct, None, ["TokenMixupCctLayer"]),
+        (tokenmixup_vit, ["ViTEmbeddings"], ["ViTEmbeddings"]),
+        (resnet, None, None),
+    ],
+)
+def test_a_model_is_sharded_by_its_layers_unless_told_otherwise(make_model, given, expected):
+    plugin = SimpleNamespace(transformer_cls_names_to_wrap=given)
+    shard_by_layers(plugin, make_model())
+    assert plugin.transformer_cls_names_to_wrap == expected

@@ -1,0 +1,258 @@
+"""SIGTERM in the middle of a training: the step is finished, saved, and gone on from bit for bit."""
+
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from helpers.commands import HANG_S
+from helpers.tiny_training import Images, tokenmixup_vit
+from torch.distributed import HashStore
+from transformers import TrainerCallback
+
+from hf_tokenmixup.training import TokenMixupTrainer
+from hf_tokenmixup.training import preemption as termination
+from hf_tokenmixup.training.preemption import TerminationCallback, outlive_sigterm
+
+
+class Terminating(Images):
+    """Sends SIGTERM to this process when an image is read for the n-th time."""
+
+    def __init__(self, size, after):
+        super().__init__(size)
+        self.after = after
+
+    def __getitem__(self, index):
+        self.after -= 1
+        if self.after == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().__getitem__(index)
+
+
+def test_it_saves_ends_and_goes_on_as_if_nothing_had_been(arguments, tmp_path):
+    settings = {"max_steps": 8, "logging_steps": 1, "learning_rate": 0.01}
+    whole = TokenMixupTrainer(tokenmixup_vit(), arguments(**settings), train_dataset=Images(16))
+    whole.train()
+    assert not whole.terminated
+
+    before = signal.getsignal(signal.SIGTERM)
+    args = arguments(**settings, output_dir=str(tmp_path / "parts"))
+    trainer = TokenMixupTrainer(tokenmixup_vit(), args, train_dataset=Terminating(16, 4 * 2 + 2))
+    trainer.train()
+    assert trainer.terminated and signal.getsignal(signal.SIGTERM) is before
+    (checkpoint,) = (tmp_path / "parts").glob("checkpoint-*")
+    assert int(checkpoint.name.rpartition("-")[2]) == trainer.state.global_step < 5
+
+    resumed = TokenMixupTrainer(tokenmixup_vit(), args, train_dataset=Images(16))
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 8 and not resumed.terminated
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, resumed.model.state_dict()[name]), name
+
+
+def test_it_does_not_end_the_epoch_that_it_stops_in(arguments):
+    """Neither an evaluation, for which there is no time, nor a line of the log that a resumed training had twice."""
+    args = arguments(
+        max_steps=-1, num_train_epochs=2, eval_strategy="epoch", logging_strategy="epoch", save_strategy="epoch"
+    )
+    settings = {"eval_dataset": torch.utils.data.Subset(Images(4), range(4))}
+    trainer = TokenMixupTrainer(tokenmixup_vit(), args, train_dataset=Terminating(16, 4 * 2 + 2), **settings)
+    trainer.train()
+    assert trainer.terminated and trainer.state.global_step < 4
+    assert not any("eval_loss" in line or "loss" in line for line in trainer.state.log_history)
+    resumed = TokenMixupTrainer(tokenmixup_vit(), args, train_dataset=Images(16), **settings)
+    resumed.train(resume_from_checkpoint=True)
+    steps = [line["step"] for line in resumed.state.log_history]
+    assert steps == [4, 4, 8, 8, 8]
+
+
+def test_a_training_in_another_thread_runs_too(arguments):
+    trainer = TokenMixupTrainer(tokenmixup_vit(), arguments(), train_dataset=Images(4))
+    thread = threading.Thread(target=trainer.train)
+    thread.start()
+    thread.join()
+    assert trainer.state.global_step == 1 and not trainer.terminated
+
+
+class TerminateAt(TrainerCallback):
+    """Sends SIGTERM to this process when a step begins."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def worse_and_worse():
+    """Metrics of which the first are the best."""
+    scores = iter(range(100, 0, -1))
+    return lambda prediction: {"top1": next(scores) / 100}
+
+
+WITH_BEST = {"max_steps": 12, "eval_strategy": "steps", "metric_for_best_model": "top1", "greater_is_better": True}
+
+
+@pytest.mark.parametrize("strategy, steps, stopped", [("steps", 2, 5), ("best", 3, 6)])
+def test_its_checkpoint_stays_and_the_evaluation_waits_for_the_resumed_training(arguments, strategy, steps, stopped):
+    """Beside a best checkpoint and a limit of 1; where an evaluation is due, which may say that nothing is saved."""
+    args = arguments(
+        **WITH_BEST, save_strategy=strategy, save_steps=steps, eval_steps=steps, save_total_limit=1,
+        load_best_model_at_end=True,
+    )  # fmt: skip
+    data = {"train_dataset": Images(16), "eval_dataset": Images(8)}
+    options = data | {"compute_metrics": worse_and_worse()}
+    trainer = TokenMixupTrainer(tokenmixup_vit(), args, callbacks=[TerminateAt(stopped - 1)], **options)
+    trainer.train()
+    assert trainer.terminated and trainer.state.global_step == stopped
+    assert (args.save_total_limit, args.load_best_model_at_end) == (1, True)
+    left = {path.name for path in Path(args.output_dir).glob("checkpoint-*")}
+    assert left == {f"checkpoint-{steps}", f"checkpoint-{stopped}"}
+
+    resumed = TokenMixupTrainer(tokenmixup_vit(), args, **options)
+    resumed.train(resume_from_checkpoint=True)
+    evaluated = [line["step"] for line in resumed.state.log_history if "eval_loss" in line]
+    assert evaluated == list(range(steps, 13, steps))
+
+
+def test_the_signal_goes_where_it_went_before_also_behind_an_error(arguments):
+    class Broken(Images):
+        def __getitem__(self, index):
+            raise RuntimeError("broken")
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(RuntimeError, match="broken"):
+        TokenMixupTrainer(tokenmixup_vit(), arguments(), train_dataset=Broken(4)).train()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_processes_that_run_ahead_of_their_devices_stop_behind_the_same_step(monkeypatch):
+    """B may have ended step s + 2 when A ends s, not more: its device waits for A's gradients."""
+
+    class Event:
+        def __init__(self, device):
+            self.done = False
+
+        def record(self):
+            events.append(self)
+
+        def synchronize(self):
+            self.done = True
+
+    events, store = [], HashStore()
+    monkeypatch.setattr(termination, "_connected", lambda: True)
+    monkeypatch.setattr(termination, "_get_default_store", lambda: store)
+    monkeypatch.setattr(torch, "Event", Event)
+    device = torch.device("cuda")
+    for asked in ("A", "B", "AB"):
+        for lead in range(termination.STEPS_AHEAD + 1):
+            callbacks = {name: TerminationCallback() for name in "AB"}
+            for callback in callbacks.values():
+                callback._key = f"{asked}/{lead}"
+            stops = {}
+            for step in range(1, 30):
+                for name, at in (("B", step + lead), ("A", step)):
+                    callbacks[name]._asked = name in asked and at >= 7
+                    if name not in stops and callbacks[name]._stop_now(at, device):
+                        stops[name] = at
+            assert stops["A"] == stops["B"] > 7, (asked, lead, stops)
+    assert [event.done for event in events[:4]] == [True, True, True, True]
+
+
+IN_A_GROUP = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from test_preemption import TerminateAt
+from helpers.tiny_training import Images, tokenmixup_vit
+from hf_tokenmixup.training import TokenMixupTrainer, TokenMixupTrainingArguments
+
+class All(TerminateAt):
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            os.killpg(os.getpgrp(), signal.SIGTERM)
+
+args = TokenMixupTrainingArguments(sys.argv[2], use_cpu=True, report_to="none", max_steps=50, save_strategy="no",
+    dataloader_num_workers=2, per_device_train_batch_size=4, disable_tqdm=True)
+trainer = TokenMixupTrainer(tokenmixup_vit(), args, train_dataset=Images(16), callbacks=[All(2)])
+trainer.train()
+print("terminated", trainer.terminated, trainer.state.global_step)
+"""
+
+
+def test_a_signal_to_the_whole_group_leaves_the_workers_to_end_the_step(tmp_path):
+    paths = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", IN_A_GROUP, paths[0], str(tmp_path / "out")],
+        capture_output=True, text=True, timeout=HANG_S, start_new_session=True, env=environment,
+    )  # fmt: skip
+    assert "terminated True 3" in done.stdout, done.stderr[-2000:]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["checkpoint-3"]
+
+
+def test_a_worker_ends_when_its_parent_says_so():
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+
+    def wait(worker):
+        # One that never comes to an end by itself.
+        while True:
+            there.send(there.recv())
+
+    worker = context.Process(target=lambda: outlive_sigterm(0, and_then=wait))
+    worker.start()
+    here.send("ready")
+    assert here.recv() == "ready"
+    # Sent by another process than its parent.
+    subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
+    while is_pending(signal.SIGTERM, worker.pid):
+        time.sleep(0.01)
+    here.send("alive")
+    assert here.recv() == "alive"
+    worker.terminate()
+    worker.join()
+    assert worker.exitcode == 0
+
+
+def is_pending(number, process):
+    """Whether a signal to a process was not taken yet."""
+    (pending,) = re.findall(r"^ShdPnd:\s*(\w+)$", Path(f"/proc/{process}/status").read_text(), re.MULTILINE)
+    return int(pending, 16) >> (number - 1) & 1
+
+
+@pytest.mark.parametrize(
+    "command, found",
+    [
+        ("python /venv/bin/accelerate launch scripts/finetune.py", True),
+        ("python /venv/bin/accelerate-launch scripts/finetune.py", True),
+        ("python -m accelerate.commands.launch scripts/finetune.py", True),
+        ("python -m torch.distributed.run scripts/finetune.py", False),
+        ("bash accelerated", False),
+    ],
+)
+def test_the_launcher_that_starts_a_single_process_is_known_before_training(monkeypatch, command, found):
+    """The launcher may be gone when training begins: SIGTERM ends accelerate, which passes nothing on."""
+
+    class Parent:
+        pid = os.getppid()
+
+        def __init__(self, pid):
+            assert pid == self.pid
+
+        def cmdline(self):
+            return command.split()
+
+    monkeypatch.setattr(psutil, "Process", Parent)
+    callback = TerminationCallback()
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    assert callback._stop_now(1, torch.device("cpu")) is found

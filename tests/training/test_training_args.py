@@ -1,0 +1,98 @@
+"""Defaults and validation of the arguments, and their command-line form."""
+
+import pytest
+import torch
+from helpers.tiny_training import Images, plain_vit
+from transformers import HfArgumentParser
+
+from hf_tokenmixup.training import TokenMixupTrainer, TokenMixupTrainingArguments
+from hf_tokenmixup.training import training_args as training_arguments
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("mixup_alpha", -0.1),
+        ("cutmix_alpha", float("inf")),
+        ("mixup_prob", 1.5),
+        ("mixup_switch_prob", -0.5),
+        ("mixup_mode", "half"),
+        ("label_smoothing_factor", 1.0),
+    ],
+)
+def test_a_setting_outside_its_range_is_named(arguments, setting, value):
+    with pytest.raises(ValueError, match=f"`{setting}` .*{value}"):
+        arguments(**{setting: value})
+
+
+def test_flags(tmp_path):
+    parser = HfArgumentParser(TokenMixupTrainingArguments)
+    flags = ["--output_dir", str(tmp_path), "--mixup_alpha", "0.8", "--mixup_mode", "pair", "--use_cpu"]
+    (args,) = parser.parse_args_into_dataclasses([*flags, "--report_to", "none"])
+    assert (args.mixup_alpha, args.cutmix_alpha, args.mixup_mode) == (0.8, 0.0, "pair")
+    assert args.remove_unused_columns is False
+    assert args.logging_nan_inf_filter is False
+    assert "--mixup_switch_prob" in parser.format_help()
+
+
+@pytest.mark.parametrize(
+    ("environment", "settings", "message"),
+    [
+        ({"ACCELERATE_MIXED_PRECISION": "fp16"}, {}, "`fp16`, asked for by the launcher, has no effect on a CPU"),
+        ({"ACCELERATE_MIXED_PRECISION": "fp8"}, {}, "`fp8`, asked for by the launcher, has no effect on a CPU"),
+        ({"ACCELERATE_MIXED_PRECISION": "fp16", "ACCELERATE_USE_CPU": "1"}, {"use_cpu": False}, "no effect on a CPU"),
+        ({}, {"fp16": True}, "`fp16` has no effect on a CPU.*`bf16=True`"),
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, {}, "4 steps .* is 1, .*`gradient_accumulation_steps=4`"),
+        ({}, {"report_to": "mlflow"}, "'mlflow', which is not installed.*none"),
+        ({}, {"report_to": ["tensorboard", "wandb"]}, "'wandb', which is not installed.*from tensorboard, none"),
+    ],
+)
+def test_arguments_asked_in_vain_are_refused(arguments, monkeypatch, environment, settings, message):
+    monkeypatch.setattr(training_arguments, "get_available_reporting_integrations", lambda: ["tensorboard"])
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=message):
+        arguments(**settings)
+
+
+@pytest.mark.parametrize("name", ["bf16", "bf16_full_eval"])
+@pytest.mark.parametrize(
+    ("gpu", "found"), [(None, "there is no GPU"), ("Tesla T4", "Tesla T4 does not")], ids=["no gpu", "old gpu"]
+)
+def test_arguments_bf16_without_hardware_names_the_alternatives(arguments, monkeypatch, name, gpu, found):
+    monkeypatch.setattr(training_arguments, "is_torch_bf16_gpu_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: gpu)
+    with pytest.raises(ValueError, match=f"`{name}` needs a GPU .* {found}. Pass `{name}=False` .*`use_cpu=True`"):
+        arguments(use_cpu=False, **{name: True})
+
+
+@pytest.mark.parametrize("steps", ["1", "4"])
+def test_arguments_accumulation_that_the_launcher_agrees_with_is_taken(arguments, monkeypatch, steps):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", steps)
+    assert arguments(gradient_accumulation_steps=4).gradient_accumulation_steps == 4
+
+
+def test_arguments_launcher_with_cpu_uses_the_cpu(arguments, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    args = arguments(use_cpu=False, bf16=True)
+    assert args.use_cpu and args.device == torch.device("cpu") and not args.dataloader_pin_memory
+
+
+def test_arguments_worker_settings_without_workers_are_dropped(arguments):
+    settings = {"dataloader_persistent_workers": True, "dataloader_prefetch_factor": 4}
+    args = arguments(dataloader_num_workers=0, **settings)
+    for batch in TokenMixupTrainer(plain_vit(), args, train_dataset=Images(4)).get_train_dataloader():
+        assert len(batch["labels"]) == 4
+    args = arguments(dataloader_num_workers=1, **settings)
+    assert args.dataloader_persistent_workers and args.dataloader_prefetch_factor == 4
+
+
+def test_processes_that_are_not_connected_are_refused(arguments, monkeypatch):
+    args = arguments()
+    # Set after the host has looked for other processes, which here would wait for them.
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="2 processes were started .*--use_cpu"):
+        args._refuse_unconnected_processes()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    args._refuse_unconnected_processes()

@@ -1,0 +1,275 @@
+"""What pictures show, against the model's own training forward, whole attention maps, and brute force."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers.tiny_training import plain_vit
+
+from hf_tokenmixup.models import (
+    TokenMixupCctConfig,
+    TokenMixupCctForImageClassification,
+    TokenMixupViTConfig,
+    TokenMixupViTForImageClassification,
+)
+from hf_tokenmixup.vertical import VerticalMemory
+from hf_tokenmixup.visualization.inspection import (
+    layer_inputs,
+    min_max,
+    observe_horizontal,
+    observe_vertical,
+    predicted_classes,
+    saliency_maps,
+)
+from hf_tokenmixup.visualization.token_grid import TokenCells, implied_images, token_cells
+
+SIZES = {
+    "hidden_size": 24,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 3,
+    "intermediate_size": 32,
+    "num_labels": 5,
+    "initializer_range": 0.3,
+    "patch_size": 4,
+    "image_size": (12, 20),
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+FAMILIES = {
+    "vit": (TokenMixupViTConfig, TokenMixupViTForImageClassification, {}),
+    "cct": (TokenMixupCctConfig, TokenMixupCctForImageClassification, {"drop_path_rate": 0.0}),
+    "cct with CLS": (
+        TokenMixupCctConfig,
+        TokenMixupCctForImageClassification,
+        {"drop_path_rate": 0.0, "pooling": "cls", "tokenizer": "patch", "saliency_query": "cls"},
+    ),
+}
+GRIDS = {"vit": (3, 5), "cct": (6, 10), "cct with CLS": (3, 5)}
+LABELS = torch.tensor([0, 3, 1, 4])
+
+
+@pytest.fixture(params=FAMILIES)
+def build(request):
+    config_class, model_class, own = FAMILIES[request.param]
+
+    def build_model(attn_implementation="sdpa", **changes):
+        torch.manual_seed(0)
+        config = config_class(**SIZES | own | changes, attn_implementation=attn_implementation)
+        return model_class(config).train()
+
+    build_model.grid = GRIDS[request.param]
+    return build_model
+
+
+def noise(height=12, width=20):
+    """Images of unlike strength, so that they differ in what is salient."""
+    pixels = torch.randn(4, 3, height, width, generator=torch.Generator().manual_seed(1))
+    return pixels * torch.linspace(0.5, 2, 4).view(4, 1, 1, 1)
+
+
+def whole_maps(build, pixels, **changes):
+    """Head-averaged attention of every layer, by transformers."""
+    model = build(attn_implementation="eager", **changes).eval()
+    with torch.no_grad():
+        maps = model(pixels, output_attentions=True, interpolate_pos_encoding=bool(changes) or None).attentions
+    return [attention.mean(dim=1) for attention in maps], model.config
+
+
+def read(rollout, config, grid):
+    row = rollout[:, 0] if config.saliency_query == "cls" else rollout.mean(dim=1)
+    return row[:, config.num_prefix_tokens :].unflatten(1, grid)
+
+
+@pytest.mark.parametrize("layer", [0, 2, 3])
+def test_attention_maps_are_products_of_whole_maps(build, layer):
+    maps, config = whole_maps(build, noise())
+    rollout = maps[layer]
+    for attention in maps[layer + 1 :]:
+        rollout = attention @ rollout
+    found = saliency_maps(build(), noise(), LABELS, layer)
+    assert list(found) == ["gradient", "1-step", "full rollout"]
+    torch.testing.assert_close(found["1-step"], read(maps[layer], config, build.grid))
+    torch.testing.assert_close(found["full rollout"], read(rollout, config, build.grid))
+    assert torch.equal(found["1-step"], found["full rollout"]) == (layer == 3)
+
+
+def test_images_of_another_size(build):
+    maps, config = whole_maps(build, noise(16, 8), image_size=16)
+    model = build(image_size=16)
+    grid = model.token_grid(16, 8)
+    assert grid[0] == 2 * grid[1]
+    found = saliency_maps(model, noise(16, 8), LABELS, 3)
+    torch.testing.assert_close(found["full rollout"], read(maps[3], config, grid))
+    assert found["gradient"].shape == (4, *grid)
+
+
+def test_the_gradient_is_that_of_the_labels(build):
+    model = build()
+    pixels = noise().requires_grad_(True)
+    F.cross_entropy(model.eval()(pixels).logits, LABELS).backward()
+    strength = pixels.grad.square().mean(dim=1).sqrt()
+    rows, columns = build.grid
+    cells = strength.unflatten(1, (rows, -1)).unflatten(3, (columns, -1)).mean(dim=(2, 4))
+    expected = cells / cells.sum(dim=(1, 2), keepdim=True)
+    torch.testing.assert_close(saliency_maps(model, noise(), LABELS, 1)["gradient"], expected)
+    soft = F.one_hot(LABELS, 5).float()
+    torch.testing.assert_close(saliency_maps(model, noise(), soft, 1)["gradient"], expected)
+    assert not torch.allclose(saliency_maps(model, noise(), LABELS.flip(0), 1)["gradient"], expected)
+
+
+def test_nothing_is_drawn_and_the_model_stays_as_it_was(build):
+    model = build(hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5, horizontal_layers=[1])
+    model.transformer_layers()[2].eval()
+    state = torch.get_rng_state()
+    first, second = (saliency_maps(model, noise(), LABELS, 1) for _ in range(2))
+    observe_horizontal(model, noise(), LABELS, 1, tau=2.0, rho=0.0)
+    observe_vertical(model, noise(), LABELS, 2)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+    assert model.training and not model.transformer_layers()[2].training
+
+
+def test_predictions_are_the_model_s(build):
+    model = build()
+    predicted = predicted_classes(model, noise())
+    assert torch.equal(predicted, model.eval()(noise()).logits.argmax(dim=1))
+
+
+def test_scaling():
+    maps = torch.tensor([[[1.0, 3.0], [2.0, 5.0]], [[4.0, 4.0], [4.0, 4.0]]])
+    assert min_max(maps).tolist() == [[[0.0, 0.5], [0.25, 1.0]], [[0.0, 0.0], [0.0, 0.0]]]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"horizontal_tau": None},
+        {"horizontal_tau": 1.7},
+        {"horizontal_tau": None, "rollout_steps": 2, "relabel": "count"},
+        {"horizontal_tau": None, "saliency_detector": "gradient"},
+        {"horizontal_tau": None, "assignment_group_size": 2},
+    ],
+)
+def test_the_horizontal_step_is_that_of_training(build, settings):
+    model = build(horizontal_layers=[1], horizontal_rho=0.001, **settings)
+    seen = observe_horizontal(model, noise(), LABELS, 1, tau=settings["horizontal_tau"])
+    trained = model(noise(), labels=LABELS)
+    (step,) = trained.horizontal
+    assert torch.equal(seen.easy, step.easy) and torch.equal(seen.partner, step.partner)
+    assert torch.equal(seen.replaced.flatten(1), step.replaced) and step.replaced.any()
+    torch.testing.assert_close(seen.saliency.flatten(1), step.saliency)
+    torch.testing.assert_close(seen.mixed_targets, trained.targets)
+    assert seen.mixed == step.replaced.any(dim=1).nonzero().flatten().tolist()
+    assert seen.saliency.shape == (4, *build.grid) and (seen.layer, seen.rho) == (1, 0.001)
+    assert seen.detector == model.config.saliency_detector and seen.relabel == model.config.relabel
+
+
+def test_a_threshold_leaves_difficult_images_alone(build):
+    model = build(horizontal_layers=[1])
+    difficulty = model(noise(), labels=LABELS).horizontal[0].difficulty
+    tau = float(difficulty.sort().values[1:3].mean())
+    seen = observe_horizontal(model, noise(), LABELS, 1, tau=tau, rho=0.0)
+    assert seen.easy.tolist() == (difficulty < tau).tolist() and seen.easy.sum() == 2
+    assert set(seen.mixed) <= set(seen.easy.nonzero().flatten().tolist())
+
+
+def test_random_choices_follow_the_generator(build):
+    model = build(assignment="random", token_selection="random", saliency_detector="random")
+    one, same, other = (
+        observe_horizontal(model, noise(), LABELS, 2, rho=0.0, generator=torch.Generator().manual_seed(seed))
+        for seed in (3, 3, 4)
+    )
+    assert torch.equal(one.replaced, same.replaced) and torch.equal(one.saliency, same.saliency)
+    assert not torch.equal(one.replaced, other.replaced)
+
+
+@pytest.mark.parametrize("settings", [{}, {"saliency_detector": "gradient"}])
+def test_brought_up_are_the_tokens_that_training_collects(build, monkeypatch, settings):
+    model = build(vertical_layers=[3], vertical_kappa=4, **settings)
+    collected, tokens = [], VerticalMemory.tokens
+    monkeypatch.setattr(VerticalMemory, "tokens", lambda self: collected.append(tokens(self)) or collected[-1])
+    seen = observe_vertical(model, noise(), LABELS, 3)
+    model(noise(), labels=LABELS)
+    assert (seen.layer, seen.grid, seen.tokens.shape) == (3, build.grid, (3, 4, 4))
+    for layer, hidden in enumerate(layer_inputs(model, noise())[:3]):
+        index = seen.tokens[layer] + model.config.num_prefix_tokens
+        chosen = torch.stack([hidden[image, index[image]] for image in range(4)])
+        torch.testing.assert_close(chosen, collected[0][:, 4 * layer : 4 * (layer + 1)])
+
+
+def test_brought_up_tokens_are_the_most_salient_ones(build):
+    seen = observe_vertical(build(), noise(), LABELS, 2, kappa=3)
+    for layer in range(2):
+        saliency = saliency_maps(build(), noise(), LABELS, layer)["1-step"].flatten(1)
+        expected = sorted(range(saliency.shape[1]), key=lambda token: -saliency[1, token])[:3]
+        assert seen.tokens[layer, 1].tolist() == expected
+
+
+@pytest.mark.parametrize("size", [(12, 20), (13, 22)])
+def test_a_mixed_image_has_its_partner_s_pixels_in_replaced_cells(build, size):
+    model = build(image_size=12)
+    pixels = noise(*size)
+    cells = token_cells(model, *size)
+    rows, columns = model.token_grid(*size)
+    assert (len(cells.rows), len(cells.columns)) == (rows + 1, columns + 1)
+    assert cells.exact == (getattr(model.config, "tokenizer", "patch") == "patch")
+    seen = observe_horizontal(model, pixels, LABELS, 1, rho=0.0)
+    mixed = implied_images(pixels, seen.partner, seen.replaced, cells)
+    expected = pixels.clone()
+    for image in range(4):
+        for row in range(rows):
+            for column in range(columns):
+                if seen.replaced[image, row, column]:
+                    top, bottom = cells.rows[row], cells.rows[row + 1]
+                    left, right = cells.columns[column], cells.columns[column + 1]
+                    part = pixels[seen.partner[image], :, top:bottom, left:right]
+                    expected[image, :, top:bottom, left:right] = part
+    assert torch.equal(mixed, expected) and not torch.equal(mixed, pixels)
+
+
+def test_cells_are_the_pixels_that_a_token_sees(build):
+    """Changing one pixel changes the token of its cell: alone where tokens are patches, too where they overlap."""
+    model = build(image_size=12, position_embedding="none") if "cct" in build().config.model_type else build()
+    size = model.config.image_size if isinstance(model.config.image_size, tuple) else (12, 12)
+    cells, (_, columns) = token_cells(model, *size), model.token_grid(*size)
+    before = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(5))
+    for row, column in [(0, 0), (5, 9), (11, 3)]:
+        after = before.clone()
+        after[..., row, column] += 100.0
+        one, other = (
+            layer_inputs(model, pixels)[0][0, model.config.num_prefix_tokens :] for pixels in (before, after)
+        )
+        changed = (one != other).any(dim=1).nonzero().flatten().tolist()
+        token = sum(edge <= row for edge in cells.rows[1:]) * columns + sum(
+            edge <= column for edge in cells.columns[1:]
+        )
+        assert token in changed and (changed == [token] or not cells.exact)
+
+
+def test_patches_leave_pixels_over():
+    model = TokenMixupViTForImageClassification(TokenMixupViTConfig(**SIZES | {"image_size": 12}))
+    assert token_cells(model, 13, 22) == TokenCells((0, 4, 8, 12), (0, 4, 8, 12, 16, 20), exact=True)
+
+
+@pytest.mark.parametrize(
+    "observe, arguments, message",
+    [
+        (saliency_maps, {"layer": 4}, "layer must lie between 0 and 3, got 4"),
+        (saliency_maps, {"layer": -1}, "layer must lie between 0 and 3, got -1"),
+        (observe_vertical, {"layer": 0}, "between 1 and 3, as nothing lies before layer 0, got 0"),
+        (observe_vertical, {"layer": 1, "kappa": 0}, "kappa must lie between 1 and .*, got 0"),
+        (observe_vertical, {"layer": 1, "kappa": 61}, "number of patch tokens, (15|60), got 61"),
+        (observe_horizontal, {"layer": 2, "tau": 1.0}, "layer 2 has none .* leave tau out"),
+        (observe_horizontal, {"layer": 1, "rho": -0.1}, "rho must be at least 0, got -0.1"),
+        (saliency_maps, {"layer": 1, "targets": torch.tensor([0, 1])}, r"shape \(B,\) = \(4,\)"),
+        (observe_horizontal, {"layer": 1, "targets": torch.tensor([0, 1, 2, 5])}, "got 5 for image 3"),
+    ],
+)
+def test_errors(build, observe, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        observe(build(horizontal_layers=[1]), noise(), **{"targets": LABELS} | arguments)
+
+
+def test_a_model_without_our_layers():
+    with pytest.raises(ValueError, match="load_classifier opened, got ViTForImageClassification"):
+        layer_inputs(plain_vit(), torch.zeros(1, 3, 8, 8))

@@ -1,0 +1,207 @@
+"""What is drawn: read from the figures' axes, and from the files."""
+
+import sys
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+from matplotlib.colors import to_rgb
+
+from hf_tokenmixup.visualization import plots as pictures
+from hf_tokenmixup.visualization.figure_utils import BLUE, ORANGE, save_figure
+from hf_tokenmixup.visualization.inspection import HorizontalObservation, VerticalObservation, min_max
+from hf_tokenmixup.visualization.plots import draw_horizontal, draw_saliency, draw_vertical, short_name
+from hf_tokenmixup.visualization.token_grid import TokenCells
+
+CELLS = TokenCells(rows=(0, 4, 8), columns=(0, 3, 6, 9), exact=True)
+IMAGES = torch.rand(3, 3, 8, 10, generator=torch.Generator().manual_seed(0))
+NAMES = ["Egyptian cat, Felis catus", "tabby", "black-and-tan coonhound"]
+
+
+def observation(**changes):
+    """Image 0 takes two tokens of image 2, of another class, image 2 one of image 0, image 1 none."""
+    replaced = torch.zeros(3, 2, 3, dtype=torch.bool)
+    replaced[0, 0, 1] = replaced[0, 1, 2] = replaced[2, 1, 0] = True
+    values = {
+        "layer": 3, "rho": 0.01, "detector": "attention", "token_selection": "saliency", "relabel": "saliency",
+        "easy": torch.tensor([True, True, True]), "saliency": torch.arange(18).view(3, 2, 3) / 100,
+        "partner": torch.tensor([2, 1, 0]), "replaced": replaced, "targets": torch.eye(3)[[0, 1, 2]],
+        "mixed_targets": torch.tensor([[0.25, 0.0, 0.75], [0.0, 1.0, 0.0], [0.1, 0.0, 0.9]]),
+    }  # fmt: skip
+    return HorizontalObservation(**values | changes)
+
+
+def title(figure):
+    return " ".join(figure.get_suptitle().split())
+
+
+def legend(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def grid(figure, columns):
+    axes = [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
+    return np.array(axes).reshape(-1, columns)
+
+
+def drawn(axes):
+    """The one picture in these axes, channels last."""
+    (image,) = axes.images
+    return np.asarray(image.get_array())
+
+
+def seen(image):
+    return image.permute(1, 2, 0).numpy()
+
+
+def test_saliency_stands_beside_its_image():
+    maps = {"gradient": torch.rand(3, 2, 3), "1-step": torch.rand(3, 2, 3), "full rollout": torch.rand(3, 2, 3)}
+    figure = draw_saliency(IMAGES, maps, ["a", "b", "c"], CELLS, layer=2, num_layers=12, note="Guessed.")
+    panels = grid(figure, 4)
+    assert [axes.get_title() for axes in panels[0]] == [
+        "Image", "Gradient\nof the loss", "Attention, 1-step\n(layer 2)", "Attention, full rollout\n(layers 2 to 11)",
+    ]  # fmt: skip
+    for number, row in enumerate(panels):
+        np.testing.assert_array_equal(drawn(row[0]), seen(IMAGES[number]))
+        assert row[0].get_xlabel() == "abc"[number]
+        for axes, saliency in zip(row[1:], maps.values(), strict=True):
+            np.testing.assert_array_equal(drawn(axes), min_max(saliency)[number].numpy())
+            assert axes.images[0].norm.vmin == 0 and axes.images[0].norm.vmax == 1
+            assert tuple(axes.images[0].get_extent()) == (-0.5, 8.5, 7.5, -0.5)
+    assert "in front of layer 2" in title(figure) and title(figure).endswith("Guessed.")
+    (bar,) = [axes for axes in figure.axes if axes.get_label() == "<colorbar>"]
+    assert "[0, 1]" in bar.get_ylabel() and bar.get_ylim() == (0, 1)
+
+
+def test_the_last_layer_s_rollout_is_its_own():
+    figure = draw_saliency(IMAGES, {"full rollout": torch.rand(3, 2, 3)}, "abc", CELLS, layer=3, num_layers=4)
+    assert grid(figure, 2)[0, 1].get_title() == "Attention, full rollout\n(layer 3)"
+
+
+def test_pairs_and_what_becomes_of_them():
+    figure = draw_horizontal(IMAGES, observation(), NAMES, CELLS)
+    rows = grid(figure, 7)
+    assert len(rows) == 2
+    image, saliency, partner, theirs, origin, mixed, label = rows[0]
+    for axes, number, color in ((image, 0, BLUE), (partner, 2, ORANGE)):
+        np.testing.assert_array_equal(drawn(axes), seen(IMAGES[number]))
+        assert axes.get_xlabel() == ["Egyptian cat", "", "black-and-tan coonh…"][number]
+        assert axes.spines["left"].get_visible() and to_rgb(axes.spines["left"].get_edgecolor()) == to_rgb(color)
+    np.testing.assert_allclose(drawn(saliency), observation().saliency[0])
+    np.testing.assert_allclose(drawn(theirs), observation().saliency[2])
+    assert saliency.images[0].norm is theirs.images[0].norm
+    assert drawn(origin).tolist() == [[0, 1, 0], [0, 0, 1]] and origin.get_xlabel() == "2 of 6 replaced"
+    assert [to_rgb(color) for color in origin.images[0].cmap.colors] == [to_rgb(BLUE), to_rgb(ORANGE)]
+    expected = IMAGES[0].clone()
+    expected[:, 0:4, 3:6], expected[:, 4:8, 6:9] = IMAGES[2, :, 0:4, 3:6], IMAGES[2, :, 4:8, 6:9]
+    np.testing.assert_array_equal(drawn(mixed), seen(expected))
+    assert [text.get_text() for text in label.texts] == ["25% Egyptian cat", "75% black-and-tan coonh…"]
+    assert [(bar.get_x(), bar.get_width(), bar.get_facecolor()[:3]) for bar in label.patches] == [
+        (0.0, 0.25, to_rgb(BLUE)),
+        (0.25, 0.75, to_rgb(ORANGE)),
+    ]
+    assert legend(figure) == ["the image itself", "its partner"]
+    assert "2 of 3 images are mixed" in title(figure) and "more than rho = 0.01" in title(figure)
+    assert [text.get_text() for text in rows[1, 6].texts] == ["90% black-and-tan coonh…", "10% Egyptian cat"]
+
+
+def test_a_pair_of_one_class_keeps_its_label():
+    targets = torch.eye(3)[[1, 1, 1]]
+    figure = draw_horizontal(IMAGES, observation(targets=targets, mixed_targets=targets), NAMES, CELLS)
+    assert [text.get_text() for text in grid(figure, 7)[0, 6].texts] == ["100% tabby"]
+
+
+def test_the_picture_tells_the_settings_that_were_followed():
+    other = observation(detector="gradient", token_selection="random", relabel="count")
+    figure = draw_horizontal(IMAGES, other, NAMES, TokenCells(CELLS.rows, CELLS.columns, exact=False))
+    assert "At random" in title(figure) and "number of tokens" in title(figure)
+    assert grid(figure, 7)[0, 5].get_title() == "Mixed image\n(approximately)"
+    (bar,) = [axes for axes in figure.axes if axes.get_label() == "<colorbar>"]
+    assert "loss depends on" in bar.get_xlabel()
+
+
+def test_without_a_pair_the_way_out_is_told():
+    nothing = observation(replaced=torch.zeros(3, 2, 3, dtype=torch.bool), easy=torch.tensor([True, False, False]))
+    with pytest.raises(ValueError, match=r"of 3 images, 1 easy ones, none .* rho = 0.01.*is within 0.17: choose"):
+        draw_horizontal(IMAGES, nothing, NAMES, CELLS)
+    none_easy = observation(replaced=nothing.replaced, easy=torch.zeros(3, dtype=torch.bool))
+    with pytest.raises(ValueError, match="0 easy ones, .* choose a higher tau"):
+        draw_horizontal(IMAGES, none_easy, NAMES, CELLS)
+
+
+def test_tokens_brought_up_are_framed_and_numbered():
+    tokens = torch.tensor([[[0, 4], [1, 2], [3, 5]], [[5, 3], [0, 1], [2, 4]]])
+    looked = VerticalObservation(layer=2, grid=(2, 3), tokens=tokens)
+    figure = draw_vertical(IMAGES, looked, ["a", "b", "c"], CELLS)
+    panels = grid(figure, 3)
+    assert [axes.get_title() for axes in panels[0]] == ["Image", "From layer 0", "From layer 1"]
+    axes = panels[0, 2]
+    paths = axes.collections[0].get_paths()
+    boxes = [(*path.vertices.min(axis=0), *path.vertices.max(axis=0)) for path in paths]
+    assert boxes == [(5.5, 3.5, 8.5, 7.5), (-0.5, 3.5, 2.5, 7.5)]  # left, top, right, bottom
+    assert [(text.get_text(), text.xy) for text in axes.texts] == [("1", (8.5, 3.5)), ("2", (2.5, 3.5))]
+    expected = 0.35 * IMAGES[0] + 0.65
+    expected[:, 4:8, 6:9], expected[:, 4:8, 0:3] = IMAGES[0, :, 4:8, 6:9], IMAGES[0, :, 4:8, 0:3]
+    np.testing.assert_array_equal(drawn(axes), seen(expected))
+    assert "layer 2" in title(figure) and "4 further keys and values" in title(figure)
+    assert legend(figure) == ["token brought up to layer 2, 1 the most salient"]
+
+
+def test_many_tokens_are_not_numbered():
+    cells = TokenCells(tuple(range(0, 9, 2)), tuple(range(0, 11, 2)), exact=False)
+    looked = VerticalObservation(layer=1, grid=(4, 5), tokens=torch.arange(10).expand(1, 3, 10))
+    figure = draw_vertical(IMAGES, looked, ["a", "b", "c"], cells)
+    axes = grid(figure, 2)[0, 1]
+    assert len(axes.collections[0].get_paths()) == 10 and not axes.texts
+    assert legend(figure) == ["token brought up to layer 1 (place approximate)"]
+
+
+def test_png_and_pdf(tmp_path):
+    figure = draw_horizontal(IMAGES, observation(), NAMES, CELLS)
+    png = save_figure(figure, tmp_path / "new" / "a.PNG")
+    pdf = save_figure(figure, str(tmp_path / "a.pdf"))
+    assert png.read_bytes().startswith(b"\x89PNG") and pdf.read_bytes().startswith(b"%PDF")
+    picture = matplotlib.image.imread(png, format="png")
+    assert picture.shape[1] > 1000 and picture.std() > 0.1
+    with pytest.raises(ValueError, match=r"must end in .png or .pdf, got 'a.jpg'"):
+        save_figure(figure, tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("draw", ["saliency", "vertical"])
+def test_no_text_is_cut_off(draw):
+    """Even with a single narrow column, and rows and columns of unlike size."""
+    images = torch.rand(1, 3, 30, 6)
+    cells = TokenCells((0, 15, 30), (0, 6), exact=False)
+    if draw == "saliency":
+        maps = {"full rollout": torch.rand(1, 2, 1)}
+        figure = draw_saliency(images, maps, ["a name"], cells, layer=0, num_layers=12, note="Guessed. " * 9)
+    else:
+        looked = VerticalObservation(layer=1, grid=(2, 1), tokens=torch.zeros(1, 1, 1, dtype=torch.int64))
+        figure = draw_vertical(images, looked, ["a name"], cells, note="Guessed. " * 9)
+    figure.canvas.draw()
+    width, height = figure.canvas.get_width_height()
+    texts = [figure._suptitle, *(axes.title for axes in figure.axes), *(axes.xaxis.label for axes in figure.axes)]
+    texts += [text for item in figure.legends for text in item.get_texts()]
+    boxes = [text.get_window_extent() for text in texts if text.get_text()]
+    assert len(boxes) >= 4
+    assert all(box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height for box in boxes)
+
+
+def test_short_names():
+    assert short_name("tench, Tinca tinca") == "tench" and short_name("a" * 20) == "a" * 20
+    assert short_name("a" * 21) == "a" * 19 + "…" and short_name("one two three", 5) == "one…"
+
+
+def test_pyplot_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # an import would fail
+    figure = draw_horizontal(IMAGES, observation(), NAMES, CELLS)
+    save_figure(figure, tmp_path / "a.png")
+    save_figure(figure, tmp_path / "a.pdf")
+
+
+@pytest.mark.parametrize(
+    ("share", "label"), [(0.0, "0%"), (0.004, "0.4%"), (0.01, "1%"), (0.5, "50%"), (0.996, "99.6%"), (1.0, "100%")]
+)
+def test_percent_of_a_mixed_label_is_neither_nothing_nor_all(share, label):
+    assert pictures._percent(share) == label
