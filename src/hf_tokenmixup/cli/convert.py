@@ -86,7 +86,7 @@ def options(args: argparse.Namespace) -> dict[str, Any]:
 def main(arguments: list[str]) -> None:
     parser = build_parser()
     args = parser.parse_args(split_lists(arguments, parser))
-    logger = logging.getLogger("hf_tokenmixup.hub")
+    logger = logging.getLogger("hf_tokenmixup.conversion")
     logger.setLevel(logging.INFO)
     logger.handlers = [logging.StreamHandler(sys.stdout)]
     print(f"model    {convert_weights(args.file, args.output_dir, **options(args))}")
