@@ -38,7 +38,7 @@ from safetensors.torch import load_file
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from hf_tokenmixup.data.digits import load_digits_dataset
-from hf_tokenmixup.training.checkpointing.integrity import OWN_STATE, checkpoints_in, fault_in
+from hf_tokenmixup.training.checkpointing.integrity import CALLBACK_STATE_KEY, find_checkpoint_error, list_checkpoints
 
 OBSERVED = Path(__file__).with_name("observed_training.py")
 MODEL = {"image_size": 16, "patch_size": 4, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -162,7 +162,7 @@ class Kills:
 
     def _checkpoints(self) -> tuple[list[int], list[int]]:
         """The steps of the complete and of the incomplete ones."""
-        found = [(_step(path.name), fault_in(path)) for path in checkpoints_in(self.folder)]
+        found = [(_step(path.name), find_checkpoint_error(path)) for path in list_checkpoints(self.folder)]
         return [step for step, fault in found if fault is None], [step for step, fault in found if fault is not None]
 
     def _left(self) -> str:
@@ -314,9 +314,9 @@ def _without_times(value: Any) -> Any:
         value = {key: item for key, item in value.items() if not key.endswith(("_runtime", "_per_second"))}
         if isinstance(value.get("best_model_checkpoint"), str):
             value["best_model_checkpoint"] = Path(value["best_model_checkpoint"]).name
-        if "files" in (own := value.get(OWN_STATE) or {}):
+        if "files" in (own := value.get(CALLBACK_STATE_KEY) or {}):
             # The arguments hold the name of the folder: their size differs.
-            value[OWN_STATE] = own | {"files": sorted(own["files"])}
+            value[CALLBACK_STATE_KEY] = own | {"files": sorted(own["files"])}
         if isinstance(value.get("target_modules"), list):
             # A set of peft's, whose order no seed repeats.
             value |= {"target_modules": sorted(value["target_modules"])}

@@ -13,7 +13,7 @@ def generator():
     return torch.Generator().manual_seed(0)
 
 
-def draw_saliency(batch, tokens, generator):
+def plot_saliency(batch, tokens, generator):
     return torch.rand(batch, tokens, generator=generator).mul(3).softmax(dim=1)
 
 
@@ -54,18 +54,18 @@ def test_token_saliency_reads_the_cls_row_or_averages_the_rows(generator):
 @pytest.mark.parametrize("rho", [0.0, 0.003, 0.1])
 @pytest.mark.parametrize("batch, tokens", [(1, 4), (2, 1), (7, 9), (64, 196)])
 def test_gain_equals_the_float64_broadcast(batch, tokens, rho, generator):
-    saliency = draw_saliency(batch, tokens, generator)
+    saliency = plot_saliency(batch, tokens, generator)
     torch.testing.assert_close(f.saliency_gain(saliency, rho), broadcast_gain(saliency, rho), atol=1e-14, rtol=0)
 
 
 @pytest.mark.parametrize("rho", [1.0, 1e12, float("inf")])
 def test_gain_is_zero_where_no_difference_exceeds_rho(rho, generator):
-    assert f.saliency_gain(draw_saliency(6, 5, generator), rho).max() < 1e-15
+    assert f.saliency_gain(plot_saliency(6, 5, generator), rho).max() < 1e-15
 
 
 def test_assignment_is_that_of_a_float64_computation(generator):
     # Saliencies that differ in their last bits alone: float32 sums could not tell the partners apart.
-    saliency = draw_saliency(1, 64, generator) + 1e-7 * torch.randn(24, 64, generator=generator)
+    saliency = plot_saliency(1, 64, generator) + 1e-7 * torch.randn(24, 64, generator=generator)
     easy = torch.ones(24, dtype=torch.bool)
     exact = f.optimal_assignment(broadcast_gain(saliency, 0.0), easy)
     assert torch.equal(f.optimal_assignment(f.saliency_gain(saliency, 0.0), easy), exact)
@@ -124,7 +124,7 @@ def test_random_assignment_gives_each_easy_image_a_partner_of_its_own(generator)
 
 
 def test_mask_row_depends_on_that_sample(generator):
-    saliency = draw_saliency(6, 8, generator)
+    saliency = plot_saliency(6, 8, generator)
     partner = torch.tensor([3, 0, 1, 5, 4, 2])
     replaced = f.replace_mask(saliency, partner, 0.01)
     for i, j in enumerate(partner.tolist()):
@@ -179,7 +179,7 @@ def test_degenerate_label_ratio_keeps_the_label():
 def test_horizontal_mix_at_the_edges(batch, tokens, prefix, rho, easy, generator):
     hidden = torch.randn(batch, prefix + tokens, 3, generator=generator)
     targets = torch.rand(batch, 5, generator=generator).softmax(dim=1)
-    saliency = draw_saliency(batch, tokens, generator)
+    saliency = plot_saliency(batch, tokens, generator)
     chosen = {"none": torch.zeros(batch), "some": torch.arange(batch) % 2, "all": torch.ones(batch)}[easy].bool()
     mix = f.horizontal_mix(hidden, targets, saliency, chosen, rho, prefix)
 
@@ -201,7 +201,7 @@ def test_horizontal_mix_at_the_edges(batch, tokens, prefix, rho, easy, generator
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_non_finite_tokens_reach_nobody_who_did_not_take_them(bad, generator):
     hidden = torch.randn(5, 7, 3, generator=generator)
-    saliency = draw_saliency(5, 6, generator)
+    saliency = plot_saliency(5, 6, generator)
     hidden[2, 4] = bad
     saliency[2] = float("nan")  # what an attention over such a token yields
     hidden.requires_grad_()
@@ -240,7 +240,7 @@ def test_a_taken_non_finite_token_stays_where_it_was_put():
 
 def test_ablations_change_what_they_say_and_nothing_else(generator):
     hidden, targets = torch.randn(16, 10, 3, generator=generator), torch.eye(16)
-    saliency, easy = draw_saliency(16, 9, generator), torch.arange(16) < 10
+    saliency, easy = plot_saliency(16, 9, generator), torch.arange(16) < 10
 
     def mix(**choices):
         return f.horizontal_mix(
@@ -272,7 +272,7 @@ def test_ablations_change_what_they_say_and_nothing_else(generator):
 
 
 def test_selected_tokens_are_the_most_salient_behind_the_prefix(generator):
-    hidden, saliency = torch.randn(3, 8, 2, generator=generator), draw_saliency(3, 6, generator)
+    hidden, saliency = torch.randn(3, 8, 2, generator=generator), plot_saliency(3, 6, generator)
     chosen = f.select_salient_tokens(hidden, saliency, 2, 2)
     for image in range(3):
         order = sorted(range(6), key=lambda t: -saliency[image, t].item())  # noqa: B023
@@ -292,7 +292,7 @@ def test_selected_tokens_are_the_most_salient_behind_the_prefix(generator):
 )
 def test_errors_name_what_was_expected(call, message, generator):
     with pytest.raises(ValueError, match=message):
-        call(torch.randn(3, 8, 2, generator=generator), draw_saliency(3, 6, generator))
+        call(torch.randn(3, 8, 2, generator=generator), plot_saliency(3, 6, generator))
 
 
 def test_nothing_to_pair():
@@ -318,7 +318,7 @@ def test_autocast_and_narrow_types_do_not_narrow_the_mathematics(generator):
 
 
 def test_half_precision_decides_in_float32(generator):
-    saliency = draw_saliency(9, 7, generator).half()
+    saliency = plot_saliency(9, 7, generator).half()
     hidden = torch.randn(9, 7, 2, generator=generator).half()
     easy = torch.ones(9, dtype=torch.bool)
     low = f.horizontal_mix(hidden, torch.eye(9), saliency, easy, 0.003, 0)

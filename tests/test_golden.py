@@ -57,7 +57,7 @@ def test_training(name, route):
     expected |= {key.split(".", 1)[1]: value for key, value in tensors.items() if key.startswith(f"{convention}.")}
     memories = []
     for layer in model.config.vertical_layers:
-        vertical = model.transformer_layers()[layer]
+        vertical = model.get_transformer_layers()[layer]
         norm = vertical.layernorm_before if name.startswith("vit_") else vertical.pre_norm
         norm.register_forward_hook(lambda module, args, output: memories.append(args[0]))
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hf_tokenmixup.functional import difficulty, horizontal_mix
-from hf_tokenmixup.horizontal import ScoreNet, horizontal_step
+from hf_tokenmixup.horizontal import ScoreNet, apply_horizontal_mixup
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_poolings_are_checked():
 
 def step(scorenet, hidden, targets, saliency, **changes):
     settings = {"tau": None, "rho": 0.0, "detach": True, "num_prefix_tokens": 2} | changes
-    return horizontal_step(scorenet, hidden, targets, lambda tokens: saliency, **settings)
+    return apply_horizontal_mixup(scorenet, hidden, targets, lambda tokens: saliency, **settings)
 
 
 def test_easy_is_below_tau_and_none_makes_all_easy(hidden):

@@ -9,7 +9,7 @@ from hf_tokenmixup.functional import attention_rollout, soft_cross_entropy, toke
 from hf_tokenmixup.models import TokenMixupViTConfig, TokenMixupViTForImageClassification
 from hf_tokenmixup.saliency import (
     attention_saliency,
-    evaluation_mode,
+    eval_mode,
     gradient_saliency,
     queries_of_inputs,
     random_saliency,
@@ -159,7 +159,7 @@ def test_random_saliency_sums_to_one_and_follows_its_generator():
 def test_evaluation_mode_gives_each_module_its_own_mode_back(model):
     model.train()
     frozen = model.vit.layers[1].eval()
-    with pytest.raises(RuntimeError), evaluation_mode(model):
+    with pytest.raises(RuntimeError), eval_mode(model):
         assert not any(module.training for module in model.modules())
         raise RuntimeError
     assert model.training and model.vit.layers[0].training and not any(m.training for m in frozen.modules())

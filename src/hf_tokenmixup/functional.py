@@ -251,7 +251,7 @@ def mix_tokens(
     replaced = F.pad(replaced, (num_prefix_tokens, 0), value=False)
     own = torch.arange(len(hidden), device=hidden.device)
     image = torch.where(replaced, partner[:, None], own[:, None])
-    return _take_tokens(hidden, image, torch.arange(hidden.shape[1], device=hidden.device))
+    return gather_tokens(hidden, image, torch.arange(hidden.shape[1], device=hidden.device))
 
 
 def mix_targets(
@@ -356,7 +356,7 @@ def select_salient_tokens(
     if not 0 <= kappa <= saliency.shape[1]:
         raise ValueError(f"kappa must lie between 0 and the number of patch tokens, {saliency.shape[1]}, got {kappa}.")
     image = torch.arange(len(hidden), device=hidden.device)
-    return _take_tokens(hidden, image[:, None], saliency.topk(kappa, dim=1).indices + num_prefix_tokens)
+    return gather_tokens(hidden, image[:, None], saliency.topk(kappa, dim=1).indices + num_prefix_tokens)
 
 
 def manifold_mix(
@@ -384,7 +384,7 @@ def blend(tensor: torch.Tensor, partner: torch.Tensor, share: float | torch.Tens
     return torch.lerp(wide[partner], wide, share).to(tensor.dtype)
 
 
-def _take_tokens(hidden: torch.Tensor, image: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
+def gather_tokens(hidden: torch.Tensor, image: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
     """(B, M, D): of (B, N, D) the tokens with these numbers, of these images; the two broadcast to (B, M)."""
     rows = image * hidden.shape[1] + token
     # Whole rows are copied, back too: several times as fast as `gather` or `where` on every element.

@@ -11,7 +11,7 @@ from .functional import check_choice, difficulty, horizontal_mix
 SCORENET_POOLINGS = ("cls", "mean", "attention")
 
 
-class HorizontalStep(NamedTuple):
+class HorizontalMixRecord(NamedTuple):
     """What happened in front of one horizontal layer.
 
     Attributes:
@@ -70,7 +70,7 @@ class ScoreNet(nn.Module):
             return self.classifier(pooled)
 
 
-def horizontal_step(
+def apply_horizontal_mixup(
     scorenet: ScoreNet,
     hidden: torch.Tensor,
     targets: torch.Tensor,
@@ -84,7 +84,7 @@ def horizontal_step(
     group_size: int | None = None,
     token_selection: str = "saliency",
     relabel: str = "saliency",
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, HorizontalStep]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, HorizontalMixRecord]:
     """Algorithm 1 as a whole: judge, detect, pair, replace, relabel.
 
     Args:
@@ -118,4 +118,4 @@ def horizontal_step(
         token_selection=token_selection,
         relabel=relabel,
     )
-    return mix.hidden, mix.targets, loss, HorizontalStep(logits, score, easy, saliency, mix.partner, mix.replaced)
+    return mix.hidden, mix.targets, loss, HorizontalMixRecord(logits, score, easy, saliency, mix.partner, mix.replaced)

@@ -13,7 +13,7 @@ import torch
 _DESCRIPTION = """\
 Top-1 and top-5 accuracy: the share of images whose label is the best class, or among the five best classes."""
 
-_INPUTS = """
+_KWARGS_DESCRIPTION = """
 Args:
     predictions: for every image the indices of its best classes, best first: (N, k) integers. Top-5 accuracy uses the
         first five of them, or all where there are fewer (a task of three classes, say).
@@ -34,7 +34,7 @@ class TopKAccuracy(evaluate.Metric):
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
             citation="",
-            inputs_description=_INPUTS,
+            inputs_description=_KWARGS_DESCRIPTION,
             features=datasets.Features(
                 {
                     "predictions": datasets.Sequence(datasets.Value("int64")),

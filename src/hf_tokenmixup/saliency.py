@@ -17,11 +17,11 @@ from torch.nn import functional as F
 
 from .functional import at_least_float32, attention_rollout, soft_cross_entropy, source, token_saliency
 
-DETECTORS = ("attention", "gradient", "random")
-MAX_MAP_ELEMENTS = 2**24  # 64 MiB in float32
+SALIENCY_DETECTORS = ("attention", "gradient", "random")
+MAX_ATTENTION_MAP_ELEMENTS = 2**24  # 64 MiB in float32
 
 
-class AttentionLayer(Protocol):
+class SupportsAttentionSaliency(Protocol):
     """What a layer offers to the detector. All of it in evaluation mode: no dropout, whatever ``training`` says."""
 
     def query_and_key(self, hidden: torch.Tensor, cls_query_only: bool) -> tuple[torch.Tensor, torch.Tensor, float]:
@@ -39,7 +39,7 @@ class AttentionLayer(Protocol):
 
 
 def received_attention(
-    query: torch.Tensor, key: torch.Tensor, scale: float, max_elements: int = MAX_MAP_ELEMENTS
+    query: torch.Tensor, key: torch.Tensor, scale: float, max_elements: int = MAX_ATTENTION_MAP_ELEMENTS
 ) -> torch.Tensor:
     """Attention that each token receives, averaged over heads and over the given queries.
 
@@ -101,7 +101,7 @@ def queries_of_inputs(query: torch.Tensor, key_weight: torch.Tensor) -> torch.Te
 
 
 def attention_saliency(
-    layers: Sequence[AttentionLayer],
+    layers: Sequence[SupportsAttentionSaliency],
     hidden: torch.Tensor,
     num_prefix_tokens: int,
     query: str = "cls",
@@ -145,7 +145,7 @@ def gradient_saliency(
 
     Args:
         classify: (B, 3, H, W) to logits (B, C), differentiable; in evaluation mode, so that it draws nothing and keeps
-            no statistics (see :func:`evaluation_mode`).
+            no statistics (see :func:`eval_mode`).
         pixel_values: (B, 3, H, W), normalised.
         targets: (B, C) class distributions.
         grid: rows and columns of patch tokens.
@@ -172,7 +172,7 @@ def random_saliency(
 
 
 @contextmanager
-def evaluation_mode(*models: nn.Module) -> Iterator[None]:
+def eval_mode(*models: nn.Module) -> Iterator[None]:
     """Evaluation mode inside; each module's own mode again afterwards."""
     training = [module for model in models for module in model.modules() if module.training]
     for model in models:

@@ -7,14 +7,14 @@ import torch
 from helpers.tiny_training import CLASSES, VIT, tokenmixup_vit
 
 from hf_tokenmixup.benchmarks.cases import (
+    clone_with_config,
+    compute_layer_input,
     detection_cases,
-    entering_tokens,
-    gain_kept,
     layer_saliency,
+    relative_gain,
     step_cases,
     training_models,
     training_step,
-    with_settings,
 )
 from hf_tokenmixup.models import TokenMixupCctConfig, TokenMixupCctForImageClassification
 
@@ -60,13 +60,13 @@ def gain_matrix(saliency, rho):
 
 
 def test_settings_change_and_weights_are_shared(model, images, labels):
-    other = with_settings(model, **HTM, saliency_detector="random")
+    other = clone_with_config(model, **HTM, saliency_detector="random")
     assert (other.config.horizontal_layers, other.config.saliency_detector) == ([1], "random")
     assert model.config.horizontal_layers == [] and other.training
     assert torch.equal(other.eval()(images).logits, model.eval()(images).logits)
     other.train()(images, labels=labels).loss.backward()
     assert all(torch.equal(own.grad, shared.grad) for own, shared in with_the_same_name(model, other))
-    third = with_settings(other, horizontal_rho=0.5)
+    third = clone_with_config(other, horizontal_rho=0.5)
     assert third.config.horizontal_layers == [1]
     assert all(own is shared for own, shared in with_the_same_name(other, third))
     scorenets = [dict(one.named_parameters()) for one in (other, third)]
@@ -91,7 +91,7 @@ def with_the_same_name(one, other):
 def test_a_detection_finds_what_a_training_forward_finds(model, images, labels, case, settings):
     targets = torch.nn.functional.one_hot(labels, CLASSES).float()
     detected = detection_cases(model, images, targets, layer=1)[case]()
-    (step,) = with_settings(model, **HTM, **settings)(images, labels=labels).horizontal
+    (step,) = clone_with_config(model, **HTM, **settings)(images, labels=labels).horizontal
     assert torch.equal(detected, step.saliency) and detected.std() > 0
     assert model.training and all(parameter.grad is None for parameter in model.parameters())
 
@@ -105,9 +105,9 @@ def test_random_saliency_is_drawn_each_time(model, images, labels):
 
 def test_large_batches_go_through_in_chunks(model):
     images = torch.randn(100, 3, 8, 8)
-    hidden = entering_tokens(model, images, 2)
+    hidden = compute_layer_input(model, images, 2)
     seen = []
-    layer = model.transformer_layers()[2]
+    layer = model.get_transformer_layers()[2]
     hook = layer.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
     with torch.no_grad():
         model.eval()(images)
@@ -141,10 +141,10 @@ def test_the_share_of_the_gain_that_groups_keep(saliency):
         )
 
     whole = best([0, 1, 2, 3])
-    kept = gain_kept(saliency, 0.01, [2, 3, 4])
+    kept = relative_gain(saliency, 0.01, [2, 3, 4])
     pairs = (best([0, 1]) + best([2, 3])) / whole
     assert kept == pytest.approx({2: pairs, 3: pairs, 4: 1.0}) and 0 < pairs < 1
-    assert gain_kept(saliency, 1.0, [2]) == {2: 1.0}
+    assert relative_gain(saliency, 1.0, [2]) == {2: 1.0}
 
 
 def test_a_training_step_leaves_no_gradient(model, images, labels):
@@ -162,7 +162,7 @@ def test_a_training_step_leaves_no_gradient(model, images, labels):
 def test_the_systems_of_a_training(model, images, labels):
     vertical = {"vertical_layers": [2], "vertical_kappa": 1}
     models = training_models(model, {"HTM": HTM, "both": HTM | vertical}, group_sizes=[3])
-    assert type(models.pop("plain")) is model.plain_model_class
+    assert type(models.pop("plain")) is model.base_model_class
     outputs = {name: one(images, labels=labels) for name, one in models.items()}
     assert list(outputs) == ["HTM", "both", *(f"HTM, {name}" for name in VARIANTS)]
     collected = {name: "vertical_tokens" in output.counts for name, output in outputs.items()}
@@ -189,6 +189,6 @@ def test_detectors_without_htm(model):
 
 
 def test_steps_of_rollout(model, images):
-    hidden = entering_tokens(model, images, 0)
+    hidden = compute_layer_input(model, images, 0)
     one, two, three = (layer_saliency(model, hidden, 0, steps) for steps in range(3))
     assert not torch.equal(one, two) and not torch.equal(two, three)

@@ -7,14 +7,14 @@ import pytest
 import torch
 import yaml
 
-from hf_tokenmixup.benchmarks.compared_models import COMPARED_SYSTEMS, IMAGE_SIZES, NUM_LABELS, System, count_costs
-from hf_tokenmixup.benchmarks.model_presets import NETWORKS
+from hf_tokenmixup.benchmarks.compared_models import IMAGE_SIZES, NUM_LABELS, PAPER_BASELINES, PaperModel, count_costs
+from hf_tokenmixup.benchmarks.model_presets import MODEL_PRESETS
 from hf_tokenmixup.benchmarks.tables import parameter_table
 from hf_tokenmixup.evaluation.flops import count_macs, count_parameters
 from hf_tokenmixup.models import CctConfig, CctForImageClassification
 
 ROOT = Path(__file__).parents[2]
-BUILT = [system for system in COMPARED_SYSTEMS if system.build]
+BUILT = [system for system in PAPER_BASELINES if system.build]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_parameters_are_the_paper_s(system):
 
 @pytest.mark.parametrize("name", ["ViT-Lite-6/4", "CVT-6/4", "CCT-7/3x1 (as published)", "MobileNetV2/2.0"])
 def test_macs_are_the_paper_s(name):
-    (system,) = [system for system in COMPARED_SYSTEMS if system.name == name]
+    (system,) = [system for system in PAPER_BASELINES if system.name == name]
     costs = count_costs(system)
     figure, unit = printed(system.macs)
     assert any(abs(macs / 1e9 - figure) <= unit for macs in (costs.macs, costs.macs_weights_only))
@@ -53,15 +53,17 @@ def test_macs_are_the_paper_s(name):
 
 def test_attention_s_products_are_what_weights_alone_leave_out():
     tokens, width, layers = 256, 256, 7
-    costs = count_costs(System(1, "CCT", "", "", lambda count: CctForImageClassification(CctConfig(num_labels=count))))
+    costs = count_costs(
+        PaperModel(1, "CCT", "", "", lambda count: CctForImageClassification(CctConfig(num_labels=count)))
+    )
     assert costs.macs - costs.macs_weights_only == layers * 2 * tokens**2 * width + tokens * width  # and the pooling
 
 
 def test_a_system_that_is_not_there():
-    system = System(1, "WRN-28-10", "36.5 M", "-")
+    system = PaperModel(1, "WRN-28-10", "36.5 M", "-")
     assert count_costs(system) is None
-    small = System(1, "small", "1 M", "0.1 G", lambda count: NETWORKS["cct-2-3x2"].build(num_labels=count))
-    counted = [(system, None), (small, count_costs(small)), (System(2, "other", "", ""), None)]
+    small = PaperModel(1, "small", "1 M", "0.1 G", lambda count: MODEL_PRESETS["cct-2-3x2"].build(num_labels=count))
+    counted = [(system, None), (small, count_costs(small)), (PaperModel(2, "other", "", ""), None)]
     rows = [line.split() for line in parameter_table(1, counted).splitlines()]
     assert len(rows) == 3 and rows[1] == "WRN-28-10 36.5 M not built not built -".split()
     parameters = [f"{counted[1][1].parameters[count] / 1e6:.2f}" for count in (100, 10)]
@@ -76,7 +78,7 @@ def small_weights(counted):
 @pytest.mark.parametrize("system, key", [(None, "baseline"), ("HTM", "htm"), ("VTM", "vtm"), ("HTM + VTM", "htm_vtm")])
 def test_networks_have_the_original_s_parameters(reference, system, key):
     for size, name in (("cct-7-3x1", "cct_7_3x1_32/100cls"), ("vit-base", "ViT-B_16/224/1000cls")):
-        network = NETWORKS[size]
+        network = MODEL_PRESETS[size]
         with torch.device("meta"):
             model = network.build(**network.systems.get(system, {}))
         assert count_parameters(model) == reference[f"{name}/{key}"]["total"]
@@ -96,7 +98,7 @@ def test_networks_have_the_original_s_parameters(reference, system, key):
 )
 def test_networks_mix_where_the_recipes_do(size, system, recipe):
     options = yaml.safe_load((ROOT / "src" / "hf_tokenmixup" / "recipes" / f"{recipe}.yaml").read_text())
-    network = NETWORKS[size]
+    network = MODEL_PRESETS[size]
     with torch.device("meta"):
         config = network.build(**network.systems[system]).config
     names = ["horizontal_layers", "vertical_layers", "vertical_kappa", "scorenet_loss_weight", "scorenet_detach"]

@@ -7,12 +7,18 @@ import torch
 from helpers.tiny_training import CLASSES, VIT, tokenmixup_vit
 
 from hf_tokenmixup.benchmarks import optimizations as benchmark_savers
-from hf_tokenmixup.benchmarks.optimizations import LEARNING_RATE, SAVERS, SaverStep, compare_savers, why_not
+from hf_tokenmixup.benchmarks.optimizations import (
+    LEARNING_RATE,
+    OPTIMIZATIONS,
+    OptimizedTrainStep,
+    benchmark_optimizations,
+    unsupported_reason,
+)
 from hf_tokenmixup.models import TokenMixupCctConfig, TokenMixupCctForImageClassification
 from hf_tokenmixup.models.gradient_checkpointing import is_checkpointed
 
 CPU = torch.device("cpu")
-HERE = [name for name in SAVERS if why_not(name, CPU) is None]
+HERE = [name for name in OPTIMIZATIONS if unsupported_reason(name, CPU) is None]
 EAGER = [name for name in HERE if name not in ("torch_compile", "lora")]
 needs_peft = pytest.mark.skipif("lora" not in HERE, reason="peft is not installed")
 
@@ -49,7 +55,7 @@ def test_a_step_is_one_update_by_adamw(build, name, batch):
     expected(*batch).loss.backward()
     optimizer = torch.optim.AdamW(expected.parameters(), lr=LEARNING_RATE)
     optimizer.step()
-    step = SAVERS[name](model, *batch)
+    step = OPTIMIZATIONS[name](model, *batch)
     step()
     assert all(parameter.grad is None for parameter in model.parameters())
     assert is_checkpointed(model) == (name == "gradient_checkpointing")
@@ -62,7 +68,7 @@ def test_a_step_is_one_update_by_adamw(build, name, batch):
 
 
 def test_each_saver_does_what_it_says(batch):
-    steps = {name: SAVERS[name](vit(), *batch) for name in EAGER}
+    steps = {name: OPTIMIZATIONS[name](vit(), *batch) for name in EAGER}
     assert steps["bf16"].autocast == torch.bfloat16 and not steps["bf16"].scaler.is_enabled()
     groups = {name: step.optimizer.param_groups[0] for name, step in steps.items()}
     assert groups["fused"]["fused"] and groups["foreach"]["foreach"] and groups["for_loop"]["foreach"] is False
@@ -79,7 +85,7 @@ def test_each_saver_does_what_it_says(batch):
 
 
 def test_fp16_scales_its_loss(batch):
-    step = SAVERS["fp16"](vit(), *batch)
+    step = OPTIMIZATIONS["fp16"](vit(), *batch)
     before = step.model.classifier.weight.clone()
     step()
     assert step.scaler.is_enabled() and step.scaler.get_scale() > 1 and step.autocast == torch.float16
@@ -89,30 +95,30 @@ def test_fp16_scales_its_loss(batch):
 @needs_peft
 @pytest.mark.parametrize("build", [vit, cct])
 def test_lora_trains_adapters_classifier_and_scorenet(build, batch):
-    step = SAVERS["lora"](build(), *batch)
+    step = OPTIMIZATIONS["lora"](build(), *batch)
     before = {name: tensor.clone() for name, tensor in step.model.named_parameters()}
     step(), step()  # an adapter's first half has no gradient while its second is zero
     moved = {name for name, tensor in step.model.named_parameters() if not torch.equal(tensor, before[name])}
     assert moved == {name for name in before if any(part in name for part in ("lora_", "classifier", "scorenet"))}
     assert any("lora_" in name for name in moved) and any("scorenet" in name for name in moved)
     held = nbytes(before.values()) + 2 * nbytes(before[name] for name in moved)
-    assert held <= step.held_bytes() < held + 4 * len(before) + 1
+    assert held <= step.persistent_bytes() < held + 4 * len(before) + 1
 
 
 def test_what_is_held_between_steps(batch):
-    step, ema = SaverStep(vit(), *batch), SaverStep(vit(), *batch, ema=True)
+    step, ema = OptimizedTrainStep(vit(), *batch), OptimizedTrainStep(vit(), *batch, ema=True)
     weights = nbytes(step.model.parameters())
-    assert (step.held_bytes(), ema.held_bytes()) == (weights, 2 * weights)
+    assert (step.persistent_bytes(), ema.persistent_bytes()) == (weights, 2 * weights)
     step()
     counters = 4 * len(list(step.model.parameters()))
-    assert step.held_bytes() == 3 * weights + counters
+    assert step.persistent_bytes() == 3 * weights + counters
 
 
 def test_all_are_compared_with_the_plain_step(batch):
     names = [name for name in HERE if name != "torch_compile"]
     model = vit()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    timings, memory, left_out = compare_savers(model, *batch, [*names, "fp16"], rounds=2, warmup=1)
+    timings, memory, left_out = benchmark_optimizations(model, *batch, [*names, "fp16"], rounds=2, warmup=1)
     assert list(timings) == list(memory) == ["plain", *names] and list(left_out) == ["fp16"]
     assert [name for name, timing in timings.items() if timing.ratio is None] == ["plain"]
     weights = nbytes(model.parameters())
@@ -124,22 +130,22 @@ def test_all_are_compared_with_the_plain_step(batch):
 
 def test_checkpointing_holds_fewer_activations(batch):
     images = torch.randn(64, 3, 8, 8)
-    _, memory, _ = compare_savers(vit(), images, torch.zeros(64).long(), ["gradient_checkpointing"], rounds=2)
+    _, memory, _ = benchmark_optimizations(vit(), images, torch.zeros(64).long(), ["gradient_checkpointing"], rounds=2)
     assert memory["gradient_checkpointing"] < 0.8 * memory["plain"]
 
 
 def test_what_cannot_be_measured_is_said(monkeypatch):
-    assert why_not("fp16", torch.device("cuda")) is None and "no fp16" in why_not("fp16", CPU)
+    assert unsupported_reason("fp16", torch.device("cuda")) is None and "no fp16" in unsupported_reason("fp16", CPU)
     monkeypatch.setattr(benchmark_savers, "find_spec", lambda name: None)
-    assert why_not("lora", CPU) == "peft is not installed" and why_not("ema", CPU) is None
+    assert unsupported_reason("lora", CPU) == "peft is not installed" and unsupported_reason("ema", CPU) is None
     monkeypatch.setattr(torch, "__version__", "2.6.0+cpu")
-    assert "newer torch" in why_not("torch_compile", CPU)
+    assert "newer torch" in unsupported_reason("torch_compile", CPU)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif("torch_compile" not in HERE, reason="plain ViT does not compile either")
 def test_the_compiled_step_is_the_plain_one(batch):
-    plain, compiled = SaverStep(vit(), *batch), SAVERS["torch_compile"](vit(), *batch)
+    plain, compiled = OptimizedTrainStep(vit(), *batch), OPTIMIZATIONS["torch_compile"](vit(), *batch)
     for _ in range(3):
         plain(), compiled()
     for name, tensor in plain.model.state_dict().items():

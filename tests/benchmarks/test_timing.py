@@ -9,9 +9,9 @@ import torch
 
 from hf_tokenmixup.benchmarks import timing as benchmark
 from hf_tokenmixup.benchmarks.cases import training_models, training_step
-from hf_tokenmixup.benchmarks.model_presets import NETWORKS
+from hf_tokenmixup.benchmarks.model_presets import MODEL_PRESETS
 from hf_tokenmixup.benchmarks.tables import timing_table
-from hf_tokenmixup.benchmarks.timing import Spread, interleave, peak_memory
+from hf_tokenmixup.benchmarks.timing import Quartiles, interleave, peak_memory
 
 
 class Clock:
@@ -72,15 +72,15 @@ def test_median_and_quartiles(clock):
 
 def test_what_is_short_is_repeated(clock):
     cases = {"short": clock.call("short", 0.003), "long": clock.call("long", 0.5)}
-    timings = interleave(cases, reference="long", rounds=4, warmup=1, least_seconds=0.02)
+    timings = interleave(cases, reference="long", rounds=4, warmup=1, min_run_time=0.02)
     assert clock.calls[4:] == ["long", *(["short"] * 7 + ["long"]) * 4]
     assert timings["short"].seconds.median == pytest.approx(0.003)
     assert timings["short"].ratio.median == pytest.approx(0.006)
 
 
 def test_a_call_that_takes_no_time(clock):
-    timings = interleave({"nothing": clock.call("nothing", 0.0)}, rounds=2, least_seconds=1.0)
-    assert timings["nothing"].seconds == Spread(0.0, 0.0, 0.0)
+    timings = interleave({"nothing": clock.call("nothing", 0.0)}, rounds=2, min_run_time=1.0)
+    assert timings["nothing"].seconds == Quartiles(0.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -120,8 +120,8 @@ def test_on_cuda_the_device_keeps_the_time(monkeypatch, clock):
     def call():
         device["now"] += 1.0
 
-    timings = interleave({"a": call}, rounds=3, device="cuda", least_seconds=2.0)
-    assert timings["a"].seconds == Spread(1.0, 1.0, 1.0) and clock.now == 0
+    timings = interleave({"a": call}, rounds=3, device="cuda", min_run_time=2.0)
+    assert timings["a"].seconds == Quartiles(1.0, 1.0, 1.0) and clock.now == 0
     assert device["now"] == 2 + 1 + 3 * 2
 
 
@@ -176,7 +176,7 @@ class Sum(torch.nn.Module):
 
 
 def test_tokenmixup_takes_hardly_more_memory_than_the_plain_model():
-    network = NETWORKS["cct-2-3x2"]
+    network = MODEL_PRESETS["cct-2-3x2"]
     torch.manual_seed(0)
     images, labels = torch.randn(16, 3, 32, 32), torch.randint(10, (16,))
     models = training_models(network.build().train(), {"HTM": network.systems["HTM"], "VTM": network.systems["VTM"]})
@@ -217,5 +217,5 @@ def test_the_table_of_timings(clock):
         "random 0.0200 0.0200 to 0.0200 0.0000 0.0000 to 0.0000 0.5 0.005".split(),
     ]
     assert lines[0].split("   ")[-1].strip() == "of plain" and len({len(line) for line in lines[2:]}) == 1
-    lines = timing_table(timings, gain_kept={"HTM": 0.9876}).splitlines()
+    lines = timing_table(timings, relative_gain={"HTM": 0.9876}).splitlines()
     assert [line.split()[-1] for line in lines] == ["kept", "2000", "98.8%", "0.0200"]

@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from hf_tokenmixup.cli.arguments import build_parser, parse_options
-from hf_tokenmixup.cli.recipes import option_names, refuse_unknown_options
+from hf_tokenmixup.cli.recipes import check_unknown_options, option_names
 from hf_tokenmixup.cli.successors import SUCCESSORS
-from hf_tokenmixup.configuration import TokenMixupSettings
+from hf_tokenmixup.configuration import TokenMixupConfigMixin
 from hf_tokenmixup.models import FAMILIES, TokenMixupCctConfig
 
 ROOT = Path(__file__).parents[2]
@@ -39,7 +39,7 @@ def test_only_the_settings_given_are_returned(tmp_path):
 
 def test_every_setting_is_a_flag():
     names = {action.dest for action in build_parser("")._actions}
-    assert {setting.name for setting in dataclasses.fields(TokenMixupSettings)} <= names
+    assert {setting.name for setting in dataclasses.fields(TokenMixupConfigMixin)} <= names
 
 
 def test_flags_override_the_recipe_wherever_they_stand(tmp_path):
@@ -76,10 +76,10 @@ def test_nothing_in_a_recipe_is_as_if_it_were_not_there(tmp_path):
 def test_config_overrides_come_as_a_mapping_or_as_json(tmp_path):
     recipe = write(tmp_path, config_overrides={"hidden_size": 96, "hidden_dropout_prob": 0.1})
     model, *_ = parse("--recipe", recipe)
-    assert model.config_changes() == {"hidden_size": 96, "hidden_dropout_prob": 0.1}
+    assert model.parse_config_overrides() == {"hidden_size": 96, "hidden_dropout_prob": 0.1}
     model, *_ = parse("--config_overrides", "hidden_size=96")
     with pytest.raises(ValueError, match="must be a JSON object .* got 'hidden_size=96'"):
-        model.config_changes()
+        model.parse_config_overrides()
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_every_recipe_parses_and_fits_its_model(recipe):
     model, data, _, training, recipe_name, *_, settings = parse("--recipe", recipe)
     assert training.do_train and training.do_eval and data.dataset_name and training.output_dir.endswith(recipe)
     config_class, _ = FAMILIES[model.model_type or "vit"]
-    config = config_class(**model.config_changes(), **settings)
+    config = config_class(**model.parse_config_overrides(), **settings)
     written = yaml.safe_load((RECIPES / f"{recipe}.yaml").read_text())
     for name, value in settings.items():
         assert getattr(config, name) == value == written[name]
@@ -152,7 +152,7 @@ def test_the_paper_s_imagenet_settings():
 )
 def test_the_paper_s_cifar_settings(recipe, horizontal, vertical, tau, rho, kappa, rate, decay, start):
     model, _, augmentation, training, *_, settings = parse("--recipe", f"cct-7-3x1-{recipe}")
-    config = TokenMixupCctConfig(**model.config_changes(), **settings)
+    config = TokenMixupCctConfig(**model.parse_config_overrides(), **settings)
     assert (config.horizontal_layers, config.vertical_layers) == (horizontal, vertical)
     assert (config.horizontal_tau, config.horizontal_rho, config.vertical_kappa) == (tau, rho, kappa)
     if horizontal:
@@ -224,7 +224,7 @@ def test_json_objects_are_merged_with_the_recipe_key_by_key(tmp_path, form):
         text = form.format(name=f"--{name}", hyphens=f"--{name.replace('_', '-')}", value=value)
         words += [text] if "=" in form else text.split(" ", 1)
     options = parse(*words, "--recipe", write(tmp_path, **OBJECTS))
-    assert options.model.config_changes() == {"hidden_size": 96, "num_hidden_layers": 3, "hidden_act": "relu"}
+    assert options.model.parse_config_overrides() == {"hidden_size": 96, "num_hidden_layers": 3, "hidden_act": "relu"}
     assert options.training.lr_scheduler_kwargs == {"min_lr": 0.125, "num_cycles": 2}
     assert options.training.accelerator_config.non_blocking is True
     assert options.training.accelerator_config.even_batches is False
@@ -232,7 +232,7 @@ def test_json_objects_are_merged_with_the_recipe_key_by_key(tmp_path, form):
 
 def test_an_empty_json_object_drops_the_recipe_s(tmp_path):
     options = parse("--recipe", write(tmp_path, **OBJECTS), "--config_overrides", "{}")
-    assert options.model.config_changes() == {} and options.training.lr_scheduler_kwargs == {"min_lr": 0.125}
+    assert options.model.parse_config_overrides() == {} and options.training.lr_scheduler_kwargs == {"min_lr": 0.125}
 
 
 def test_scheduler_arguments_of_another_scheduler_are_not_merged(tmp_path):
@@ -247,7 +247,7 @@ def test_numbers_with_an_exponent_are_numbers_inside_a_recipe_s_object(tmp_path)
     path = tmp_path / "mine.yaml"
     path.write_text("learning_rate: 1e-3\nconfig_overrides: {layer_norm_eps: 1e-6, hidden_act: e1}\n")
     options = parse("--recipe", path)
-    assert options.model.config_changes() == {"layer_norm_eps": 1e-6, "hidden_act": "e1"}
+    assert options.model.parse_config_overrides() == {"layer_norm_eps": 1e-6, "hidden_act": "e1"}
     assert options.training.learning_rate == 1e-3
 
 
@@ -266,6 +266,6 @@ def test_an_option_is_not_answered_with_one_that_the_command_lacks():
     parser = ArgumentParser()
     parser.add_argument("--use_cpu", action="store_true")
     with pytest.raises(ValueError, match="--no_cuda was removed in transformers 5: pass --use_cpu"):
-        refuse_unknown_options(["--no_cuda"], parser)
+        check_unknown_options(["--no_cuda"], parser)
     with pytest.raises(ValueError, match=r"There is no option --warmup_ratio\."):
-        refuse_unknown_options(["--warmup_ratio"], parser)
+        check_unknown_options(["--warmup_ratio"], parser)

@@ -10,13 +10,13 @@ import yaml
 from helpers.commands import SCRIPTS, open_script
 from helpers.tiny_training import VIT
 
-from hf_tokenmixup.benchmarks.compared_models import COMPARED_SYSTEMS
-from hf_tokenmixup.benchmarks.model_presets import Network
+from hf_tokenmixup.benchmarks.compared_models import PAPER_BASELINES
+from hf_tokenmixup.benchmarks.model_presets import ModelPreset
 from hf_tokenmixup.models import TokenMixupViTConfig, TokenMixupViTForImageClassification
 
 SCRIPT = SCRIPTS / "benchmark.py"
 BRIEF = ["--rounds", "2", "--warmup", "1", "--device", "cpu"]
-DETECTORS = ["attention", "whole maps", "full rollout", "gradient", "random"]
+SALIENCY_DETECTORS = ["attention", "whole maps", "full rollout", "gradient", "random"]
 
 
 def build(**settings):
@@ -38,8 +38,8 @@ def module():
 @pytest.fixture
 def script(module, monkeypatch):
     """Without what only makes a measurement better."""
-    monkeypatch.setitem(module.NETWORKS, "tiny", Network("tiny ViT", build, 8, SYSTEMS))
-    monkeypatch.setattr(module, "LEAST_SECONDS", 0.0)
+    monkeypatch.setitem(module.MODEL_PRESETS, "tiny", ModelPreset("tiny ViT", build, 8, SYSTEMS))
+    monkeypatch.setattr(module, "MIN_RUN_TIME", 0.0)
     return module
 
 
@@ -77,10 +77,10 @@ def test_a_network_by_size(script, tmp_path, capsys):
     assert {"setting", "detection", "step", "training", "command", "versions"} == set(result)
 
     detection, step, training = (result[part] for part in ("detection", "step", "training"))
-    assert list(detection["timings"]) == DETECTORS and detection["difference_to_whole_maps"] < 1e-6
+    assert list(detection["timings"]) == SALIENCY_DETECTORS and detection["difference_to_whole_maps"] < 1e-6
     pieces = ["gain", "transfer", "assignment", "assignment, groups of 4", "mixing", "whole"]
-    assert list(step["timings"]) == pieces and list(step["gain_kept"]) == ["assignment, groups of 4"]
-    assert 0 < step["gain_kept"]["assignment, groups of 4"] <= 1
+    assert list(step["timings"]) == pieces and list(step["relative_gain"]) == ["assignment, groups of 4"]
+    assert 0 < step["relative_gain"]["assignment, groups of 4"] <= 1
     variants = [f"HTM, {name}" for name in ("gradient", "random", "full rollout", "groups of 4")]
     assert list(training["timings"]) == ["plain", *SYSTEMS, *variants] == list(training["peak_memory"])
     assert training["peak_memory"]["HTM"] > training["peak_memory"]["plain"] > 4 * build().num_parameters()
@@ -147,7 +147,7 @@ def test_options_of_the_training_override_the_recipe(script, recipe, options, sy
 
 def test_a_recipe_from_one_end_to_the_other(script, recipe, tmp_path, capsys):
     result = run(script, tmp_path, "--recipe", recipe, "--part", "detection", "training", "--vertical_layers", 2)
-    assert list(result["detection"]["timings"]) == DETECTORS
+    assert list(result["detection"]["timings"]) == SALIENCY_DETECTORS
     systems = ["plain", "HTM", "VTM", "HTM + VTM", "HTM, gradient", "HTM, random", "HTM, full rollout"]
     assert list(result["training"]["timings"]) == systems
     assert "mine, batch 12, fp32" in capsys.readouterr().out and "--recipe mine.yaml" in result["command"]
@@ -155,7 +155,7 @@ def test_a_recipe_from_one_end_to_the_other(script, recipe, tmp_path, capsys):
 
 
 def test_parameters_and_macs(script, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(script, "COMPARED_SYSTEMS", [COMPARED_SYSTEMS[2], COMPARED_SYSTEMS[8]])
+    monkeypatch.setattr(script, "PAPER_BASELINES", [PAPER_BASELINES[2], PAPER_BASELINES[8]])
     result = run(script, tmp_path, "--part", "parameters")
     rows = {row["system"]: row for row in result["parameters"]}
     assert "setting" not in result and rows["ResNet1001-v2"]["counted"] is None

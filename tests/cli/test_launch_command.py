@@ -62,8 +62,8 @@ def test_finetune_evaluation_alone_leaves_no_folder(tmp_path, monkeypatch, capsy
     finetune.run(trainer)
     assert "top-1" in capsys.readouterr().out
     assert {path.name for path in tmp_path.iterdir()} <= {"model", "cache"}
-    assert trainer.evaluation_facts["command"].endswith("--dtype=bf16")
-    assert trainer.training_facts.command.startswith("accelerate launch --mixed_precision bf16 ")
+    assert trainer.eval_card_data["command"].endswith("--dtype=bf16")
+    assert trainer.training_card_data.command.startswith("accelerate launch --mixed_precision bf16 ")
 
     finetune.run(finetune.prepare([*words.split(), "--output_dir", "results"]))
     assert (tmp_path / "results" / "all_results.json").is_file()

@@ -17,12 +17,12 @@ from PIL import Image
 from transformers import ViTImageProcessor
 
 from hf_tokenmixup.cli.arguments import parse_options
-from hf_tokenmixup.hub import BENCHMARKS
-from hf_tokenmixup.models import FAMILIES, TokenMixupModel
+from hf_tokenmixup.hub import PAPER_RESULTS
+from hf_tokenmixup.models import FAMILIES, TokenMixupModelMixin
 
 ROOT = Path(__file__).parents[2]
 CARDS = sorted((ROOT / "model_cards").glob("*.md"), key=lambda path: path.name)
-SYSTEMS = [f"{start}-{ending}" for start in BENCHMARKS for ending in ("baseline", "htm", "vtm", "htm-vtm")]
+SYSTEMS = [f"{start}-{ending}" for start in PAPER_RESULTS for ending in ("baseline", "htm", "vtm", "htm-vtm")]
 SMALL = {"hidden_size": 16, "num_hidden_layers": 5, "num_attention_heads": 2, "intermediate_size": 16}
 SMALL |= {"image_size": 16, "num_labels": 3, "id2label": {0: "cat", 1: "dog", 2: "owl"}}
 # Transformers alone, as where this package is not installed: it must not even be imported.
@@ -66,7 +66,9 @@ def trained(tmp_path_factory):
 
 
 def test_cards_are_in_step_with_template_and_recipes(script):
-    assert script.stale_files(script.all_cards(), ROOT / "model_cards") == [], "run python scripts/model_cards.py"
+    assert script.find_outdated_cards(script.all_cards(), ROOT / "model_cards") == [], (
+        "run python scripts/model_cards.py"
+    )
     assert sorted(path.stem for path in CARDS) == sorted(SYSTEMS)
 
 
@@ -101,7 +103,7 @@ def test_a_card_claims_nothing_that_was_not_measured(name):
     sections = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", card.text, re.DOTALL | re.MULTILINE))
     (figures,) = (sections.pop(title) for title in list(sections) if title.startswith("The paper"))
     assert "Not measured here." in figures and "Choi, Choi and Kim, NeurIPS 2022" in figures
-    for row in BENCHMARKS[name.removesuffix(f"-{ending(name)}")].rows.values():
+    for row in PAPER_RESULTS[name.removesuffix(f"-{ending(name)}")].rows.values():
         assert row.top1 in figures and not any(row.top1 in section for section in sections.values())
 
 
@@ -111,14 +113,14 @@ def ending(name: str) -> str:
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_figures_are_those_that_the_recipe_names(name):
-    row = BENCHMARKS[name.removesuffix(f"-{ending(name)}")].rows[ending(name)]
+    row = PAPER_RESULTS[name.removesuffix(f"-{ending(name)}")].rows[ending(name)]
     first_line = (ROOT / "src" / "hf_tokenmixup" / "recipes" / f"{name}.yaml").read_text().splitlines()[0]
     told = re.search(r"\(paper: Table (\d), ([\d.]+) top-1(?:, ([\d.]+) top-5)?\)", first_line)
     if told is None:
         assert name == "vit-b16-imagenet1k-baseline" and (row.top1, row.top5) == ("81.2", "-")
         return
     assert told.groups(default="") == (
-        str(BENCHMARKS[name.removesuffix(f"-{ending(name)}")].table),
+        str(PAPER_RESULTS[name.removesuffix(f"-{ending(name)}")].table),
         row.top1,
         row.top5,
     )
@@ -128,7 +130,7 @@ def test_the_papers_parameters_are_those_of_its_models():
     counted = json.loads((ROOT / "tests" / "golden" / "param_counts.json").read_text())
     models = {"cct-7-3x1-cifar10": "cct_7_3x1_32/100cls", "cct-7-3x1-cifar100": "cct_7_3x1_32/100cls"}
     models["vit-b16-imagenet1k"] = "ViT-B_16/224/1000cls"
-    for start, benchmark in BENCHMARKS.items():
+    for start, benchmark in PAPER_RESULTS.items():
         for end, row in benchmark.rows.items():
             count = counted[f"{models[start]}/{end.replace('-', '_')}"]["total"]
             digits = len(row.parameters.split()[0].split(".")[1])
@@ -139,7 +141,7 @@ def test_the_models_own_parameters_are_counted_without_scorenet():
     counted = json.loads((ROOT / "tests" / "golden" / "param_counts.json").read_text())
     for name in SYSTEMS:
         model = "ViT-B_16/224" if name.startswith("vit") else "cct_7_3x1_32"
-        classes = BENCHMARKS[name.removesuffix(f"-{ending(name)}")].num_labels
+        classes = PAPER_RESULTS[name.removesuffix(f"-{ending(name)}")].num_labels
         count = counted[f"{model}/{classes}cls/baseline"]["total"]
         assert f"| parameters | {count:,} |" in ModelCard.load(ROOT / "model_cards" / f"{name}.md").text
 
@@ -184,7 +186,7 @@ def test_snippets_for_this_package_open_what_can_be_trained_on(name, trained, mo
     namespace = {}
     exec(snippet, namespace)
     model, recipe = namespace["model"], recipe_of(name)
-    assert isinstance(model, TokenMixupModel)
+    assert isinstance(model, TokenMixupModelMixin)
     for key in ("horizontal_layers", "vertical_layers"):
         assert getattr(model.config, key) == recipe.get(key, [])
     if ending(name) == "baseline":

@@ -14,13 +14,13 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from hf_tokenmixup.cli import convert
 from hf_tokenmixup.conversion.convert import convert_weights
-from hf_tokenmixup.conversion.released_weights import read_weights, recognise
+from hf_tokenmixup.conversion.released_weights import detect_format, load_released_weights
 from hf_tokenmixup.models import (
     CctForImageClassification,
     TokenMixupCctForImageClassification,
     TokenMixupViTForImageClassification,
 )
-from hf_tokenmixup.models.cct.modeling_cct import sinusoidal_positions
+from hf_tokenmixup.models.cct.modeling_cct import build_sincos_position_embedding
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "convert_weights.py"
 LOGITS = {"atol": 1e-5, "rtol": 1e-5}
@@ -163,7 +163,9 @@ def test_every_cct_structure_gives_its_reference_logits(tmp_path, name):
 
 
 def test_sinusoidal_positions_are_recognised_and_dropped(tmp_path):
-    weights = released_cct() | {"classifier.positional_emb": sinusoidal_positions(256, 32, torch.device("cpu"))}
+    weights = released_cct() | {
+        "classifier.positional_emb": build_sincos_position_embedding(256, 32, torch.device("cpu"))
+    }
     folder = convert_weights(write(tmp_path / "w.pth", weights), tmp_path / "out", num_attention_heads=2)
     model = AutoModelForImageClassification.from_pretrained(folder)
     assert model.config.position_embedding == "sinusoidal"
@@ -237,7 +239,7 @@ def test_scorenet_of_the_authors_vit_is_known_by_the_name_of_its_linear_layer(tm
 def test_bfloat16_arrays_of_an_npz_are_read(tmp_path):
     tensor = torch.tensor([1.5, -2.0]).bfloat16()
     file = write(tmp_path / "w.npz", {"cls": tensor.view(torch.int16).numpy().view("V2")})
-    assert torch.equal(read_weights(file)["cls"], tensor)
+    assert torch.equal(load_released_weights(file)["cls"], tensor)
 
 
 def test_the_image_processor_and_label_names_are_written(tmp_path):
@@ -422,9 +424,9 @@ def test_a_failure_while_writing_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_formats_are_recognised():
-    assert recognise(released_cct()) == "cct"
-    assert recognise(authors_vit()) == "vit"
-    assert recognise({name: torch.from_numpy(array) for name, array in jax_vit().items()}) == "vit-jax"
+    assert detect_format(released_cct()) == "cct"
+    assert detect_format(authors_vit()) == "vit"
+    assert detect_format({name: torch.from_numpy(array) for name, array in jax_vit().items()}) == "vit-jax"
 
 
 def test_the_script_converts_tau_and_takes_a_recipe(tmp_path, capsys):

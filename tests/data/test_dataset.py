@@ -20,7 +20,7 @@ from hf_tokenmixup.data import (
     load_digits_dataset,
     load_image_dataset,
 )
-from hf_tokenmixup.data.image_cache import StoredImages, to_rgb
+from hf_tokenmixup.data.image_cache import ImageReader, convert_to_rgb
 
 PROCESSOR = ViTImageProcessor(size={"height": 16, "width": 16})
 
@@ -142,7 +142,7 @@ def test_the_size_of_a_cache_is_judged_by_a_sample(monkeypatch):
     data = ImageClassificationData(rows(images), pil_to_tensor, cache_gib=100 * 48 / 2**30)
     assert data.images.cached
     read = []
-    monkeypatch.setattr(StoredImages, "read", lambda self, at: read.extend(at) or [images[0]] * len(at))
+    monkeypatch.setattr(ImageReader, "read", lambda self, at: read.extend(at) or [images[0]] * len(at))
     assert not ImageClassificationData(rows(images), pil_to_tensor, cache_gib=99 * 48 / 2**30).images.cached
     assert len(read) == 32 and (read[0], read[-1]) == (0, 99)
 
@@ -230,7 +230,7 @@ def test_every_mode_becomes_rgb():
 
 def test_transparent_palettes_do_not_warn(recwarn):
     image = PILImage.open(io.BytesIO(encoded(PILImage.new("P", (2, 2)), transparency=bytes([0, 9]))))
-    assert to_rgb(image).mode == "RGB" and not recwarn.list
+    assert convert_to_rgb(image).mode == "RGB" and not recwarn.list
 
 
 def test_exif_orientation_is_respected():

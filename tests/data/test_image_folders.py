@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
-from hf_tokenmixup.data import ImageClassificationData, image_folders, load_image_dataset, load_image_stream
+from hf_tokenmixup.data import ImageClassificationData, image_folders, load_image_dataset, load_streaming_image_dataset
 
 
 @pytest.fixture
@@ -326,7 +326,7 @@ def test_a_local_folder_of_images_as_dataset_name_has_its_splits(tmp_path, load,
     flat = load(dataset_name=write(tmp_path / "flat", "cat/a", "dog/a"))
     assert flat.label_names == ["cat", "dog"] and len(flat.train) == 4
     with pytest.raises(ValueError, match="image folders are read file by file"):
-        load_image_stream(str(root), cache_dir=str(tmp_path / "cache"))
+        load_streaming_image_dataset(str(root), cache_dir=str(tmp_path / "cache"))
 
 
 @pytest.mark.parametrize("place", ["", "tables/"])

@@ -13,10 +13,10 @@ from helpers.streams import CLASSES, Number, numbered, stream, write_shards
 from torch.utils.data import DataLoader
 from transformers import ViTImageProcessor
 
-from hf_tokenmixup.data import StreamedImages, build_transforms, collate
+from hf_tokenmixup.data import ImageClassificationIterableDataset, build_transforms, collate
 from hf_tokenmixup.data import iterable_dataset as streaming
 from hf_tokenmixup.data.image_cache import decode
-from hf_tokenmixup.data.iterable_dataset import FullBatches, batches_of_workers, place_of_batch
+from hf_tokenmixup.data.iterable_dataset import RebatchedDataset, batches_per_worker, global_batch_index
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def uneven(tmp_path_factory):
 
 def streamed(folder, transform=None, **options):
     options = {"seed": 5, "shuffle_buffer": 16, "num_images": 72} | options
-    return StreamedImages(stream(folder), transform or Number(), **options)
+    return ImageClassificationIterableDataset(stream(folder), transform or Number(), **options)
 
 
 def batches(data, workers=0, **options):
@@ -124,7 +124,7 @@ def test_batches_passed_over_are_not_decoded(uneven, workers, passed, monkeypatc
     data = streamed(uneven, num_images=48).share(0, 1, 4)
     data.set_epoch(2)
     expected = batches(data, workers)
-    data.pass_over(2, passed)
+    data.skip_batches(2, passed)
     decoded = []
     monkeypatch.setattr(streaming, "decode", lambda *args: decoded.append(1) or decode(*args))
     loader = DataLoader(data, 4, num_workers=workers, collate_fn=collate)
@@ -170,7 +170,7 @@ def test_without_a_known_number_of_images_there_is_no_end(uneven):
 def test_evaluation_reads_every_image_once_as_it_is(uneven, workers):
     data = streamed(uneven, Number(draws=False), seed=None, label_map=[1, 2, 3, 0])
     loader = DataLoader(data, 4, num_workers=workers, collate_fn=collate)
-    read = [(batch["pixel_values"][:, 0, 0, 0].int(), batch["labels"]) for batch in FullBatches(loader, 4)]
+    read = [(batch["pixel_values"][:, 0, 0, 0].int(), batch["labels"]) for batch in RebatchedDataset(loader, 4)]
     assert [len(labels) for _, labels in read] == [4] * 6 + [1]
     images, labels = (torch.cat(part) for part in zip(*read, strict=True))
     assert sorted(images.tolist()) == list(range(25)) and torch.equal(labels, (images + 1) % 4)
@@ -183,11 +183,11 @@ def test_evaluation_reads_every_image_once_as_it_is(uneven, workers):
 
 
 def test_parts_and_places_of_batches():
-    assert batches_of_workers(7, 5, 2) == [4, 3] and batches_of_workers(7, 1, 3) == [7, 0, 0]
-    assert sum(batches_of_workers(1001, 37, 8)) == 1001
-    assert batches_of_workers(None, 2, 3) == [np.inf, np.inf, 0]
+    assert batches_per_worker(7, 5, 2) == [4, 3] and batches_per_worker(7, 1, 3) == [7, 0, 0]
+    assert sum(batches_per_worker(1001, 37, 8)) == 1001
+    assert batches_per_worker(None, 2, 3) == [np.inf, np.inf, 0]
     # Worker 0 has three batches, worker 1 one, worker 2 two: 0 1 2 0 2 0.
-    places = [[place_of_batch([3, 1, 2], worker, number) for number in range(count)]
+    places = [[global_batch_index([3, 1, 2], worker, number) for number in range(count)]
               for worker, count in enumerate([3, 1, 2])]  # fmt: skip
     assert places == [[0, 3, 5], [1], [2, 4]]
 
@@ -234,7 +234,7 @@ def test_a_buffer_too_large_for_arrow_is_told(even, monkeypatch):
 
     data = streamed(even)
     shards = data.num_shards
-    monkeypatch.setattr(StreamedImages, "num_shards", shards)
+    monkeypatch.setattr(ImageClassificationIterableDataset, "num_shards", shards)
     monkeypatch.setattr(streaming, "split_dataset_by_node", overflow)
     with pytest.raises(ValueError, match="16 undecoded images of .* take more than 2 GiB.*--shuffle_buffer"):
         list(data)

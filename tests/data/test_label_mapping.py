@@ -7,22 +7,22 @@ import pytest
 from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
-from hf_tokenmixup.data import ImageClassificationData, has_class_names, load_digits_dataset, match_labels
+from hf_tokenmixup.data import ImageClassificationData, build_label_mapping, has_class_names, load_digits_dataset
 
 ANIMALS = ["tench", "great white shark", "Sea_snake"]
 INVENTED = ["LABEL_0", "LABEL_1", "LABEL_2"]
 
 
 def test_the_same_classes_in_the_same_order(caplog):
-    assert match_labels(ANIMALS, ["Tench", "great_white_shark ", "sea  snake"]) == [0, 1, 2]
-    assert match_labels(["0", "1"], ["0", "1"]) == [0, 1]
+    assert build_label_mapping(ANIMALS, ["Tench", "great_white_shark ", "sea  snake"]) == [0, 1, 2]
+    assert build_label_mapping(["0", "1"], ["0", "1"]) == [0, 1]
     assert caplog.text == ""
 
 
 def test_another_order_is_an_error_that_shows_both_and_the_way_out():
     names = [f"n{number:03}" for number in range(1000)]
     with pytest.raises(ValueError) as error:
-        match_labels(names, names[:7] + names[:6:-1])
+        build_label_mapping(names, names[:7] + names[:6:-1])
     for part in (
         "992 of 1000 classes",
         "7 ('n007' and 'n999'), 8 ('n008' and 'n998'), 9 (",
@@ -35,16 +35,16 @@ def test_another_order_is_an_error_that_shows_both_and_the_way_out():
 
 def test_one_class_that_differs_is_enough():
     with pytest.raises(ValueError, match=r"^1 of 3 classes have other names .*: 1 \('great .*' and 'shark'\)\."):
-        match_labels(ANIMALS, ["tench", "shark", "sea snake"])
+        build_label_mapping(ANIMALS, ["tench", "shark", "sea snake"])
 
 
 def test_another_number_of_classes_is_an_error_with_names_and_without():
     with pytest.raises(ValueError, match="^The model knows 3 classes and the dataset has 2; 1 of 2 classes"):
-        match_labels(ANIMALS, ["tench", "sea snake"])
+        build_label_mapping(ANIMALS, ["tench", "sea snake"])
     with pytest.raises(ValueError, match=r"^The model knows 3 classes and the dataset has 2\. "):
-        match_labels(ANIMALS, ["tench", "great white shark"])
+        build_label_mapping(ANIMALS, ["tench", "great white shark"])
     with pytest.raises(ValueError, match=r"^The model knows 3 classes and the dataset has 4\. "):
-        match_labels(INVENTED, ["ant", "bee", "cat", "dog"])
+        build_label_mapping(INVENTED, ["ant", "bee", "cat", "dog"])
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_another_number_of_classes_is_an_error_with_names_and_without():
 )
 def test_without_names_numbers_are_compared_and_it_is_said(model, dataset, nameless, caplog):
     with caplog.at_level(logging.WARNING):
-        assert match_labels(model, dataset) == [0, 1, 2]
+        assert build_label_mapping(model, dataset) == [0, 1, 2]
     assert f"no class names in the {nameless}: classes are compared by number" in caplog.text
 
 
@@ -70,13 +70,13 @@ def test_numbers_sorted_as_words_are_another_order():
     numbers = [str(number) for number in range(12)]
     for pair in ((numbers, sorted(numbers)), (sorted(numbers), numbers)):
         with pytest.raises(ValueError, match=r"10 of 12 classes have other names .*: 2 \('(2|10)' and '(10|2)'\)"):
-            match_labels(*pair)
-    assert match_labels(numbers, sorted(numbers), "name") == [0, 1, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9]
+            build_label_mapping(*pair)
+    assert build_label_mapping(numbers, sorted(numbers), "name") == [0, 1, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9]
 
 
 def test_by_name_any_order_and_a_subset():
-    assert match_labels(ANIMALS, ["sea snake", "TENCH"], "name") == [2, 0]
-    assert match_labels(ANIMALS, ANIMALS[::-1], "name") == [2, 1, 0]
+    assert build_label_mapping(ANIMALS, ["sea snake", "TENCH"], "name") == [2, 0]
+    assert build_label_mapping(ANIMALS, ANIMALS[::-1], "name") == [2, 1, 0]
 
 
 @pytest.mark.parametrize(
@@ -90,28 +90,28 @@ def test_by_name_any_order_and_a_subset():
 )
 def test_by_name_each_class_must_be_found_once(model, dataset, message):
     with pytest.raises(ValueError, match=message) as error:
-        match_labels(model, dataset, "name")
+        build_label_mapping(model, dataset, "name")
     assert "--label_mapping number" in str(error.value)
 
 
 def test_a_name_that_the_model_has_twice_does_no_harm_elsewhere():
-    assert match_labels(["crane", "tench", "crane"], ["tench"], "name") == [1]
+    assert build_label_mapping(["crane", "tench", "crane"], ["tench"], "name") == [1]
 
 
 def test_by_number_whatever_the_names():
-    assert match_labels(ANIMALS, ["x", "y"], "number") == [0, 1]
+    assert build_label_mapping(ANIMALS, ["x", "y"], "number") == [0, 1]
     with pytest.raises(ValueError, match="knows 3 classes and the dataset has 4: by number, the dataset must not"):
-        match_labels(ANIMALS, list("abcd"), "number")
+        build_label_mapping(ANIMALS, list("abcd"), "number")
 
 
 def test_no_other_way():
     with pytest.raises(ValueError, match="must be one of strict, name, number, got 'fuzzy'"):
-        match_labels(ANIMALS, ANIMALS, "fuzzy")
+        build_label_mapping(ANIMALS, ANIMALS, "fuzzy")
 
 
 def test_the_data_give_out_the_model_s_numbers():
     digits = load_digits_dataset()["test"].select(range(30))
-    backwards = match_labels([str(number) for number in range(9, -1, -1)], [str(n) for n in range(10)], "name")
+    backwards = build_label_mapping([str(number) for number in range(9, -1, -1)], [str(n) for n in range(10)], "name")
     data = ImageClassificationData(digits, to_tensor, label_map=backwards)
     assert [data[index]["labels"] for index in range(30)] == [9 - label for label in digits["label"]]
     assert data.__getitems__([3, 1])[0]["labels"] == 9 - digits[3]["label"]

@@ -193,13 +193,13 @@ def test_strings_unknown_to_training_are_an_error(load):
 
 
 def test_other_class_names_in_the_evaluation_split_are_an_error():
-    from hf_tokenmixup.data.columns import number_labels
+    from hf_tokenmixup.data.columns import encode_labels
 
     other = split_of([0, 1, 2], ClassLabel(names=["bee", "ant", "cat"]))
     with pytest.raises(ValueError, match="'train' and 'test' must share the label names"):
-        number_labels({"train": split_of([0]), "test": other}, "label")
+        encode_labels({"train": split_of([0]), "test": other}, "label")
     # Told which names count, the labels are numbered by them.
-    splits, names = number_labels({"test": other}, "label", NAMES)
+    splits, names = encode_labels({"test": other}, "label", NAMES)
     assert names == NAMES and splits["test"]["label"][:] == [1, 0, 2]
 
 
@@ -243,8 +243,8 @@ def test_image_folders(tmp_path):
 
 
 def test_dataset_dict_of_two_label_types_is_an_error():
-    from hf_tokenmixup.data.columns import number_labels
+    from hf_tokenmixup.data.columns import encode_labels
 
     splits = DatasetDict({"train": split_of([0]), "test": split_of(["ant"], Value("string"))})
     with pytest.raises(ValueError, match="one type in all splits"):
-        number_labels(splits, "label")
+        encode_labels(splits, "label")

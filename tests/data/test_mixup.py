@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_tokenmixup.data import InputMixing
+from hf_tokenmixup.data import InputMixup
 
 CLASSES = 12
 
@@ -23,7 +23,7 @@ def seed(number):
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 8])
 @pytest.mark.parametrize("alphas", [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
 def test_targets_are_the_shares_of_the_image(mode, size, alphas):
-    mixing = InputMixing(CLASSES, *alphas, mode=mode)
+    mixing = InputMixup(CLASSES, *alphas, mode=mode)
     values = torch.arange(1, CLASSES + 1, dtype=torch.float32)
     mixed = 0
     for number in range(8):
@@ -46,11 +46,11 @@ def test_targets_are_the_shares_of_the_image(mode, size, alphas):
 def test_cutmix_pastes_a_rectangle_and_mixup_blends():
     seed(0)
     images, labels = batch(4)
-    cut, _ = InputMixing(CLASSES, cutmix_alpha=1.0)(images, labels)
+    cut, _ = InputMixup(CLASSES, cutmix_alpha=1.0)(images, labels)
     assert set(cut[0].unique().tolist()) == {1.0, 4.0}
     rows, columns = torch.where(cut[0, 0] == 4)
     assert (cut[0, :, rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] == 4).all()
-    blend, _ = InputMixing(CLASSES, mixup_alpha=1.0)(images, labels)
+    blend, _ = InputMixup(CLASSES, mixup_alpha=1.0)(images, labels)
     assert all(image.max() - image.min() < 1e-6 for image in blend) and 1 < blend[0].mean() < 4
 
 
@@ -59,7 +59,7 @@ def test_callers_tensors_are_not_changed():
         images, labels = batch(size)
         copies = images.clone(), labels.clone()
         seed(0)
-        out, _ = InputMixing(CLASSES, 0.8, 1.0)(images, labels)
+        out, _ = InputMixup(CLASSES, 0.8, 1.0)(images, labels)
         assert torch.equal(images, copies[0]) and torch.equal(labels, copies[1])
         assert not torch.equal(out, images)
 
@@ -68,7 +68,7 @@ def test_label_smoothing_alone_draws_nothing_and_leaves_images():
     images, labels = batch(3)
     seed(5)
     before = np.random.get_state()[1:3]  # noqa: NPY002
-    mixing = InputMixing(4, label_smoothing=0.1)
+    mixing = InputMixup(4, label_smoothing=0.1)
     out, targets = mixing(images, torch.tensor([2, 0, 3]))
     after = np.random.get_state()[1:3]  # noqa: NPY002
     assert mixing.enabled and np.array_equal(before[0], after[0]) and before[1] == after[1]
@@ -79,15 +79,15 @@ def test_label_smoothing_alone_draws_nothing_and_leaves_images():
 def test_smoothing_and_mixing_together():
     seed(3)
     images, labels = batch(2)
-    plain = InputMixing(CLASSES, mixup_alpha=1.0)(images, labels)[1]
+    plain = InputMixup(CLASSES, mixup_alpha=1.0)(images, labels)[1]
     seed(3)
-    smooth = InputMixing(CLASSES, mixup_alpha=1.0, label_smoothing=0.1)(images, labels)[1]
+    smooth = InputMixup(CLASSES, mixup_alpha=1.0, label_smoothing=0.1)(images, labels)[1]
     torch.testing.assert_close(smooth, plain * 0.9 + 0.1 / CLASSES)
 
 
 def test_all_off_gives_one_hot_rows():
     images, labels = batch(3)
-    for mixing in (InputMixing(CLASSES), InputMixing(CLASSES, 0.8, 1.0, prob=0.0)):
+    for mixing in (InputMixup(CLASSES), InputMixup(CLASSES, 0.8, 1.0, prob=0.0)):
         out, targets = mixing(images, labels)
         assert not mixing.enabled and torch.equal(out, images)
         assert torch.equal(targets, torch.nn.functional.one_hot(labels, CLASSES).float())
@@ -96,12 +96,12 @@ def test_all_off_gives_one_hot_rows():
 def test_probabilities():
     images, labels = batch(2)
     seed(0)
-    often = InputMixing(CLASSES, mixup_alpha=1.0, prob=0.3)
+    often = InputMixup(CLASSES, mixup_alpha=1.0, prob=0.3)
     share = np.mean([not torch.equal(often(images, labels)[0], images) for _ in range(400)])
     assert 0.22 < share < 0.38
-    switch = InputMixing(CLASSES, 1.0, 1.0, switch_prob=0.8)
+    switch = InputMixup(CLASSES, 1.0, 1.0, switch_prob=0.8)
     cut = np.mean([switch(images, labels)[0][0].unique().numel() <= 2 for _ in range(20)])
-    blended = InputMixing(CLASSES, 1.0, 1.0, switch_prob=0.0)(images, labels)[0]
+    blended = InputMixup(CLASSES, 1.0, 1.0, switch_prob=0.0)(images, labels)[0]
     assert cut > 0.5 and float(blended[0].mean()) != round(float(blended[0].mean()))
 
 
@@ -109,7 +109,7 @@ def test_probabilities():
 def test_half_precision_images_keep_their_type_and_exact_targets(mode):
     seed(0)
     images, labels = batch(5, torch.bfloat16)
-    out, targets = InputMixing(CLASSES, 0.8, 1.0, mode=mode)(images, labels)
+    out, targets = InputMixup(CLASSES, 0.8, 1.0, mode=mode)(images, labels)
     assert out.dtype == torch.bfloat16 and targets.dtype == torch.float32
     torch.testing.assert_close(targets.sum(1), torch.ones(5), rtol=0, atol=1e-6)
 
@@ -129,7 +129,7 @@ def test_half_precision_images_keep_their_type_and_exact_targets(mode):
 )
 def test_settings_are_checked(settings, parts):
     with pytest.raises(ValueError) as error:
-        InputMixing(**{"num_classes": 3} | settings)
+        InputMixup(**{"num_classes": 3} | settings)
     for part in parts:
         assert part in str(error.value)
 
@@ -137,13 +137,13 @@ def test_settings_are_checked(settings, parts):
 def test_shapes_are_checked():
     images, labels = batch(4)
     with pytest.raises(ValueError, match=r"\(4, 3, 16, 16\) and \(3,\)"):
-        InputMixing(CLASSES, 0.8)(images, labels[:3])
+        InputMixup(CLASSES, 0.8)(images, labels[:3])
 
 
 @pytest.mark.gpu
 def test_no_synchronisation_on_the_device():
     images, labels = (tensor.cuda() for tensor in batch(5))
-    mixing = InputMixing(CLASSES, 0.8, 1.0, label_smoothing=0.1)
+    mixing = InputMixup(CLASSES, 0.8, 1.0, label_smoothing=0.1)
     mixing(images, labels)
     torch.cuda.set_sync_debug_mode("error")
     try:

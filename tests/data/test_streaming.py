@@ -7,13 +7,13 @@ from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
 from helpers.streams import CLASSES, numbered, write_shards
 from torchvision.transforms.functional import pil_to_tensor
 
-from hf_tokenmixup.data import ImageClassificationData, load_image_dataset, load_image_stream
+from hf_tokenmixup.data import ImageClassificationData, load_image_dataset, load_streaming_image_dataset
 
 
 @pytest.fixture
 def load(tmp_path):
     def load(**options):
-        return load_image_stream(str(tmp_path / "source"), cache_dir=str(tmp_path / "cache"), **options)
+        return load_streaming_image_dataset(str(tmp_path / "source"), cache_dir=str(tmp_path / "cache"), **options)
 
     load.folder = tmp_path / "source"
     return load
@@ -24,11 +24,21 @@ def test_splits_columns_classes_and_lengths(load, caplog):
     write_shards(load.folder, [2], "test")
     data = load()
     assert isinstance(data.train, IterableDataset) and data.train.num_shards == 2
-    assert (data.train_split, data.eval_split, data.num_train, data.num_evaluation) == ("train", "test", 7, 2)
+    assert (data.train_split, data.eval_split, data.num_train_examples, data.num_eval_examples) == (
+        "train",
+        "test",
+        7,
+        2,
+    )
     assert (data.image_column, data.label_column, data.label_names) == ("image", "label", CLASSES)
     assert [row["label"] for row in data.evaluation] == [0, 1] and "evaluating on 'test'" in caplog.text
     alone = load(do_train=False, eval_split="train")
-    assert (alone.train, alone.num_train, alone.num_evaluation, alone.eval_split) == (None, None, 7, "train")
+    assert (alone.train, alone.num_train_examples, alone.num_eval_examples, alone.eval_split) == (
+        None,
+        None,
+        7,
+        "train",
+    )
     assert load(do_eval=False).evaluation is None
 
 
@@ -85,10 +95,10 @@ def test_user_errors_name_the_way_out(load, options, message):
 
 def test_no_such_data_set_and_digits(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="Leave --streaming out.*digits lie in memory"):
-        load_image_stream("digits")
+        load_streaming_image_dataset("digits")
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match="No data set '.*nowhere'"):
-        load_image_stream(str(tmp_path / "nowhere"), cache_dir=str(tmp_path / "cache"))
+        load_streaming_image_dataset(str(tmp_path / "nowhere"), cache_dir=str(tmp_path / "cache"))
 
 
 def test_a_worker_is_not_sent_the_paths_of_an_image_folder(tmp_path):

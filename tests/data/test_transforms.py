@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from hf_tokenmixup.data import build_transforms
-from hf_tokenmixup.data.transforms import probe_image_processor, resize_image_processor
+from hf_tokenmixup.data.transforms import infer_image_processor_config, resize_image_processor
 
 SQUARE_40 = {"height": 40, "width": 40}
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)
@@ -53,7 +53,7 @@ def plain(image_processor, **more):
     ],
 )
 def test_probe_finds_size_and_normalisation(image_processor, size, mean, std):
-    found_size, found_mean, found_std = probe_image_processor(image_processor)
+    found_size, found_mean, found_std = infer_image_processor_config(image_processor)
     assert found_size == size
     assert found_mean == pytest.approx(mean or image_processor.image_mean, abs=1e-6)
     assert found_std == pytest.approx(std or image_processor.image_std, abs=1e-6)
@@ -178,7 +178,7 @@ def test_only_policies_draw_from_numpy():
         train(picture(40, 50))
         after = np.random.get_state()[1:3]  # noqa: NPY002
         drew = not np.array_equal(before[0], after[0]) or before[1] != after[1]
-        assert drew == train.draws_from_numpy
+        assert drew == train.uses_numpy_rng
 
 
 def test_jitter_that_a_policy_replaces_is_said(caplog):
@@ -248,7 +248,7 @@ def test_resized_image_processor_makes_and_saves_that_size(image_processor, size
     resize_image_processor(image_processor, *size)
     image_processor.save_pretrained(tmp_path)
     loaded = type(image_processor).from_pretrained(tmp_path)
-    assert probe_image_processor(loaded)[0] == size
+    assert infer_image_processor_config(loaded)[0] == size
     for name, value in stored.items():
         assert {key: pixels for key, pixels in dict(loaded.to_dict()[name]).items() if pixels} == value
 

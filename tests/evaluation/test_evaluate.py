@@ -11,9 +11,9 @@ from torch import nn
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from hf_tokenmixup.data import ImageClassificationData, load_digits_dataset
-from hf_tokenmixup.data.transforms import ProcessorTransform
+from hf_tokenmixup.data.transforms import ImageProcessorTransform
 from hf_tokenmixup.evaluation import evaluate as evaluation
-from hf_tokenmixup.evaluation.evaluate import Evaluation, evaluate_classifier, model_revision
+from hf_tokenmixup.evaluation.evaluate import EvaluationResult, evaluate_classifier, model_revision
 
 SIZES = {"image_size": 16, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 
@@ -33,7 +33,7 @@ def digits():
 
 @pytest.fixture
 def data(digits):
-    return Recorded(digits, ProcessorTransform(ViTImageProcessor(size={"height": 16, "width": 16})))
+    return Recorded(digits, ImageProcessorTransform(ViTImageProcessor(size={"height": 16, "width": 16})))
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_equal_logits_favour_the_lower_class_not_the_label(data):
 
 
 def test_with_few_classes_every_image_counts_for_top_5(digits):
-    transform = ProcessorTransform(ViTImageProcessor(size={"height": 8, "width": 8}))
+    transform = ImageProcessorTransform(ViTImageProcessor(size={"height": 8, "width": 8}))
     data = ImageClassificationData(digits, transform, label_map=[number % 3 for number in range(10)])
     counts = evaluate_classifier(Constant(0.0, 1.0, 2.0), data, batch_size=32)
     assert (counts.top1, counts.top5) == ((np.asarray(digits["label"]) % 3 == 2).sum(), 101)
@@ -179,7 +179,7 @@ def test_the_revision_of_a_folder_is_that_of_its_weights(tmp_path):
 
 
 def test_the_table_holds_what_was_measured():
-    result = Evaluation(
+    result = EvaluationResult(
         model="vit", model_revision="sha256:12", num_parameters=85800000, macs=16900000000, dataset="a/data",
         dataset_config="plain", dataset_revision=None, dataset_fingerprint="f00d", split="test", num_images=10000,
         top1=0.12344, top5=0.5, loss=2.34567, images_per_second=1234.56, batch_size=64, num_processes=2,

@@ -4,11 +4,11 @@ import dataclasses
 
 from helpers.tiny_training import VIT
 
-from hf_tokenmixup.evaluation.evaluate import Evaluation
-from hf_tokenmixup.hub import TrainingFacts
+from hf_tokenmixup.evaluation.evaluate import EvaluationResult
+from hf_tokenmixup.hub import TrainingCardData
 from hf_tokenmixup.models import TokenMixupViTConfig
 
-EVALUATION = Evaluation(
+EVALUATION = EvaluationResult(
     model="alice/vit",
     model_revision="0a1b2c",
     num_parameters=86_000_000,
@@ -30,7 +30,7 @@ EVALUATION = Evaluation(
     command="torchrun --nproc_per_node 2 scripts/evaluate.py alice/vit --dataset_name uoft-cs/cifar10",
     versions={"torch": "2.6.0", "timm": "1.0.20"},
 )
-FACTS = TrainingFacts(
+FACTS = TrainingCardData(
     base_model="google/vit-base-patch16-224",
     dataset="uoft-cs/cifar10",
     dataset_config="plain_text",

@@ -136,7 +136,7 @@ def build(case: dict) -> torch.nn.Module:
         # From the random numbers that come next in this process.
         model = type(model)(model.config)
     for layer, bias in case.get("scorenet_bias", {}).items():
-        model.transformer_layers()[int(layer)].scorenet.classifier.bias.data.copy_(torch.tensor(bias))
+        model.get_transformer_layers()[int(layer)].scorenet.classifier.bias.data.copy_(torch.tensor(bias))
     return model
 
 

@@ -34,7 +34,7 @@ def stream(folder: Path, split: str = "train"):
 class Number:
     """The number in an image, and a draw of the augmentation: (3, 1, 1)."""
 
-    draws_from_numpy = False
+    uses_numpy_rng = False
 
     def __init__(self, draws: bool = True) -> None:
         self.draws = draws

@@ -11,7 +11,7 @@ from helpers.tiny_training import plain_vit, tokenmixup_vit
 from huggingface_hub import ModelCard, constants
 from huggingface_hub.errors import HfHubHTTPError
 
-from hf_tokenmixup.hub import build_card, eval_results, update_card
+from hf_tokenmixup.hub import build_model_card, eval_results, update_card
 from hf_tokenmixup.hub.eval_results import with_license
 from hf_tokenmixup.models import CctConfig, CctForImageClassification
 
@@ -85,11 +85,11 @@ def test_update_replaces_its_own_results_and_nothing_else(tmp_path, line_break, 
 
 @pytest.mark.parametrize("field", ["dataset", "dataset_config", "split"])
 def test_update_keeps_results_on_other_data(tmp_path, field):
-    build_card(mixing_config(), "alice/vit", FACTS, [EVALUATION]).save(tmp_path / "README.md")
+    build_model_card(mixing_config(), "alice/vit", FACTS, [EVALUATION]).save(tmp_path / "README.md")
     update_card(str(tmp_path), changed(**{field: "another"}))
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.eval_results == eval_results(EVALUATION) + eval_results(changed(**{field: "another"}))
-    assert card.text == build_card(mixing_config(), "alice/vit", FACTS, [EVALUATION]).text
+    assert card.text == build_model_card(mixing_config(), "alice/vit", FACTS, [EVALUATION]).text
 
 
 def test_update_keeps_results_on_other_local_folders(tmp_path):

@@ -13,13 +13,13 @@ from helpers.tiny_training import VIT, plain_vit, resnet, tokenmixup_vit
 from huggingface_hub import ModelCard
 from transformers import ResNetConfig, ViTConfig
 
-from hf_tokenmixup.configuration import TokenMixupSettings
-from hf_tokenmixup.hub import TrainingFacts, build_card, eval_results, paper_benchmark
+from hf_tokenmixup.configuration import TokenMixupConfigMixin
+from hf_tokenmixup.hub import TrainingCardData, build_model_card, eval_results, find_paper_results
 from hf_tokenmixup.models import CctConfig, TokenMixupCctConfig
 
 
 def test_metadata_is_what_was_run_and_comes_back(tmp_path):
-    build_card(mixing_config(), "alice/vit", FACTS, [EVALUATION]).save(tmp_path / "README.md")
+    build_model_card(mixing_config(), "alice/vit", FACTS, [EVALUATION]).save(tmp_path / "README.md")
     written = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert check_card(written) == ([], [])
     assert read_card(written) == {
@@ -37,7 +37,7 @@ def test_metadata_is_what_was_run_and_comes_back(tmp_path):
 
 
 def test_the_text_tells_every_fact():
-    text = build_card(mixing_config(), "alice/vit", FACTS, [EVALUATION]).text
+    text = build_model_card(mixing_config(), "alice/vit", FACTS, [EVALUATION]).text
     row = "| `uoft-cs/cifar10` (plain_text) | test | 10,000 | 97.57 | 99.91 | 0.1235 |"
     assert row in text and f"```bash\n{EVALUATION.command}\n```" in text
     assert "| multiply-accumulate operations for an image | 16.90 G |" in text
@@ -54,12 +54,14 @@ def test_the_text_tells_every_fact():
     assert "\n".join(hyperparameters) in text
     assert "of 8x8 pixels into 4 classes" in text and "In front of layer 1," in text and "In layer 2," in text
     assert "No weights yet" not in text and "paper's figures" not in text
-    resumed = build_card(mixing_config(), "alice/vit", dataclasses.replace(FACTS, resumed=True, seconds=59.6)).text
+    resumed = build_model_card(
+        mixing_config(), "alice/vit", dataclasses.replace(FACTS, resumed=True, seconds=59.6)
+    ).text
     assert "| duration | 1 min 0 s, of the last part alone: the training was resumed |" in resumed
 
 
 def test_what_is_not_known_is_left_out():
-    card = build_card(mixing_config(), "alice/vit", TrainingFacts())
+    card = build_model_card(mixing_config(), "alice/vit", TrainingCardData())
     assert check_card(str(card)) == ([], [])
     assert {"base_model", "datasets", "metrics", "model-index"}.isdisjoint(read_card(str(card)))
     for absent in (
@@ -78,7 +80,7 @@ def test_what_is_not_known_is_left_out():
 
 
 def test_weights_of_unknown_origin_claim_no_training_and_no_license():
-    card = build_card(CctConfig(num_labels=10), "alice/cct", None, [EVALUATION])
+    card = build_model_card(CctConfig(num_labels=10), "alice/cct", None, [EVALUATION])
     assert check_card(str(card)) == ([], []) and "license" not in read_card(str(card))
     assert "How these weights were trained is not recorded here." in card.text
     assert "license of these weights is not recorded" in card.text and "TokenMixup is" not in card.text
@@ -90,10 +92,10 @@ def test_parameters_are_those_of_the_published_model(make):
     model = make()
     published = model.published() if hasattr(model, "published") else model
     count = sum(parameter.numel() for parameter in published.parameters())
-    text = build_card(model.config, "a/b").text
+    text = build_model_card(model.config, "a/b").text
     assert f"| parameters | {count:,} |" in text
     # What it is does not depend on whose configuration tells.
-    assert build_card(published.config, "a/b").text == text
+    assert build_model_card(published.config, "a/b").text == text
 
 
 def test_names_of_architectures_and_classes():
@@ -108,22 +110,22 @@ def test_names_of_architectures_and_classes():
         (ResNetConfig(), "`resnet`"),
     ]
     for config, name in named:
-        assert f"\n\n{name}, " in build_card(config, "a/b").text
+        assert f"\n\n{name}, " in build_model_card(config, "a/b").text
     names = {0: "cat|dog", 1: "a\nb"}
-    text = build_card(ViTConfig(**VIT | {"num_labels": 2}, id2label=names), "a/b").text
+    text = build_model_card(ViTConfig(**VIT | {"num_labels": 2}, id2label=names), "a/b").text
     assert "| their names | cat\\|dog, a b |" in text
-    assert "their names" not in build_card(ViTConfig(**VIT), "a/b").text
+    assert "their names" not in build_model_card(ViTConfig(**VIT), "a/b").text
 
 
 def test_settings_in_force_and_no_others():
     def told(**settings):
-        card = build_card(mixing_config(**settings), "a/b", FACTS)
+        card = build_model_card(mixing_config(**settings), "a/b", FACTS)
         table = card.text.partition("### TokenMixup")[2].partition("##")[0]
         tagged = "tokenmixup" in read_card(str(card))["tags"]
         assert tagged == bool(table)
         return set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)), card.text
 
-    everything = {item.name for item in dataclasses.fields(TokenMixupSettings)}
+    everything = {item.name for item in dataclasses.fields(TokenMixupConfigMixin)}
     more = {"assignment_group_size": 8, "manifold_mixup_layers": [1]}
     names, text = told(horizontal_tau=2.5, **more)
     assert names == everything and "In front of layer 1, one drawn for each batch, images are blended" in text
@@ -145,19 +147,23 @@ def test_settings_in_force_and_no_others():
 
 
 def test_cct_opens_with_its_own_code_and_others_without():
-    for config, own_code in ((TokenMixupCctConfig(), True), (mixing_config(), False), (ResNetConfig(), False)):
-        text = build_card(config, "alice/model", FACTS).text
-        assert ('model="alice/model", trust_remote_code=True)' in text) == own_code
-        assert ('model="alice/model")' in text) == (not own_code)
+    for config, requires_remote_code in (
+        (TokenMixupCctConfig(), True),
+        (mixing_config(), False),
+        (ResNetConfig(), False),
+    ):
+        text = build_model_card(config, "alice/model", FACTS).text
+        assert ('model="alice/model", trust_remote_code=True)' in text) == requires_remote_code
+        assert ('model="alice/model")' in text) == (not requires_remote_code)
         assert 'load_classifier("alice/model")' in text
 
 
 def test_the_papers_figures_come_with_its_recipes_alone():
     facts = dataclasses.replace(FACTS, recipe="scripts/recipes/cct-7-3x1-cifar100-htm-300.yaml")
-    card = build_card(TokenMixupCctConfig(), "a/b", facts)
+    card = build_model_card(TokenMixupCctConfig(), "a/b", facts)
     assert "| HTM | 3.81 M | 0.95 G | 83.56 |\n" in card.text and "Not measured here." in card.text
-    assert "model-index" not in read_card(str(card)) and paper_benchmark("cct-2-3x2-cifar10-cpu") is None
-    given = build_card(mixing_config(), "a/b", FACTS, paper=paper_benchmark("vit-b16-imagenet1k-htm"))
+    assert "model-index" not in read_card(str(card)) and find_paper_results("cct-2-3x2-cifar10-cpu") is None
+    given = build_model_card(mixing_config(), "a/b", FACTS, paper=find_paper_results("vit-b16-imagenet1k-htm"))
     assert "| HTM | 87.3 M | 16.9 G | 82.37 | 96.29 |\n" in given.text
 
 
@@ -180,7 +186,7 @@ def test_no_path_and_no_token_gets_into_a_card(tmp_path, monkeypatch):
         dataset="C:\\secret\\images",
         command=f"python scripts/evaluate.py ../secret/vit --validation_dir {tmp_path}/secret/val --token {token}",
     )
-    card = build_card(mixing_config(), str(tmp_path / "secret" / "vit"), facts, [evaluation])
+    card = build_model_card(mixing_config(), str(tmp_path / "secret" / "vit"), facts, [evaluation])
     for private in (str(tmp_path), "secret", token, "hf_short", "TOKEN"):
         assert private not in str(card)
     assert check_card(str(card)) == ([], []) and "base_model" not in read_card(str(card))
@@ -190,13 +196,15 @@ def test_no_path_and_no_token_gets_into_a_card(tmp_path, monkeypatch):
     assert "python scripts/evaluate.py vit --validation_dir val\n" in card.text
     assert "(curves.png)" in card.text and '| `others` | ["x", ""] |' in card.text
     # A folder is none of the Hub's models, also where its name could be one.
-    folder = build_card(mixing_config(), "outputs/vit", dataclasses.replace(FACTS, base_model="outputs/vit"))
+    folder = build_model_card(mixing_config(), "outputs/vit", dataclasses.replace(FACTS, base_model="outputs/vit"))
     assert "base_model" not in read_card(str(folder)) and 'load_classifier("outputs/vit")' in folder.text
 
 
 @pytest.mark.parametrize("dataset", ["digits", "flowers", "images/train/x", "a b/c"])
 def test_only_names_of_the_hub_are_datasets(dataset):
-    card = build_card(mixing_config(), "a/b", dataclasses.replace(FACTS, dataset=dataset), [changed(dataset=dataset)])
+    card = build_model_card(
+        mixing_config(), "a/b", dataclasses.replace(FACTS, dataset=dataset), [changed(dataset=dataset)]
+    )
     assert check_card(str(card)) == ([], []) and "datasets" not in read_card(str(card))
     assert read_card(str(card))["model-index"][0]["results"][0]["dataset"]["type"] == dataset
 
@@ -204,11 +212,11 @@ def test_only_names_of_the_hub_are_datasets(dataset):
 def test_build_card_with_a_license_names_it_and_without_names_none():
     for training in (FACTS, None):
         for license in (None, "mit"):
-            card = build_card(mixing_config(), "a/b", training, license=license)
+            card = build_model_card(mixing_config(), "a/b", training, license=license)
             assert read_card(str(card)).get("license") == license
             assert ("\n## License\n\n`mit`" in card.text) == (license is not None)
     facts = dataclasses.replace(FACTS, license="cc-by-4.0")
-    assert read_card(str(build_card(mixing_config(), "a/b", facts)))["license"] == "cc-by-4.0"
+    assert read_card(str(build_model_card(mixing_config(), "a/b", facts)))["license"] == "cc-by-4.0"
 
 
 @pytest.mark.parametrize("folder", ["photos/train", "photos/val/", "photos"])
@@ -217,7 +225,7 @@ def test_build_card_of_a_local_folder_claims_no_dataset_on_the_hub(folder, tmp_p
     (tmp_path / folder).mkdir(parents=True)
     for name in (folder, str(tmp_path / folder)):
         facts = dataclasses.replace(FACTS, dataset=name, dataset_config=None)
-        card = build_card(mixing_config(), "a/b", facts, [changed(dataset=name, dataset_config=None)])
+        card = build_model_card(mixing_config(), "a/b", facts, [changed(dataset=name, dataset_config=None)])
         assert check_card(str(card)) == ([], []) and "datasets" not in read_card(str(card))
         assert (
             "Trained on `photos` (local folder)" in card.text and "| dataset | `photos` (local folder) |" in card.text
@@ -228,14 +236,14 @@ def test_build_card_of_a_local_folder_claims_no_dataset_on_the_hub(folder, tmp_p
 
 def test_build_card_without_secret_hyperparameters():
     facts = dataclasses.replace(FACTS, hyperparameters={"hub_token": "s3cr3t", "proxy": "http://me:s3cr3t@host"})
-    text = build_card(mixing_config(), "a/b", facts).text
+    text = build_model_card(mixing_config(), "a/b", facts).text
     assert "s3cr3t" not in text and "hub_token" not in text and "| `proxy` | http://host |" in text
 
 
 def test_build_card_in_the_working_directory_has_a_title(tmp_path, monkeypatch):
     (tmp_path / "digits").mkdir()
     monkeypatch.chdir(tmp_path / "digits")
-    assert "\n# digits\n" in str(build_card(mixing_config(), "."))
+    assert "\n# digits\n" in str(build_model_card(mixing_config(), "."))
 
 
 def test_a_loss_that_is_no_number_is_no_result():

@@ -31,16 +31,18 @@ from transformers import AutoModelForImageClassification, pipeline
 
 expected = torch.load("expected.pt")
 for family, held in expected.items():
-    own_code = {"trust_remote_code": True} if family == "cct" else {}
+    requires_remote_code = {"trust_remote_code": True} if family == "cct" else {}
     name = f"alice/digits-{family}"
-    model, report = AutoModelForImageClassification.from_pretrained(name, output_loading_info=True, **own_code)
+    model, report = AutoModelForImageClassification.from_pretrained(
+        name, output_loading_info=True, **requires_remote_code
+    )
     assert not any(report.values()), report
     assert type(model).__module__.startswith("transformers")
     for key, tensor in model.state_dict().items():
         assert torch.equal(tensor, held["weights"][key]), key
     with torch.no_grad():
         torch.testing.assert_close(model(held["pixels"]).logits, held["logits"])
-    answers = pipeline("image-classification", model=name, top_k=10, **own_code)(Image.open("digit.png"))
+    answers = pipeline("image-classification", model=name, top_k=10, **requires_remote_code)(Image.open("digit.png"))
     scores = torch.zeros(10)
     for answer in answers:
         scores[int(answer["label"])] = answer["score"]
@@ -102,7 +104,7 @@ def test_publishing_a_folder_that_was_not_pushed(finetune, hub, tmp_path):
     first = ["--hub_model_id", "alice/first", "--hub_token", "hf_alice", "--hub_strategy", "end"]
     trainer = finetune.prepare(arguments("cct", out, *first))
     hub.refuse_next_upload()
-    with pytest.raises(finetune.PublishingError, match="hf-tokenmixup publish .*out alice/first"):
+    with pytest.raises(finetune.HubUploadError, match="hf-tokenmixup publish .*out alice/first"):
         finetune.run(trainer)
     assert set(hub.files("alice/first")) == {".gitattributes"}
 

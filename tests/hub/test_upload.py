@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import ViTImageProcessor
 
 from hf_tokenmixup import TokenMixupViTForImageClassification
-from hf_tokenmixup.hub.upload import check_license, check_published, claim_repository, publish_folder
+from hf_tokenmixup.hub.upload import check_license, create_and_check_repo, upload_model_folder, validate_model_folder
 from hf_tokenmixup.models import TokenMixupViTConfig
 
 TINY = {"image_size": 8, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -41,7 +41,7 @@ def folder(trained, tmp_path):
 
 
 def test_only_the_published_model_goes_up(hub, folder):
-    publish_folder(folder, "alice/vit", token="hf_alice")
+    upload_model_folder(folder, "alice/vit", token="hf_alice")
     files = hub.files("alice/vit")
     expected = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", ".gitattributes"}
     assert set(files) == expected
@@ -52,18 +52,18 @@ def test_only_the_published_model_goes_up(hub, folder):
 
 
 def test_again_changes_nothing_and_sends_no_weights(hub, folder):
-    publish_folder(folder, "alice/vit", token="hf_alice", private=True)
+    upload_model_folder(folder, "alice/vit", token="hf_alice", private=True)
     assert hub.repo("alice/vit").private
     sent = len([request for request in hub.requests if "lfs-storage" in request.path])
-    publish_folder(folder, "alice/vit", token="hf_alice")
+    upload_model_folder(folder, "alice/vit", token="hf_alice")
     assert len([request for request in hub.requests if "lfs-storage" in request.path]) == sent == 1
 
 
 def test_another_branch(hub, folder):
-    publish_folder(folder, "alice/vit", token="hf_alice")
+    upload_model_folder(folder, "alice/vit", token="hf_alice")
     commit = hub.repo("alice/vit").resolve("main").oid
     with pytest.raises(ValueError, match="The Hub refused alice/vit"):
-        publish_folder(folder, "alice/vit", token="hf_alice", revision="no-such-branch")
+        upload_model_folder(folder, "alice/vit", token="hf_alice", revision="no-such-branch")
     assert hub.repo("alice/vit").resolve("main").oid == commit
 
 
@@ -81,37 +81,37 @@ def test_another_branch(hub, folder):
 def test_who_may_not_write_is_told_before_anything_is_sent(hub, folder, token, repo_id, said):
     hub.add_repo("alice/there", {"README.md": "there"})
     with pytest.raises(ValueError) as error:
-        claim_repository(repo_id, token=token)
+        create_and_check_repo(repo_id, token=token)
     assert said in str(error.value) and (token is None or token not in str(error.value))
     with pytest.raises(ValueError):
-        publish_folder(folder, repo_id, token=token)
+        upload_model_folder(folder, repo_id, token=token)
     assert set(hub.files("alice/there")) == {"README.md", ".gitattributes"} and not hub.sent("scorenet")
     assert not any(request.method == "PUT" for request in hub.requests)
 
 
 def test_a_name_alone_is_the_users(hub):
-    assert claim_repository("vit", token="hf_alice") == "alice/vit"
-    assert claim_repository("alice/vit", token="hf_alice") == "alice/vit"
+    assert create_and_check_repo("vit", token="hf_alice") == "alice/vit"
+    assert create_and_check_repo("alice/vit", token="hf_alice") == "alice/vit"
 
 
 def test_no_hub_at_all(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(ValueError, match=r"connection to the Hub at http://127.0.0.1:9 failed \(ConnectError"):
-        claim_repository("alice/vit", token="hf_alice")
+        create_and_check_repo("alice/vit", token="hf_alice")
 
 
 def test_an_upload_that_breaks_off_can_be_repeated(hub, folder):
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     hub.refuse_next_upload(status=403)
     with pytest.raises(ValueError, match=r"Repeat the upload: `hf-tokenmixup publish .*output alice/vit`"):
-        publish_folder(folder, "alice/vit", token="hf_alice")
+        upload_model_folder(folder, "alice/vit", token="hf_alice")
     assert set(hub.files("alice/vit")) == {".gitattributes"}
     hub.drop_next_commit()
     with pytest.raises(ValueError, match="connection to the Hub"):
-        publish_folder(folder, "alice/vit", token="hf_alice")
+        upload_model_folder(folder, "alice/vit", token="hf_alice")
     assert set(hub.files("alice/vit")) == {".gitattributes"}
-    publish_folder(folder, "alice/vit", token="hf_alice")
+    upload_model_folder(folder, "alice/vit", token="hf_alice")
     assert hub.files("alice/vit")["model.safetensors"] == (folder / "model.safetensors").read_bytes()
     kept = {path: path.read_bytes() for path in before}
     assert kept == before
@@ -125,7 +125,7 @@ def test_publish_folder_leaves_out_local_folders_and_keeps_the_rest(hub, folder)
     adapter = {"base_model_name_or_path": str(folder.parent / "base"), "r": 8}
     (folder / "adapter_config.json").write_text(json.dumps(adapter))
     (folder / "training_log.jsonl").write_text(json.dumps({"epoch": 1.0, "file": str(folder)}) + "\n")
-    publish_folder(folder, "alice/vit", token="hf_alice")
+    upload_model_folder(folder, "alice/vit", token="hf_alice")
     files = hub.files("alice/vit")
     assert json.loads(files["config.json"]) == config | {"_name_or_path": "base", "cache": "cache"}
     assert json.loads(files["adapter_config.json"]) == {"base_model_name_or_path": "", "r": 8}
@@ -136,13 +136,13 @@ def test_publish_folder_leaves_out_local_folders_and_keeps_the_rest(hub, folder)
 
 
 def test_publish_folder_with_a_license_puts_it_into_the_card(hub, folder):
-    publish_folder(folder, "alice/vit", token="hf_alice", license="mit")
+    upload_model_folder(folder, "alice/vit", token="hf_alice", license="mit")
     assert read_card(hub.files("alice/vit")["README.md"].decode()) == {"license": "mit"}
     (folder / "README.md").unlink()
-    publish_folder(folder, "alice/other", token="hf_alice")
+    upload_model_folder(folder, "alice/other", token="hf_alice")
     card = hub.files("alice/other")["README.md"].decode()
     assert "license" not in read_card(card) and "The license of these weights is not recorded here." in card
-    publish_folder(folder, "alice/other", token="hf_alice", license="cc-by-4.0")
+    upload_model_folder(folder, "alice/other", token="hf_alice", license="cc-by-4.0")
     card = hub.files("alice/other")["README.md"].decode()
     assert read_card(card)["license"] == "cc-by-4.0" and card.endswith("\n## License\n\n`cc-by-4.0`.\n")
 
@@ -153,7 +153,7 @@ def test_publish_folder_with_a_license_puts_it_into_the_card(hub, folder):
 def test_publish_folder_with_an_unknown_license_sends_nothing(hub, folder, license, said):
     before = (folder / "README.md").read_bytes()
     with pytest.raises(ValueError, match=said):
-        publish_folder(folder, "alice/vit", token="hf_alice", license=license)
+        upload_model_folder(folder, "alice/vit", token="hf_alice", license=license)
     assert (folder / "README.md").read_bytes() == before and not hub.sent("A model")
 
 
@@ -163,23 +163,23 @@ def test_check_license_without_an_answer_takes_what_looks_like_one(monkeypatch):
 
 
 def test_folders_that_hold_no_published_model(folder, tmp_path):
-    check_published(folder)
+    validate_model_folder(folder)
     with pytest.raises(ValueError, match="holds no model"):
-        check_published(tmp_path / "nowhere")
+        validate_model_folder(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="checkpoint in training, ScoreNet included"):
-        check_published(folder / "checkpoint-2")
+        validate_model_folder(folder / "checkpoint-2")
     config = (folder / "config.json").read_text()
     (folder / "config.json").write_text(config.replace('"model_type": "vit"', '"model_type": "cct"'))
     with pytest.raises(ValueError, match="no model type 'cct', and its code does not lie"):
-        check_published(folder)
+        validate_model_folder(folder)
     (folder / "config.json").write_text(config)
     (folder / "preprocessor_config.json").unlink()
     with pytest.raises(ValueError, match="no image processor"):
-        check_published(folder)
+        validate_model_folder(folder)
     shutil.move(folder / "model.safetensors", folder / "model-00001-of-00002.safetensors")
     with pytest.raises(ValueError, match="holds no weights"):
-        check_published(folder)
+        validate_model_folder(folder)
     shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
     with pytest.raises(ValueError, match="lacks model-00002-of-00002.safetensors"):
-        check_published(folder)
+        validate_model_folder(folder)

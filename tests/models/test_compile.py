@@ -6,7 +6,7 @@ from torch import _dynamo as dynamo
 from torch._dynamo.utils import counters
 from transformers import set_seed
 
-from hf_tokenmixup.benchmarks.model_presets import NETWORKS
+from hf_tokenmixup.benchmarks.model_presets import MODEL_PRESETS
 from hf_tokenmixup.models import (
     TokenMixupCctConfig,
     TokenMixupCctForImageClassification,
@@ -196,7 +196,7 @@ def test_autocast_in_the_graph_mixes_as_without():
 @pytest.mark.parametrize("name", ["vit-tiny", "cct-2-3x2"])
 def test_compiled_to_machine_code(name):
     """By inductor, at the sizes that are trained."""
-    network = NETWORKS[name]
+    network = MODEL_PRESETS[name]
     settings = network.systems["HTM + VTM"] | {"horizontal_tau": None, "horizontal_rho": 0.0}
     set_seed(0)
     fewer = {"drop_path_rate": 0.0} if "cct" in name else {"num_hidden_layers": 5}

@@ -51,7 +51,7 @@ def forward(model, seed=3):
 def collected(model, layer):
     """What a layer's collection for VTM gets: tokens (B, N, D) and saliency (B, T)."""
     seen = []
-    chosen = model.transformer_layers()[layer]
+    chosen = model.get_transformer_layers()[layer]
     original = chosen._saliency
 
     def watch(layers, state, hidden):
@@ -80,14 +80,14 @@ def test_gradient_of_the_images_as_they_come_in(build):
 
 def test_gradient_detection_leaves_no_trace(build):
     model, other = (build(**MIXING, **DROPOUT, saliency_detector=name) for name in ("gradient", "attention"))
-    frozen = model.transformer_layers()[0].eval()
-    other.transformer_layers()[0].eval()
+    frozen = model.get_transformer_layers()[0].eval()
+    other.get_transformer_layers()[0].eval()
     forward(other)
     state = torch.get_rng_state()
     output = forward(model)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(parameter.grad is None for parameter in model.parameters())
-    assert model.training and not frozen.training and model.transformer_layers()[1].training
+    assert model.training and not frozen.training and model.get_transformer_layers()[1].training
     output.loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
     model.zero_grad()
@@ -119,9 +119,9 @@ def test_vertical_layers_are_given_what_the_detector_finds(build, detector):
     model = build(vertical_layers=[2], vertical_kappa=2, saliency_detector=detector)
     seen = collected(model, 1)
     taken = []
-    layer = model.transformer_layers()[2]
-    plain = layer.plain_forward
-    layer.plain_forward = lambda hidden, mask, memory, **kwargs: (
+    layer = model.get_transformer_layers()[2]
+    plain = layer.base_forward
+    layer.base_forward = lambda hidden, mask, memory, **kwargs: (
         taken.append(memory) or plain(hidden, mask, memory, **kwargs)
     )
     forward(model)
@@ -138,7 +138,7 @@ def test_manifold_mixup_blends_the_input_of_one_layer(build):
     with torch.no_grad():
         hidden = plain(IMAGES, output_hidden_states=True).hidden_states[2]
     entered = []
-    model.transformer_layers()[2].pre_norm.register_forward_pre_hook(lambda module, args: entered.append(args[0]))
+    model.get_transformer_layers()[2].pre_norm.register_forward_pre_hook(lambda module, args: entered.append(args[0]))
     output = forward(model)
 
     set_seed(3)
@@ -157,7 +157,7 @@ def test_manifold_mixup_draws_its_layer_and_goes_before_the_others(build):
     mixed = []
 
     def watched(layer):
-        original = layer._mix_manifold
+        original = layer._apply_manifold_mixup
 
         def mix(hidden, state):
             before, targets = hidden.clone(), state.targets.clone()
@@ -171,8 +171,8 @@ def test_manifold_mixup_draws_its_layer_and_goes_before_the_others(build):
 
         return mix
 
-    for layer in model.transformer_layers():
-        layer._mix_manifold = watched(layer)
+    for layer in model.get_transformer_layers():
+        layer._apply_manifold_mixup = watched(layer)
     for seed in range(12):
         assert forward(model, seed).horizontal[1].replaced.any()
     assert set(mixed) == {0, 2} and len(mixed) == 12

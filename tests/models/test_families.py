@@ -82,7 +82,7 @@ def only(family):
 
 
 def plain_classes(model):
-    return model.plain_model_class, model.plain_model_class.config_class
+    return model.base_model_class, model.base_model_class.config_class
 
 
 def step(model, images, labels, seed=2, **kwargs):
@@ -131,7 +131,7 @@ def test_training_forward_by_hand(build, images, labels):
 
     targets = torch.nn.functional.one_hot(labels, 5).float()
     hidden, memory, config = model.vit.embeddings(images), [], model.config
-    for index, layer in enumerate(model.transformer_layers()):
+    for index, layer in enumerate(model.get_transformer_layers()):
         if index == 1:
             scorenet_logits = layer.scorenet.classifier(hidden[:, 0].detach())
             scorenet_loss = torch.nn.functional.cross_entropy(scorenet_logits, labels)
@@ -202,7 +202,7 @@ def test_gradient_checkpointing_changes_nothing(build, reentrant, settings, imag
     checkpointed = copy.deepcopy(model)
     enable_checkpointing(checkpointed, {"use_reentrant": reentrant})
     calls = []
-    checkpointed.transformer_layers()[2].get_submodule(BEHIND[build.family]).register_forward_hook(
+    checkpointed.get_transformer_layers()[2].get_submodule(BEHIND[build.family]).register_forward_hook(
         lambda *args: calls.append(1)
     )
     assert_same_step(expected, step(checkpointed, images, labels))
@@ -247,7 +247,7 @@ def test_checkpointing_in_the_configuration_is_used_and_not_saved(build, name):
 
 def test_checkpointing_by_either_name_of_the_methods_is_the_same(build):
     model = build(**BOTH)
-    layer = model.transformer_layers()[1]
+    layer = model.get_transformer_layers()[1]
     for name in ("gradient", "activation"):
         assert not model.is_gradient_checkpointing and not model.is_activation_checkpointing
         with warnings.catch_warnings():
@@ -342,7 +342,7 @@ def test_attentions_and_hidden_states_come_out_in_both_modes(build, images, labe
     assert len(output.hidden_states) == 5
     assert torch.equal(output.hidden_states[0], model.base_model.embeddings(images))
     query = model.config.saliency_query
-    saliency = attention_saliency(model.transformer_layers()[1:2], output.hidden_states[1], prefix, query)
+    saliency = attention_saliency(model.get_transformer_layers()[1:2], output.hidden_states[1], prefix, query)
     torch.testing.assert_close(output.horizontal[0].saliency, saliency)
     evaluated = model.eval()(images, output_attentions=True, output_hidden_states=True)
     assert [a.shape[-1] for a in evaluated.attentions] == [length] * 4
@@ -479,7 +479,7 @@ def test_two_forwards_never_meet(build, images, labels):
     first, second = build(**BOTH), build(**{**BOTH, "vertical_layers": [1]})
     alone = first(images, labels=labels).logits, second(images.flip(0), labels=labels).logits
     nested = []
-    first.transformer_layers()[2].register_forward_hook(
+    first.get_transformer_layers()[2].register_forward_hook(
         lambda *a: nested.append(second(images.flip(0), labels=labels).logits)
     )
     assert torch.equal(first(images, labels=labels).logits, alone[0]) and torch.equal(nested[0], alone[1])
@@ -523,7 +523,7 @@ def test_any_plain_checkpoint_comes_in(build, tmp_path, caplog):
     assert said == [f"{family}.layers.1.scorenet: the checkpoint holds no ScoreNet, so it starts untrained."]
     weights = model.state_dict()
     assert all(torch.equal(weights[name], tensor) for name, tensor in plain.state_dict().items())
-    scorenet = model.transformer_layers()[1].scorenet.classifier
+    scorenet = model.get_transformer_layers()[1].scorenet.classifier
     assert scorenet.weight.std().item() == pytest.approx(0.2, rel=0.3) and not scorenet.bias.any()
 
 
@@ -551,7 +551,7 @@ def test_another_number_of_classes(build, tmp_path):
     with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
         type(first).from_pretrained(tmp_path, num_labels=3)
     model = type(first).from_pretrained(tmp_path, num_labels=3, ignore_mismatched_sizes=True)
-    assert model.classifier.out_features == model.transformer_layers()[1].scorenet.classifier.out_features == 3
+    assert model.classifier.out_features == model.get_transformer_layers()[1].scorenet.classifier.out_features == 3
     assert model.train()(torch.randn(2, 3, 20, 20), labels=torch.tensor([0, 2])).loss.isfinite()
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig, ViTForImageClassification
 
-from hf_tokenmixup.models import check_evaluated_task, load_classifier, require_single_label
+from hf_tokenmixup.models import load_classifier, validate_evaluated_task, validate_single_label
 
 VIT = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8, "image_size": 16}
 VIT |= {"patch_size": 8}
@@ -112,13 +112,13 @@ def test_load_classifier_single_output_is_refused_for_training(tmp_path, caplog)
 
 def test_require_single_label_of_one_class_is_refused():
     with pytest.raises(ValueError, match="num_labels is 1, but classification needs at least 2"):
-        require_single_label(ViTConfig(**VIT, num_labels=1))
+        validate_single_label(ViTConfig(**VIT, num_labels=1))
 
 
 def test_check_evaluated_task_warns_of_a_multi_label_model_and_refuses_one_output(caplog):
-    check_evaluated_task({"id2label": {"0": "a", "1": "b"}, "problem_type": "single_label_classification"}, "it")
+    validate_evaluated_task({"id2label": {"0": "a", "1": "b"}, "problem_type": "single_label_classification"}, "it")
     assert not caplog.text
-    check_evaluated_task({"id2label": {"0": "a", "1": "b"}, "problem_type": "multi_label_classification"}, "it")
+    validate_evaluated_task({"id2label": {"0": "a", "1": "b"}, "problem_type": "multi_label_classification"}, "it")
     assert "it was trained with problem_type 'multi_label_classification'" in caplog.text
     with pytest.raises(ValueError, match="it has 1 output"):
-        check_evaluated_task({"id2label": {"0": "a"}, "problem_type": "regression"}, "it")
+        validate_evaluated_task({"id2label": {"0": "a"}, "problem_type": "regression"}, "it")

@@ -13,8 +13,8 @@ from hf_tokenmixup.models import (
     TokenMixupCctForImageClassification,
     TokenMixupViTConfig,
     TokenMixupViTForImageClassification,
-    adapter_layers,
-    without_adapters,
+    find_adapter_layers,
+    merge_adapters,
 )
 from hf_tokenmixup.models import (
     peft_utils as adapters,
@@ -80,13 +80,13 @@ def test_saliency_counts_adapters_as_in_evaluation(build):
     """No dropout in front of the adapters, no number drawn, by either route; and what merged weights would give."""
     model = build()
     adapted = adapt(model, dropout=0.5, trained=True)
-    merged = without_adapters(model)
+    merged = merge_adapters(model)
     hidden = torch.randn(3, 17 if model.config.num_prefix_tokens else 16, 24)
     prefix, query = model.config.num_prefix_tokens, model.config.saliency_query
 
     def seen(network, count, route):
         state = type("State", (), {"saliency": None})
-        layers = network.transformer_layers()[1 : 1 + count]
+        layers = network.get_transformer_layers()[1 : 1 + count]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(layers[0].settings, "saliency_route", route)
             return layers[0]._saliency(layers, state, hidden)
@@ -98,7 +98,7 @@ def test_saliency_counts_adapters_as_in_evaluation(build):
         assert torch.equal(torch.get_rng_state(), random_state)
         assert all(module.training for module in model.modules())
         adapted.eval()
-        expected = attention_saliency(model.transformer_layers()[1 : 1 + count], hidden, prefix, query, route)
+        expected = attention_saliency(model.get_transformer_layers()[1 : 1 + count], hidden, prefix, query, route)
         assert torch.equal(saliency, expected)
         torch.testing.assert_close(saliency, seen(merged, count, route))
         with adapted.disable_adapter():
@@ -124,9 +124,9 @@ def test_the_published_model_has_the_adapters_merged(build, route):
     before = copy.deepcopy(outer.state_dict())
     outer.train()
     published = model.published()
-    assert type(published) is model.plain_model_class and set(published.state_dict()) == names
+    assert type(published) is model.base_model_class and set(published.state_dict()) == names
     assert all(parameter.requires_grad for parameter in published.parameters())
-    assert not adapter_layers(published) and adapter_layers(model)
+    assert not find_adapter_layers(published) and find_adapter_layers(model)
 
     logits = published.eval()(IMAGES).logits
     torch.testing.assert_close(outer.eval()(pixel_values=IMAGES).logits, logits)
@@ -154,4 +154,4 @@ def test_add_adapter_with_a_peft_that_is_too_old_names_what_to_install(build, mo
 
 def test_a_model_without_adapters_is_returned(build):
     model = build()
-    assert without_adapters(model) is model
+    assert merge_adapters(model) is model

@@ -21,7 +21,7 @@ def process_group():
 
 def sharded(model: nn.Module) -> nn.Module:
     mesh = dist.device_mesh.init_device_mesh("cpu", (1,))
-    for layer in model.transformer_layers():
+    for layer in model.get_transformer_layers():
         fully_shard(layer, mesh=mesh)
     return fully_shard(model, mesh=mesh)
 

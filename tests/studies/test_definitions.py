@@ -16,18 +16,18 @@ import pytest
 import yaml
 from helpers.commands import HANG_S
 
-from hf_tokenmixup.hub import paper_benchmark
+from hf_tokenmixup.hub import find_paper_results
 from hf_tokenmixup.studies import runner as study_runs
 from hf_tokenmixup.studies.definitions import TABLES, Row, Study, sweep_study
-from hf_tokenmixup.studies.results import format_table, save_results, summarise
+from hf_tokenmixup.studies.results import format_table, save_results, summarize
 from hf_tokenmixup.studies.runner import (
     Request,
-    check_request,
+    check_run_spec,
     failure_reason,
+    find_seeds,
     last_checkpoint,
-    options_by_name,
-    seed_folder,
-    seeds_there,
+    parse_option_words,
+    run_dir,
     train,
 )
 
@@ -80,10 +80,10 @@ def test_rows_have_the_figures_of_the_paper_and_of_their_recipes():
             assert told and float(told[2]) == row.paper and told[1] in (number, "1")
             system = row.recipe.removeprefix(f"{CCT}-")
             if system not in DERIVED:
-                assert float(paper_benchmark(row.recipe).rows[system].top1) == row.paper
+                assert float(find_paper_results(row.recipe).rows[system].top1) == row.paper
     assert {row.recipe for study in TABLES.values() for row in study.rows} >= {f"{CCT}-{name}" for name in DERIVED}
     # As differences, the paper gives those of Table 4.
-    differences = [result.paper_difference for result in summarise(TABLES["4"], {})]
+    differences = [result.paper_difference for result in summarize(TABLES["4"], {})]
     assert differences == [None, -0.71, -0.95, -0.51, -0.94]
 
 
@@ -100,7 +100,7 @@ def test_a_sweep_shares_the_training_of_its_recipe():
 
 
 def test_mean_deviation_and_differences(tmp_path):
-    results = summarise(STUDY, {"one": {42: 70.0, 43: 74.0}, "two": {43: 71.0}})
+    results = summarize(STUDY, {"one": {42: 70.0, 43: 74.0}, "two": {43: 71.0}})
     assert [(len(result.top1), result.mean, result.deviation) for result in results] == [
         (2, 72.0, pytest.approx(8**0.5)),
         (1, 71.0, None),
@@ -108,7 +108,7 @@ def test_mean_deviation_and_differences(tmp_path):
     ]
     assert [result.difference for result in results] == [None, -1.0, None]
     assert [result.paper_difference for result in results] == [None, -0.5, None]
-    moved = summarise(replace(STUDY, reference=1), {"one": {42: 70.0}, "two": {43: 71.0}})
+    moved = summarize(replace(STUDY, reference=1), {"one": {42: 70.0}, "two": {43: 71.0}})
     assert [result.difference for result in moved] == [-1.0, None, None]
 
     lines = format_table(STUDY, results).splitlines()
@@ -120,10 +120,10 @@ def test_mean_deviation_and_differences(tmp_path):
         "second 1 71.00 -1.00 79.50 -0.50".split(),
         "third 0".split(),
     ]
-    one_seed = format_table(STUDY, summarise(STUDY, {"one": {42: 70.0}}))
+    one_seed = format_table(STUDY, summarize(STUDY, {"one": {42: 70.0}}))
     assert "±" not in one_seed and "seed 42;" in one_seed
     plain = replace(STUDY, rows=STUDY.rows[2:])
-    assert "paper" not in format_table(plain, summarise(plain, {}))
+    assert "paper" not in format_table(plain, summarize(plain, {}))
 
     save_results(STUDY, results, tmp_path / "out", launcher="python")
     content = json.loads((tmp_path / "out" / "small.json").read_text())
@@ -138,7 +138,7 @@ def test_mean_deviation_and_differences(tmp_path):
 
 def test_options_by_name():
     words = "--recipe x --learning-rate 1 --mixup_alpha=0.5 --horizontal_layers --crop_scale 0.5 1 --learning_rate -2"
-    assert options_by_name([*words.split(), "--token", "hf_secret", "--use_cpu"]) == {
+    assert parse_option_words([*words.split(), "--token", "hf_secret", "--use_cpu"]) == {
         "learning_rate": ["-2"],
         "mixup_alpha": ["0.5"],
         "horizontal_layers": [],
@@ -166,10 +166,10 @@ def test_half_written_checkpoints_are_passed_over(tmp_path):
 
 def test_folders_by_row_and_seed(tmp_path):
     for row, seed in ((STUDY.rows[0], 3), (STUDY.rows[0], 12), (STUDY.rows[1], 3)):
-        seed_folder(tmp_path, row, seed).mkdir()
+        run_dir(tmp_path, row, seed).mkdir()
     (tmp_path / "one-seed-x").mkdir()
     (tmp_path / "other-seed-7").mkdir()
-    assert seeds_there(tmp_path, STUDY) == [3, 12]
+    assert find_seeds(tmp_path, STUDY) == [3, 12]
 
 
 def command(code: str) -> list[str]:
@@ -206,21 +206,21 @@ def test_an_end_without_evaluation_is_no_end(tmp_path):
 
 def test_other_options_are_never_mixed(tmp_path):
     run(tmp_path, FINISH)
-    check_request(tmp_path, REQUEST)
+    check_run_spec(tmp_path, REQUEST)
     other = replace(REQUEST, options={"num_train_epochs": ["5"], "seed": ["1"], "use_cpu": []})
     differences = "num_train_epochs is '3' there and '5' now; use_cpu is not given there and '' now"
     with pytest.raises(ValueError, match=f"with other options: {differences}. Repeat .* --output_dir"):
         run(tmp_path, FINISH, other)
     with pytest.raises(ValueError, match="launcher is 'python' there and 'torchrun -n 2' now"):
-        check_request(tmp_path, replace(REQUEST, launcher=["torchrun", "-n", "2"]))
+        check_run_spec(tmp_path, replace(REQUEST, launcher=["torchrun", "-n", "2"]))
     (tmp_path / "all_results.json").unlink()
-    check_request(tmp_path, other)  # nothing is there to be mixed
+    check_run_spec(tmp_path, other)  # nothing is there to be mixed
     write_checkpoint(tmp_path, 5, '{"step": 5}')
     with pytest.raises(ValueError, match="num_train_epochs"):
-        check_request(tmp_path, other)
+        check_run_spec(tmp_path, other)
     (tmp_path / "study.json").unlink()
     with pytest.raises(ValueError, match="not started by this script. Give another --output_dir"):
-        check_request(tmp_path, REQUEST)
+        check_run_spec(tmp_path, REQUEST)
 
 
 def test_a_folder_is_trained_in_by_one_process(tmp_path):
@@ -288,7 +288,7 @@ def test_an_interruption_ends_the_training(interrupted, tmp_path, monkeypatch):
     """Also one that outlives the first signal, as its launcher does."""
     launcher = "import signal, subprocess\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
     launcher += f"subprocess.Popen({{training}}).wait()\ntime.sleep({HANG_S})"
-    monkeypatch.setattr(study_runs, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(study_runs, "TERMINATE_TIMEOUT_S", 0.5)
     interrupted(launcher)
     until(lambda: run(tmp_path, FINISH)[0] is None)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from helpers.tiny_training import Images, plain_vit, tokenmixup_vit
 
-from hf_tokenmixup.training import CurvesCallback, JsonLinesCallback, TokenMixupTrainer
+from hf_tokenmixup.training import JsonlLoggerCallback, TokenMixupTrainer, TrainingCurvesCallback
 
 
 def strict_lines(folder: str) -> list[dict]:
@@ -19,7 +19,7 @@ def strict_lines(folder: str) -> list[dict]:
 def test_each_record_is_a_line(arguments):
     args = arguments(max_steps=3, logging_steps=1)
     model = tokenmixup_vit()
-    trainer = TokenMixupTrainer(model, args, train_dataset=Images(12), callbacks=[JsonLinesCallback()])
+    trainer = TokenMixupTrainer(model, args, train_dataset=Images(12), callbacks=[JsonlLoggerCallback()])
     trainer.train()
     assert strict_lines(args.output_dir) == json.loads(json.dumps(trainer.state.log_history))
     assert strict_lines(args.output_dir)[0]["mixed_samples"] == 4
@@ -30,11 +30,11 @@ def test_each_record_is_a_line(arguments):
 def test_a_resumed_training_goes_on_from_the_checkpoints_records(arguments):
     settings = {"max_steps": 5, "logging_steps": 1, "save_strategy": "steps", "save_steps": 2}
     args = arguments(**settings)
-    TokenMixupTrainer(plain_vit(), args, train_dataset=Images(12), callbacks=[JsonLinesCallback()]).train()
+    TokenMixupTrainer(plain_vit(), args, train_dataset=Images(12), callbacks=[JsonlLoggerCallback()]).train()
     first = strict_lines(args.output_dir)
     path = Path(args.output_dir) / "training_log.jsonl"
     path.write_text(path.read_text() + '{"step": 5, "half a li')  # killed while writing
-    resumed = TokenMixupTrainer(plain_vit(), args, train_dataset=Images(12), callbacks=[JsonLinesCallback()])
+    resumed = TokenMixupTrainer(plain_vit(), args, train_dataset=Images(12), callbacks=[JsonlLoggerCallback()])
     resumed.train(resume_from_checkpoint=f"{args.output_dir}/checkpoint-2")
     lines = strict_lines(args.output_dir)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 5]
@@ -43,7 +43,7 @@ def test_a_resumed_training_goes_on_from_the_checkpoints_records(arguments):
 
 def test_numbers_that_are_not_finite_become_null(arguments):
     args = arguments(logging_steps=1)
-    trainer = TokenMixupTrainer(plain_vit(), args, train_dataset=Images(4), callbacks=[JsonLinesCallback()])
+    trainer = TokenMixupTrainer(plain_vit(), args, train_dataset=Images(4), callbacks=[JsonlLoggerCallback()])
     trainer.train()
     trainer.log({"eval_loss": float("nan"), "norms": [1.0, float("inf")]})
     line = strict_lines(args.output_dir)[-1]
@@ -52,7 +52,7 @@ def test_numbers_that_are_not_finite_become_null(arguments):
 
 def test_only_the_first_process_writes(arguments):
     args = arguments(logging_steps=1)
-    callbacks = [JsonLinesCallback(), CurvesCallback()]
+    callbacks = [JsonlLoggerCallback(), TrainingCurvesCallback()]
     trainer = TokenMixupTrainer(plain_vit(), args, train_dataset=Images(4), callbacks=callbacks)
     trainer.is_world_process_zero = lambda: False
     trainer.train()
@@ -61,5 +61,5 @@ def test_only_the_first_process_writes(arguments):
 
 def test_the_curves_are_drawn_at_the_end(arguments):
     args = arguments(max_steps=2, logging_steps=1)
-    TokenMixupTrainer(tokenmixup_vit(), args, train_dataset=Images(8), callbacks=[CurvesCallback()]).train()
+    TokenMixupTrainer(tokenmixup_vit(), args, train_dataset=Images(8), callbacks=[TrainingCurvesCallback()]).train()
     assert (Path(args.output_dir) / "training_curves.png").read_bytes().startswith(b"\x89PNG")

@@ -10,7 +10,7 @@ from helpers.tiny_training import Images, plain_vit, tokenmixup_cct, tokenmixup_
 from hf_tokenmixup.data import collate
 from hf_tokenmixup.metrics import compute_metrics, top_classes
 from hf_tokenmixup.training import TokenMixupTrainer
-from hf_tokenmixup.training.nonfinite import _what_to_do
+from hf_tokenmixup.training.nonfinite import _format_nonfinite_error
 
 EVALUATION = {
     "dataset": "alice/pictures", "dataset_config": None, "dataset_revision": None, "dataset_fingerprint": None,
@@ -27,7 +27,7 @@ def trainer_of(args, model=None, images=12, **options):
         data_collator=collate,
         compute_metrics=compute_metrics,
         preprocess_logits_for_metrics=top_classes,
-        evaluation_facts=EVALUATION,
+        eval_card_data=EVALUATION,
         **options,
     )
 
@@ -47,13 +47,13 @@ def test_effective_precision_of_the_launcher_is_that_of_records(arguments, monke
     trainer.evaluate()
     assert hyperparameters(trainer)["mixed_precision"] == "bf16"
     assert trainer._evaluation("alice/vit").dtype == "bf16"
-    assert "float32 instead of half precision" in _what_to_do(trainer, 1, "")
+    assert "float32 instead of half precision" in _format_nonfinite_error(trainer, 1, "")
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
     trainer = trainer_of(arguments())
     trainer.train()
     trainer.evaluate()
     assert "mixed_precision" not in hyperparameters(trainer) and trainer._evaluation("alice/vit").dtype == "fp32"
-    assert "half precision" not in _what_to_do(trainer, 1, "")
+    assert "half precision" not in _format_nonfinite_error(trainer, 1, "")
 
 
 @pytest.mark.parametrize("make_model", [tokenmixup_vit, tokenmixup_cct, plain_vit])

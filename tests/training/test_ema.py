@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from transformers import AutoModelForImageClassification, Trainer, TrainerCallback
 
 from hf_tokenmixup.training import TokenMixupTrainer
-from hf_tokenmixup.training.checkpointing.integrity import fault_in
-from hf_tokenmixup.training.ema import WeightAverage
+from hf_tokenmixup.training.checkpointing.integrity import find_checkpoint_error
+from hf_tokenmixup.training.ema import ModelEma
 
 MODELS = [tokenmixup_vit, resnet]
 DROPOUT = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2}
@@ -162,7 +162,7 @@ def test_the_weights_come_back_after_an_error(arguments, make_model):
     average = copied(trainer.average.tensors())
     with pytest.raises(OSError):
         trainer.evaluate(Broken(8))
-    with pytest.raises(KeyError), trainer.averaged_weights():
+    with pytest.raises(KeyError), trainer.ema_weights():
         assert_same(trainer.model.state_dict(), average)
         raise KeyError
     assert_same(trainer.model.state_dict(), record.weights[-1])
@@ -240,13 +240,13 @@ def test_a_file_cut_short_is_noticed(arguments):
     whole = file.read_bytes()
     for share in (0.0, 0.5, 0.95):
         file.write_bytes(whole[: int(share * len(whole))])
-        assert fault_in(file.parent) == "average.safetensors is cut short"
+        assert find_checkpoint_error(file.parent) == "average.safetensors is cut short"
     before = copied(trainer.model.state_dict())
     with pytest.raises(ValueError, match="average.safetensors is cut short. Resume from .*checkpoint-1"):
         trainer.train(resume_from_checkpoint=str(file.parent))
     with pytest.raises(ValueError, match="average.safetensors cannot be read as an average"):
         trainer._load_from_checkpoint(str(file.parent))
-    other = WeightAverage(resnet(), 0.5)
+    other = ModelEma(resnet(), 0.5)
     other.save(file)
     with pytest.raises(ValueError, match="is the average of another model: .* tensors differ"):
         trainer._load_from_checkpoint(str(file.parent))
@@ -317,7 +317,7 @@ class Shared(torch.nn.Module):
 
 def test_what_names_share_moves_once_and_comes_back(tmp_path):
     model = Shared()
-    average = WeightAverage(model, 0.5)
+    average = ModelEma(model, 0.5)
     start = model.a.weight.detach().clone()
     average.update(model)
     with torch.no_grad():
@@ -329,13 +329,13 @@ def test_what_names_share_moves_once_and_comes_back(tmp_path):
     torch.testing.assert_close(held["a.weight"], start + 0.5)
     assert "b.weight" not in held and "scratch" not in held
     assert held["norm.running_mean"].tolist() == [2.0] * 3 and held["norm.num_batches_tracked"].item() == 7
-    with average.put_into(model):
+    with average.swap_into(model):
         assert model.b.weight is model.a.weight
         torch.testing.assert_close(model.b.weight.detach(), start + 0.5)
     torch.testing.assert_close(model.b.weight.detach(), start + 1)
 
     average.save(tmp_path / "average.safetensors")
-    other = WeightAverage(Shared(), 0.5)
+    other = ModelEma(Shared(), 0.5)
     other.load(tmp_path / "average.safetensors")
     assert other.updates == 2
     assert_same(other.tensors(), held)
@@ -343,7 +343,7 @@ def test_what_names_share_moves_once_and_comes_back(tmp_path):
 
 def test_half_precision_is_averaged_in_float32():
     model = torch.nn.Linear(4, 4).bfloat16()
-    average = WeightAverage(model, 0.999)
+    average = ModelEma(model, 0.999)
     average.update(model)
     with torch.no_grad():
         before = model.weight.clone()
@@ -352,14 +352,14 @@ def test_half_precision_is_averaged_in_float32():
         average.update(model)
     # In bfloat16, each of these steps would round to nothing.
     torch.testing.assert_close(average.tensors()["weight"], before.float() * (2 - 0.999**10))
-    with average.put_into(model):
+    with average.swap_into(model):
         assert model.weight.dtype == torch.bfloat16
     assert torch.equal(model.weight, before * 2)
 
 
 def test_an_update_reads_nothing_from_the_device(monkeypatch):
     model, reads = tokenmixup_vit(), []
-    average = WeightAverage(model, 0.9, warmup=True)
+    average = ModelEma(model, 0.9, warmup=True)
     for name in ("item", "tolist", "__bool__", "__float__", "__int__", "cpu", "numpy"):
         original = getattr(torch.Tensor, name)
         monkeypatch.setattr(torch.Tensor, name, lambda *a, n=name, o=original, **k: (reads.append(n), o(*a, **k))[1])
@@ -386,7 +386,7 @@ def test_compiled_code_serves_the_average_too(arguments):
         count = len(graphs)
         assert count > 0
         for _ in range(2):
-            with trainer.averaged_weights():
+            with trainer.ema_weights():
                 averaged, expected = compiled(pixels).logits, trainer.model(pixels).logits
             torch.testing.assert_close(averaged, expected)
             assert not torch.allclose(averaged, plain)

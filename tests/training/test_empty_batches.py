@@ -5,7 +5,7 @@ import torch
 from accelerate import Accelerator
 from helpers.tiny_training import CLASSES, plain_vit, tokenmixup_cct, tokenmixup_vit
 
-from hf_tokenmixup.data import InputMixing
+from hf_tokenmixup.data import InputMixup
 from hf_tokenmixup.functional import (
     attention_rollout,
     difficulty,
@@ -16,7 +16,7 @@ from hf_tokenmixup.functional import (
 )
 from hf_tokenmixup.saliency import received_attention
 from hf_tokenmixup.training import TokenMixupTrainer, TokenMixupTrainingArguments
-from hf_tokenmixup.training.metrics import StepCounts
+from hf_tokenmixup.training.metrics import MixingMetrics
 
 HIDDEN, TARGETS, SALIENCY = torch.zeros(0, 5, 8), torch.zeros(0, CLASSES), torch.zeros(0, 4)
 EASY, INDICES, IMAGES = torch.zeros(0, dtype=torch.bool), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 3, 8, 8)
@@ -42,7 +42,7 @@ def test_functions_of_no_images_are_empty():
 
 @pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
 def test_input_mixing_of_no_images_is_empty(mode):
-    images, targets = InputMixing(CLASSES, mixup_alpha=0.8, cutmix_alpha=1.0, mode=mode)(IMAGES, INDICES)
+    images, targets = InputMixup(CLASSES, mixup_alpha=0.8, cutmix_alpha=1.0, mode=mode)(IMAGES, INDICES)
     assert images.shape == IMAGES.shape and targets.shape == (0, CLASSES)
 
 
@@ -64,7 +64,7 @@ def test_the_trainers_loss_of_no_images_is_an_error(make, training, tmp_path):
 
 
 def test_counts_of_steps_without_images_are_finite():
-    counts, accelerator = StepCounts(), Accelerator(cpu=True)
+    counts, accelerator = MixingMetrics(), Accelerator(cpu=True)
     counts.add({"difficulty": torch.tensor(float("nan")), "mixed_samples": torch.tensor(0)}, images=0)
     counts.end_step()
     assert counts.summary(accelerator) == {}

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from helpers.tiny_training import plain_vit, resnet, tokenmixup_cct, tokenmixup_vit
 
-from hf_tokenmixup.training.fsdp import shard_by_layers
+from hf_tokenmixup.training.fsdp import set_transformer_layer_cls_to_wrap
 
 
 @pytest.mark.parametrize(
@@ -20,5 +20,5 @@ from hf_tokenmixup.training.fsdp import shard_by_layers
 )
 def test_a_model_is_sharded_by_its_layers_unless_told_otherwise(make_model, given, expected):
     plugin = SimpleNamespace(transformer_cls_names_to_wrap=given)
-    shard_by_layers(plugin, make_model())
+    set_transformer_layer_cls_to_wrap(plugin, make_model())
     assert plugin.transformer_cls_names_to_wrap == expected

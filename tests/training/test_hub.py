@@ -11,11 +11,11 @@ from safetensors.torch import load
 from transformers import ViTImageProcessor
 
 from hf_tokenmixup.data import collate
-from hf_tokenmixup.hub.model_card import TrainingFacts
-from hf_tokenmixup.hub.upload import PublishingError
+from hf_tokenmixup.hub.model_card import TrainingCardData
+from hf_tokenmixup.hub.upload import HubUploadError
 from hf_tokenmixup.metrics import compute_metrics, top_classes
 from hf_tokenmixup.training import TokenMixupTrainer
-from hf_tokenmixup.training.checkpointing.integrity import fault_in
+from hf_tokenmixup.training.checkpointing.integrity import find_checkpoint_error
 
 PUBLISHED = {".gitattributes", "README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
 EVALUATION = {
@@ -45,8 +45,8 @@ def trainer_of(args, model=None, **options):
 @pytest.mark.parametrize("model", [tokenmixup_vit, resnet])
 def test_a_training_that_is_pushed(hub, arguments, tmp_path, model):
     args = arguments(push_to_hub=True, hub_model_id="alice/vit", hub_token="hf_alice", hub_private_repo=True)
-    facts = TrainingFacts(dataset="alice/pictures", recipe="tiny", command="accelerate launch scripts/finetune.py")
-    trainer = trainer_of(args, model(), training_facts=facts, evaluation_facts=EVALUATION)
+    facts = TrainingCardData(dataset="alice/pictures", recipe="tiny", command="accelerate launch scripts/finetune.py")
+    trainer = trainer_of(args, model(), training_card_data=facts, eval_card_data=EVALUATION)
     # The repository is there before the training.
     assert hub.repo("alice/vit").private and set(hub.files("alice/vit")) == {".gitattributes"}
     trainer.train()
@@ -68,7 +68,7 @@ def test_a_training_that_is_pushed(hub, arguments, tmp_path, model):
 
 
 def test_the_evaluation_in_a_card_is_that_of_the_published_model(arguments):
-    trainer = trainer_of(arguments(), evaluation_facts=EVALUATION)
+    trainer = trainer_of(arguments(), eval_card_data=EVALUATION)
     assert not trainer.model_card("alice/vit").data.eval_results
     metrics = trainer.evaluate()
     evaluation = trainer._evaluation("alice/vit")
@@ -83,7 +83,7 @@ def test_who_may_not_write_is_told_before_the_training(hub, arguments):
     hub.add_repo("alice/vit")
     for token, said in (("hf_bob", "may not write to alice/vit"), ("hf_stale", "does not accept the token")):
         args = arguments(push_to_hub=True, hub_model_id="alice/vit", hub_token=token)
-        with pytest.raises(PublishingError, match=said):
+        with pytest.raises(HubUploadError, match=said):
             trainer_of(args)
 
 
@@ -92,7 +92,7 @@ def test_an_upload_that_breaks_off_leaves_the_training_whole(hub, arguments, tmp
     trainer = trainer_of(args)
     trainer.train()
     hub.refuse_next_upload()
-    with pytest.raises(PublishingError, match="Repeat the upload: `hf-tokenmixup publish .*out alice/vit`"):
+    with pytest.raises(HubUploadError, match="Repeat the upload: `hf-tokenmixup publish .*out alice/vit`"):
         trainer.push_to_hub()
     assert PUBLISHED - {".gitattributes"} <= {path.name for path in (tmp_path / "out").iterdir()}
     trainer.push_to_hub()
@@ -147,4 +147,4 @@ def test_a_checkpoint_that_is_pushed_names_no_folder_and_is_complete(hub, argume
     for name, content in files.items():
         (downloaded / name).parent.mkdir(parents=True, exist_ok=True)
         (downloaded / name).write_bytes(content)
-    assert fault_in(downloaded / "checkpoint-2") is None
+    assert find_checkpoint_error(downloaded / "checkpoint-2") is None

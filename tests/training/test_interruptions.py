@@ -27,7 +27,7 @@ from kill_and_resume import (
 )
 from observed_training import Moment, Order
 
-from hf_tokenmixup.training.checkpointing.integrity import fault_in
+from hf_tokenmixup.training.checkpointing.integrity import find_checkpoint_error
 
 SCRIPT = SCRIPTS / "finetune.py"
 OPTIONS = [*DATA, *FROM_SCRATCH, "--eval_split", "test", "--do_train", "--save_strategy", "no", "--logging_steps", "1"]
@@ -56,7 +56,7 @@ def launch(*words, check=False):
 
 
 def step_of(checkpoint):
-    assert fault_in(checkpoint) is None
+    assert find_checkpoint_error(checkpoint) is None
     return json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
 
 

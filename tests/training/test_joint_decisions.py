@@ -13,8 +13,8 @@ from helpers.forked_group import in_processes
 from torch.utils.data import RandomSampler, WeightedRandomSampler
 from transformers import TrainerControl, TrainerState
 
-from hf_tokenmixup.training.checkpointing.disk_space import OutputFolderError
-from hf_tokenmixup.training.checkpointing.integrity import checkpoint_to_resume
+from hf_tokenmixup.training.checkpointing.disk_space import OutputDirError
+from hf_tokenmixup.training.checkpointing.integrity import resolve_resume_checkpoint
 from hf_tokenmixup.training.processes import (
     CommonSampler,
     RankSeedCallback,
@@ -42,7 +42,7 @@ def test_on_main_process_value_and_error_are_those_of_the_main_process(tmp_path)
 @pytest.mark.parametrize(
     "error, kind",
     [
-        (OutputFolderError("no room"), "OutputFolderError"),
+        (OutputDirError("no room"), "OutputDirError"),
         (FileNotFoundError("no room"), "FileNotFoundError"),
         (json.JSONDecodeError("no room", "{", 1), "ValueError"),
     ],
@@ -55,8 +55,8 @@ def test_on_main_process_error_is_raised_in_every_process(tmp_path, error, kind)
 def test_on_all_processes_returns_each_its_own_value_and_raises_one_error(tmp_path):
     assert in_processes(lambda rank: on_all_processes(lambda: rank + 10), tmp_path) == [10, 11]
     (tmp_path / "store").unlink(missing_ok=True)
-    found = in_processes(lambda rank: on_all_processes(failing_in(rank, 1, OutputFolderError("no room"))), tmp_path)
-    assert found == [("OutputFolderError", "In process 1 of 2: no room")] * 2
+    found = in_processes(lambda rank: on_all_processes(failing_in(rank, 1, OutputDirError("no room"))), tmp_path)
+    assert found == [("OutputDirError", "In process 1 of 2: no room")] * 2
 
 
 def test_on_all_processes_same_error_everywhere_is_raised_as_it_is(tmp_path):
@@ -85,8 +85,8 @@ def test_folder_is_shared_tells_one_disk_from_two(tmp_path):
 def test_alone_nothing_is_asked():
     assert on_main_process(lambda: 3) == on_all_processes(lambda: 3) == 3
     check_equal("The dataset", {"images": 5}, "")
-    with pytest.raises(OutputFolderError):
-        on_all_processes(failing_in(0, 0, OutputFolderError("no room")))
+    with pytest.raises(OutputDirError):
+        on_all_processes(failing_in(0, 0, OutputDirError("no room")))
 
 
 def write_checkpoints(folder: Path, steps: list[int]) -> Path:
@@ -116,7 +116,7 @@ def write_checkpoints(folder: Path, steps: list[int]) -> Path:
 )
 def test_checkpoint_to_resume_separate_disks_agree_or_raise_together(tmp_path, disks, given, found):
     folders = [write_checkpoints(tmp_path / str(rank), steps) for rank, steps in enumerate(disks)]
-    chosen = in_processes(lambda rank: checkpoint_to_resume(given.format(folders[rank]), folders[rank]), tmp_path)
+    chosen = in_processes(lambda rank: resolve_resume_checkpoint(given.format(folders[rank]), folders[rank]), tmp_path)
     if found is None or found.startswith("checkpoint-"):
         assert chosen == [found and str(folder / found) for folder in folders]
     else:
@@ -126,7 +126,7 @@ def test_checkpoint_to_resume_separate_disks_agree_or_raise_together(tmp_path, d
 def test_checkpoint_to_resume_same_name_of_another_step_raises_in_both(tmp_path):
     folders = [write_checkpoints(tmp_path / str(rank), [3]) for rank in range(2)]
     (folders[1] / "checkpoint-3" / "trainer_state.json").write_text(json.dumps({"global_step": 4}))
-    first, second = in_processes(lambda rank: checkpoint_to_resume("last", folders[rank]), tmp_path)
+    first, second = in_processes(lambda rank: resolve_resume_checkpoint("last", folders[rank]), tmp_path)
     assert first == second and "it is of step 4, and that of the main process of step 3" in first[1]
 
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForImageClassification, ViTForImageClassificat
 
 from hf_tokenmixup.models import TokenMixupCctConfig, TokenMixupCctForImageClassification, load_classifier
 from hf_tokenmixup.training import LoraArguments, TokenMixupTrainer, add_lora
-from hf_tokenmixup.training.checkpointing.integrity import fault_in
+from hf_tokenmixup.training.checkpointing.integrity import find_checkpoint_error
 
 peft = pytest.importorskip("peft")
 
@@ -116,7 +116,7 @@ def test_a_resumed_training_ends_as_an_uninterrupted_one(arguments, family, rout
     names = {path.name for path in Path(args.output_dir).iterdir()}
     # With an adapter's files beside the model, transformers would put it in a second time.
     assert "model.safetensors" in names and not any("adapter" in name for name in names)
-    published, report = inner(model).plain_model_class.from_pretrained(args.output_dir, output_loading_info=True)
+    published, report = inner(model).base_model_class.from_pretrained(args.output_dir, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     pixels = Images(5).pixels
     torch.testing.assert_close(published(pixels).logits, model.eval()(pixel_values=pixels).logits)
@@ -192,14 +192,14 @@ def test_an_adapter_of_another_name(arguments):
     assert all(torch.equal(got[name], expected[name]) for name in expected)
     file = checkpoint / "digits" / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-8])
-    assert fault_in(checkpoint) == "digits/adapter_model.safetensors is cut short"
+    assert find_checkpoint_error(checkpoint) == "digits/adapter_model.safetensors is cut short"
 
 
 def test_checkpoints_that_are_cut_short_or_do_not_fit(arguments):
     args = arguments(save_strategy="steps", save_steps=1)
     TokenMixupTrainer(adapt(), args, train_dataset=Images(4)).train()
     checkpoint = Path(args.output_dir) / "checkpoint-1"
-    assert fault_in(checkpoint) is None
+    assert find_checkpoint_error(checkpoint) is None
 
     def resume(model, message):
         before = weights(model)
@@ -217,10 +217,10 @@ def test_checkpoints_that_are_cut_short_or_do_not_fit(arguments):
         whole = (checkpoint / name).read_bytes()
         for share in (0.0, 0.5, 0.95):
             (checkpoint / name).write_bytes(whole[: int(share * len(whole))])
-            assert fault_in(checkpoint) == f"{name} is cut short"
+            assert find_checkpoint_error(checkpoint) == f"{name} is cut short"
         (checkpoint / name).write_bytes(whole)
     (checkpoint / "adapter_model.safetensors").unlink()
-    assert fault_in(checkpoint) == "adapter_model.safetensors is missing"
+    assert find_checkpoint_error(checkpoint) == "adapter_model.safetensors is missing"
 
     full = arguments(save_strategy="steps", save_steps=1, output_dir=str(checkpoint.parent / "full"))
     TokenMixupTrainer(tokenmixup_vit(), full, train_dataset=Images(4)).train()

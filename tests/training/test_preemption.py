@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 
 from hf_tokenmixup.training import TokenMixupTrainer
 from hf_tokenmixup.training import preemption as termination
-from hf_tokenmixup.training.preemption import TerminationCallback, outlive_sigterm
+from hf_tokenmixup.training.preemption import PreemptionCallback, ignore_sigterm_in_worker
 
 
 class Terminating(Images):
@@ -149,20 +149,20 @@ def test_processes_that_run_ahead_of_their_devices_stop_behind_the_same_step(mon
             self.done = True
 
     events, store = [], HashStore()
-    monkeypatch.setattr(termination, "_connected", lambda: True)
+    monkeypatch.setattr(termination, "is_distributed", lambda: True)
     monkeypatch.setattr(termination, "_get_default_store", lambda: store)
     monkeypatch.setattr(torch, "Event", Event)
     device = torch.device("cuda")
     for asked in ("A", "B", "AB"):
-        for lead in range(termination.STEPS_AHEAD + 1):
-            callbacks = {name: TerminationCallback() for name in "AB"}
+        for lead in range(termination.MAX_STEPS_IN_FLIGHT + 1):
+            callbacks = {name: PreemptionCallback() for name in "AB"}
             for callback in callbacks.values():
                 callback._key = f"{asked}/{lead}"
             stops = {}
             for step in range(1, 30):
                 for name, at in (("B", step + lead), ("A", step)):
                     callbacks[name]._asked = name in asked and at >= 7
-                    if name not in stops and callbacks[name]._stop_now(at, device):
+                    if name not in stops and callbacks[name]._should_stop(at, device):
                         stops[name] = at
             assert stops["A"] == stops["B"] > 7, (asked, lead, stops)
     assert [event.done for event in events[:4]] == [True, True, True, True]
@@ -209,7 +209,7 @@ def test_a_worker_ends_when_its_parent_says_so():
         while True:
             there.send(there.recv())
 
-    worker = context.Process(target=lambda: outlive_sigterm(0, and_then=wait))
+    worker = context.Process(target=lambda: ignore_sigterm_in_worker(0, and_then=wait))
     worker.start()
     here.send("ready")
     assert here.recv() == "ready"
@@ -253,6 +253,6 @@ def test_the_launcher_that_starts_a_single_process_is_known_before_training(monk
             return command.split()
 
     monkeypatch.setattr(psutil, "Process", Parent)
-    callback = TerminationCallback()
+    callback = PreemptionCallback()
     monkeypatch.setattr(os, "getppid", lambda: 1)
-    assert callback._stop_now(1, torch.device("cpu")) is found
+    assert callback._should_stop(1, torch.device("cpu")) is found

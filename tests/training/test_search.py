@@ -12,8 +12,8 @@ from helpers.tiny_training import Images, tokenmixup_vit
 from transformers import TrainerCallback
 from transformers.trainer_utils import HPSearchBackend
 
-from hf_tokenmixup.training import CurvesCallback, JsonLinesCallback, TokenMixupTrainer
-from hf_tokenmixup.training.checkpointing.integrity import fault_in
+from hf_tokenmixup.training import JsonlLoggerCallback, TokenMixupTrainer, TrainingCurvesCallback
+from hf_tokenmixup.training.checkpointing.integrity import find_checkpoint_error
 
 
 class Trial:
@@ -62,7 +62,7 @@ def make(args, **options):
 
 def test_search_of_three_trials_gives_each_its_own_state_and_files(arguments):
     args = arguments(max_steps=2, save_strategy="steps", save_steps=2)
-    trainer = make(args, callbacks=[JsonLinesCallback(), CurvesCallback()])
+    trainer = make(args, callbacks=[JsonlLoggerCallback(), TrainingCurvesCallback()])
     settings = [
         {"mixup_alpha": 0.8, "skip_nonfinite_steps": 2, "ema_decay": 0.5, "per_device_train_batch_size": 3},
         {"mixup_alpha": 0.0, "skip_nonfinite_steps": 0, "ema_decay": 0.0, "per_device_train_batch_size": 4},
@@ -79,7 +79,7 @@ def test_search_of_three_trials_gives_each_its_own_state_and_files(arguments):
     assert not torch.equal(trainer.seen[0][0][0], trainer.seen[0][1][0])
     for number, params in enumerate(settings):
         run = Path(args.output_dir) / f"run-{number}"
-        assert fault_in(run / "checkpoint-2") is None
+        assert find_checkpoint_error(run / "checkpoint-2") is None
         assert (run / "checkpoint-2" / "average.safetensors").exists() == bool(params["ema_decay"])
         assert (run / "training_curves.png").exists()
         lines = [json.loads(line) for line in (run / "training_log.jsonl").read_text().splitlines()]
@@ -133,7 +133,7 @@ def test_search_ends_with_the_trial_that_sigterm_ended(arguments):
 def test_a_run_after_a_search_logs_into_the_output_folder(arguments):
     args = arguments()
     trainer = TokenMixupTrainer(
-        model_init=lambda: tokenmixup_vit(), args=args, train_dataset=Images(12), callbacks=[JsonLinesCallback()]
+        model_init=lambda: tokenmixup_vit(), args=args, train_dataset=Images(12), callbacks=[JsonlLoggerCallback()]
     )
     search(trainer, [Trial(0)])
     assert not (Path(args.output_dir) / "training_log.jsonl").exists()

@@ -277,7 +277,7 @@ def test_trainer_model_of_another_problem_type_trains_on_single_labels(arguments
     assert first["loss"] == expected["loss"]
     assert first.get("mixed_samples") == expected.get("mixed_samples")
     assert make_model is plain_vit or first["mixed_samples"] > 0
-    assert trainers[0].published_model().config.problem_type == "single_label_classification"
+    assert trainers[0].plain_model().config.problem_type == "single_label_classification"
     assert f"problem_type of the base model is '{problem_type}'" in caplog.text
 
 

@@ -9,7 +9,7 @@ from helpers.tiny_training import CLASSES, Images, tokenmixup_vit
 from torch.utils.data import Dataset, Subset
 from transformers import TrainerCallback, ViTImageProcessor
 
-from hf_tokenmixup.data import StreamedImages, build_transforms, collate
+from hf_tokenmixup.data import ImageClassificationIterableDataset, build_transforms, collate
 from hf_tokenmixup.metrics import compute_metrics, top_classes
 from hf_tokenmixup.training import TokenMixupTrainer
 
@@ -67,7 +67,7 @@ def test_evaluation_option_changes_no_result(arguments, size, settings):
     "settings", [{}, {"eval_do_concat_batches": False}, {"batch_eval_metrics": True}, {"prediction_loss_only": True}]
 )
 def test_evaluation_of_a_stream_counts_its_images(arguments, tmp_path, settings):
-    images = StreamedImages(
+    images = ImageClassificationIterableDataset(
         stream(write_shards(tmp_path / "shards", [7, 5])),
         build_transforms(ViTImageProcessor(size={"height": 8, "width": 8}))[1],
     )

@@ -93,6 +93,6 @@ def test_processes_that_are_not_connected_are_refused(arguments, monkeypatch):
     # Set after the host has looked for other processes, which here would wait for them.
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="2 processes were started .*--use_cpu"):
-        args._refuse_unconnected_processes()
+        args._check_distributed_init()
     monkeypatch.setenv("WORLD_SIZE", "1")
-    args._refuse_unconnected_processes()
+    args._check_distributed_init()

@@ -9,9 +9,9 @@ import torch
 from hf_tokenmixup.utils.environment import (
     describe_hardware,
     library_versions,
-    public_command,
     public_dataset,
-    public_name,
+    redact_command,
+    strip_local_path,
 )
 
 
@@ -42,11 +42,11 @@ from hf_tokenmixup.utils.environment import (
     ],
 )
 def test_a_command_without_tokens_and_local_paths(arguments, told):
-    assert public_command("python scripts/x.py", shlex.split(arguments)) == f"python scripts/x.py {told}"
+    assert redact_command("python scripts/x.py", shlex.split(arguments)) == f"python scripts/x.py {told}"
 
 
 def test_names_that_are_no_paths_stay():
-    assert [public_name(name) for name in ("user/repo", "digits", "/", "/data/cifar10/")] == [
+    assert [strip_local_path(name) for name in ("user/repo", "digits", "/", "/data/cifar10/")] == [
         "user/repo", "digits", "", "cifar10",
     ]  # fmt: skip
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from hf_tokenmixup.hub.card_redaction import public_text, public_value
-from hf_tokenmixup.utils.redaction import without_secrets
+from hf_tokenmixup.hub.card_redaction import redact_text, redact_value
+from hf_tokenmixup.utils.redaction import remove_secrets
 
 HF_TOKEN = "hf_" + "aB3" * 11
 
@@ -36,7 +36,7 @@ HF_TOKEN = "hf_" + "aB3" * 11
     ],
 )  # fmt: skip
 def test_without_secrets_a_secret_disappears(text, public):
-    assert without_secrets(text) == public and "s3cr3t" not in public_text(text)
+    assert remove_secrets(text) == public and "s3cr3t" not in redact_text(text)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_without_secrets_a_secret_disappears(text, public):
     ],
 )
 def test_without_secrets_ordinary_options_stay(text):
-    assert without_secrets(text) == text and public_text(text) == text
+    assert remove_secrets(text) == text and redact_text(text) == text
 
 
 @pytest.mark.parametrize(
@@ -65,4 +65,4 @@ def test_without_secrets_ordinary_options_stay(text):
     ],
 )
 def test_public_value_holds_no_folder_and_no_secret(value, public):
-    assert public_value(value) == public
+    assert redact_value(value) == public

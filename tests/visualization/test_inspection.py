@@ -15,12 +15,12 @@ from hf_tokenmixup.vertical import VerticalMemory
 from hf_tokenmixup.visualization.inspection import (
     layer_inputs,
     min_max,
-    observe_horizontal,
-    observe_vertical,
     predicted_classes,
     saliency_maps,
+    trace_horizontal_mixup,
+    trace_vertical_memory,
 )
-from hf_tokenmixup.visualization.token_grid import TokenCells, implied_images, token_cells
+from hf_tokenmixup.visualization.token_grid import TokenGrid, compute_token_grid, render_mixed_images
 
 SIZES = {
     "hidden_size": 24,
@@ -118,15 +118,15 @@ def test_the_gradient_is_that_of_the_labels(build):
 
 def test_nothing_is_drawn_and_the_model_stays_as_it_was(build):
     model = build(hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5, horizontal_layers=[1])
-    model.transformer_layers()[2].eval()
+    model.get_transformer_layers()[2].eval()
     state = torch.get_rng_state()
     first, second = (saliency_maps(model, noise(), LABELS, 1) for _ in range(2))
-    observe_horizontal(model, noise(), LABELS, 1, tau=2.0, rho=0.0)
-    observe_vertical(model, noise(), LABELS, 2)
+    trace_horizontal_mixup(model, noise(), LABELS, 1, tau=2.0, rho=0.0)
+    trace_vertical_memory(model, noise(), LABELS, 2)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert torch.equal(state, torch.get_rng_state())
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
-    assert model.training and not model.transformer_layers()[2].training
+    assert model.training and not model.get_transformer_layers()[2].training
 
 
 def test_predictions_are_the_model_s(build):
@@ -152,7 +152,7 @@ def test_scaling():
 )
 def test_the_horizontal_step_is_that_of_training(build, settings):
     model = build(horizontal_layers=[1], horizontal_rho=0.001, **settings)
-    seen = observe_horizontal(model, noise(), LABELS, 1, tau=settings["horizontal_tau"])
+    seen = trace_horizontal_mixup(model, noise(), LABELS, 1, tau=settings["horizontal_tau"])
     trained = model(noise(), labels=LABELS)
     (step,) = trained.horizontal
     assert torch.equal(seen.easy, step.easy) and torch.equal(seen.partner, step.partner)
@@ -168,7 +168,7 @@ def test_a_threshold_leaves_difficult_images_alone(build):
     model = build(horizontal_layers=[1])
     difficulty = model(noise(), labels=LABELS).horizontal[0].difficulty
     tau = float(difficulty.sort().values[1:3].mean())
-    seen = observe_horizontal(model, noise(), LABELS, 1, tau=tau, rho=0.0)
+    seen = trace_horizontal_mixup(model, noise(), LABELS, 1, tau=tau, rho=0.0)
     assert seen.easy.tolist() == (difficulty < tau).tolist() and seen.easy.sum() == 2
     assert set(seen.mixed) <= set(seen.easy.nonzero().flatten().tolist())
 
@@ -176,7 +176,7 @@ def test_a_threshold_leaves_difficult_images_alone(build):
 def test_random_choices_follow_the_generator(build):
     model = build(assignment="random", token_selection="random", saliency_detector="random")
     one, same, other = (
-        observe_horizontal(model, noise(), LABELS, 2, rho=0.0, generator=torch.Generator().manual_seed(seed))
+        trace_horizontal_mixup(model, noise(), LABELS, 2, rho=0.0, generator=torch.Generator().manual_seed(seed))
         for seed in (3, 3, 4)
     )
     assert torch.equal(one.replaced, same.replaced) and torch.equal(one.saliency, same.saliency)
@@ -188,7 +188,7 @@ def test_brought_up_are_the_tokens_that_training_collects(build, monkeypatch, se
     model = build(vertical_layers=[3], vertical_kappa=4, **settings)
     collected, tokens = [], VerticalMemory.tokens
     monkeypatch.setattr(VerticalMemory, "tokens", lambda self: collected.append(tokens(self)) or collected[-1])
-    seen = observe_vertical(model, noise(), LABELS, 3)
+    seen = trace_vertical_memory(model, noise(), LABELS, 3)
     model(noise(), labels=LABELS)
     assert (seen.layer, seen.grid, seen.tokens.shape) == (3, build.grid, (3, 4, 4))
     for layer, hidden in enumerate(layer_inputs(model, noise())[:3]):
@@ -198,7 +198,7 @@ def test_brought_up_are_the_tokens_that_training_collects(build, monkeypatch, se
 
 
 def test_brought_up_tokens_are_the_most_salient_ones(build):
-    seen = observe_vertical(build(), noise(), LABELS, 2, kappa=3)
+    seen = trace_vertical_memory(build(), noise(), LABELS, 2, kappa=3)
     for layer in range(2):
         saliency = saliency_maps(build(), noise(), LABELS, layer)["1-step"].flatten(1)
         expected = sorted(range(saliency.shape[1]), key=lambda token: -saliency[1, token])[:3]
@@ -209,12 +209,12 @@ def test_brought_up_tokens_are_the_most_salient_ones(build):
 def test_a_mixed_image_has_its_partner_s_pixels_in_replaced_cells(build, size):
     model = build(image_size=12)
     pixels = noise(*size)
-    cells = token_cells(model, *size)
+    cells = compute_token_grid(model, *size)
     rows, columns = model.token_grid(*size)
     assert (len(cells.rows), len(cells.columns)) == (rows + 1, columns + 1)
     assert cells.exact == (getattr(model.config, "tokenizer", "patch") == "patch")
-    seen = observe_horizontal(model, pixels, LABELS, 1, rho=0.0)
-    mixed = implied_images(pixels, seen.partner, seen.replaced, cells)
+    seen = trace_horizontal_mixup(model, pixels, LABELS, 1, rho=0.0)
+    mixed = render_mixed_images(pixels, seen.partner, seen.replaced, cells)
     expected = pixels.clone()
     for image in range(4):
         for row in range(rows):
@@ -231,7 +231,7 @@ def test_cells_are_the_pixels_that_a_token_sees(build):
     """Changing one pixel changes the token of its cell: alone where tokens are patches, too where they overlap."""
     model = build(image_size=12, position_embedding="none") if "cct" in build().config.model_type else build()
     size = model.config.image_size if isinstance(model.config.image_size, tuple) else (12, 12)
-    cells, (_, columns) = token_cells(model, *size), model.token_grid(*size)
+    cells, (_, columns) = compute_token_grid(model, *size), model.token_grid(*size)
     before = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(5))
     for row, column in [(0, 0), (5, 9), (11, 3)]:
         after = before.clone()
@@ -248,7 +248,7 @@ def test_cells_are_the_pixels_that_a_token_sees(build):
 
 def test_patches_leave_pixels_over():
     model = TokenMixupViTForImageClassification(TokenMixupViTConfig(**SIZES | {"image_size": 12}))
-    assert token_cells(model, 13, 22) == TokenCells((0, 4, 8, 12), (0, 4, 8, 12, 16, 20), exact=True)
+    assert compute_token_grid(model, 13, 22) == TokenGrid((0, 4, 8, 12), (0, 4, 8, 12, 16, 20), exact=True)
 
 
 @pytest.mark.parametrize(
@@ -256,13 +256,13 @@ def test_patches_leave_pixels_over():
     [
         (saliency_maps, {"layer": 4}, "layer must lie between 0 and 3, got 4"),
         (saliency_maps, {"layer": -1}, "layer must lie between 0 and 3, got -1"),
-        (observe_vertical, {"layer": 0}, "between 1 and 3, as nothing lies before layer 0, got 0"),
-        (observe_vertical, {"layer": 1, "kappa": 0}, "kappa must lie between 1 and .*, got 0"),
-        (observe_vertical, {"layer": 1, "kappa": 61}, "number of patch tokens, (15|60), got 61"),
-        (observe_horizontal, {"layer": 2, "tau": 1.0}, "layer 2 has none .* leave tau out"),
-        (observe_horizontal, {"layer": 1, "rho": -0.1}, "rho must be at least 0, got -0.1"),
+        (trace_vertical_memory, {"layer": 0}, "between 1 and 3, as nothing lies before layer 0, got 0"),
+        (trace_vertical_memory, {"layer": 1, "kappa": 0}, "kappa must lie between 1 and .*, got 0"),
+        (trace_vertical_memory, {"layer": 1, "kappa": 61}, "number of patch tokens, (15|60), got 61"),
+        (trace_horizontal_mixup, {"layer": 2, "tau": 1.0}, "layer 2 has none .* leave tau out"),
+        (trace_horizontal_mixup, {"layer": 1, "rho": -0.1}, "rho must be at least 0, got -0.1"),
         (saliency_maps, {"layer": 1, "targets": torch.tensor([0, 1])}, r"shape \(B,\) = \(4,\)"),
-        (observe_horizontal, {"layer": 1, "targets": torch.tensor([0, 1, 2, 5])}, "got 5 for image 3"),
+        (trace_horizontal_mixup, {"layer": 1, "targets": torch.tensor([0, 1, 2, 5])}, "got 5 for image 3"),
     ],
 )
 def test_errors(build, observe, arguments, message):

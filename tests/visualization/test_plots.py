@@ -10,11 +10,11 @@ from matplotlib.colors import to_rgb
 
 from hf_tokenmixup.visualization import plots as pictures
 from hf_tokenmixup.visualization.figure_utils import BLUE, ORANGE, save_figure
-from hf_tokenmixup.visualization.inspection import HorizontalObservation, VerticalObservation, min_max
-from hf_tokenmixup.visualization.plots import draw_horizontal, draw_saliency, draw_vertical, short_name
-from hf_tokenmixup.visualization.token_grid import TokenCells
+from hf_tokenmixup.visualization.inspection import HorizontalMixTrace, VerticalMemoryTrace, min_max
+from hf_tokenmixup.visualization.plots import plot_horizontal_mixup, plot_saliency, plot_vertical_memory, short_name
+from hf_tokenmixup.visualization.token_grid import TokenGrid
 
-CELLS = TokenCells(rows=(0, 4, 8), columns=(0, 3, 6, 9), exact=True)
+CELLS = TokenGrid(rows=(0, 4, 8), columns=(0, 3, 6, 9), exact=True)
 IMAGES = torch.rand(3, 3, 8, 10, generator=torch.Generator().manual_seed(0))
 NAMES = ["Egyptian cat, Felis catus", "tabby", "black-and-tan coonhound"]
 
@@ -29,7 +29,7 @@ def observation(**changes):
         "partner": torch.tensor([2, 1, 0]), "replaced": replaced, "targets": torch.eye(3)[[0, 1, 2]],
         "mixed_targets": torch.tensor([[0.25, 0.0, 0.75], [0.0, 1.0, 0.0], [0.1, 0.0, 0.9]]),
     }  # fmt: skip
-    return HorizontalObservation(**values | changes)
+    return HorizontalMixTrace(**values | changes)
 
 
 def title(figure):
@@ -57,7 +57,7 @@ def seen(image):
 
 def test_saliency_stands_beside_its_image():
     maps = {"gradient": torch.rand(3, 2, 3), "1-step": torch.rand(3, 2, 3), "full rollout": torch.rand(3, 2, 3)}
-    figure = draw_saliency(IMAGES, maps, ["a", "b", "c"], CELLS, layer=2, num_layers=12, note="Guessed.")
+    figure = plot_saliency(IMAGES, maps, ["a", "b", "c"], CELLS, layer=2, num_layers=12, note="Guessed.")
     panels = grid(figure, 4)
     assert [axes.get_title() for axes in panels[0]] == [
         "Image", "Gradient\nof the loss", "Attention, 1-step\n(layer 2)", "Attention, full rollout\n(layers 2 to 11)",
@@ -75,12 +75,12 @@ def test_saliency_stands_beside_its_image():
 
 
 def test_the_last_layer_s_rollout_is_its_own():
-    figure = draw_saliency(IMAGES, {"full rollout": torch.rand(3, 2, 3)}, "abc", CELLS, layer=3, num_layers=4)
+    figure = plot_saliency(IMAGES, {"full rollout": torch.rand(3, 2, 3)}, "abc", CELLS, layer=3, num_layers=4)
     assert grid(figure, 2)[0, 1].get_title() == "Attention, full rollout\n(layer 3)"
 
 
 def test_pairs_and_what_becomes_of_them():
-    figure = draw_horizontal(IMAGES, observation(), NAMES, CELLS)
+    figure = plot_horizontal_mixup(IMAGES, observation(), NAMES, CELLS)
     rows = grid(figure, 7)
     assert len(rows) == 2
     image, saliency, partner, theirs, origin, mixed, label = rows[0]
@@ -92,7 +92,10 @@ def test_pairs_and_what_becomes_of_them():
     np.testing.assert_allclose(drawn(theirs), observation().saliency[2])
     assert saliency.images[0].norm is theirs.images[0].norm
     assert drawn(origin).tolist() == [[0, 1, 0], [0, 0, 1]] and origin.get_xlabel() == "2 of 6 replaced"
-    assert [to_rgb(color) for color in origin.images[0].cmap.colors] == [to_rgb(BLUE), to_rgb(ORANGE)]
+    assert [to_rgb(color) for color in origin.images[0].cmap.colors] == [
+        to_rgb(BLUE),
+        to_rgb(ORANGE),
+    ]
     expected = IMAGES[0].clone()
     expected[:, 0:4, 3:6], expected[:, 4:8, 6:9] = IMAGES[2, :, 0:4, 3:6], IMAGES[2, :, 4:8, 6:9]
     np.testing.assert_array_equal(drawn(mixed), seen(expected))
@@ -108,13 +111,13 @@ def test_pairs_and_what_becomes_of_them():
 
 def test_a_pair_of_one_class_keeps_its_label():
     targets = torch.eye(3)[[1, 1, 1]]
-    figure = draw_horizontal(IMAGES, observation(targets=targets, mixed_targets=targets), NAMES, CELLS)
+    figure = plot_horizontal_mixup(IMAGES, observation(targets=targets, mixed_targets=targets), NAMES, CELLS)
     assert [text.get_text() for text in grid(figure, 7)[0, 6].texts] == ["100% tabby"]
 
 
 def test_the_picture_tells_the_settings_that_were_followed():
     other = observation(detector="gradient", token_selection="random", relabel="count")
-    figure = draw_horizontal(IMAGES, other, NAMES, TokenCells(CELLS.rows, CELLS.columns, exact=False))
+    figure = plot_horizontal_mixup(IMAGES, other, NAMES, TokenGrid(CELLS.rows, CELLS.columns, exact=False))
     assert "At random" in title(figure) and "number of tokens" in title(figure)
     assert grid(figure, 7)[0, 5].get_title() == "Mixed image\n(approximately)"
     (bar,) = [axes for axes in figure.axes if axes.get_label() == "<colorbar>"]
@@ -124,16 +127,16 @@ def test_the_picture_tells_the_settings_that_were_followed():
 def test_without_a_pair_the_way_out_is_told():
     nothing = observation(replaced=torch.zeros(3, 2, 3, dtype=torch.bool), easy=torch.tensor([True, False, False]))
     with pytest.raises(ValueError, match=r"of 3 images, 1 easy ones, none .* rho = 0.01.*is within 0.17: choose"):
-        draw_horizontal(IMAGES, nothing, NAMES, CELLS)
+        plot_horizontal_mixup(IMAGES, nothing, NAMES, CELLS)
     none_easy = observation(replaced=nothing.replaced, easy=torch.zeros(3, dtype=torch.bool))
     with pytest.raises(ValueError, match="0 easy ones, .* choose a higher tau"):
-        draw_horizontal(IMAGES, none_easy, NAMES, CELLS)
+        plot_horizontal_mixup(IMAGES, none_easy, NAMES, CELLS)
 
 
 def test_tokens_brought_up_are_framed_and_numbered():
     tokens = torch.tensor([[[0, 4], [1, 2], [3, 5]], [[5, 3], [0, 1], [2, 4]]])
-    looked = VerticalObservation(layer=2, grid=(2, 3), tokens=tokens)
-    figure = draw_vertical(IMAGES, looked, ["a", "b", "c"], CELLS)
+    looked = VerticalMemoryTrace(layer=2, grid=(2, 3), tokens=tokens)
+    figure = plot_vertical_memory(IMAGES, looked, ["a", "b", "c"], CELLS)
     panels = grid(figure, 3)
     assert [axes.get_title() for axes in panels[0]] == ["Image", "From layer 0", "From layer 1"]
     axes = panels[0, 2]
@@ -149,16 +152,16 @@ def test_tokens_brought_up_are_framed_and_numbered():
 
 
 def test_many_tokens_are_not_numbered():
-    cells = TokenCells(tuple(range(0, 9, 2)), tuple(range(0, 11, 2)), exact=False)
-    looked = VerticalObservation(layer=1, grid=(4, 5), tokens=torch.arange(10).expand(1, 3, 10))
-    figure = draw_vertical(IMAGES, looked, ["a", "b", "c"], cells)
+    cells = TokenGrid(tuple(range(0, 9, 2)), tuple(range(0, 11, 2)), exact=False)
+    looked = VerticalMemoryTrace(layer=1, grid=(4, 5), tokens=torch.arange(10).expand(1, 3, 10))
+    figure = plot_vertical_memory(IMAGES, looked, ["a", "b", "c"], cells)
     axes = grid(figure, 2)[0, 1]
     assert len(axes.collections[0].get_paths()) == 10 and not axes.texts
     assert legend(figure) == ["token brought up to layer 1 (place approximate)"]
 
 
 def test_png_and_pdf(tmp_path):
-    figure = draw_horizontal(IMAGES, observation(), NAMES, CELLS)
+    figure = plot_horizontal_mixup(IMAGES, observation(), NAMES, CELLS)
     png = save_figure(figure, tmp_path / "new" / "a.PNG")
     pdf = save_figure(figure, str(tmp_path / "a.pdf"))
     assert png.read_bytes().startswith(b"\x89PNG") and pdf.read_bytes().startswith(b"%PDF")
@@ -172,13 +175,13 @@ def test_png_and_pdf(tmp_path):
 def test_no_text_is_cut_off(draw):
     """Even with a single narrow column, and rows and columns of unlike size."""
     images = torch.rand(1, 3, 30, 6)
-    cells = TokenCells((0, 15, 30), (0, 6), exact=False)
+    cells = TokenGrid((0, 15, 30), (0, 6), exact=False)
     if draw == "saliency":
         maps = {"full rollout": torch.rand(1, 2, 1)}
-        figure = draw_saliency(images, maps, ["a name"], cells, layer=0, num_layers=12, note="Guessed. " * 9)
+        figure = plot_saliency(images, maps, ["a name"], cells, layer=0, num_layers=12, note="Guessed. " * 9)
     else:
-        looked = VerticalObservation(layer=1, grid=(2, 1), tokens=torch.zeros(1, 1, 1, dtype=torch.int64))
-        figure = draw_vertical(images, looked, ["a name"], cells, note="Guessed. " * 9)
+        looked = VerticalMemoryTrace(layer=1, grid=(2, 1), tokens=torch.zeros(1, 1, 1, dtype=torch.int64))
+        figure = plot_vertical_memory(images, looked, ["a name"], cells, note="Guessed. " * 9)
     figure.canvas.draw()
     width, height = figure.canvas.get_width_height()
     texts = [figure._suptitle, *(axes.title for axes in figure.axes), *(axes.xaxis.label for axes in figure.axes)]
@@ -195,7 +198,7 @@ def test_short_names():
 
 def test_pyplot_is_left_alone(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # an import would fail
-    figure = draw_horizontal(IMAGES, observation(), NAMES, CELLS)
+    figure = plot_horizontal_mixup(IMAGES, observation(), NAMES, CELLS)
     save_figure(figure, tmp_path / "a.png")
     save_figure(figure, tmp_path / "a.pdf")
 

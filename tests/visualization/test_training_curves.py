@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from hf_tokenmixup.visualization.training_curves import draw_runs, plot_training_curves, read_training_log
+from hf_tokenmixup.visualization.training_curves import plot_runs, plot_training_curves, read_training_log
 
 HISTORY = [
     {"epoch": 0.5, "step": 1, "loss": 2.0, "mixed_samples": 1.0, "easy_samples": 3.0, "scorenet_loss": 2.2},
@@ -86,7 +86,7 @@ def test_ticks_of_narrow_ranges_differ(start, step, tmp_path, figure):
     scale = {"eval_top1": 1, "loss": 15, "eval_loss": 1e-5, "mixed_samples": 1e6, "replaced_tokens": 3e7}
     log = constant_growth(start, step, **scale)
     plot_training_curves(log, tmp_path / "curves.png")
-    for axes in [*draw_runs({"a": log, "b": log[:3]}).axes, *figure[0].axes]:
+    for axes in [*plot_runs({"a": log, "b": log[:3]}).axes, *figure[0].axes]:
         for labels in map(tick_labels, (axes.xaxis, axes.yaxis)):
             assert len(labels) >= 2 and len(set(labels)) == len(labels), labels
             # No label is to be added to an offset elsewhere.
@@ -95,7 +95,7 @@ def test_ticks_of_narrow_ranges_differ(start, step, tmp_path, figure):
 
 def test_draw_runs_shows_no_accuracy_and_no_loss_that_cannot_be():
     for top1 in (0.0, 1.0):
-        accuracy, loss = draw_runs({"a": [{"epoch": 1.0, "eval_top1": top1, "loss": 0.0}]}).axes
+        accuracy, loss = plot_runs({"a": [{"epoch": 1.0, "eval_top1": top1, "loss": 0.0}]}).axes
         assert accuracy.get_ylim()[0] >= 0 and accuracy.get_ylim()[1] <= 1 and loss.get_ylim()[0] >= 0
         low, high = accuracy.get_ylim()
         assert low <= top1 <= high and low < high
@@ -116,7 +116,7 @@ MIXING = [{"epoch": 1.0, "mixed_samples": 2.0, "replaced_tokens": 40.0}]
 
 
 def test_runs_share_each_panel():
-    figure = draw_runs({"htm": HISTORY, "baseline": OTHER, "short": MIXING})
+    figure = plot_runs({"htm": HISTORY, "baseline": OTHER, "short": MIXING})
     accuracy, training, evaluation, mixed, replaced = figure.axes
     assert lines(accuracy) == {"htm": ([1.0, 2.0], [0.25, 0.5]), "baseline": ([1.0, 3.0], [0.125, 0.375])}
     assert lines(training) == {"htm": ([0.5, 1.0], [2.0, 1.0]), "baseline": ([1.0, 3.0], [3.0, 2.5])}
@@ -148,22 +148,22 @@ def test_runs_share_each_panel():
 
 
 def test_panels_without_values_are_left_out():
-    assert [axes.get_title(loc="left") for axes in draw_runs({"a": MIXING}).axes] == [
+    assert [axes.get_title(loc="left") for axes in plot_runs({"a": MIXING}).axes] == [
         "Instances mixed by TokenMixup",
         "Tokens replaced by TokenMixup",
     ]
     with pytest.raises(ValueError, match="None of a, b logged any of eval_top1, loss, "):
-        draw_runs({"a": [], "b": [{"epoch": 1.0, "loss": math.nan}]})
+        plot_runs({"a": [], "b": [{"epoch": 1.0, "loss": math.nan}]})
 
 
 def test_values_that_are_no_numbers_are_skipped():
     odd = [{"epoch": "one", "loss": 1.0}, {"epoch": 1.0, "loss": "x", "eval_loss": [1]}, {"epoch": 2.0, "loss": 3.0}]
-    (axes,) = draw_runs({"a": odd}).axes
+    (axes,) = plot_runs({"a": odd}).axes
     assert lines(axes) == {"a": ([2.0], [3.0])}
 
 
 def test_ten_runs_look_different():
-    figure = draw_runs({str(number): OTHER for number in range(10)})
+    figure = plot_runs({str(number): OTHER for number in range(10)})
     looks = {(line.get_color(), str(line._dash_pattern)) for line in figure.axes[0].lines}
     assert len(looks) == 10
 
@@ -184,7 +184,7 @@ def test_a_log_is_read_as_it_was_written(tmp_path):
 
 def test_pyplot_is_left_alone(tmp_path):
     code = (
-        "import sys; from hf_tokenmixup.visualization import draw_runs, plot_training_curves, read_training_log;"
+        "import sys; from hf_tokenmixup.visualization import plot_runs, plot_training_curves, read_training_log;"
         f"plot_training_curves([], {str(tmp_path / 'curves.png')!r});"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )

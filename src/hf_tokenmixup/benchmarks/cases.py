@@ -8,15 +8,15 @@ import torch
 from torch import nn
 
 from ..functional import horizontal_mix, mix_targets, mix_tokens, optimal_assignment, replace_mask, saliency_gain
-from ..models import TokenMixupModel
-from ..saliency import attention_saliency, evaluation_mode, gradient_saliency, random_saliency
+from ..models import TokenMixupModelMixin
+from ..saliency import attention_saliency, eval_mode, gradient_saliency, random_saliency
 from ..visualization.inspection import layer_inputs
 from .timing import Call
 
 CHUNK = 64  # images; the hidden states of all layers exist for so many at a time
 
 
-def with_settings(model: TokenMixupModel, **settings: Any) -> TokenMixupModel:
+def clone_with_config(model: TokenMixupModelMixin, **settings: Any) -> TokenMixupModelMixin:
     """The same network with other settings of TokenMixup. It shares the weights, and has a ScoreNet of its own."""
     config = type(model.config).from_dict(model.config.to_dict() | settings)
     config._attn_implementation = model.config._attn_implementation
@@ -26,21 +26,21 @@ def with_settings(model: TokenMixupModel, **settings: Any) -> TokenMixupModel:
     return other.to(model.device).train(model.training)
 
 
-def entering_tokens(model: TokenMixupModel, images: torch.Tensor, layer: int) -> torch.Tensor:
+def compute_layer_input(model: TokenMixupModelMixin, images: torch.Tensor, layer: int) -> torch.Tensor:
     """(B, N, D) tokens that enter a layer of the plain model, of images (B, 3, H, W)."""
     return torch.cat([layer_inputs(model, chunk)[layer] for chunk in images.split(CHUNK)])
 
 
 def layer_saliency(
-    model: TokenMixupModel, hidden: torch.Tensor, layer: int, steps: int = 0, route: str = "auto"
+    model: TokenMixupModelMixin, hidden: torch.Tensor, layer: int, steps: int = 0, route: str = "auto"
 ) -> torch.Tensor:
     """(B, T) saliency by attention of the tokens (B, N, D) that enter a layer, with so many steps of rollout."""
-    layers, config = list(model.transformer_layers())[layer : layer + steps + 1], model.config
+    layers, config = list(model.get_transformer_layers())[layer : layer + steps + 1], model.config
     return attention_saliency(layers, hidden, config.num_prefix_tokens, config.saliency_query, route)
 
 
 def detection_cases(
-    model: TokenMixupModel, images: torch.Tensor, targets: torch.Tensor, layer: int
+    model: TokenMixupModelMixin, images: torch.Tensor, targets: torch.Tensor, layer: int
 ) -> dict[str, Call]:
     """One saliency detection for the tokens that enter a layer, by each detector.
 
@@ -54,11 +54,11 @@ def detection_cases(
         Calls that return (B, T) by ``attention`` of the layer; the same by ``whole maps``, as ``output_attentions``
         returns them; by ``full rollout`` through all that follow; by the loss's ``gradient``; and at ``random``.
     """
-    config, plain, hidden = model.config, model.published(), entering_tokens(model, images, layer)
+    config, plain, hidden = model.config, model.published(), compute_layer_input(model, images, layer)
     num_tokens = hidden.shape[1] - config.num_prefix_tokens
 
     def gradient() -> torch.Tensor:
-        with evaluation_mode(plain):
+        with eval_mode(plain):
             return gradient_saliency(
                 lambda pixels: plain(pixel_values=pixels).logits, images, targets, config.token_grid(*images.shape[2:])
             )
@@ -124,7 +124,7 @@ def group_case(size: int) -> str:
     return f"assignment, groups of {size}"
 
 
-def gain_kept(saliency: torch.Tensor, rho: float, group_sizes: Iterable[int]) -> dict[int, float]:
+def relative_gain(saliency: torch.Tensor, rho: float, group_sizes: Iterable[int]) -> dict[int, float]:
     """Share of the whole batch's largest gain, Eq. (7), that matching inside groups reaches; every image is easy.
 
     Args:
@@ -167,7 +167,7 @@ def training_step(
 
 
 def training_models(
-    model: TokenMixupModel, systems: Mapping[str, dict[str, Any]], group_sizes: Iterable[int] = ()
+    model: TokenMixupModelMixin, systems: Mapping[str, dict[str, Any]], group_sizes: Iterable[int] = ()
 ) -> dict[str, nn.Module]:
     """The plain model, each system, and the first system by each detector and with matching inside groups.
 
@@ -177,10 +177,10 @@ def training_models(
         group_sizes: images of a group, at most.
     """
     (first, settings), *_ = systems.items()
-    config = with_settings(model, **settings).config
+    config = clone_with_config(model, **settings).config
     variants = {"gradient": {"saliency_detector": "gradient"}, "random": {"saliency_detector": "random"}}
     if config.horizontal_layers:
         variants["full rollout"] = {"rollout_steps": config.num_hidden_layers - 1 - max(config.horizontal_layers)}
         variants |= {f"groups of {size}": {"assignment_group_size": size} for size in group_sizes}
     systems = dict(systems) | {f"{first}, {name}": settings | more for name, more in variants.items()}
-    return {"plain": model.published()} | {name: with_settings(model, **more) for name, more in systems.items()}
+    return {"plain": model.published()} | {name: clone_with_config(model, **more) for name, more in systems.items()}

@@ -27,7 +27,7 @@ NUM_LABELS = {1: (100, 10), 2: (1000,)}
 
 
 @dataclass(frozen=True)
-class System:
+class PaperModel:
     """A row of Table 1 or 2.
 
     Attributes:
@@ -45,7 +45,7 @@ class System:
 
 
 @dataclass(frozen=True)
-class Costs:
+class ModelCosts:
     """Parameters by number of classes, and multiply-accumulate operations of an image with the first of these numbers:
     all of them, and those with weights alone."""
 
@@ -54,14 +54,14 @@ class Costs:
     macs_weights_only: int
 
 
-def count_costs(system: System) -> Costs | None:
+def count_costs(system: PaperModel) -> ModelCosts | None:
     """What a system costs; None if it cannot be built. It takes no memory for the weights."""
     if system.build is None:
         return None
     with torch.device("meta"):
         models = {count: system.build(count) for count in NUM_LABELS[system.table]}
     model, shape = next(iter(models.values())), (3, IMAGE_SIZES[system.table], IMAGE_SIZES[system.table])
-    return Costs(
+    return ModelCosts(
         parameters={count: count_parameters(built) for count, built in models.items()},
         macs=count_macs(model, shape),
         macs_weights_only=count_macs(model, shape, weights_only=True),
@@ -87,30 +87,30 @@ def _timm(architecture: str, num_labels: int, **arguments) -> PreTrainedModel:
     return TimmWrapperForImageClassification(config)
 
 
-def _compact(name: str, num_labels: int) -> PreTrainedModel:
+def _compact_transformer(name: str, num_labels: int) -> PreTrainedModel:
     return CctForImageClassification(getattr(CctConfig, name)(num_labels=num_labels))
 
 
-COMPARED_SYSTEMS = (
-    System(1, "ResNet18", "11.18 M", "0.04 G", partial(_resnet, [2, 2, 2, 2], basic=True)),
-    System(1, "ResNet50", "23.53 M", "0.08 G", partial(_resnet, [3, 4, 6, 3])),
-    System(1, "ResNet1001-v2", "10.33 M", "1.55 G"),
-    System(1, "MobileNetV2/2.0", "8.72 M", "0.02 G", _mobilenet),
-    System(1, "WRN-28-10", "36.5 M", "-"),
-    System(1, "WRN-40-4", "8.9 M", "-"),
-    System(1, "ResNeXt-29-8x64d", "34.4 M", "-"),
-    System(1, "ResNeXt-29-16x64d", "68.1 M", "-"),
-    System(1, "ViT-Lite-6/4", "3.19 M", "0.22 G", partial(_compact, "vit_lite_6_4")),
-    System(1, "ViT-Lite-7/4", "3.72 M", "0.26 G", partial(_compact, "vit_lite_7_4")),
-    System(1, "NesT-T", "17.0 M", "-"),
-    System(1, "NesT-B", "68.0 M", "-"),
-    System(1, "CVT-6/4", "3.19 M", "0.22 G", partial(_compact, "cvt_6_4")),
-    System(1, "CCT-7/3x1 (as published)", "3.76 M", "0.95 G", partial(_compact, "cct_7_3x1")),
-    System(2, "ResNet50", "25.5 M", "4.3 G", partial(_resnet, [3, 4, 6, 3])),
-    System(2, "ResNet152", "60.19 M", "11.58 G", partial(_resnet, [3, 8, 36, 3])),
-    System(2, "DenseNet-264", "-", "-", partial(_timm, "densenet121", block_config=(6, 12, 64, 48))),
-    System(2, "WRN-50-2-bottleneck", "68.9 M", "-", partial(_timm, "wide_resnet50_2")),
-    System(2, "ReGNetY-4G", "21 M", "2.0 G", _regnet_y_4g),
-    System(2, "ResNeXt-50-2x40d", "-", "-", partial(_timm, "resnext50_32x4d", cardinality=2, base_width=40)),
-    System(2, "ResNeXt-101-64x4d", "-", "-", partial(_timm, "resnext101_64x4d")),
+PAPER_BASELINES = (
+    PaperModel(1, "ResNet18", "11.18 M", "0.04 G", partial(_resnet, [2, 2, 2, 2], basic=True)),
+    PaperModel(1, "ResNet50", "23.53 M", "0.08 G", partial(_resnet, [3, 4, 6, 3])),
+    PaperModel(1, "ResNet1001-v2", "10.33 M", "1.55 G"),
+    PaperModel(1, "MobileNetV2/2.0", "8.72 M", "0.02 G", _mobilenet),
+    PaperModel(1, "WRN-28-10", "36.5 M", "-"),
+    PaperModel(1, "WRN-40-4", "8.9 M", "-"),
+    PaperModel(1, "ResNeXt-29-8x64d", "34.4 M", "-"),
+    PaperModel(1, "ResNeXt-29-16x64d", "68.1 M", "-"),
+    PaperModel(1, "ViT-Lite-6/4", "3.19 M", "0.22 G", partial(_compact_transformer, "vit_lite_6_4")),
+    PaperModel(1, "ViT-Lite-7/4", "3.72 M", "0.26 G", partial(_compact_transformer, "vit_lite_7_4")),
+    PaperModel(1, "NesT-T", "17.0 M", "-"),
+    PaperModel(1, "NesT-B", "68.0 M", "-"),
+    PaperModel(1, "CVT-6/4", "3.19 M", "0.22 G", partial(_compact_transformer, "cvt_6_4")),
+    PaperModel(1, "CCT-7/3x1 (as published)", "3.76 M", "0.95 G", partial(_compact_transformer, "cct_7_3x1")),
+    PaperModel(2, "ResNet50", "25.5 M", "4.3 G", partial(_resnet, [3, 4, 6, 3])),
+    PaperModel(2, "ResNet152", "60.19 M", "11.58 G", partial(_resnet, [3, 8, 36, 3])),
+    PaperModel(2, "DenseNet-264", "-", "-", partial(_timm, "densenet121", block_config=(6, 12, 64, 48))),
+    PaperModel(2, "WRN-50-2-bottleneck", "68.9 M", "-", partial(_timm, "wide_resnet50_2")),
+    PaperModel(2, "ReGNetY-4G", "21 M", "2.0 G", _regnet_y_4g),
+    PaperModel(2, "ResNeXt-50-2x40d", "-", "-", partial(_timm, "resnext50_32x4d", cardinality=2, base_width=40)),
+    PaperModel(2, "ResNeXt-101-64x4d", "-", "-", partial(_timm, "resnext101_64x4d")),
 )

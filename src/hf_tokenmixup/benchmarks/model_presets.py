@@ -8,14 +8,14 @@ from typing import Any
 from ..models import (
     TokenMixupCctConfig,
     TokenMixupCctForImageClassification,
-    TokenMixupModel,
+    TokenMixupModelMixin,
     TokenMixupViTConfig,
     TokenMixupViTForImageClassification,
 )
 
 
 @dataclass(frozen=True)
-class Network:
+class ModelPreset:
     """A network by size.
 
     Attributes:
@@ -26,18 +26,18 @@ class Network:
     """
 
     name: str
-    build: Callable[..., TokenMixupModel]
+    build: Callable[..., TokenMixupModelMixin]
     batch_size: int
     systems: dict[str, dict[str, Any]]
 
 
-def _vit(hidden_size: int, num_attention_heads: int, **settings: Any) -> TokenMixupModel:
+def _vit(hidden_size: int, num_attention_heads: int, **settings: Any) -> TokenMixupModelMixin:
     widths = {"hidden_size": hidden_size, "intermediate_size": 4 * hidden_size}
     config = TokenMixupViTConfig(**widths, num_attention_heads=num_attention_heads, **settings)
     return TokenMixupViTForImageClassification(config)
 
 
-def _cct(size: str, **settings: Any) -> TokenMixupModel:
+def _cct(size: str, **settings: Any) -> TokenMixupModelMixin:
     return TokenMixupCctForImageClassification(getattr(TokenMixupCctConfig, size)(**settings))
 
 
@@ -58,10 +58,10 @@ _CCT_2_SYSTEMS = {
     "VTM": {"vertical_layers": [1]},
     "HTM + VTM": {"horizontal_layers": [1], "vertical_layers": [1], **_SCORENET},
 }
-NETWORKS = {
-    "vit-tiny": Network("ViT-Ti/16", partial(_vit, 192, 3, num_labels=1000), 16, _VIT_SYSTEMS),
-    "vit-small": Network("ViT-S/16", partial(_vit, 384, 6, num_labels=1000), 16, _VIT_SYSTEMS),
-    "vit-base": Network("ViT-B/16", partial(_vit, 768, 12, num_labels=1000), 16, _VIT_SYSTEMS),
-    "cct-7-3x1": Network("CCT-7/3x1", partial(_cct, "cct_7_3x1", num_labels=100), 64, _CCT_7_SYSTEMS),
-    "cct-2-3x2": Network("CCT-2/3x2", partial(_cct, "cct_2_3x2", num_labels=10), 64, _CCT_2_SYSTEMS),
+MODEL_PRESETS = {
+    "vit-tiny": ModelPreset("ViT-Ti/16", partial(_vit, 192, 3, num_labels=1000), 16, _VIT_SYSTEMS),
+    "vit-small": ModelPreset("ViT-S/16", partial(_vit, 384, 6, num_labels=1000), 16, _VIT_SYSTEMS),
+    "vit-base": ModelPreset("ViT-B/16", partial(_vit, 768, 12, num_labels=1000), 16, _VIT_SYSTEMS),
+    "cct-7-3x1": ModelPreset("CCT-7/3x1", partial(_cct, "cct_7_3x1", num_labels=100), 64, _CCT_7_SYSTEMS),
+    "cct-2-3x2": ModelPreset("CCT-2/3x2", partial(_cct, "cct_2_3x2", num_labels=10), 64, _CCT_2_SYSTEMS),
 }

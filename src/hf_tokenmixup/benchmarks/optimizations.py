@@ -17,10 +17,10 @@ from .timing import Timing, interleave, peak_memory
 LEARNING_RATE = 1e-5
 LORA_RANK = 8
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "qkv"]  # queries, keys and values of ViT and of CCT
-PLAIN = "plain"
+BASELINE = "plain"
 
 
-class SaverStep:
+class OptimizedTrainStep:
     """Forward, backward and an update by AdamW, as a call.
 
     Args:
@@ -63,7 +63,7 @@ class SaverStep:
         if self.ema is not None:
             self.ema.update(self.model)
 
-    def held_bytes(self) -> int:
+    def persistent_bytes(self) -> int:
         """What stays between steps: weights, buffers, the optimizer's moments, the moving average."""
         models = [self.model] if self.ema is None else [self.model, self.ema.module]
         tensors = [tensor for model in models for tensor in (*model.parameters(), *model.buffers())]
@@ -71,17 +71,17 @@ class SaverStep:
         return sum(tensor.nbytes for tensor in (*tensors, *filter(torch.is_tensor, moments)))
 
 
-def _checkpointed(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> SaverStep:
+def _checkpointed(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> OptimizedTrainStep:
     enable_checkpointing(model)
-    return SaverStep(model, images, labels)
+    return OptimizedTrainStep(model, images, labels)
 
 
-def _channels_last(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> SaverStep:
+def _channels_last(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> OptimizedTrainStep:
     model.to(memory_format=torch.channels_last)
-    return SaverStep(model, images.contiguous(memory_format=torch.channels_last), labels)
+    return OptimizedTrainStep(model, images.contiguous(memory_format=torch.channels_last), labels)
 
 
-def _lora(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> SaverStep:
+def _lora(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> OptimizedTrainStep:
     """Adapters on queries, keys and values; the classifier and ScoreNet are trained whole."""
     from peft import LoraConfig, get_peft_model
 
@@ -89,25 +89,25 @@ def _lora(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> Saver
     for name, parameter in model.named_parameters():
         if ".classifier." in name or ".scorenet." in name:
             parameter.requires_grad_(True)
-    return SaverStep(model, images, labels)
+    return OptimizedTrainStep(model, images, labels)
 
 
 # How to make the step, from a model of its own, images and labels. A further saver is a further line.
-SAVERS: dict[str, Callable[[nn.Module, torch.Tensor, torch.Tensor], SaverStep]] = {
-    "bf16": partial(SaverStep, autocast=torch.bfloat16),
-    "fp16": partial(SaverStep, autocast=torch.float16, scale_loss=True),
+OPTIMIZATIONS: dict[str, Callable[[nn.Module, torch.Tensor, torch.Tensor], OptimizedTrainStep]] = {
+    "bf16": partial(OptimizedTrainStep, autocast=torch.bfloat16),
+    "fp16": partial(OptimizedTrainStep, autocast=torch.float16, scale_loss=True),
     "gradient_checkpointing": _checkpointed,
-    "torch_compile": partial(SaverStep, compiled=True),
+    "torch_compile": partial(OptimizedTrainStep, compiled=True),
     "channels_last": _channels_last,
-    "fused": partial(SaverStep, optimizer={"fused": True}),
-    "foreach": partial(SaverStep, optimizer={"foreach": True}),
-    "for_loop": partial(SaverStep, optimizer={"foreach": False}),
-    "ema": partial(SaverStep, ema=True),
+    "fused": partial(OptimizedTrainStep, optimizer={"fused": True}),
+    "foreach": partial(OptimizedTrainStep, optimizer={"foreach": True}),
+    "for_loop": partial(OptimizedTrainStep, optimizer={"foreach": False}),
+    "ema": partial(OptimizedTrainStep, ema=True),
     "lora": _lora,
 }
 
 
-def why_not(saver: str, device: torch.device) -> str | None:
+def unsupported_reason(saver: str, device: torch.device) -> str | None:
     """Why a saver cannot be measured here; None if it can."""
     if saver == "fp16" and device.type == "cpu":
         return "a CPU has no fp16 arithmetic"
@@ -118,45 +118,45 @@ def why_not(saver: str, device: torch.device) -> str | None:
     return None
 
 
-class Savers(NamedTuple):
-    """What :func:`compare_savers` measured, each by name; ``left_out`` says why."""
+class OptimizationResults(NamedTuple):
+    """What :func:`benchmark_optimizations` measured, each by name; ``left_out`` says why."""
 
     timings: dict[str, Timing]
     peak_memory: dict[str, int]
     left_out: dict[str, str]
 
 
-def compare_savers(
+def benchmark_optimizations(
     model: nn.Module,
     images: torch.Tensor,
     labels: torch.Tensor,
-    savers: Iterable[str] = tuple(SAVERS),
+    savers: Iterable[str] = tuple(OPTIMIZATIONS),
     **timing: Any,
-) -> Savers:
+) -> OptimizationResults:
     """Time and memory of a training step with its optimizer, by each saver and plain.
 
     Two steps exist at a time, the plain one and another, so that the device need not hold the models of all.
-    The memory is :meth:`SaverStep.held_bytes` and :func:`~hf_tokenmixup.benchmarks.timing.peak_memory` of the step:
-    weights, moments, gradients, activations, and what they need on the way.
+    The memory is :meth:`OptimizedTrainStep.persistent_bytes` and :func:`~hf_tokenmixup.benchmarks.timing.peak_memory`
+    of the step: weights, moments, gradients, activations, and what they need on the way.
 
     Args:
         model: in training mode; it is copied.
         images: (B, 3, H, W), which are in no sum.
         labels: as the model takes them.
-        savers: of :data:`SAVERS`.
+        savers: of :data:`OPTIMIZATIONS`.
         timing: see :func:`~hf_tokenmixup.benchmarks.timing.interleave`.
     """
     device = images.device
-    left_out = {name: reason for name in savers if (reason := why_not(name, device))}
-    plain = SaverStep(copy.deepcopy(model), images, labels)
+    left_out = {name: reason for name in savers if (reason := unsupported_reason(name, device))}
+    plain = OptimizedTrainStep(copy.deepcopy(model), images, labels)
     timings, memory = {}, {}
     for name in savers:
         if name in left_out:
             continue
-        step = SAVERS[name](copy.deepcopy(model), images, labels)
-        pair = interleave({PLAIN: plain, name: step}, reference=PLAIN, **timing)
-        timings = {PLAIN: pair[PLAIN]} | timings | {name: pair[name]}
-        memory[name] = peak_memory(step, device) + step.held_bytes()
+        step = OPTIMIZATIONS[name](copy.deepcopy(model), images, labels)
+        pair = interleave({BASELINE: plain, name: step}, reference=BASELINE, **timing)
+        timings = {BASELINE: pair[BASELINE]} | timings | {name: pair[name]}
+        memory[name] = peak_memory(step, device) + step.persistent_bytes()
         del step
-    memory = {PLAIN: peak_memory(plain, device) + plain.held_bytes()} | memory
-    return Savers(timings, memory, left_out)
+    memory = {BASELINE: peak_memory(plain, device) + plain.persistent_bytes()} | memory
+    return OptimizationResults(timings, memory, left_out)

@@ -3,8 +3,8 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from .compared_models import NUM_LABELS, Costs, System
-from .timing import Spread, Timing
+from .compared_models import NUM_LABELS, ModelCosts, PaperModel
+from .timing import Quartiles, Timing
 
 MIB = 2**20
 
@@ -14,7 +14,7 @@ def timing_table(
     reference: str | None = None,
     *,
     peak_memory: Mapping[str, int] | None = None,
-    gain_kept: Mapping[str, float] | None = None,
+    relative_gain: Mapping[str, float] | None = None,
 ) -> str:
     """Milliseconds and, with a reference, ratios, each as median and quartiles.
 
@@ -22,11 +22,11 @@ def timing_table(
         timings: by case.
         reference: the case that the ratios are to.
         peak_memory: bytes by case.
-        gain_kept: share in [0, 1] for some of the cases.
+        relative_gain: share in [0, 1] for some of the cases.
     """
     head = ["", "ms", "quartiles"] + ([f"of {reference}", "quartiles"] if reference else [])
     head += ["peak MiB", f"of {reference}"] if peak_memory else []
-    head += ["gain kept"] if gain_kept else []
+    head += ["gain kept"] if relative_gain else []
     rows = [head]
     for case, timing in timings.items():
         row = [case, *_spread(timing.seconds, 1000)]
@@ -34,13 +34,13 @@ def timing_table(
             row += _spread(timing.ratio) if timing.ratio else ["1", ""]
         if peak_memory:
             row += [f"{peak_memory[case] / MIB:.1f}", f"{peak_memory[case] / peak_memory[reference]:.3f}"]
-        if gain_kept:
-            row += [f"{gain_kept[case]:.1%}" if case in gain_kept else ""]
+        if relative_gain:
+            row += [f"{relative_gain[case]:.1%}" if case in relative_gain else ""]
         rows.append(row)
     return _aligned(rows)
 
 
-def parameter_table(table: int, counted: Sequence[tuple[System, Costs | None]]) -> str:
+def parameter_table(table: int, counted: Sequence[tuple[PaperModel, ModelCosts | None]]) -> str:
     """The paper's Table 1 or 2: its parameters and MACs, and beside them what was counted, by number of classes."""
     counts = NUM_LABELS[table]
     rows = [[f"Table {table}", "parameters: paper", *(f"{count} classes" for count in counts)]]
@@ -54,7 +54,7 @@ def parameter_table(table: int, counted: Sequence[tuple[System, Costs | None]]) 
     return _aligned(rows)
 
 
-def _spread(values: Spread, factor: float = 1.0) -> list[str]:
+def _spread(values: Quartiles, factor: float = 1.0) -> list[str]:
     median, low, high = (_number(factor * value) for value in (values.median, values.low, values.high))
     return [median, f"{low} to {high}"]
 

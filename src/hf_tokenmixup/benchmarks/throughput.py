@@ -12,7 +12,7 @@ from transformers import Trainer, TrainerCallback
 from ..data import collate
 
 
-class Stopwatch(TrainerCallback):
+class TimingCallback(TrainerCallback):
     """Seconds between the end of the warm-up steps and the end of training."""
 
     def __init__(self, warmup: int, device: torch.device) -> None:
@@ -26,7 +26,7 @@ class Stopwatch(TrainerCallback):
             self.seconds = time.perf_counter() - self.seconds
 
 
-class Repeated:
+class RepeatedBatchLoader:
     """One batch, so many times: a loader that costs nothing."""
 
     def __init__(self, batch: dict[str, torch.Tensor], times: int) -> None:
@@ -73,13 +73,13 @@ def measure_throughput(
         )
     batch = collate(list(islice(cycle(trainer.train_dataset), size)))
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
-    watch = Stopwatch(warmup, device)
+    watch = TimingCallback(warmup, device)
     trainer.add_callback(watch)
     results: dict[str, list[float]] = {"loader": [], "model": [], "whole": []}
     try:
         for _ in range(rounds):
             results["loader"].append(size * steps / _time_loader(trainer.get_train_dataloader(), warmup, steps))
-            trainer.get_train_dataloader = lambda: Repeated(batch, warmup + steps)
+            trainer.get_train_dataloader = lambda: RepeatedBatchLoader(batch, warmup + steps)
             results["model"].append(size * steps / _time_training(trainer, watch))
             del trainer.get_train_dataloader
             results["whole"].append(size * steps / _time_training(trainer, watch))
@@ -106,7 +106,7 @@ def _time_loader(loader: Iterable[Any], warmup: int, steps: int) -> float:
     return time.perf_counter() - start
 
 
-def _time_training(trainer: Trainer, watch: Stopwatch) -> float:
+def _time_training(trainer: Trainer, watch: TimingCallback) -> float:
     watch.seconds = 0.0
     trainer.train()
     return watch.seconds

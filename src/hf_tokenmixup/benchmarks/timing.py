@@ -18,7 +18,7 @@ Call = Callable[[], object]
 
 
 @dataclass(frozen=True)
-class Spread:
+class Quartiles:
     """Median and quartiles of repeated measurements."""
 
     median: float
@@ -26,7 +26,7 @@ class Spread:
     high: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
+    def of(cls, values: Sequence[float]) -> "Quartiles":
         """Of at least two values."""
         low, _, high = quantiles(values, n=4, method="inclusive")
         return cls(median(values), low, high)
@@ -41,8 +41,8 @@ class Timing:
         ratio: to the reference's calls before and after it; None for the reference, and where there is none.
     """
 
-    seconds: Spread
-    ratio: Spread | None = None
+    seconds: Quartiles
+    ratio: Quartiles | None = None
 
 
 def interleave(
@@ -51,7 +51,7 @@ def interleave(
     reference: str | None = None,
     rounds: int = 20,
     warmup: int = 2,
-    least_seconds: float = 0.0,
+    min_run_time: float = 0.0,
     device: torch.device | str = "cpu",
 ) -> dict[str, Timing]:
     """Time calls in turn, so that a slow moment of the machine hits all of them.
@@ -63,7 +63,7 @@ def interleave(
         reference: the name of the call that the others are compared with.
         rounds: how often each is measured.
         warmup: calls of each beforehand that are not measured.
-        least_seconds: a shorter call is repeated until a measurement takes so long, and divided by the number.
+        min_run_time: a shorter call is repeated until a measurement takes so long, and divided by the number.
         device: where the work is done. On CUDA the time is that between two events on the device.
 
     Returns:
@@ -80,10 +80,10 @@ def interleave(
     for call in cases.values():
         for _ in range(warmup):
             call()
-    times = {name: _repetitions(time_calls(call, 1, device), least_seconds) for name, call in cases.items()}
+    times = {name: _repetitions(measure_latency(call, 1, device), min_run_time) for name, call in cases.items()}
 
     def measure(name: str) -> float:
-        return time_calls(cases[name], times[name], device)
+        return measure_latency(cases[name], times[name], device)
 
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     ratios: dict[str, list[float]] = {name: [] for name in cases if name != reference}
@@ -97,12 +97,12 @@ def interleave(
                 ratios[name].append(2 * seconds[name][-1] / (before + after))
                 before = after
     return {
-        name: Timing(Spread.of(values), Spread.of(ratios[name]) if ratios.get(name) else None)
+        name: Timing(Quartiles.of(values), Quartiles.of(ratios[name]) if ratios.get(name) else None)
         for name, values in seconds.items()
     }
 
 
-def time_calls(call: Call, times: int, device: torch.device) -> float:
+def measure_latency(call: Call, times: int, device: torch.device) -> float:
     """Seconds of one of so many calls in a row, until the device has done all of them."""
     synchronize(device)
     if device.type == "cuda":
@@ -159,5 +159,5 @@ def peak_memory(call: Call, device: torch.device | str = "cpu") -> int:
     return max(0, max(event["args"]["Total Allocated"] for event in records) - before)
 
 
-def _repetitions(seconds: float, least_seconds: float) -> int:
-    return max(1, math.ceil(least_seconds / seconds)) if seconds > 0 else 1
+def _repetitions(seconds: float, min_run_time: float) -> int:
+    return max(1, math.ceil(min_run_time / seconds)) if seconds > 0 else 1

@@ -10,15 +10,15 @@ from typing import Any, NamedTuple
 
 from transformers import HfArgumentParser, TrainingArguments
 
-from ..configuration import TokenMixupSettings
+from ..configuration import TokenMixupConfigMixin
 from ..data import LABEL_MAPPINGS
 from ..training.lora import LoraArguments
 from ..training.training_args import CHECKPOINTING_NAMES, TokenMixupTrainingArguments
-from .recipes import expand_recipe, keys_of_recipe, refuse_unknown_options
+from .recipes import check_unknown_options, expand_recipe, keys_of_recipe
 
-HOST_TRAINING_OPTIONS = {item.name for item in dataclasses.fields(TrainingArguments)}
+TRANSFORMERS_OPTIONS = {item.name for item in dataclasses.fields(TrainingArguments)}
 # Versions of transformers before the renaming have it from us.
-HOST_TRAINING_OPTIONS |= {"activation_checkpointing_kwargs"}
+TRANSFORMERS_OPTIONS |= {"activation_checkpointing_kwargs"}
 SHOWN_TRAINING_OPTIONS = """
     do_train do_eval output_dir num_train_epochs max_steps per_device_train_batch_size per_device_eval_batch_size
     gradient_accumulation_steps learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps optim optim_args
@@ -65,7 +65,7 @@ class ModelArguments:
     )
     cache_dir: str | None = option("Where downloads are kept.")
 
-    def config_changes(self) -> dict[str, Any]:
+    def parse_config_overrides(self) -> dict[str, Any]:
         """``config_overrides`` as a dictionary.
 
         Raises:
@@ -84,7 +84,7 @@ class ModelArguments:
 
 
 @dataclass
-class EvaluationDataArguments:
+class EvalDataArguments:
     """What there is to say of the data where nothing is trained."""
 
     _argument_group_name = "data"
@@ -112,7 +112,7 @@ class EvaluationDataArguments:
 
 
 @dataclass
-class DataArguments(EvaluationDataArguments):
+class DataArguments(EvalDataArguments):
     train_dir: str | None = option("Folder of training images, one subfolder per class.")
     train_split: str = option("Split to train on.", "train")
     eval_split: str | None = option("Split to evaluate on (validation, else test, else a share of train).")
@@ -152,14 +152,14 @@ class Options(NamedTuple):
     tokenmixup: dict[str, Any]
 
 
-def number_or_none(text: str) -> float | None:
+def optional_float(text: str) -> float | None:
     try:
         return None if text.lower() == "none" else float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"a number or none expected, got {text!r}") from None
 
 
-def count_or_none(text: str) -> int | None:
+def optional_int(text: str) -> int | None:
     try:
         return None if text.lower() == "none" else int(text)
     except ValueError:
@@ -177,17 +177,17 @@ def build_parser(description: str) -> HfArgumentParser:
     own = HfArgumentParser([ModelArguments, DataArguments, AugmentationArguments, LoraArguments], add_help=False)
     own.add_argument("--recipe", help=RECIPE_HELP)
     group = own.add_argument_group("TokenMixup", "What is not given stays as the model's configuration has it.")
-    for setting in dataclasses.fields(TokenMixupSettings):
-        default = getattr(TokenMixupSettings(), setting.name)
+    for setting in dataclasses.fields(TokenMixupConfigMixin):
+        default = getattr(TokenMixupConfigMixin(), setting.name)
         kwargs = {"type": type(default), "default": argparse.SUPPRESS, "choices": setting.metadata.get("choices")}
         if isinstance(default, list):
             kwargs |= {"type": int, "nargs": "*", "metavar": "LAYER"}
         elif isinstance(default, bool):
             kwargs |= {"type": truth, "nargs": "?", "const": True, "metavar": "BOOL"}
         elif setting.type in ("float | None", float | None):
-            kwargs["type"] = number_or_none
+            kwargs["type"] = optional_float
         elif setting.type in ("int | None", int | None):
-            kwargs["type"] = count_or_none
+            kwargs["type"] = optional_int
         flags = dict.fromkeys((f"--{setting.name}", f"--{setting.name.replace('_', '-')}"))
         group.add_argument(*flags, help=f"{setting.metadata['help']} (new models: {default})", **kwargs)
     parser = HfArgumentParser(
@@ -195,24 +195,24 @@ def build_parser(description: str) -> HfArgumentParser:
         parents=[own],
         usage="%(prog)s [--recipe RECIPE] [options]",
         description=description,
-        formatter_class=BriefHelp,
+        formatter_class=ShortHelpFormatter,
         allow_abbrev=False,
         add_help=False,
     )
     parser.add_argument("-h", "--help", action="help", help="Show the options that matter most.")
     parser.add_argument(
-        "--help_all", action=HelpAll, help="Show all options, those of transformers' TrainingArguments too."
+        "--help_all", action=FullHelpAction, help="Show all options, those of transformers' TrainingArguments too."
     )
     return parser
 
 
-class BriefHelp(argparse.RawDescriptionHelpFormatter):
+class ShortHelpFormatter(argparse.RawDescriptionHelpFormatter):
     """One line of help, as a rule, for each option, and none for transformers' less usual ones."""
 
     every_option = False
 
     def add_argument(self, action: argparse.Action) -> None:
-        usual = action.dest in SHOWN_TRAINING_OPTIONS.split() or action.dest not in HOST_TRAINING_OPTIONS
+        usual = action.dest in SHOWN_TRAINING_OPTIONS.split() or action.dest not in TRANSFORMERS_OPTIONS
         if (usual or self.every_option) and not any(name.startswith("--no_") for name in action.option_strings):
             super().add_argument(action)
 
@@ -233,12 +233,12 @@ class BriefHelp(argparse.RawDescriptionHelpFormatter):
         return ", ".join(name for name in action.option_strings if "-" not in name[2:]) + value
 
 
-class HelpAll(argparse.Action):
+class FullHelpAction(argparse.Action):
     def __init__(self, option_strings, dest, **kwargs):
         super().__init__(option_strings, dest=argparse.SUPPRESS, default=argparse.SUPPRESS, nargs=0, **kwargs)
 
     def __call__(self, parser, namespace, values, option_string=None):
-        parser.formatter_class = type("FullHelp", (BriefHelp,), {"every_option": True})
+        parser.formatter_class = type("FullHelp", (ShortHelpFormatter,), {"every_option": True})
         parser.print_help()
         parser.exit()
 
@@ -273,7 +273,7 @@ def parse_options(arguments: Sequence[str], recipes: Path, description: str = ""
         )
     except ValueError as error:
         raise ValueError(f"{error}{keys_of_recipe(str(error), arguments, recipes)}") from error
-    refuse_unknown_options(remaining, parser)
+    check_unknown_options(remaining, parser)
     given = vars(namespace)
     groups = (ModelArguments, DataArguments, AugmentationArguments, LoraArguments)
     model, data, augmentation, lora = (

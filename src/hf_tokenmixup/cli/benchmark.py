@@ -32,35 +32,37 @@ from typing import Any
 import torch
 
 from ..benchmarks.cases import (
+    clone_with_config,
+    compute_layer_input,
     detection_cases,
-    entering_tokens,
-    gain_kept,
     group_case,
     layer_saliency,
+    relative_gain,
     step_cases,
     training_models,
     training_step,
-    with_settings,
 )
-from ..benchmarks.compared_models import COMPARED_SYSTEMS, System, count_costs
-from ..benchmarks.model_presets import NETWORKS
-from ..benchmarks.optimizations import SAVERS, compare_savers
+from ..benchmarks.compared_models import PAPER_BASELINES, PaperModel, count_costs
+from ..benchmarks.model_presets import MODEL_PRESETS
+from ..benchmarks.optimizations import OPTIMIZATIONS, benchmark_optimizations
 from ..benchmarks.tables import parameter_table, timing_table
 from ..benchmarks.timing import interleave, peak_memory
 from ..data import collate
-from ..hub.paper_results import BENCHMARKS
-from ..models import TokenMixupModel
-from ..models.labels import class_distributions
-from ..utils.environment import describe_hardware, library_versions, public_command
+from ..hub.paper_results import PAPER_RESULTS
+from ..models import TokenMixupModelMixin
+from ..models.labels import to_soft_targets
+from ..utils.environment import describe_hardware, library_versions, redact_command
 from .finetune import prepare
 from .program import check_output_file, invocation, run_command
 from .recipes import split_lists
 
 PARTS = ("detection", "step", "training", "savers", "parameters")
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-LEAST_SECONDS = 0.02  # what is shorter is repeated
-UNTRAINED = "--eval_strategy no --save_strategy no --load_best_model_at_end false --do_eval false --push_to_hub false"
-FIXED = f"{UNTRAINED} --do_train --bf16 false --fp16 false --report_to none".split()
+MIN_RUN_TIME = 0.02  # what is shorter is repeated
+DISABLE_TRAINING_EXTRAS = (
+    "--eval_strategy no --save_strategy no --load_best_model_at_end false --do_eval false --push_to_hub false"
+)
+FIXED = f"{DISABLE_TRAINING_EXTRAS} --do_train --bf16 false --fp16 false --report_to none".split()
 
 
 class Parser(ArgumentParser):
@@ -79,14 +81,16 @@ def parse_options(arguments: list[str]) -> tuple[Namespace, list[str]]:
     parser = Parser(description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--part", nargs="+", choices=PARTS, default=PARTS, help="What to measure (all of it).")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--model", choices=NETWORKS, default="vit-small", help="A network by size (vit-small).")
+    what.add_argument("--model", choices=MODEL_PRESETS, default="vit-small", help="A network by size (vit-small).")
     what.add_argument("--recipe", help="What a training starts with, by name (see hf_tokenmixup/recipes) or path.")
     parser.add_argument("--batch_size", type=int, help="Images (16 for ViT, 64 for CCT; the recipe's own).")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="bf16 and fp16: autocast.")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1.")
     parser.add_argument("--rho", type=float, default=0.0, help="Least gain in saliency of a replaced token (0).")
     parser.add_argument("--group_size", type=int, nargs="+", default=[], help="Also match inside groups of so many.")
-    parser.add_argument("--saver", nargs="+", choices=SAVERS, default=list(SAVERS), help="Which savers (all).")
+    parser.add_argument(
+        "--saver", nargs="+", choices=OPTIMIZATIONS, default=list(OPTIMIZATIONS), help="Which savers (all)."
+    )
     parser.add_argument("--rounds", type=int, default=20, help="Measurements of each (20).")
     parser.add_argument("--warmup", type=int, default=2, help="Calls of each before that (2).")
     parser.add_argument("--threads", type=int, help="Threads on the CPU (torch's choice).")
@@ -110,11 +114,11 @@ def parse_options(arguments: list[str]) -> tuple[Namespace, list[str]]:
 
 
 @dataclass(frozen=True)
-class Subject:
+class BenchmarkSetup:
     """What is measured: a network, the changes of its settings that make each system, and a batch."""
 
     name: str
-    model: TokenMixupModel
+    model: TokenMixupModelMixin
     systems: dict[str, dict[str, Any]]
     images: torch.Tensor
     labels: torch.Tensor
@@ -128,19 +132,19 @@ class Subject:
     @property
     def targets(self) -> torch.Tensor:
         """(B, C) class distributions."""
-        return class_distributions(self.labels, self.model.config.num_labels)
+        return to_soft_targets(self.labels, self.model.config.num_labels)
 
 
-def network_subject(args: Namespace) -> Subject:
+def network_subject(args: Namespace) -> BenchmarkSetup:
     """A network by size, on noise."""
-    network = NETWORKS[args.model]
+    network = MODEL_PRESETS[args.model]
     model = network.build()
     batch_size, size = args.batch_size or network.batch_size, model.config.image_size
     labels = torch.randint(model.config.num_labels, (batch_size,))
-    return Subject(network.name, model, network.systems, torch.randn(batch_size, 3, size, size), labels)
+    return BenchmarkSetup(network.name, model, network.systems, torch.randn(batch_size, 3, size, size), labels)
 
 
-def recipe_subject(args: Namespace, others: list[str]) -> Subject:
+def recipe_subject(args: Namespace, others: list[str]) -> BenchmarkSetup:
     """What a training starts with.
 
     Raises:
@@ -160,15 +164,15 @@ def recipe_subject(args: Namespace, others: list[str]) -> Subject:
     if len(data) < batch_size:
         raise ValueError(f"A batch of {batch_size} images was asked for, and there are {len(data)} to train on.")
     batch = collate([data[index] for index in torch.randperm(len(data))[:batch_size].tolist()])
-    return Subject(Path(args.recipe).stem, model, systems, batch["pixel_values"], batch["labels"])
+    return BenchmarkSetup(Path(args.recipe).stem, model, systems, batch["pixel_values"], batch["labels"])
 
 
-def prepare_subject(args: Namespace, others: list[str]) -> Subject:
+def prepare_subject(args: Namespace, others: list[str]) -> BenchmarkSetup:
     """What is measured, on its device, with every image easy."""
     torch.manual_seed(0)
     subject = network_subject(args) if args.recipe is None else recipe_subject(args, others)
     dearest = {"horizontal_tau": None, "horizontal_rho": args.rho, "saliency_detector": "attention"}
-    return Subject(
+    return BenchmarkSetup(
         subject.name,
         subject.model.to(args.device).train(),
         {name: settings | dearest for name, settings in subject.systems.items()},
@@ -177,7 +181,7 @@ def prepare_subject(args: Namespace, others: list[str]) -> Subject:
     )
 
 
-def measure_detection(subject: Subject, args: Namespace, timing: dict[str, Any]) -> dict[str, Any]:
+def measure_detection(subject: BenchmarkSetup, args: Namespace, timing: dict[str, Any]) -> dict[str, Any]:
     cases = detection_cases(subject.model, subject.images, subject.targets, subject.mixed_layer)
     difference = (cases["attention"]() - cases["whole maps"]()).abs().max().item()
     timings = interleave(cases, reference="attention", **timing)
@@ -186,18 +190,18 @@ def measure_detection(subject: Subject, args: Namespace, timing: dict[str, Any])
     return {"reference": "attention", "timings": timings, "difference_to_whole_maps": difference}
 
 
-def measure_step(subject: Subject, args: Namespace, timing: dict[str, Any]) -> dict[str, Any]:
-    hidden = entering_tokens(subject.model, subject.images, subject.mixed_layer)
+def measure_step(subject: BenchmarkSetup, args: Namespace, timing: dict[str, Any]) -> dict[str, Any]:
+    hidden = compute_layer_input(subject.model, subject.images, subject.mixed_layer)
     saliency = layer_saliency(subject.model, hidden, subject.mixed_layer)
-    prefix, sizes = subject.model.config.num_prefix_tokens, fitting_groups(subject, args)
+    prefix, sizes = subject.model.config.num_prefix_tokens, valid_group_sizes(subject, args)
     timings = interleave(step_cases(hidden, saliency, subject.targets, args.rho, prefix, sizes), **timing)
-    kept = {group_case(size): share for size, share in gain_kept(saliency, args.rho, sizes).items()}
-    print(f"\nhorizontal step\n{timing_table(timings, gain_kept=kept)}", flush=True)
-    return {"timings": timings, "gain_kept": kept}
+    kept = {group_case(size): share for size, share in relative_gain(saliency, args.rho, sizes).items()}
+    print(f"\nhorizontal step\n{timing_table(timings, relative_gain=kept)}", flush=True)
+    return {"timings": timings, "relative_gain": kept}
 
 
-def measure_training(subject: Subject, args: Namespace, timing: dict[str, Any]) -> dict[str, Any]:
-    models = training_models(subject.model, subject.systems, fitting_groups(subject, args))
+def measure_training(subject: BenchmarkSetup, args: Namespace, timing: dict[str, Any]) -> dict[str, Any]:
+    models = training_models(subject.model, subject.systems, valid_group_sizes(subject, args))
     steps = {
         name: training_step(model, subject.images, subject.labels, DTYPES[args.dtype])
         for name, model in models.items()
@@ -209,10 +213,10 @@ def measure_training(subject: Subject, args: Namespace, timing: dict[str, Any]) 
     return {"reference": "plain", "timings": timings, "peak_memory": memory}
 
 
-def measure_savers(subject: Subject, args: Namespace, timing: dict[str, Any]) -> dict[str, Any]:
+def measure_savers(subject: BenchmarkSetup, args: Namespace, timing: dict[str, Any]) -> dict[str, Any]:
     name, settings = list(subject.systems.items())[-1]
-    model = with_settings(subject.model, **settings)
-    timings, memory, left_out = compare_savers(model, subject.images, subject.labels, args.saver, **timing)
+    model = clone_with_config(subject.model, **settings)
+    timings, memory, left_out = benchmark_optimizations(model, subject.images, subject.labels, args.saver, **timing)
     print(f"\nsavers of {name}\n{timing_table(timings, 'plain', peak_memory=memory)}")
     for saver, reason in left_out.items():
         print(f"{saver} was left out: {reason}")
@@ -220,24 +224,24 @@ def measure_savers(subject: Subject, args: Namespace, timing: dict[str, Any]) ->
     return {"reference": "plain", "system": name, "timings": timings, "peak_memory": memory, "left_out": left_out}
 
 
-def fitting_groups(subject: Subject, args: Namespace) -> list[int]:
+def valid_group_sizes(subject: BenchmarkSetup, args: Namespace) -> list[int]:
     return [size for size in args.group_size if size < len(subject.images)]
 
 
-def paper_systems() -> list[System]:
+def paper_systems() -> list[PaperModel]:
     """All rows of Tables 1 and 2, those of the recipes last."""
-    systems = list(COMPARED_SYSTEMS)
+    systems = list(PAPER_BASELINES)
     for benchmark, size in (("cct-7-3x1-cifar100", "cct-7-3x1"), ("vit-b16-imagenet1k", "vit-base")):
-        paper, network = BENCHMARKS[benchmark], NETWORKS[size]
+        paper, network = PAPER_RESULTS[benchmark], MODEL_PRESETS[size]
         for row in paper.rows.values():
             build = partial(build_network, size, network.systems.get(row.system, {}))
             name = network.name if row.system == "baseline" else f"{network.name} + {row.system}"
-            systems.append(System(paper.table, name, row.parameters, paper.macs, build))
+            systems.append(PaperModel(paper.table, name, row.parameters, paper.macs, build))
     return systems
 
 
-def build_network(size: str, settings: dict[str, Any], num_labels: int) -> TokenMixupModel:
-    return NETWORKS[size].build(num_labels=num_labels, **settings)
+def build_network(size: str, settings: dict[str, Any], num_labels: int) -> TokenMixupModelMixin:
+    return MODEL_PRESETS[size].build(num_labels=num_labels, **settings)
 
 
 def measure_parameters() -> list[dict[str, Any]]:
@@ -277,12 +281,12 @@ def main(arguments: list[str]) -> None:
             "rounds": args.rounds,
         }
         print("{model}, batch {batch_size}, {dtype}, {hardware}, rho {rho:g}".format(**results["setting"]), flush=True)
-        timing = {"rounds": args.rounds, "warmup": args.warmup, "device": args.device, "least_seconds": LEAST_SECONDS}
+        timing = {"rounds": args.rounds, "warmup": args.warmup, "device": args.device, "min_run_time": MIN_RUN_TIME}
         results |= {part: measures[part](subject, args, timing) for part in measures if part in args.part}
     if "parameters" in args.part:
         results["parameters"] = measure_parameters()
     if args.json is not None:
-        results["command"] = public_command(f"python {invocation('benchmark')}", arguments)
+        results["command"] = redact_command(f"python {invocation('benchmark')}", arguments)
         results["versions"] = library_versions()
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(results, default=dataclasses.asdict, indent=2) + "\n", encoding="utf-8")

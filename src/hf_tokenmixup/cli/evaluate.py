@@ -28,24 +28,24 @@ from transformers.utils.logging import disable_progress_bar
 
 from ..data import (
     ImageClassificationData,
-    ImageData,
-    StreamedImages,
+    ImageClassificationIterableDataset,
+    ImageDatasetSplits,
+    build_label_mapping,
     load_image_dataset,
-    load_image_stream,
-    match_labels,
+    load_streaming_image_dataset,
 )
-from ..data.transforms import ProcessorTransform, probe_image_processor
-from ..evaluation.evaluate import Evaluation, evaluate_classifier, model_revision
+from ..data.transforms import ImageProcessorTransform, infer_image_processor_config
+from ..evaluation.evaluate import EvaluationResult, evaluate_classifier, model_revision
 from ..evaluation.flops import count_macs, count_parameters
 from ..hub import update_card
 from ..hub.eval_results import check_card
-from ..models import check_evaluated_task, class_names, load_classifier, stored_config
+from ..models import class_names, load_classifier, load_config_dict, validate_evaluated_task
 from ..training.peers import watch_peers
-from ..utils.environment import describe_hardware, describe_precision, library_versions, public_command, public_dataset
-from .arguments import BriefHelp, EvaluationDataArguments
+from ..utils.environment import describe_hardware, describe_precision, library_versions, public_dataset, redact_command
+from .arguments import EvalDataArguments, ShortHelpFormatter
 from .processors import open_image_processor
 from .program import check_output_file, invocation, run_command
-from .recipes import refuse_unknown_options
+from .recipes import check_unknown_options
 from .threads import use_physical_cores
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -58,17 +58,17 @@ class Parser(HfArgumentParser):
         raise ValueError(message)
 
 
-def parse_options(arguments: list[str]) -> tuple[EvaluationDataArguments, Namespace]:
+def parse_options(arguments: list[str]) -> tuple[EvalDataArguments, Namespace]:
     """The options of the data, and all others.
 
     Raises:
         ValueError: for options that do not exist, do not parse or do not go together.
     """
     parser = Parser(
-        EvaluationDataArguments,
+        EvalDataArguments,
         usage="%(prog)s MODEL [options]",
         description=__doc__,
-        formatter_class=BriefHelp,
+        formatter_class=ShortHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("model", help="Model on the Hub or folder.")
@@ -89,12 +89,12 @@ def parse_options(arguments: list[str]) -> tuple[EvaluationDataArguments, Namesp
     data, args, remaining = parser.parse_args_into_dataclasses(
         arguments, return_remaining_strings=True, look_for_args_file=False
     )
-    refuse_unknown_options(remaining, parser)
+    check_unknown_options(remaining, parser)
     check_options(data, args)
     return data, args
 
 
-def check_options(options: EvaluationDataArguments, args: Namespace) -> None:
+def check_options(options: EvalDataArguments, args: Namespace) -> None:
     """Raise a ``ValueError`` for what would fail, or mislead, at the end of a long evaluation."""
     if (options.dataset_name is None) == (options.validation_dir is None):
         raise ValueError(
@@ -150,12 +150,12 @@ def hub_options(args: Namespace) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def load_data(options: EvaluationDataArguments, args: Namespace) -> ImageData:
+def load_data(options: EvalDataArguments, args: Namespace) -> ImageDatasetSplits:
     given = dataclasses.asdict(options) | {"cache_dir": args.cache_dir, "token": args.token, "do_train": False}
     del given["label_mapping"]
     share = given.pop("train_val_split")
     if given.pop("streaming"):
-        return load_image_stream(**given)
+        return load_streaming_image_dataset(**given)
     return load_image_dataset(validation_fraction=share, seed=args.seed, **given)
 
 
@@ -164,7 +164,7 @@ def local_name(name: str) -> str:
     return Path(name).resolve().name if Path(name).exists() else name
 
 
-def dataset_of(options: EvaluationDataArguments) -> str:
+def dataset_of(options: EvalDataArguments) -> str:
     """What to call the dataset in a result that may be published."""
     if options.dataset_name is not None:
         return public_dataset(options.dataset_name)
@@ -172,8 +172,13 @@ def dataset_of(options: EvaluationDataArguments) -> str:
 
 
 def prepare(
-    options: EvaluationDataArguments, args: Namespace, commit: str | None
-) -> tuple[PreTrainedModel, tuple[int, int, int], ImageData, ImageClassificationData | StreamedImages]:
+    options: EvalDataArguments, args: Namespace, commit: str | None
+) -> tuple[
+    PreTrainedModel,
+    tuple[int, int, int],
+    ImageDatasetSplits,
+    ImageClassificationData | ImageClassificationIterableDataset,
+]:
     """Everything up to the first batch: the model, its image size, the data, and the data as the model reads it.
 
     Args:
@@ -187,16 +192,16 @@ def prepare(
         hub["trust_remote_code"] = True
     model = load_classifier(args.model, plain=True, attn_implementation=args.attn_implementation, **hub)
     processor = open_image_processor(args.model, **hub)
-    (height, width), *_ = probe_image_processor(processor)
+    (height, width), *_ = infer_image_processor_config(processor)
     data = load_data(options, args)
     known = class_names(model.config, args.model)
-    images = (StreamedImages if options.streaming else ImageClassificationData)(
+    images = (ImageClassificationIterableDataset if options.streaming else ImageClassificationData)(
         data.evaluation,
-        ProcessorTransform(processor),
+        ImageProcessorTransform(processor),
         image_column=data.image_column,
         label_column=data.label_column,
         split=data.eval_split,
-        label_map=match_labels(known, data.label_names, options.label_mapping),
+        label_map=build_label_mapping(known, data.label_names, options.label_mapping),
     )
     return model, (3, height, width), data, images
 
@@ -208,7 +213,7 @@ def main(arguments: list[str]) -> None:
     use_physical_cores(state.device)
     if not state.is_main_process:
         disable_progress_bar()
-    check_evaluated_task(stored_config(args.model, **hub_options(args)), args.model)
+    validate_evaluated_task(load_config_dict(args.model, **hub_options(args)), args.model)
     revision = model_revision(args.model, **hub_options(args))
     model, image_size, data, images = prepare(options, args, None if Path(args.model).is_dir() else revision)
     model.to(state.device)
@@ -223,7 +228,7 @@ def main(arguments: list[str]) -> None:
         progress=state.is_main_process,
     )
     if state.is_main_process:
-        evaluation = Evaluation(
+        evaluation = EvaluationResult(
             model=local_name(args.model),
             model_revision=revision,
             num_parameters=count_parameters(model),
@@ -252,12 +257,12 @@ def main(arguments: list[str]) -> None:
 def command(arguments: list[str], num_processes: int) -> str:
     """What gives the same result; the card is its owner's matter."""
     program = "python" if num_processes == 1 else f"torchrun --nproc_per_node {num_processes}"
-    return public_command(
+    return redact_command(
         f"{program} {invocation('evaluate')}", [word for word in arguments if word != "--update_card"]
     )
 
 
-def report(evaluation: Evaluation, args: Namespace) -> None:
+def report(evaluation: EvaluationResult, args: Namespace) -> None:
     """Print the result, write it, publish it."""
     print(evaluation.table())
     if args.json is not None:

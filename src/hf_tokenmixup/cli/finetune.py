@@ -26,36 +26,40 @@ from transformers import PreTrainedModel, ViTImageProcessor, set_seed
 
 from ..data import (
     ImageClassificationData,
-    ImageData,
-    StreamedImages,
+    ImageClassificationIterableDataset,
+    ImageDatasetSplits,
+    build_label_mapping,
     build_transforms,
     collate,
     load_image_dataset,
-    load_image_stream,
-    match_labels,
+    load_streaming_image_dataset,
 )
-from ..data.transforms import probe_image_processor, resize_image_processor
+from ..data.transforms import infer_image_processor_config, resize_image_processor
 from ..evaluation.flops import count_macs
-from ..hub.model_card import TrainingFacts
-from ..hub.upload import PublishingError, check_license
+from ..hub.model_card import TrainingCardData
+from ..hub.upload import HubUploadError, check_license
 from ..metrics import compute_metrics, top_classes
 from ..models import FAMILIES, border_hint, class_names, height_and_width, load_classifier
 from ..training import (
-    CurvesCallback,
-    JsonLinesCallback,
+    JsonlLoggerCallback,
     NonFiniteLossError,
-    SavingError,
+    SaveError,
     TokenMixupTrainer,
     TokenMixupTrainingArguments,
+    TrainingCurvesCallback,
 )
 from ..training.checkpointing.disk_space import check_writable
-from ..training.checkpointing.integrity import check_unused, checkpoint_to_resume, newest_complete_checkpoint
+from ..training.checkpointing.integrity import (
+    check_no_existing_checkpoints,
+    get_last_complete_checkpoint,
+    resolve_resume_checkpoint,
+)
 from ..training.effective_settings import mixed_precision
 from ..training.processes import check_equal, on_all_processes
-from ..utils.environment import public_command, public_dataset
+from ..utils.environment import public_dataset, redact_command
 from .arguments import DataArguments, ModelArguments, Options, parse_options
 from .launch_command import launch_command
-from .optimizer_checks import check_optimization
+from .optimizer_checks import validate_optimizer_args
 from .processors import open_image_processor
 from .program import exit_with, invocation, program_name
 from .recipes import RECIPES
@@ -141,27 +145,27 @@ def hub_options(args: ModelArguments) -> dict[str, Any]:
     return {key: value for key, value in options.items() if value is not None}
 
 
-def training_images(
-    data: ImageData, transform: Callable, options: DataArguments, seed: int
-) -> ImageClassificationData | StreamedImages:
+def build_train_dataset(
+    data: ImageDatasetSplits, transform: Callable, options: DataArguments, seed: int
+) -> ImageClassificationData | ImageClassificationIterableDataset:
     given = {"image_column": data.image_column, "label_column": data.label_column, "split": data.train_split}
     if options.streaming:
-        given |= {"shuffle_buffer": options.shuffle_buffer, "num_images": data.num_train}
-        return StreamedImages(data.train, transform, seed=seed, **given)
+        given |= {"shuffle_buffer": options.shuffle_buffer, "num_images": data.num_train_examples}
+        return ImageClassificationIterableDataset(data.train, transform, seed=seed, **given)
     return ImageClassificationData(data.train, transform, seed=seed, cache_gib=options.image_cache_gib, **given)
 
 
-def evaluation_images(
-    data: ImageData, transform: Callable, options: DataArguments, label_map: Sequence[int] | None
-) -> ImageClassificationData | StreamedImages:
+def build_eval_dataset(
+    data: ImageDatasetSplits, transform: Callable, options: DataArguments, label_map: Sequence[int] | None
+) -> ImageClassificationData | ImageClassificationIterableDataset:
     given = {"image_column": data.image_column, "label_column": data.label_column, "split": data.eval_split}
     if options.streaming:
-        return StreamedImages(data.evaluation, transform, label_map=label_map, **given)
+        return ImageClassificationIterableDataset(data.evaluation, transform, label_map=label_map, **given)
     cache = options.image_cache_gib
     return ImageClassificationData(data.evaluation, transform, label_map=label_map, cache_gib=cache, **given)
 
 
-def check_base_of_adapters(model_args: ModelArguments, args: TokenMixupTrainingArguments) -> None:
+def validate_lora_args(model_args: ModelArguments, args: TokenMixupTrainingArguments) -> None:
     """
     Raises:
         ValueError: the model that LoRA is to adapt has fresh weights, or is what the training itself overwrites.
@@ -184,7 +188,7 @@ def report(metrics: dict[str, float], trainer: TokenMixupTrainer) -> None:
         lines.append(f"top-1 {metrics['eval_top1']:.2%}   top-5 {metrics['eval_top5']:.2%}")
     if trainer.args.do_train:
         lines.append(f"model    {folder}")
-    names = ("all_results.json", JsonLinesCallback.file_name, CurvesCallback.file_name)
+    names = ("all_results.json", JsonlLoggerCallback.file_name, TrainingCurvesCallback.file_name)
     for what, name in zip(("metrics", "log", "curves"), names, strict=True):
         if (folder / name).exists():
             lines.append(f"{what:8} {folder / name}")
@@ -198,29 +202,29 @@ def dataset_of(options: DataArguments, folder: str | None) -> str:
     return public_dataset(folder, "image folder")
 
 
-def card_facts(
-    options: Options, arguments: Sequence[str], data: ImageData, trainer: TokenMixupTrainer
+def build_card_data(
+    options: Options, arguments: Sequence[str], data: ImageDatasetSplits, trainer: TokenMixupTrainer
 ) -> dict[str, Any]:
     """What the model card tells of this run and the trainer cannot know."""
     model_args, data_args, args = options.model, options.data, options.training
-    training = TrainingFacts(
+    training = TrainingCardData(
         dataset=dataset_of(data_args, data_args.train_dir or data_args.validation_dir),
         dataset_config=data_args.dataset_config_name,
         license=model_args.license,
         base_model=None if model_args.from_scratch else model_args.model_name_or_path,
         train_split=data.train_split,
         recipe=options.recipe,
-        command=public_command(f"{launch_command(trainer)} {invocation('finetune')}", arguments),
+        command=redact_command(f"{launch_command(trainer)} {invocation('finetune')}", arguments),
         hyperparameters=dataclasses.asdict(options.augmentation),
     )
     # evaluate.py holds images out of `train` alone: a result that no command repeats stays out of the card.
-    if not args.do_eval or (data.eval_held_out and data_args.train_split != "train"):
-        return {"training_facts": training}
+    if not args.do_eval or (data.eval_is_split_from_train and data_args.train_split != "train"):
+        return {"training_card_data": training}
     names = "dataset_name dataset_config_name validation_dir label_column_name eval_split max_eval_samples".split()
     given = [f"--{name}={getattr(data_args, name)}" for name in names if getattr(data_args, name) is not None]
-    if data.eval_held_out:
+    if data.eval_is_split_from_train:
         given += [f"--train_val_split={data_args.train_val_split}"]
-    if data.eval_held_out or data_args.max_eval_samples:
+    if data.eval_is_split_from_train or data_args.max_eval_samples:
         given += [f"--seed={args.seed}"]
     precision = mixed_precision(trainer.accelerator)
     given += [f"--dtype={precision}"] if precision in ("bf16", "fp16") else []
@@ -230,21 +234,23 @@ def card_facts(
         "dataset_revision": data.revision,
         "dataset_fingerprint": data.eval_fingerprint,
         "split": data.eval_split,
-        "command": public_command(f"python {invocation('evaluate')} {{model}}", given),
+        "command": redact_command(f"python {invocation('evaluate')} {{model}}", given),
     }
-    return {"training_facts": training, "evaluation_facts": evaluation}
+    return {"training_card_data": training, "eval_card_data": evaluation}
 
 
-def load_data(data_args: DataArguments, model_args: ModelArguments, args: TokenMixupTrainingArguments) -> ImageData:
+def load_data(
+    data_args: DataArguments, model_args: ModelArguments, args: TokenMixupTrainingArguments
+) -> ImageDatasetSplits:
     names = """dataset_name dataset_config_name train_dir validation_dir image_column_name label_column_name
         train_split eval_split max_train_samples max_eval_samples""".split()
     given = {name: getattr(data_args, name) for name in names}
     given |= {"cache_dir": model_args.cache_dir, "token": model_args.token}
     given |= {"do_train": args.do_train, "do_eval": args.do_eval}
 
-    def load() -> ImageData:
+    def load() -> ImageDatasetSplits:
         if data_args.streaming:
-            return load_image_stream(**given)
+            return load_streaming_image_dataset(**given)
         with args.main_process_first(desc="loading the dataset"):
             return load_image_dataset(validation_fraction=data_args.train_val_split, seed=args.seed, **given)
 
@@ -278,13 +284,13 @@ def prepare(arguments: Sequence[str]) -> TokenMixupTrainer:
     if model_args.license is not None:
         check_license(model_args.license, on_hub=args.push_to_hub, token=args.hub_token)
     if args.resume_from_checkpoint is not None:
-        args.resume_from_checkpoint = checkpoint_to_resume(args.resume_from_checkpoint, args.output_dir)
+        args.resume_from_checkpoint = resolve_resume_checkpoint(args.resume_from_checkpoint, args.output_dir)
     elif args.do_train:
-        on_all_processes(lambda: check_unused(args.output_dir))
+        on_all_processes(lambda: check_no_existing_checkpoints(args.output_dir))
     if lora.lora_rank:
-        check_base_of_adapters(model_args, args)
+        validate_lora_args(model_args, args)
     if args.do_train:
-        check_optimization(args)
+        validate_optimizer_args(args)
     if args.metric_for_best_model is not None and args.metric_for_best_model.removeprefix("eval_") not in METRICS:
         raise ValueError(
             f"--metric_for_best_model must be one of {', '.join(METRICS)}, got {args.metric_for_best_model!r}."
@@ -298,7 +304,7 @@ def prepare(arguments: Sequence[str]) -> TokenMixupTrainer:
         plain=not args.do_train,
         label_names=data.label_names if args.do_train else None,
         tokenmixup=tokenmixup,
-        config_overrides=model_args.config_changes(),
+        config_overrides=model_args.parse_config_overrides(),
         image_size=image_size(model_args),
         ignore_mismatched_sizes=model_args.ignore_mismatched_sizes,
         attn_implementation=model_args.attn_implementation,
@@ -311,16 +317,16 @@ def prepare(arguments: Sequence[str]) -> TokenMixupTrainer:
             model.print_trainable_parameters()
     if not args.do_train:
         known = class_names(model.config, str(model_args.model_name_or_path))
-        label_map = match_labels(known, data.label_names, data_args.label_mapping)
+        label_map = build_label_mapping(known, data.label_names, data_args.label_mapping)
     processor = load_image_processor(model_args, model)
     train_transform, eval_transform = build_transforms(processor, **dataclasses.asdict(augmentation))
-    (height, width), *_ = probe_image_processor(processor)
+    (height, width), *_ = infer_image_processor_config(processor)
     check_image_size(model, height, width)
     train_dataset, eval_dataset = None, None
     if args.do_train:
-        train_dataset = training_images(data, train_transform, data_args, args.seed)
+        train_dataset = build_train_dataset(data, train_transform, data_args, args.seed)
     if args.do_eval:
-        eval_dataset = evaluation_images(data, eval_transform, data_args, label_map)
+        eval_dataset = build_eval_dataset(data, eval_transform, data_args, label_map)
     trainer = TokenMixupTrainer(
         model=model,
         args=args,
@@ -330,10 +336,10 @@ def prepare(arguments: Sequence[str]) -> TokenMixupTrainer:
         processing_class=processor,
         compute_metrics=compute_metrics,
         preprocess_logits_for_metrics=top_classes,
-        callbacks=[JsonLinesCallback(), CurvesCallback()] if args.do_train else None,
+        callbacks=[JsonlLoggerCallback(), TrainingCurvesCallback()] if args.do_train else None,
     )
     # The trainer knows what the launcher decided.
-    for name, facts in card_facts(options, arguments, data, trainer).items():
+    for name, facts in build_card_data(options, arguments, data, trainer).items():
         setattr(trainer, name, facts)
     return trainer
 
@@ -385,13 +391,13 @@ def entry_point() -> None:
     try:
         run(trainer)
     except KeyboardInterrupt:
-        newest = newest_complete_checkpoint(trainer.args.output_dir)
+        newest = get_last_complete_checkpoint(trainer.args.output_dir)
         found = "no checkpoint was written yet" if newest is None else f"--resume_from_checkpoint last is {newest}"
         print(f"\n{program}: interrupted; {found}.", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
-    except PublishingError as error:
+    except HubUploadError as error:
         exit_with(f"the training is complete, the upload is not. {error}")
-    except (ValueError, NonFiniteLossError, SavingError) as error:
+    except (ValueError, NonFiniteLossError, SaveError) as error:
         raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
         if not raised_in.is_relative_to(Path(__file__).parents[1]):
             # Not an error that this package raises: its traceback is worth seeing.

@@ -6,7 +6,7 @@ from accelerate.utils import DynamoBackend, parse_flag_from_env
 
 from ..training import TokenMixupTrainer
 from ..training.effective_settings import mixed_precision
-from ..utils.environment import public_name
+from ..utils.environment import strip_local_path
 
 # Options of accelerate launch and the variables in which it passes them on, with its defaults.
 DYNAMO_OPTIONS = {
@@ -70,5 +70,5 @@ def _given(options: dict[str, tuple[str, str]]) -> list[str]:
     for option, (variable, default) in options.items():
         value = os.environ.get(variable, "")
         if value.lower() not in ("", default):
-            words += [f"--{option}"] if option in SWITCHES else [f"--{option}", public_name(value)]
+            words += [f"--{option}"] if option in SWITCHES else [f"--{option}", strip_local_path(value)]
     return words

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import yaml
 
-from ..configuration import TokenMixupSettings
-from ..hub import BENCHMARKS, PaperBenchmark, TrainingFacts, build_recipe_card
+from ..configuration import TokenMixupConfigMixin
+from ..hub import PAPER_RESULTS, PaperTable, TrainingCardData, build_untrained_model_card
 from ..models import FAMILIES
 from .arguments import DataArguments, ModelArguments
 from .program import exit_with, run_command
 from .recipes import RECIPES
 
 # Options that the trained model does not depend on. Those of model, data and TokenMixup have their own places.
-NOT_TOLD = """do_train do_eval output_dir per_device_eval_batch_size eval_strategy save_strategy save_steps
+EXCLUDED_OPTIONS = """do_train do_eval output_dir per_device_eval_batch_size eval_strategy save_strategy save_steps
     save_total_limit logging_steps dataloader_num_workers dataloader_persistent_workers report_to""".split()
 
 
@@ -28,11 +28,11 @@ def names_of(*groups: type) -> set[str]:
     return {item.name for group in groups for item in dataclasses.fields(group)}
 
 
-def card_text(name: str, benchmark: PaperBenchmark, num_devices: int) -> str:
+def card_text(name: str, benchmark: PaperTable, num_devices: int) -> str:
     """The card of what the recipe `name` trains."""
     recipe = yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
-    settings = names_of(TokenMixupSettings)
-    elsewhere = settings | names_of(ModelArguments, DataArguments) - {"from_scratch"} | set(NOT_TOLD)
+    settings = names_of(TokenMixupConfigMixin)
+    elsewhere = settings | names_of(ModelArguments, DataArguments) - {"from_scratch"} | set(EXCLUDED_OPTIONS)
     # The one model that recipes start from, ViT-B/16, has the default configuration.
     config = FAMILIES[recipe.get("model_type", "vit")][0](
         num_labels=benchmark.num_labels,
@@ -40,7 +40,7 @@ def card_text(name: str, benchmark: PaperBenchmark, num_devices: int) -> str:
         **{key: value for key, value in recipe.items() if key in settings},
     )
     launch = "accelerate launch" + (f" --num_processes {num_devices}" if num_devices > 1 else "")
-    training = TrainingFacts(
+    training = TrainingCardData(
         base_model=recipe.get("model_name_or_path"),
         dataset=recipe["dataset_name"],
         train_split=recipe.get("train_split", DataArguments.train_split),
@@ -48,19 +48,19 @@ def card_text(name: str, benchmark: PaperBenchmark, num_devices: int) -> str:
         command=f"{launch} scripts/finetune.py --recipe {name} --push_to_hub --hub_model_id YOUR_NAME/{name}",
         hyperparameters={key: value for key, value in recipe.items() if key not in elsewhere},
     )
-    return str(build_recipe_card(config, recipe["output_dir"], training, benchmark))
+    return str(build_untrained_model_card(config, recipe["output_dir"], training, benchmark))
 
 
 def all_cards() -> dict[str, str]:
     """Texts by file name."""
     return {
         f"{start}-{ending}.md": card_text(f"{start}-{ending}", benchmark, row.num_devices)
-        for start, benchmark in BENCHMARKS.items()
+        for start, benchmark in PAPER_RESULTS.items()
         for ending, row in benchmark.rows.items()
     }
 
 
-def stale_files(cards: dict[str, str], folder: Path) -> list[str]:
+def find_outdated_cards(cards: dict[str, str], folder: Path) -> list[str]:
     """Names of files that are missing, differ, or are no card of ours."""
     found = {path.name: path.read_text(encoding="utf-8") for path in folder.glob("*.md")}
     return sorted(name for name in cards.keys() | found.keys() if cards.get(name) != found.get(name))
@@ -78,7 +78,7 @@ def main(arguments: list[str]) -> None:
         args.folder.mkdir(parents=True, exist_ok=True)
         for name, text in cards.items():
             (args.folder / name).write_bytes(text.encode())
-    if stale := stale_files(cards, args.folder):
+    if stale := find_outdated_cards(cards, args.folder):
         remedy = "run python scripts/model_cards.py" if args.check else "remove it"
         exit_with(f"out of step with template and recipes: {', '.join(stale)}; {remedy}")
 

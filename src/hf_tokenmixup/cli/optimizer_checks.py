@@ -6,10 +6,10 @@ import torch
 from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
-CHOSEN_BY_THE_HOST = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}
+RESERVED_SCHEDULER_ARGS = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}
 
 
-def check_optimization(args: TrainingArguments) -> None:
+def validate_optimizer_args(args: TrainingArguments) -> None:
     """Make the optimizer and the schedule of a training for a single number, and forget them.
 
     Optimizers that are made for the layers of one model (`optim_target_modules`) are left to the host.
@@ -48,7 +48,7 @@ def _refuse_unknown(flag: str, given: dict, taker: object, whose: str) -> None:
     parameters = inspect.signature(taker).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
-    known = sorted(parameters.keys() - CHOSEN_BY_THE_HOST - {"params"})
+    known = sorted(parameters.keys() - RESERVED_SCHEDULER_ARGS - {"params"})
     if unknown := sorted(given.keys() - set(known)):
         raise ValueError(
             f"{flag} has {', '.join(map(repr, unknown))}, which {whose} does not take. It takes "

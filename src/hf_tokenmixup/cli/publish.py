@@ -11,9 +11,9 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..hub import publish_folder
+from ..hub import upload_model_folder
 from .program import run_command
-from .recipes import refuse_unknown_options
+from .recipes import check_unknown_options
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -28,12 +28,12 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--token", help="Token for the Hub, if not the one of `hf auth login`.")
     parser.add_argument("--license", help="License in the model card, as the Hub names it: apache-2.0, mit, ...")
     args, unknown = parser.parse_known_args(arguments)
-    refuse_unknown_options(unknown, parser)
+    check_unknown_options(unknown, parser)
     if Path(args.repo_id).is_dir() and not Path(args.folder).exists():
         raise ValueError(f"There is no folder {args.folder}, and {args.repo_id} is one: name the folder first.")
     logging.basicConfig(format="%(message)s")
 
-    commit = publish_folder(
+    commit = upload_model_folder(
         args.folder,
         args.repo_id,
         token=args.token,

@@ -16,7 +16,7 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 
 # What the functions that read an option's text expect, by their names.
 KINDS = {"float": "a number", "int": "a whole number", "str": "text", "string_to_bool": "true or false"}
-KINDS |= {"truth": "true or false", "number_or_none": "a number or none", "count_or_none": "a whole number or none"}
+KINDS |= {"truth": "true or false", "optional_float": "a number or none", "optional_int": "a whole number or none"}
 
 # JSON objects of which one key alone means nothing.
 _REPLACED = ("deepspeed",)
@@ -163,7 +163,7 @@ def keys_of_recipe(message: str, arguments: Sequence[str], folder: Path) -> str:
     return f" The recipe {found.recipe} sets {keys}; `{instead}` on the command line overrides it."
 
 
-class _Loader(yaml.SafeLoader):
+class _UniqueKeyLoader(yaml.SafeLoader):
     """Refuses a key that stands twice, of which YAML would silently take the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
@@ -178,7 +178,7 @@ class _Loader(yaml.SafeLoader):
 
 
 # YAML 1.1 reads 1e-5 as text, and wants 1.0e-5.
-_Loader.add_implicit_resolver(
+_UniqueKeyLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?(?:\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
 
@@ -190,7 +190,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         ValueError: if it is no YAML mapping, or has a key twice.
     """
     try:
-        options = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a SafeLoader
+        options = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)  # a SafeLoader
     except UnicodeDecodeError as error:
         raise ValueError(f"Recipe {path} must be a text file in UTF-8: {error}.") from error
     except yaml.YAMLError as error:
@@ -226,7 +226,7 @@ def option_names(parser: ArgumentParser) -> list[str]:
     return sorted({action.dest for action in parser._actions if action.option_strings} - {"help", "recipe"})
 
 
-def refuse_unknown_options(remaining: Sequence[str], parser: ArgumentParser) -> None:
+def check_unknown_options(remaining: Sequence[str], parser: ArgumentParser) -> None:
     """Raise a ``ValueError`` with a suggestion if arguments were left over from parsing."""
     for word in remaining:
         if word.startswith("--"):

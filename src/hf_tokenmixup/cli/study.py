@@ -26,17 +26,17 @@ import torch
 
 from ..models import load_classifier
 from ..studies.definitions import SWEEPS, TABLES, Row, Study, sweep_study
-from ..studies.results import format_table, save_results, summarise
+from ..studies.results import format_table, save_results, summarize
 from ..studies.runner import (
     LOG_FILE,
     Request,
-    check_request,
+    check_run_spec,
     collect_top1,
-    finished_top1,
-    options_by_name,
-    read_request,
-    seed_folder,
-    seeds_there,
+    find_seeds,
+    load_run_spec,
+    load_top1,
+    parse_option_words,
+    run_dir,
     train,
 )
 from ..training.checkpointing.disk_space import check_writable
@@ -116,10 +116,10 @@ def build_study(args: Namespace) -> Study:
 def row_options(row: Row, overrides: OptionWords) -> OptionWords:
     """All options that a row is trained with, by name."""
     words = expand_recipe(["--recipe", row.recipe, *row.options], build_parser(""), RECIPES)
-    return options_by_name(words) | overrides
+    return parse_option_words(words) | overrides
 
 
-def check_row(row: Row, overrides: Sequence[str]) -> Options:
+def validate_row(row: Row, overrides: Sequence[str]) -> Options:
     """See to it that finetune.py will take the options of a row and build its model.
 
     Raises:
@@ -132,7 +132,7 @@ def check_row(row: Row, overrides: Sequence[str]) -> Options:
         with redirect_stderr(told):
             options = parse_options(["--recipe", row.recipe, *row.options, *overrides, *elsewhere], RECIPES)
         if options.model.from_scratch and options.model.model_name_or_path is None:
-            changes = options.model.config_changes()
+            changes = options.model.parse_config_overrides()
             with torch.device("meta"):
                 load_classifier(
                     model_type=options.model.model_type,
@@ -161,14 +161,14 @@ def check_rows(study: Study, args: Namespace, overrides: Sequence[str]) -> dict[
     refused: dict[Row, ValueError] = {}
     for row in study.rows:
         try:
-            options = check_row(row, overrides)
+            options = validate_row(row, overrides)
         except ValueError as error:
             refused[row] = error
             continue
         if args.study in SWEEPS and not options.tokenmixup.get(SWEEPS[args.study].layers):
             layers = SWEEPS[args.study].layers
             raise ValueError(f"{args.study} has no effect in {row.recipe}: there are no {layers}.")
-        content = str(sorted(row_options(row, options_by_name(overrides)).items()))
+        content = str(sorted(row_options(row, parse_option_words(overrides)).items()))
         if content in seen:
             raise ValueError(
                 f"The rows {seen[content]!r} and {row.name!r} are one and the same training with these options: leave "
@@ -210,7 +210,7 @@ def requests(
 
 def report(study: Study, args: Namespace, seeds: Sequence[int], request: Request) -> str:
     """Write the results of what is finished, and return them as a table."""
-    results = summarise(study, collect_top1(args.output_dir, study, seeds))
+    results = summarize(study, collect_top1(args.output_dir, study, seeds))
     overrides = {name: " ".join(words) for name, words in request.overrides.items()}
     save_results(study, results, args.output_dir, overrides=overrides, launcher=shlex.join(request.launcher))
     files = ", ".join(str(args.output_dir / f"{study.name}.{ending}") for ending in ("json", "csv"))
@@ -227,15 +227,15 @@ def report_only(study: Study, args: Namespace) -> None:
     Raises:
         ValueError: if there is nothing, or if it was not.
     """
-    seeds = args.seeds or seeds_there(args.output_dir, study)
-    folders = {(row, seed): seed_folder(args.output_dir, row, seed) for row in study.rows for seed in seeds}
-    finished = {training: folder for training, folder in folders.items() if finished_top1(folder) is not None}
-    first = next((request for folder in finished.values() if (request := read_request(folder))), None)
+    seeds = args.seeds or find_seeds(args.output_dir, study)
+    folders = {(row, seed): run_dir(args.output_dir, row, seed) for row in study.rows for seed in seeds}
+    finished = {training: folder for training, folder in folders.items() if load_top1(folder) is not None}
+    first = next((request for folder in finished.values() if (request := load_run_spec(folder))), None)
     if first is None:
         raise ValueError(f"No training of this study is finished in {args.output_dir}.")
     expected = requests(study.rows, seeds, first.launcher, first.overrides)
     for training, folder in finished.items():
-        check_request(folder, expected[training])
+        check_run_spec(folder, expected[training])
     print(report(study, args, seeds, first))
 
 
@@ -251,9 +251,9 @@ def run_study(study: Study, args: Namespace, overrides: Sequence[str]) -> None:
     refused = check_rows(study, args, overrides)
     seeds, launcher = args.seeds or [DEFAULT_SEED], find_launcher(args.launcher)
     rows = [row for row in study.rows if row not in refused]
-    asked = requests(rows, seeds, shlex.split(args.launcher), options_by_name(overrides))
+    asked = requests(rows, seeds, shlex.split(args.launcher), parse_option_words(overrides))
     for (row, seed), request in asked.items():
-        check_request(seed_folder(args.output_dir, row, seed), request)
+        check_run_spec(run_dir(args.output_dir, row, seed), request)
     check_writable(args.output_dir)
     for reason in refused.values():
         print(f"not trained: {reason}", flush=True)
@@ -261,7 +261,7 @@ def run_study(study: Study, args: Namespace, overrides: Sequence[str]) -> None:
     failed_at_start: dict[str | None, Row] = {}
     for number, ((row, seed), request) in enumerate(asked.items(), start=1):
         print(f"[{number}/{len(asked)}] {row.name}, seed {seed}", flush=True)
-        folder = seed_folder(args.output_dir, row, seed)
+        folder = run_dir(args.output_dir, row, seed)
         command = [*launcher, *FINETUNE, "--recipe", row.recipe, *row.options, *overrides]
         command += ["--seed", str(seed), "--output_dir", str(folder)]
         if unfinished := train(folder, request, command, tell=lambda line: print(f"  {line}", flush=True)):
@@ -276,7 +276,7 @@ def run_study(study: Study, args: Namespace, overrides: Sequence[str]) -> None:
         report(study, args, seeds, request)
     print(report(study, args, seeds, request))
     # What another process trained may have come to its end by now.
-    unfinished = [reason for folder, reason in reasons.items() if finished_top1(folder) is None]
+    unfinished = [reason for folder, reason in reasons.items() if load_top1(folder) is None]
     unfinished = [*(reason for reason in refused.values() for _ in seeds), *unfinished]
     if unfinished:
         count = f"{len(unfinished)} of {len(study.rows) * len(seeds)} trainings are not finished."

@@ -27,21 +27,28 @@ from huggingface_hub.errors import HfHubHTTPError
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ..data import LABEL_MAPPINGS, ImageClassificationData, collate, has_class_names, load_image_dataset, match_labels
+from ..data import (
+    LABEL_MAPPINGS,
+    ImageClassificationData,
+    build_label_mapping,
+    collate,
+    has_class_names,
+    load_image_dataset,
+)
 from ..data.image_cache import read_rgb
-from ..data.transforms import ProcessorTransform, probe_image_processor
-from ..models import FAMILIES, TokenMixupModel, load_classifier, stored_config
-from ..training import JsonLinesCallback
-from ..visualization.figure_utils import check_picture_path, save_figure
-from ..visualization.inspection import observe_horizontal, observe_vertical, predicted_classes, saliency_maps
-from ..visualization.plots import draw_horizontal, draw_saliency, draw_vertical, short_name
-from ..visualization.token_grid import token_cells
-from ..visualization.training_curves import draw_runs, read_training_log
-from .arguments import number_or_none
+from ..data.transforms import ImageProcessorTransform, infer_image_processor_config
+from ..models import FAMILIES, TokenMixupModelMixin, load_classifier, load_config_dict
+from ..training import JsonlLoggerCallback
+from ..visualization.figure_utils import save_figure, validate_figure_path
+from ..visualization.inspection import predicted_classes, saliency_maps, trace_horizontal_mixup, trace_vertical_memory
+from ..visualization.plots import plot_horizontal_mixup, plot_saliency, plot_vertical_memory, short_name
+from ..visualization.token_grid import compute_token_grid
+from ..visualization.training_curves import plot_runs, read_training_log
+from .arguments import optional_float
 from .processors import open_image_processor
 from .program import check_output_file, run_command
 
-USUAL_LAYER = 3  # the paper's, for ViT-B/16
+DEFAULT_LAYER = 3  # the paper's, for ViT-B/16
 DATA_OPTIONS = """
     dataset_name dataset_config_name image_column_name label_column_name eval_split seed cache_dir token
 """.split()
@@ -109,14 +116,14 @@ def build_parser() -> Parser:
     group.add_argument("--cache_dir", help="Where downloads are kept.")
 
     usage = "%(prog)s MODEL --output FILE [options]"
-    usual = f"model's own, else {USUAL_LAYER} or the last"
+    usual = f"model's own, else {DEFAULT_LAYER} or the last"
     command = commands.add_parser("saliency", parents=[shared], allow_abbrev=False, usage=usage)
     command.add_argument("--layer", type=int, help=f"The layer whose input is looked at (the {usual}).")
     command = commands.add_parser("horizontal", parents=[shared], allow_abbrev=False, usage=usage)
     command.add_argument("--layer", type=int, help=f"The layer whose input is mixed (the {usual}).")
     command.add_argument(
         "--tau",
-        type=number_or_none,
+        type=optional_float,
         help="Mix only images with a ScoreNet loss below it, in nats (none: all of them, as a published model has no "
         "trained ScoreNet; training checkpoints have).",
     )
@@ -131,7 +138,7 @@ def build_parser() -> Parser:
 
 def check_options(args: Namespace) -> None:
     """Raise a ``ValueError`` for what does not go together, before anything is opened."""
-    check_picture_path(args.output)
+    validate_figure_path(args.output)
     check_output_file("--output", args.output)
     if args.command == "curves":
         return
@@ -147,14 +154,14 @@ def check_options(args: Namespace) -> None:
         raise ValueError(f"--tau must be at least 0, or none for all images, got {tau}.")
 
 
-def open_model(args: Namespace) -> tuple[TokenMixupModel, int]:
+def load_model_and_layer(args: Namespace) -> tuple[TokenMixupModelMixin, int]:
     """The model, and the layer to look at.
 
     Raises:
         ValueError: for a model whose tokens TokenMixup does not know.
     """
     hub = hub_options(args)
-    stored = stored_config(args.model, **hub)
+    stored = load_config_dict(args.model, **hub)
     if stored.get("model_type") not in FAMILIES:
         raise ValueError(
             f"Tokens are looked at in models of the types {', '.join(sorted(FAMILIES))}, and {args.model} is of type "
@@ -167,7 +174,7 @@ def open_model(args: Namespace) -> tuple[TokenMixupModel, int]:
         return model, args.layer
     settings = ("vertical_layers",) if args.command == "vertical" else ("horizontal_layers", "vertical_layers")
     own = next((stored[name] for name in settings if stored.get(name)), None)
-    return model, own[0] if own else min(USUAL_LAYER, model.config.num_hidden_layers - 1)
+    return model, own[0] if own else min(DEFAULT_LAYER, model.config.num_hidden_layers - 1)
 
 
 def hub_options(args: Namespace) -> dict[str, str]:
@@ -205,13 +212,13 @@ def open_image(path: Path) -> Image.Image:
         raise ValueError(f"--images: {path} cannot be decoded ({type(error).__name__}: {error}).") from error
 
 
-def read_files(args: Namespace, transform: ProcessorTransform) -> torch.Tensor:
+def read_files(args: Namespace, transform: ImageProcessorTransform) -> torch.Tensor:
     files = find_images(args.images, args.max_samples, IMAGES[args.command], args.seed)
     return transform.batch([open_image(file) for file in files])
 
 
 def read_dataset(
-    args: Namespace, transform: ProcessorTransform, names: list[str]
+    args: Namespace, transform: ImageProcessorTransform, names: list[str]
 ) -> tuple[torch.Tensor, torch.Tensor | None, list[str]]:
     """Pixel values (B, 3, H, W), class numbers (B,) unless they are to be predicted, and names of the model's classes.
 
@@ -226,7 +233,7 @@ def read_dataset(
     if args.predicted_labels:
         return batch["pixel_values"], None, names
     try:
-        numbers = match_labels(names, data.label_names, args.label_mapping)
+        numbers = build_label_mapping(names, data.label_names, args.label_mapping)
     except ValueError as error:
         raise ValueError(f"{error} --predicted_labels needs no classes of the dataset.") from error
     if not has_class_names(names):
@@ -235,11 +242,11 @@ def read_dataset(
     return batch["pixel_values"], torch.tensor(numbers)[batch["labels"]], names
 
 
-def read_batch(args: Namespace, model: TokenMixupModel) -> Batch:
+def read_batch(args: Namespace, model: TokenMixupModelMixin) -> Batch:
     """The images to show, as the model's image processor makes them."""
     processor = open_image_processor(args.model, **hub_options(args))
-    _, mean, deviation = probe_image_processor(processor)
-    transform, labels = ProcessorTransform(processor), None
+    _, mean, deviation = infer_image_processor_config(processor)
+    transform, labels = ImageProcessorTransform(processor), None
     names = [model.config.id2label[number] for number in range(model.config.num_labels)]
     if args.images:
         pixel_values = read_files(args, transform)
@@ -254,38 +261,39 @@ def read_batch(args: Namespace, model: TokenMixupModel) -> Batch:
 
 def draw(args: Namespace) -> Figure:
     """The picture of a model and images that was asked for."""
-    model, layer = open_model(args)
+    model, layer = load_model_and_layer(args)
     batch = read_batch(args, model)
     names = batch.class_names
     captions = [short_name(names[label]) for label in batch.labels.tolist()]
-    cells = token_cells(model, *batch.images.shape[2:])
+    cells = compute_token_grid(model, *batch.images.shape[2:])
     note = "Classes are the model's predictions." if batch.predicted else ""
     look = (model, batch.pixel_values, batch.labels, layer)
     generator = torch.Generator().manual_seed(args.seed)
     if args.command == "horizontal":
-        seen = observe_horizontal(*look, tau=args.tau, rho=args.rho, generator=generator)
-        return draw_horizontal(batch.images, seen, names, cells, note=note)
+        seen = trace_horizontal_mixup(*look, tau=args.tau, rho=args.rho, generator=generator)
+        return plot_horizontal_mixup(batch.images, seen, names, cells, note=note)
     if args.command == "vertical":
-        seen = observe_vertical(*look, kappa=args.kappa, generator=generator)
-        return draw_vertical(batch.images, seen, captions, cells, note=note)
+        seen = trace_vertical_memory(*look, kappa=args.kappa, generator=generator)
+        return plot_vertical_memory(batch.images, seen, captions, cells, note=note)
     depth = model.config.num_hidden_layers
     maps = saliency_maps(*look)
-    return draw_saliency(batch.images, maps, captions, cells, layer=layer, num_layers=depth, note=note)
+    return plot_saliency(batch.images, maps, captions, cells, layer=layer, num_layers=depth, note=note)
 
 
 def draw_curves(runs: Sequence[str]) -> Figure:
     """The curves of several trainings, named after their folders."""
     # The log itself stands for its folder.
-    runs = [str(Path(run).parent) if Path(run).name == JsonLinesCallback.file_name else run for run in runs]
+    runs = [str(Path(run).parent) if Path(run).name == JsonlLoggerCallback.file_name else run for run in runs]
     names = [Path(run).resolve().name for run in runs]
     # Folders of one name are told apart by their paths.
     names = [run if names.count(name) > 1 else name for run, name in zip(runs, names, strict=True)]
     if len(set(names)) < len(names):
         raise ValueError(f"Each RUN must be named once, got {' '.join(runs)}.")
     logs = {
-        name: read_training_log(Path(run) / JsonLinesCallback.file_name) for name, run in zip(names, runs, strict=True)
+        name: read_training_log(Path(run) / JsonlLoggerCallback.file_name)
+        for name, run in zip(names, runs, strict=True)
     }
-    return draw_runs(logs)
+    return plot_runs(logs)
 
 
 def main(arguments: list[str]) -> None:

@@ -1,6 +1,6 @@
 """Conversion of released weights to folders that `from_pretrained` loads."""
 
 from .convert import convert_weights
-from .released_weights import read_weights, recognise
+from .released_weights import detect_format, load_released_weights
 
-__all__ = ["convert_weights", "read_weights", "recognise"]
+__all__ = ["convert_weights", "load_released_weights", "detect_format"]

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, ViTImageProcessor
 
-from ..configuration import TokenMixupSettings
+from ..configuration import TokenMixupConfigMixin
 from ..models import FAMILIES
-from .infer_config import height_and_width, read_architecture, refusal
-from .released_weights import FORMATS, Renamed, read_weights, recognise, rename, source_name
+from .infer_config import height_and_width, infer_config_kwargs, refusal
+from .released_weights import FORMATS, ConvertedStateDict, detect_format, load_released_weights, rename, source_name
 
 logger = logging.getLogger(__name__)
 
@@ -64,20 +64,20 @@ def convert_weights(
     if output_dir.exists() and not (output_dir.is_dir() and not any(output_dir.iterdir())):
         raise ValueError(f"The output folder must be new or empty, and {output_dir} is not: name another.")
     given = _tokenmixup_settings(settings, horizontal_layers, vertical_layers)
-    weights = read_weights(path)
-    kind = recognise(weights)
+    weights = load_released_weights(path)
+    kind = detect_format(weights)
     logger.info("%s: %s", path.name, FORMATS[kind])
     vertical = sorted(
         int(match[1]) for name in weights if (match := re.search(r"blocks\.(\d+)\.self_attn\.query\.weight$", name))
     )
     renamed = rename(kind, weights)
-    attributes = read_architecture(kind, path.name, weights, renamed, image_size, num_attention_heads)
+    attributes = infer_config_kwargs(kind, path.name, weights, renamed, image_size, num_attention_heads)
     attributes |= _labels(label_names, attributes["num_labels"])
     normalisation = _normalisation(image_mean, image_std, attributes["num_channels"])
     family = "cct" if kind == "cct" else "vit"
     has_cls = attributes.get("pooling", "cls") == "cls"
     if given is None:
-        model_class = FAMILIES[family][1].plain_model_class
+        model_class = FAMILIES[family][1].base_model_class
     else:
         model_class = FAMILIES[family][1]
         stored = sorted({int(name.split(".")[2]) for name in renamed.tensors if ".scorenet." in name})
@@ -94,7 +94,7 @@ def convert_weights(
     logger.info("%d layers of width %d", config.num_hidden_layers, config.hidden_size)
     with torch.device("meta"):
         model = model_class(config)
-    _drop_unused_scorenet(renamed, model, plain=given is None)
+    _drop_unused_scorenet_weights(renamed, model, plain=given is None)
     _load(path.name, kind, model, renamed)
     height, width = height_and_width(config.image_size)
     processor = ViTImageProcessor(size={"height": height, "width": width}, **normalisation)
@@ -109,7 +109,7 @@ def _tokenmixup_settings(
     layers = {name: list(value) for name, value in layers.items() if value is not None}
     if settings is None and not layers:
         return None
-    known = [item.name for item in dataclasses.fields(TokenMixupSettings)]
+    known = [item.name for item in dataclasses.fields(TokenMixupConfigMixin)]
     for name in settings or {}:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
@@ -120,7 +120,7 @@ def _tokenmixup_settings(
     return {**(settings or {}), **layers}
 
 
-def _drop_unused_scorenet(renamed: Renamed, model: PreTrainedModel, plain: bool) -> None:
+def _drop_unused_scorenet_weights(renamed: ConvertedStateDict, model: PreTrainedModel, plain: bool) -> None:
     known = model.state_dict()
     unused = [name for name in renamed.tensors if ".scorenet." in name and name not in known]
     if not plain:  # with a CLS token the authors' layers hold a pooling that they never use
@@ -132,7 +132,7 @@ def _drop_unused_scorenet(renamed: Renamed, model: PreTrainedModel, plain: bool)
         logger.warning("left out, as %s: %s", why, ", ".join(sorted(renamed.sources[name] for name in unused)))
 
 
-def _load(file: str, kind: str, model: PreTrainedModel, renamed: Renamed) -> None:
+def _load(file: str, kind: str, model: PreTrainedModel, renamed: ConvertedStateDict) -> None:
     problems, expected = list(renamed.problems), model.state_dict()
     for name, tensor in renamed.tensors.items():
         source = renamed.sources[name]

@@ -9,21 +9,21 @@ from typing import Any
 import torch
 
 from ..models import FAMILIES
-from ..models.cct.modeling_cct import interpolate_positions, sinusoidal_positions
-from .released_weights import FORMATS, Renamed, source_name
+from ..models.cct.modeling_cct import build_sincos_position_embedding, interpolate_positions
+from .released_weights import FORMATS, ConvertedStateDict, source_name
 
 logger = logging.getLogger(__name__)
 
-CCT_HEADS = {128: 2, 256: 4, 384: 6}  # by hidden size, as the Compact-Transformers project has them
-MOST_LAYERS = 1000
+CCT_NUM_HEADS = {128: 2, 256: 4, 384: 6}  # by hidden size, as the Compact-Transformers project has them
+MAX_LAYERS = 1000
 _VIT_PATCHES = "vit.embeddings.patch_embeddings.projection.weight"
 
 
-def read_architecture(
+def infer_config_kwargs(
     kind: str,
     file: str,
     weights: dict[str, torch.Tensor],
-    renamed: Renamed,
+    renamed: ConvertedStateDict,
     image_size: int | Sequence[int] | None,
     heads: int | None,
 ) -> dict[str, Any]:
@@ -60,8 +60,8 @@ def read_architecture(
 
     first, stored = renamed.tensors[convolutions.format(0)], renamed.tensors[positions]
     numbers = {int(match[1]) for name in renamed.tensors if (match := re.match(rf"{family}\.layers\.(\d+)\.", name))}
-    if max(numbers) >= MOST_LAYERS:
-        raise ValueError(f"{file} has a layer of number {max(numbers)}; fewer than {MOST_LAYERS} layers are expected.")
+    if max(numbers) >= MAX_LAYERS:
+        raise ValueError(f"{file} has a layer of number {max(numbers)}; fewer than {MAX_LAYERS} layers are expected.")
     hidden = stored.shape[2]
     attributes = {
         "hidden_size": hidden,
@@ -69,7 +69,7 @@ def read_architecture(
         "intermediate_size": renamed.tensors[mlp].shape[0],
         "num_labels": renamed.tensors["classifier.weight"].shape[0],
         "num_channels": first.shape[1],
-        "num_attention_heads": _heads(kind, weights, hidden, heads),
+        "num_attention_heads": _infer_num_heads(kind, weights, hidden, heads),
     }
     kernel, prefix = first.shape[2], 1
     if family == "vit":
@@ -82,7 +82,7 @@ def read_architecture(
             attributes |= {"tokenizer": "patch", "patch_size": kernel}
             stride = kernel
         else:
-            count = sum(convolutions.format(index) in renamed.tensors for index in range(MOST_LAYERS))
+            count = sum(convolutions.format(index) in renamed.tensors for index in range(MAX_LAYERS))
             # The Compact-Transformers project derives stride and padding from the kernel.
             step = max(1, kernel // 2 - 1)
             attributes |= {
@@ -106,7 +106,7 @@ def read_architecture(
         )
     trained = grid * stride
     attributes["image_size"] = trained if image_size is None else _checked_size(image_size)
-    plain_config = FAMILIES[family][1].plain_model_class.config_class(**attributes)
+    plain_config = FAMILIES[family][1].base_model_class.config_class(**attributes)
     height, width = height_and_width(attributes["image_size"])
     new_grid = plain_config.grid_size(height, width) if family == "cct" else (height // kernel, width // kernel)
     if min(new_grid) < 1:
@@ -120,13 +120,13 @@ def read_architecture(
     return attributes
 
 
-def _heads(kind: str, weights: dict[str, torch.Tensor], hidden: int, given: int | None) -> int:
+def _infer_num_heads(kind: str, weights: dict[str, torch.Tensor], hidden: int, given: int | None) -> int:
     query = weights.get("Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel")
     if query is not None and query.ndim == 3:
         if given not in (None, query.shape[1]):
             raise ValueError(f"The file has {query.shape[1]} attention heads, got num_attention_heads={given}.")
         return query.shape[1]
-    usual = CCT_HEADS.get(hidden) if kind == "cct" else None if hidden % 64 else hidden // 64
+    usual = CCT_NUM_HEADS.get(hidden) if kind == "cct" else None if hidden % 64 else hidden // 64
     heads = usual if given is None else given
     if heads is None:
         raise ValueError(
@@ -139,7 +139,7 @@ def _heads(kind: str, weights: dict[str, torch.Tensor], hidden: int, given: int 
 
 
 def _is_sinusoid(positions: torch.Tensor) -> bool:
-    expected = sinusoidal_positions(positions.shape[1], positions.shape[2], positions.device)
+    expected = build_sincos_position_embedding(positions.shape[1], positions.shape[2], positions.device)
     return positions.shape == expected.shape and torch.allclose(positions, expected, atol=1e-4)
 
 

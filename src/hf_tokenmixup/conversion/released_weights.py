@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 logger = logging.getLogger(__name__)
 
-PICKLED = (".pth", ".pt", ".bin", ".tar")
+TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".tar")
 WRAPPERS = ("state_dict_ema", "state_dict", "model")
 PREFIXES = ("module.",)
 FORMATS = {
@@ -24,7 +24,7 @@ FORMATS = {
 MOST_SHOWN = 40
 
 
-def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
+def load_released_weights(path: str | Path) -> dict[str, torch.Tensor]:
     """The tensors of a weight file, without running anything that the file asks for.
 
     Args:
@@ -43,7 +43,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
         found = "is a folder" if path.is_dir() else "does not exist"
         raise ValueError(f"There is no file {path}, it {found}: give the path of a downloaded weight file.")
     suffix = path.suffix.lower()
-    if suffix not in (".npz", ".safetensors", *PICKLED):
+    if suffix not in (".npz", ".safetensors", *TORCH_SUFFIXES):
         raise ValueError(
             f"{path.name} must end in .npz, .safetensors, .pth, .pth.tar, .pt or .bin, which tells how to read it, "
             f"got {suffix or 'no ending'!r}: rename it."
@@ -52,11 +52,11 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     try:
         content = read(path)
     except Exception as error:  # a damaged file makes the readers raise nearly anything
-        raise ValueError(_why_unreadable(path, error)) from error
-    return _plain_tensors(path, content)
+        raise ValueError(_format_read_error(path, error)) from error
+    return _extract_state_dict(path, content)
 
 
-def recognise(weights: Mapping[str, torch.Tensor]) -> str:
+def detect_format(weights: Mapping[str, torch.Tensor]) -> str:
     """Which of the released formats the names belong to.
 
     Returns:
@@ -82,7 +82,7 @@ def recognise(weights: Mapping[str, torch.Tensor]) -> str:
 
 
 @dataclass
-class Renamed:
+class ConvertedStateDict:
     """Tensors under our names, what each was called in the file, and what stands against using them."""
 
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -90,17 +90,17 @@ class Renamed:
     problems: list[str] = field(default_factory=list)
 
 
-def rename(kind: str, weights: Mapping[str, torch.Tensor]) -> Renamed:
+def rename(kind: str, weights: Mapping[str, torch.Tensor]) -> ConvertedStateDict:
     """Give the tensors of a format our names, shapes and float32.
 
     Args:
-        kind: the format, as :func:`recognise` tells.
-        weights: as :func:`read_weights` gives them.
+        kind: the format, as :func:`detect_format` tells.
+        weights: as :func:`load_released_weights` gives them.
 
     Returns:
         With one line in ``problems`` for each name that maps nowhere or tensor that cannot be brought into shape.
     """
-    result = Renamed()
+    result = ConvertedStateDict()
     for source, tensor in weights.items():
         # Where in its layer the authors' ViT keeps ScoreNet is not known: the linear layer's name tells.
         known_as = _NESTED_SCORENET.sub(r"\1\2", source)
@@ -116,7 +116,7 @@ def rename(kind: str, weights: Mapping[str, torch.Tensor]) -> Renamed:
             tensor = tensor.float()
             result.tensors[target] = (_from_jax(source, tensor) if kind == "vit-jax" else tensor).contiguous()
     if kind == "cct":
-        _fuse(result)
+        _fuse_qkv(result)
     return result
 
 
@@ -142,7 +142,7 @@ def _tensor(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(array)
 
 
-def _why_unreadable(path: Path, error: Exception) -> str:
+def _format_read_error(path: Path, error: Exception) -> str:
     text = str(error)
     asked = re.search(r"GLOBAL (\S+)", text)
     if asked or "allow_pickle" in text:
@@ -155,7 +155,7 @@ def _why_unreadable(path: Path, error: Exception) -> str:
     return f"{path.name} cannot be read as {path.suffix}: damaged, incomplete or of another kind? Reason: {reason}"
 
 
-def _plain_tensors(path: Path, content: object) -> dict[str, torch.Tensor]:
+def _extract_state_dict(path: Path, content: object) -> dict[str, torch.Tensor]:
     while isinstance(content, Mapping):
         found = [name for name in WRAPPERS if isinstance(content.get(name), Mapping)]
         if not found:
@@ -182,7 +182,7 @@ def _some(names: list[str], most: int = MOST_SHOWN) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _affine(*modules: tuple[str, str], leaves: tuple[str, str] = (".weight", ".bias")) -> dict[str, str]:
+def _weight_and_bias(*modules: tuple[str, str], leaves: tuple[str, str] = (".weight", ".bias")) -> dict[str, str]:
     """Both tensors of modules, ``leaves`` being what the format calls weight and bias."""
     return {
         released + leaf: own + name
@@ -194,10 +194,10 @@ def _affine(*modules: tuple[str, str], leaves: tuple[str, str] = (".weight", ".b
 # Names in the file to ours; {n} stands for a number.
 _block, _layer = "classifier.blocks.{n}", "cct.layers.{n}"
 _CCT = {
-    **_affine(("tokenizer.conv_layers.{n}.0", "cct.embeddings.tokenizer.layers.{n}")),
+    **_weight_and_bias(("tokenizer.conv_layers.{n}.0", "cct.embeddings.tokenizer.layers.{n}")),
     "classifier.positional_emb": "cct.embeddings.position_embeddings",
     "classifier.class_emb": "cct.embeddings.cls_token",
-    **_affine(
+    **_weight_and_bias(
         (f"{_block}.pre_norm", f"{_layer}.pre_norm"),
         (f"{_block}.self_attn.proj", f"{_layer}.attention.proj"),
         (f"{_block}.norm1", f"{_layer}.norm1"),
@@ -218,7 +218,7 @@ _block, _layer = "transformer.encoder.layer.{n}", "vit.layers.{n}"
 _VIT = {
     "transformer.embeddings.cls_token": "vit.embeddings.cls_token",
     "transformer.embeddings.position_embeddings": "vit.embeddings.position_embeddings",
-    **_affine(
+    **_weight_and_bias(
         ("transformer.embeddings.patch_embeddings", "vit.embeddings.patch_embeddings.projection"),
         (f"{_block}.attention.query", f"{_layer}.attention.q_proj"),
         (f"{_block}.attention.key", f"{_layer}.attention.k_proj"),
@@ -239,7 +239,7 @@ _attention = f"{_block}/MultiHeadDotProductAttention_1"
 _VIT_JAX = {
     "cls": "vit.embeddings.cls_token",
     "Transformer/posembed_input/pos_embedding": "vit.embeddings.position_embeddings",
-    **_affine(
+    **_weight_and_bias(
         ("embedding", "vit.embeddings.patch_embeddings.projection"),
         (f"{_attention}/query", f"{_layer}.attention.q_proj"),
         (f"{_attention}/key", f"{_layer}.attention.k_proj"),
@@ -250,7 +250,7 @@ _VIT_JAX = {
         ("head", "classifier"),
         leaves=("/kernel", "/bias"),
     ),
-    **_affine(
+    **_weight_and_bias(
         (f"{_block}/LayerNorm_0", f"{_layer}.layernorm_before"),
         (f"{_block}/LayerNorm_2", f"{_layer}.layernorm_after"),
         ("Transformer/encoder_norm", "vit.layernorm"),
@@ -289,9 +289,11 @@ def _from_jax(source: str, tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def _fuse(result: Renamed) -> None:
+def _fuse_qkv(result: ConvertedStateDict) -> None:
     """Queries, keys and values that vertical layers store apart, each (D, D), into one (3D, D)."""
-    for prefix in sorted({name[: match.start()] for name in result.tensors if (match := _PART.search(name))}):
+    for prefix in sorted(
+        {name[: match.start()] for name in result.tensors if (match := _SPLIT_QKV_PATTERN.search(name))}
+    ):
         fused = f"{prefix}.qkv.weight"
         names = [f"{prefix}.{part}.weight" for part in ("query", "key", "value")]
         parts = {name: result.tensors.pop(name) for name in names if name in result.tensors}
@@ -316,4 +318,4 @@ def _fuse(result: Renamed) -> None:
 
 
 _NESTED_SCORENET = re.compile(r"^(transformer\.encoder\.layer\.\d+\.)(?:\w+\.)+(small_h_(?:fc|attention_pool)\.\w+)$")
-_PART = re.compile(r"\.(query|key|value)\.weight$")
+_SPLIT_QKV_PATTERN = re.compile(r"\.(query|key|value)\.weight$")

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "fine_label", "labels")
-MOST_NUMBERED_CLASSES = 1_000_000
+MAX_NUM_CLASSES = 1_000_000
 
 
 def describe_columns(dataset: Dataset) -> str:
@@ -86,7 +86,7 @@ def find_label_column(dataset: Dataset, split: str, name: str | None = None) -> 
     )
 
 
-def number_labels(
+def encode_labels(
     splits: Mapping[str, Dataset], column: str, label_names: Sequence[str] | None = None
 ) -> tuple[dict[str, Dataset], list[str]]:
     """Give every split the same ClassLabel column, checked row by row; images are neither read nor rewritten.
@@ -108,7 +108,7 @@ def number_labels(
     if len(set(kinds.values())) > 1:
         raise ValueError(f"Label column '{column}' must have one type in all splits, got {kinds}.")
     kind = next(iter(kinds.values()))
-    coded = {split: _names_and_codes(dataset, column, kind, split) for split, dataset in splits.items()}
+    coded = {split: _read_label_ids(dataset, column, kind, split) for split, dataset in splits.items()}
 
     first_split, (names, _) = next(iter(coded.items()))
     if kind == "integer":
@@ -135,7 +135,9 @@ def number_labels(
                 f"among the {len(names)} classes of {first_split}: {_shorten(names)}. Remove such rows or choose "
                 "another split with --eval_split."
             )
-    return {split: _with_labels(dataset, column, *coded[split], names) for split, dataset in splits.items()}, names
+    return {
+        split: _replace_label_column(dataset, column, *coded[split], names) for split, dataset in splits.items()
+    }, names
 
 
 def read_labels(dataset: Dataset, column: str) -> pa.ChunkedArray:
@@ -177,7 +179,7 @@ def _label_kind(feature: FeatureType, column: str, split: str) -> str:
     )
 
 
-def _names_and_codes(dataset: Dataset, column: str, kind: str, split: str) -> tuple[list[str], np.ndarray]:
+def _read_label_ids(dataset: Dataset, column: str, kind: str, split: str) -> tuple[list[str], np.ndarray]:
     """Class names as the split itself numbers them, and one valid code per row."""
     values = read_labels(dataset, column)
     if values.null_count:
@@ -195,12 +197,12 @@ def _names_and_codes(dataset: Dataset, column: str, kind: str, split: str) -> tu
         names = list(dataset.features[column].names)
     else:
         # Numbers beyond that are no classes (identifiers, say), and naming them all would take the memory.
-        known = codes[codes < MOST_NUMBERED_CLASSES]
+        known = codes[codes < MAX_NUM_CLASSES]
         names = [str(i) for i in range(int(known.max(initial=-1)) + 1)]
     wrong = (codes < 0) | (codes >= len(names))
     if wrong.any():
         at = int(np.flatnonzero(wrong)[0])
-        last = len(names) - 1 if kind == "class" or codes[at] < 0 else MOST_NUMBERED_CLASSES - 1
+        last = len(names) - 1 if kind == "class" or codes[at] < 0 else MAX_NUM_CLASSES - 1
         reason = (
             "Splits published without labels carry -1: choose another split."
             if codes[at] < 0
@@ -213,7 +215,9 @@ def _names_and_codes(dataset: Dataset, column: str, kind: str, split: str) -> tu
     return names, codes.astype(np.int64)
 
 
-def _with_labels(dataset: Dataset, column: str, local: list[str], codes: np.ndarray, names: list[str]) -> Dataset:
+def _replace_label_column(
+    dataset: Dataset, column: str, local: list[str], codes: np.ndarray, names: list[str]
+) -> Dataset:
     feature = dataset.features[column]
     if isinstance(feature, ClassLabel) and list(feature.names) == names:
         return dataset

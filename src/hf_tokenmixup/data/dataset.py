@@ -18,8 +18,8 @@ from torch.utils.data import Dataset, get_worker_info
 
 from .columns import read_labels
 from .epochs import SharedEpoch
-from .image_cache import StoredImages
-from .transforms import BatchTransform, Reseed
+from .image_cache import ImageReader
+from .transforms import BatchTransform, SeedFn
 
 
 class ImageClassificationData(Dataset):
@@ -31,15 +31,15 @@ class ImageClassificationData(Dataset):
     Args:
         dataset: the split.
         transform: from an RGB PIL image to a (3, H, W) tensor, or a `BatchTransform` (`build_transforms` makes such).
-            An attribute `draws_from_numpy = False`, if there, promises that it draws from torch and `random` alone,
+            An attribute `uses_numpy_rng = False`, if there, promises that it draws from torch and `random` alone,
             which saves time.
         image_column, label_column: the columns to read; labels are class numbers. With `label_column=None` the
             examples have no `labels`, as for `Trainer.predict`.
         split: name of the split, for error messages.
         seed: for training: makes the transform's random draws a function of (seed, epoch, index). None for
             evaluation: the transform draws nothing, or from the global generators.
-        cache_gib: keep the decoded images in memory if they fit into so many GiB, see `StoredImages`.
-        label_map: the class number to give out for each class of the column, see `match_labels`.
+        cache_gib: keep the decoded images in memory if they fit into so many GiB, see `ImageReader`.
+        label_map: the class number to give out for each class of the column, see `build_label_mapping`.
 
     Seeding replaces the state of the global generators (torch's on the CPU, `random`, numpy's) while the transform
     runs and puts it back afterwards, so read from one thread per process, as DataLoader does.
@@ -60,14 +60,14 @@ class ImageClassificationData(Dataset):
         cache_gib: float = 0.0,
         label_map: Sequence[int] | None = None,
     ) -> None:
-        self.images = StoredImages(dataset, image_column, split=split, cache_gib=cache_gib)
+        self.images = ImageReader(dataset, image_column, split=split, cache_gib=cache_gib)
         self.labels = None
         if label_column is not None:
             labels = read_labels(dataset, label_column).to_numpy()
             self.labels = labels if label_map is None else np.asarray(label_map)[labels]
         self.transform = transform
         self.seed = seed
-        self._draws_from_numpy = getattr(transform, "draws_from_numpy", True)
+        self._draws_from_numpy = getattr(transform, "uses_numpy_rng", True)
         self._epoch = SharedEpoch()
 
     @property
@@ -99,9 +99,9 @@ class ImageClassificationData(Dataset):
             epoch = self.epoch
 
             def reseed(position: int, stream: int) -> None:
-                seed_generators(self._draws_from_numpy, self.seed, epoch, indices[position], stream)
+                seed_rngs(self._draws_from_numpy, self.seed, epoch, indices[position], stream)
 
-            with isolated_generators(self._draws_from_numpy):
+            with fork_rngs(self._draws_from_numpy):
                 pixel_values = transformed(self.transform, images, reseed)
         if self.labels is None:
             return [{"pixel_values": image} for image in pixel_values]
@@ -110,7 +110,7 @@ class ImageClassificationData(Dataset):
 
 
 def transformed(
-    transform: Callable[[Image.Image], torch.Tensor], images: list[Image.Image], reseed: Reseed | None = None
+    transform: Callable[[Image.Image], torch.Tensor], images: list[Image.Image], reseed: SeedFn | None = None
 ) -> Sequence[torch.Tensor]:
     """The images as tensors (3, H, W), together where the transform can; `reseed` as in `BatchTransform.batch`."""
     if isinstance(transform, BatchTransform):
@@ -123,34 +123,34 @@ def transformed(
     return tensors
 
 
-def seed_generators(numpy_too: bool, *key: int) -> None:
+def seed_rngs(include_numpy: bool, *key: int) -> None:
     """Seed torch's CPU generator, `random` and, if asked for, numpy's global one by a key of integers."""
     digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=20).digest()
     # Three different seeds: torch and numpy use the same algorithm and would repeat each other's draws.
     torch.default_generator.manual_seed(int.from_bytes(digest[:8], "little", signed=True))
     random.seed(int.from_bytes(digest[8:16], "little"))
-    if numpy_too:
+    if include_numpy:
         np.random.seed(int.from_bytes(digest[16:], "little"))  # noqa: NPY002 (timm draws there)
 
 
 @contextmanager
-def isolated_generators(numpy_too: bool = True) -> Iterator[None]:
+def fork_rngs(include_numpy: bool = True) -> Iterator[None]:
     """Put the state of torch's CPU generator, `random` and numpy's global one back at the end.
 
-    numpy's takes longer to save and restore than the others together: `numpy_too` leaves it out. DataLoader workers
-    restore nothing, as nobody else draws in them.
+    numpy's takes longer to save and restore than the others together: `include_numpy` leaves it out. DataLoader
+    workers restore nothing, as nobody else draws in them.
     """
     if get_worker_info() is not None:
         yield
         return
     torch_state, python_state = torch.default_generator.get_state(), random.getstate()
-    numpy_state = np.random.get_state() if numpy_too else None  # noqa: NPY002
+    numpy_state = np.random.get_state() if include_numpy else None  # noqa: NPY002
     try:
         yield
     finally:
         torch.default_generator.set_state(torch_state)
         random.setstate(python_state)
-        if numpy_too:
+        if include_numpy:
             np.random.set_state(numpy_state)  # noqa: NPY002
 
 

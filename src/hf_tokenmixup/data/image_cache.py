@@ -20,12 +20,12 @@ from .value_range import StoredValues, Warn, is_deep, rescale_truncated, stored_
 logger = logging.getLogger(__name__)
 
 GIB = 2**30
-PROBED = 32
+SIZE_ESTIMATE_SAMPLES = 32
 SECONDS_TO_CHECK = 60
 SHOWN = 10
 
 
-class StoredImages:
+class ImageReader:
     """One image column of a split.
 
     Args:
@@ -51,7 +51,7 @@ class StoredImages:
         self._warn = WarnOnce(split)
         self._shapes, self._starts, self._pixels = None, None, None
         if cache_gib > 0 and len(self) and self._estimated_bytes() <= cache_gib * GIB:
-            self._keep_all()
+            self._fill_cache()
 
     @property
     def cached(self) -> bool:
@@ -68,25 +68,25 @@ class StoredImages:
             ValueError: an image cannot be read or decoded. Names it, and the other images of the split like it.
         """
         if self.cached:
-            return [self._from_memory(index) for index in indices]
+            return [self._read_cached(index) for index in indices]
         values = self.rows[list(indices)][self.column]
         try:
             return [self._decode(value, index) for value, index in zip(values, indices, strict=True)]
         except UndecodableImageError as error:
             raise ValueError(f"{error}{self._other_broken_images(error)}") from error
 
-    def _from_memory(self, index: int) -> Image.Image:
+    def _read_cached(self, index: int) -> Image.Image:
         height, width = self._shapes[index]
         pixels = np.frombuffer(self._pixels, np.uint8, 3 * height * width, self._starts[index])
         return Image.fromarray(pixels.reshape(height, width, 3))
 
     def _estimated_bytes(self) -> float:
         """Bytes that all decoded images take, judged by a sample."""
-        sample = np.unique(np.linspace(0, len(self) - 1, min(PROBED, len(self))).astype(int)).tolist()
+        sample = np.unique(np.linspace(0, len(self) - 1, min(SIZE_ESTIMATE_SAMPLES, len(self))).astype(int)).tolist()
         images = self.read(sample)
         return sum(3 * image.width * image.height for image in images) / len(images) * len(self)
 
-    def _keep_all(self) -> None:
+    def _fill_cache(self) -> None:
         # One block without Python objects in it: forked workers, which count references, would copy those.
         pixels, shapes = bytearray(), np.empty((len(self), 2), dtype=np.int64)
         for start in tqdm(range(0, len(self), 256), desc=f"decoding {self.split}", delay=5):
@@ -178,32 +178,32 @@ def decode(value: dict[str, Any] | None, place: str, warn: Warn = log_warning) -
     # Pillow's decoders raise OSError, SyntaxError, struct.error and more.
     except Exception as error:
         path = f" ({value['path']})" if value and value.get("path") else ""
-        way_out = "Repair the file or remove the row from the data set."
+        hint = "Repair the file or remove the row from the data set."
         reason = f"{type(error).__name__}: {error}".rstrip(".")
         if isinstance(error, UnidentifiedImageError):
             reason = "Pillow cannot identify it, so it is empty or no image"
         elif isinstance(error, Image.DecompressionBombError):
-            way_out = "Store it smaller: a model reads but a few hundred pixels a side."
-        raise UndecodableImageError(f"{place}{path} cannot be decoded: {reason}. {way_out}") from error
+            hint = "Store it smaller: a model reads but a few hundred pixels a side."
+        raise UndecodableImageError(f"{place}{path} cannot be decoded: {reason}. {hint}") from error
 
 
 def read_rgb(value: dict[str, Any], warn: Warn = log_warning) -> Image.Image:
-    """Open a stored image, turn it by its EXIF orientation and convert it to 8-bit RGB (see `to_rgb`).
+    """Open a stored image, turn it by its EXIF orientation and convert it to 8-bit RGB (see `convert_to_rgb`).
 
     The steps are those of `datasets.Image`. The file's header is read on the way, for the range of its values.
     """
     source = value.get("path") if value.get("bytes") is None else io.BytesIO(value["bytes"])
     if source is None or isinstance(source, str) and "://" in source:
-        return to_rgb(ImageFeature().decode_example(value), warn=warn)
+        return convert_to_rgb(ImageFeature().decode_example(value), warn=warn)
     with Image.open(source) as image:
         stored = stored_values(image)
         image.load()
         if image.getexif().get(ExifTags.Base.Orientation) is not None:
             image = ImageOps.exif_transpose(image)
-        return to_rgb(image, stored, warn)
+        return convert_to_rgb(image, stored, warn)
 
 
-def to_rgb(image: Image.Image, stored: StoredValues | None = None, warn: Warn = log_warning) -> Image.Image:
+def convert_to_rgb(image: Image.Image, stored: StoredValues | None = None, warn: Warn = log_warning) -> Image.Image:
     """Any image as 8-bit RGB, as the image-classification pipeline of transformers does it (alpha is dropped).
 
     Except for gray images of more than 8 bits: their range is scaled to 8 bits here, whereas Pillow, and with it the

@@ -21,7 +21,7 @@ from datasets.distributed import split_dataset_by_node
 from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 
-from .dataset import isolated_generators, seed_generators, transformed
+from .dataset import fork_rngs, seed_rngs, transformed
 from .epochs import SharedEpoch
 from .image_cache import WarnOnce, decode
 
@@ -29,7 +29,7 @@ Row = dict[str, Any]
 Example = dict[str, torch.Tensor | int]
 
 
-class StreamedImages(IterableDataset):
+class ImageClassificationIterableDataset(IterableDataset):
     """A streamed split with its transform: yields `{"pixel_values": (3, H, W) float tensor, "labels": int}`.
 
     With a seed, for training: an epoch is a fixed number of batches, the same in every process, namely the images of
@@ -56,7 +56,7 @@ class StreamedImages(IterableDataset):
             memory, with datasets 5 up to five times over.
         num_images: of the split; None if that is not known.
         batch_size: images that are transformed together.
-        label_map: the class number to give out for each class of the column, see `match_labels`.
+        label_map: the class number to give out for each class of the column, see `build_label_mapping`.
 
     Iterating, an image that cannot be decoded and a label that is missing or out of range raise a ValueError that says
     where it stands.
@@ -98,13 +98,13 @@ class StreamedImages(IterableDataset):
         self.label_map = label_map
         feature = dataset.features[label_column]
         self._num_classes = feature.num_classes if isinstance(feature, ClassLabel) else None
-        self._draws_from_numpy = getattr(transform, "draws_from_numpy", True)
+        self._draws_from_numpy = getattr(transform, "uses_numpy_rng", True)
         self.rank, self.world_size, self.batch_size = 0, 1, batch_size
         self._epoch = SharedEpoch()
         # In shared memory, for workers that live longer than one epoch.
         self._passed_over = torch.tensor([-1, 0]).share_memory_()
 
-    def share(self, rank: int, world_size: int, batch_size: int) -> "StreamedImages":
+    def share(self, rank: int, world_size: int, batch_size: int) -> "ImageClassificationIterableDataset":
         """The part of process `rank` of `world_size`, for batches of `batch_size`; it keeps this one's epoch.
 
         Raises:
@@ -127,7 +127,7 @@ class StreamedImages(IterableDataset):
         """Choose the epoch whose order and augmentations are drawn, in this process and in its DataLoader workers."""
         self._epoch.set(epoch)
 
-    def pass_over(self, epoch: int, batches: int) -> None:
+    def skip_batches(self, epoch: int, batches: int) -> None:
         """Of this epoch, give out so many batches of empty images first: they were trained on, and are not decoded."""
         self._passed_over.copy_(torch.tensor([epoch, batches]))
 
@@ -156,7 +156,7 @@ class StreamedImages(IterableDataset):
     def __iter__(self) -> Iterator[Example]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info is not None else (0, 1)
-        return self._evaluation(worker) if self.seed is None else self._training(worker, workers)
+        return self._evaluation(worker) if self.seed is None else self._iter_train(worker, workers)
 
     def _evaluation(self, worker: int) -> Iterator[Example]:
         rows = iter(split_dataset_by_node(self.rows, self.rank, self.world_size))
@@ -165,23 +165,23 @@ class StreamedImages(IterableDataset):
             yield from self._read(batch, first, f"process {self.rank}, worker {worker}")
             first += len(batch)
 
-    def _training(self, worker: int, workers: int) -> Iterator[Example]:
+    def _iter_train(self, worker: int, workers: int) -> Iterator[Example]:
         epoch, (passed_epoch, passed) = self.epoch, self._passed_over.tolist()
         passed = passed if passed_epoch == epoch else 0
-        parts = batches_of_workers(self.num_batches, self.num_shards, workers)
+        parts = batches_per_worker(self.num_batches, self.num_shards, workers)
         place = f"process {self.rank}, worker {worker}, epoch {epoch}"
-        rows = self._endless(epoch, workers, place)
+        rows = self._iter_shuffled_forever(epoch, workers, place)
         number = 0
         while number < parts[worker]:
             batch = list(itertools.islice(rows, self.batch_size))
-            if place_of_batch(parts, worker, number) < passed:
+            if global_batch_index(parts, worker, number) < passed:
                 yield from ({"pixel_values": torch.empty(3, 0, 0), "labels": -100} for _ in batch)
             else:
                 key = (self.seed, epoch, self.rank, worker)
                 yield from self._read(batch, number * self.batch_size, place, key)
             number += 1
 
-    def _endless(self, epoch: int, workers: int, place: str) -> Iterator[Row]:
+    def _iter_shuffled_forever(self, epoch: int, workers: int, place: str) -> Iterator[Row]:
         """The share of this process and worker, shuffled, again and again in other orders."""
         readers = max(1, min(workers, self.num_shards))
         options = {"buffer_size": -(-self.shuffle_buffer // readers)}
@@ -219,9 +219,9 @@ class StreamedImages(IterableDataset):
         else:
 
             def reseed(position: int, stream: int) -> None:
-                seed_generators(self._draws_from_numpy, *key, first + position, stream)
+                seed_rngs(self._draws_from_numpy, *key, first + position, stream)
 
-            with isolated_generators(self._draws_from_numpy):
+            with fork_rngs(self._draws_from_numpy):
                 pixel_values = transformed(self.transform, images, reseed)
         for image, label in zip(pixel_values, labels, strict=True):
             yield {"pixel_values": image, "labels": label}
@@ -238,7 +238,7 @@ class StreamedImages(IterableDataset):
         return label if self.label_map is None else int(self.label_map[label])
 
 
-def batches_of_workers(batches: int | None, shards: int, workers: int) -> list[float]:
+def batches_per_worker(batches: int | None, shards: int, workers: int) -> list[float]:
     """How many batches each worker gives out: by its number of shards, and `batches` in all (None: without end)."""
     shards_before = np.cumsum([0, *(len(range(worker, shards, workers)) for worker in range(workers))]).tolist()
     if batches is None:
@@ -248,12 +248,12 @@ def batches_of_workers(batches: int | None, shards: int, workers: int) -> list[f
     ]
 
 
-def place_of_batch(parts: Sequence[float], worker: int, number: int) -> int:
+def global_batch_index(parts: Sequence[float], worker: int, number: int) -> int:
     """Which batch of the process a worker's batch is: a DataLoader takes one of each in turn, while it has any."""
     return int(sum(min(part, number + (other < worker)) for other, part in enumerate(parts)))
 
 
-class FullBatches(IterableDataset):
+class RebatchedDataset(IterableDataset):
     """The batches of a loader cut anew, so that all but the last are full.
 
     Each worker of a loader ends a stream with a smaller batch, and neither the host's mean loss nor accelerate's

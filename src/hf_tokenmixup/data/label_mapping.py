@@ -17,7 +17,7 @@ LABEL_MAPPINGS = ("strict", "name", "number")
 SHOWN = 3
 
 
-def match_labels(model_names: Sequence[str], dataset_names: Sequence[str], how: str = "strict") -> list[int]:
+def build_label_mapping(model_names: Sequence[str], dataset_names: Sequence[str], how: str = "strict") -> list[int]:
     """The model's class number of each class of the dataset.
 
     Names are compared without regard to case, and underscores count as spaces.

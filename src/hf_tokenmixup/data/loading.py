@@ -17,7 +17,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Value, load_dataset
 from datasets.exceptions import DatasetsError
 from sklearn.model_selection import train_test_split
 
-from .columns import find_image_column, find_label_column, number_labels, read_labels
+from .columns import encode_labels, find_image_column, find_label_column, read_labels
 from .digits import load_digits_dataset
 from .image_folders import TABLE_ENDINGS, find_image_folders, find_tables, load_image_folders
 
@@ -28,12 +28,13 @@ PATHS_TRIED = 32
 
 
 @dataclass(frozen=True)
-class ImageData:
+class ImageDatasetSplits:
     """What `load_image_dataset` found. Splits that were not asked for are None, and so are their names.
 
     `eval_split` is a name of the data set, or says which share of the training split it is. `label_names[i]` is the
-    name of class i in both splits. `eval_held_out`: the evaluation split is such a share. `eval_fingerprint` is that
-    of the evaluation split as it was loaded, whole and unchanged, and `revision` the commit of a data set of the Hub.
+    name of class i in both splits. `eval_is_split_from_train`: the evaluation split is such a share.
+    `eval_fingerprint` is that of the evaluation split as it was loaded, whole and unchanged, and `revision` the commit
+    of a data set of the Hub.
     """
 
     train: Dataset | None
@@ -44,7 +45,7 @@ class ImageData:
     label_column: str
     label_names: list[str]
     eval_fingerprint: str | None = None
-    eval_held_out: bool = False
+    eval_is_split_from_train: bool = False
     revision: str | None = None
 
 
@@ -67,7 +68,7 @@ def load_image_dataset(
     do_train: bool = True,
     do_eval: bool = True,
     label_names: Sequence[str] | None = None,
-) -> ImageData:
+) -> ImageDatasetSplits:
     """Load the splits that are needed, find their columns, number their classes and check every label.
 
     Args:
@@ -114,7 +115,7 @@ def load_image_dataset(
         label_column=label_column_name,
         training=do_train and train_split == "train",
     )
-    chosen_eval = choose_eval_split(source, train_split, eval_split) if do_eval else None
+    chosen_eval = resolve_eval_split(source, train_split, eval_split) if do_eval else None
     carve = do_eval and chosen_eval is None
     if carve and validation_fraction is None:
         raise ValueError(
@@ -124,7 +125,7 @@ def load_image_dataset(
     used = [train_split] if do_train or carve else []
     used += [chosen_eval] if chosen_eval is not None and chosen_eval not in used else []
     for split in used:
-        require_split(source, split, "--train_split" if do_train and split == train_split else "--eval_split")
+        validate_split(source, split, "--train_split" if do_train and split == train_split else "--eval_split")
 
     image_column = find_image_column(source[used[0]], used[0], image_column_name)
     label_column = find_label_column(source[used[0]], used[0], label_column_name)
@@ -144,14 +145,14 @@ def load_image_dataset(
             f"{len(names)}: {names}. Choose another with --label_column_name."
         )
     if train_dir is not None and validation_dir is not None:
-        _refuse_untrained_classes(splits, label_column, names)
+        _validate_eval_classes(splits, label_column, names)
 
     evaluation, eval_name = None, chosen_eval
     if chosen_eval is not None:
         evaluation = splits[chosen_eval]
     train = splits.get(train_split)
     if carve:
-        train, evaluation = _hold_out(train, label_column, validation_fraction, seed)
+        train, evaluation = _train_test_split(train, label_column, validation_fraction, seed)
         eval_name = f"{train_split} (held out: {validation_fraction:.3g} of it, seed {seed})"
         logger.warning(
             "No evaluation split among %s: evaluating on %d of the %d images of '%s' (validation_fraction=%g, seed "
@@ -163,15 +164,15 @@ def load_image_dataset(
             validation_fraction,
             seed,
         )
-    return ImageData(
-        train=_subset(train, max_train_samples, seed) if do_train else None,
-        evaluation=_subset(evaluation, max_eval_samples, seed) if do_eval else None,
+    return ImageDatasetSplits(
+        train=_sample_subset(train, max_train_samples, seed) if do_train else None,
+        evaluation=_sample_subset(evaluation, max_eval_samples, seed) if do_eval else None,
         train_split=train_split if do_train else None,
         eval_split=eval_name,
         image_column=image_column,
         label_column=label_column,
         label_names=names,
-        eval_held_out=carve,
+        eval_is_split_from_train=carve,
         eval_fingerprint=source[chosen_eval or train_split]._fingerprint if do_eval else None,
         revision=_hub_commit(source[used[0]]),
     )
@@ -280,7 +281,7 @@ def _hub_commit(dataset: Dataset) -> str | None:
     return commit if re.fullmatch("[0-9a-f]{40}", commit) else None
 
 
-def choose_eval_split(source: DatasetDict, train_split: str, eval_split: str | None) -> str | None:
+def resolve_eval_split(source: DatasetDict, train_split: str, eval_split: str | None) -> str | None:
     if eval_split is not None:
         if eval_split == train_split:
             logger.warning("Evaluating on '%s', the split that is trained on.", eval_split)
@@ -291,7 +292,7 @@ def choose_eval_split(source: DatasetDict, train_split: str, eval_split: str | N
     return found
 
 
-def require_split(source: DatasetDict, split: str, flag: str) -> None:
+def validate_split(source: DatasetDict, split: str, flag: str) -> None:
     if split not in source:
         raise ValueError(f"No split '{split}'; the splits are {sorted(source)}. Choose one with {flag}.")
 
@@ -305,10 +306,10 @@ def _number(
     by_name = label_names is None and train is not None and column in train.column_names
     if by_name and train_split not in splits and not isinstance(train.features[column], ClassLabel):
         splits = {train_split: train, **splits}
-    return number_labels(splits, column, label_names)
+    return encode_labels(splits, column, label_names)
 
 
-def _refuse_untrained_classes(splits: dict[str, Dataset], column: str, names: list[str]) -> None:
+def _validate_eval_classes(splits: dict[str, Dataset], column: str, names: list[str]) -> None:
     """Bare integers are numbered together, so that a class of the evaluation images alone would get a number too."""
     occurring = {split: set(read_labels(dataset, column).unique().to_pylist()) for split, dataset in splits.items()}
     if "train" in occurring and (unseen := set().union(*occurring.values()) - occurring["train"]):
@@ -318,7 +319,7 @@ def _refuse_untrained_classes(splits: dict[str, Dataset], column: str, names: li
         )
 
 
-def _hold_out(train: Dataset, column: str, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+def _train_test_split(train: Dataset, column: str, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
     labels = read_labels(train, column).to_numpy()
     held_out = max(1, round(fraction * len(labels)))
     if len(labels) - held_out < 1:
@@ -334,7 +335,7 @@ def _hold_out(train: Dataset, column: str, fraction: float, seed: int) -> tuple[
     return _select(train, kept), _select(train, taken)
 
 
-def _subset(dataset: Dataset, size: int | None, seed: int) -> Dataset:
+def _sample_subset(dataset: Dataset, size: int | None, seed: int) -> Dataset:
     if size is None or size >= len(dataset):
         return dataset
     return _select(dataset, np.random.default_rng(seed).permutation(len(dataset))[:size])

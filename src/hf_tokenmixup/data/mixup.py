@@ -12,10 +12,10 @@ import math
 import torch
 from timm.data.mixup import Mixup, mixup_target
 
-MODES = ("batch", "pair", "elem")
+MIXUP_MODES = ("batch", "pair", "elem")
 
 
-class InputMixing:
+class InputMixup:
     """Labels to distributions, and images mixed pairwise (image i with image B-1-i).
 
     Args:
@@ -53,8 +53,8 @@ class InputMixing:
                 raise ValueError(f"{name} must be a probability between 0 and 1, got {value}.")
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing}.")
-        if mode not in MODES:
-            raise ValueError(f"mode must be one of {', '.join(map(repr, MODES))}, got {mode!r}.")
+        if mode not in MIXUP_MODES:
+            raise ValueError(f"mode must be one of {', '.join(map(repr, MIXUP_MODES))}, got {mode!r}.")
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
         self._mixup = None

@@ -10,20 +10,21 @@ from datasets.packaged_modules.parquet.parquet import Parquet
 
 from .columns import find_image_column, find_label_column
 from .image_folders import find_image_folders
-from .loading import ImageData, choose_eval_split, require_split
+from .loading import ImageDatasetSplits, resolve_eval_split, validate_split
 
 
 @dataclass(frozen=True)
-class StreamedImageData(ImageData):
-    """What `load_image_stream` found: an `ImageData` of streamed splits, and how many images they hold, if known."""
+class StreamingImageDatasetSplits(ImageDatasetSplits):
+    """What `load_streaming_image_dataset` found: an `ImageDatasetSplits` of streamed splits, and how many images they
+    hold, if known."""
 
     train: IterableDataset | None
     evaluation: IterableDataset | None
-    num_train: int | None = None
-    num_evaluation: int | None = None
+    num_train_examples: int | None = None
+    num_eval_examples: int | None = None
 
 
-def load_image_stream(
+def load_streaming_image_dataset(
     dataset_name: str | None = None,
     dataset_config_name: str | None = None,
     train_dir: str | None = None,
@@ -39,10 +40,11 @@ def load_image_stream(
     *,
     do_train: bool = True,
     do_eval: bool = True,
-) -> StreamedImageData:
+) -> StreamingImageDatasetSplits:
     """Find the splits that are needed, their columns and classes, without downloading them.
 
-    Arguments are those of `load_image_dataset`. Labels are checked as they are read (`StreamedImages`).
+    Arguments are those of `load_image_dataset`. Labels are checked as they are read
+    (`ImageClassificationIterableDataset`).
 
     Raises:
         ValueError: no data set, or one that has no stream; no such split or column; classes that cannot be known
@@ -56,21 +58,21 @@ def load_image_stream(
             f"dataset_name={dataset_name!r}, train_dir={train_dir!r}, validation_dir={validation_dir!r}. Leave "
             "--streaming out: image folders are read file by file without it, and digits lie in memory."
         )
-    for option, size, way_out in (
+    for option, size, hint in (
         ("max_train_samples", max_train_samples, "train for fewer steps with --max_steps"),
         ("max_eval_samples", max_eval_samples, "name a smaller split with --eval_split"),
     ):
         if size is not None:
             raise ValueError(
                 f"--{option} draws from the whole split, which a stream would have to read to its end: leave it out "
-                f"and {way_out}, or leave out --streaming."
+                f"and {hint}, or leave out --streaming."
             )
     if not (do_train or do_eval):
         raise ValueError("Neither do_train nor do_eval: expected at least one split to load.")
 
     builder = _builder(dataset_name, dataset_config_name, cache_dir, token)
     source = builder.as_streaming_dataset()
-    chosen_eval = choose_eval_split(source, train_split, eval_split) if do_eval else None
+    chosen_eval = resolve_eval_split(source, train_split, eval_split) if do_eval else None
     if do_eval and chosen_eval is None:
         raise ValueError(
             f"No evaluation split among {sorted(source)}, and no share of a stream can be held out: name the split to "
@@ -79,7 +81,7 @@ def load_image_stream(
     used = [train_split] if do_train else []
     used += [chosen_eval] if chosen_eval is not None and chosen_eval not in used else []
     for split in used:
-        require_split(source, split, "--train_split" if do_train and split == train_split else "--eval_split")
+        validate_split(source, split, "--train_split" if do_train and split == train_split else "--eval_split")
         if source[split].features is None:
             raise ValueError(
                 f"The columns of split '{split}' are not known before it is read: store the data set as parquet files "
@@ -95,7 +97,7 @@ def load_image_stream(
             "without reading everything. Choose a ClassLabel column with --label_column_name, leave out --streaming, "
             "or store the labels as ClassLabel (`Dataset.class_encode_column`)."
         )
-    return StreamedImageData(
+    return StreamingImageDatasetSplits(
         train=source[train_split] if do_train else None,
         evaluation=source[chosen_eval] if do_eval else None,
         train_split=train_split if do_train else None,
@@ -104,8 +106,8 @@ def load_image_stream(
         label_column=label_column,
         label_names=list(feature.names),
         revision=builder.hash if re.fullmatch("[0-9a-f]{40}", builder.hash or "") else None,
-        num_train=_num_images(builder, train_split) if do_train else None,
-        num_evaluation=_num_images(builder, chosen_eval) if do_eval else None,
+        num_train_examples=_num_images(builder, train_split) if do_train else None,
+        num_eval_examples=_num_images(builder, chosen_eval) if do_eval else None,
     )
 
 

@@ -19,7 +19,7 @@ from torchvision.transforms import Compose, InterpolationMode, Resize
 
 logger = logging.getLogger(__name__)
 
-Reseed = Callable[[int, int], None]
+SeedFn = Callable[[int, int], None]
 
 
 class BatchTransform(ABC):
@@ -28,13 +28,13 @@ class BatchTransform(ABC):
     `transform(image)` gives a (3, H, W) float tensor, `transform.batch(images)` the same tensors as (B, 3, H, W).
     """
 
-    draws_from_numpy = False
+    uses_numpy_rng = False
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         return self.batch([image])[0]
 
     @abstractmethod
-    def batch(self, images: Sequence[Image.Image], reseed: Reseed | None = None) -> torch.Tensor:
+    def batch(self, images: Sequence[Image.Image], reseed: SeedFn | None = None) -> torch.Tensor:
         """All images of a batch together.
 
         Args:
@@ -44,13 +44,13 @@ class BatchTransform(ABC):
         """
 
 
-class ProcessorTransform(BatchTransform):
+class ImageProcessorTransform(BatchTransform):
     """The image processor of a model."""
 
     def __init__(self, image_processor: Any) -> None:
         self.image_processor = image_processor
 
-    def batch(self, images: Sequence[Image.Image], reseed: Reseed | None = None) -> torch.Tensor:
+    def batch(self, images: Sequence[Image.Image], reseed: SeedFn | None = None) -> torch.Tensor:
         return self.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
 
 
@@ -61,7 +61,7 @@ class TrainTransform(BatchTransform):
         augment: from an RGB PIL image to one of the output size.
         normalize: of images in [0, 1], (B, 3, H, W).
         erase: changes a (3, H, W) image in place.
-        draws_from_numpy: whether `augment` draws from numpy's global generator.
+        uses_numpy_rng: whether `augment` draws from numpy's global generator.
     """
 
     def __init__(
@@ -69,14 +69,14 @@ class TrainTransform(BatchTransform):
         augment: Callable[[Image.Image], Image.Image],
         normalize: Callable[[torch.Tensor], torch.Tensor],
         erase: Callable[[torch.Tensor], Any] | None = None,
-        draws_from_numpy: bool = True,
+        uses_numpy_rng: bool = True,
     ) -> None:
         self.augment = augment
         self.normalize = normalize
         self.erase = erase
-        self.draws_from_numpy = draws_from_numpy
+        self.uses_numpy_rng = uses_numpy_rng
 
-    def batch(self, images: Sequence[Image.Image], reseed: Reseed | None = None) -> torch.Tensor:
+    def batch(self, images: Sequence[Image.Image], reseed: SeedFn | None = None) -> torch.Tensor:
         pixels = []
         for position, image in enumerate(images):
             if reseed is not None:
@@ -101,7 +101,7 @@ def build_transforms(
     auto_augment: str | None = None,
     random_erasing: float = 0.0,
     erasing_mode: str = "pixel",
-) -> tuple[TrainTransform, ProcessorTransform]:
+) -> tuple[TrainTransform, ImageProcessorTransform]:
     """Training and evaluation transforms, both from RGB PIL images of any size to (3, H, W) float32 tensors.
 
     Args:
@@ -133,8 +133,8 @@ def build_transforms(
     if color_jitter and auto_augment and "3a" not in auto_augment:
         logger.warning("color_jitter=%s is left out: auto_augment=%r takes its place.", color_jitter, auto_augment)
 
-    evaluate = ProcessorTransform(image_processor)
-    size, mean, std = probe_image_processor(image_processor)
+    evaluate = ImageProcessorTransform(image_processor)
+    size, mean, std = infer_image_processor_config(image_processor)
     interpolation = _interpolation(image_processor)
     try:
         crop, policy, finish = create_transform(
@@ -164,7 +164,7 @@ def build_transforms(
         # timm's crop of scale 1 would still cut images whose shape lies outside crop_ratio.
         crop.transforms[0] = Resize(size, interpolation=InterpolationMode(interpolation), antialias=True)
     augment = Compose(crop.transforms + policy.transforms)
-    keep_one_bit(augment)
+    clamp_posterize_bits(augment)
     # The first step of the last part, to a tensor in [0, 1], is one division for the whole batch.
     _, normalize, *erase = finish.transforms
     # Of all that timm may put here, only the policies draw from numpy.
@@ -172,7 +172,7 @@ def build_transforms(
     return train, evaluate
 
 
-def probe_image_processor(
+def infer_image_processor_config(
     image_processor: Any,
 ) -> tuple[tuple[int, int], tuple[float, float, float], tuple[float, float, float]]:
     """Output size (height, width), mean and standard deviation of an image processor, for pixels in [0, 1].
@@ -183,7 +183,7 @@ def probe_image_processor(
     Raises:
         ValueError: images of different shape come out at different sizes, or not as (3, H, W).
     """
-    transform = ProcessorTransform(image_processor)
+    transform = ImageProcessorTransform(image_processor)
     black = transform(Image.new("RGB", (96, 64), "black"))
     white = transform(Image.new("RGB", (64, 96), "white"))
     if black.shape != white.shape or black.ndim != 3 or black.shape[0] != 3:
@@ -211,7 +211,7 @@ def resize_image_processor(image_processor: Any, height: int, width: int) -> Non
     Raises:
         ValueError: it cannot be set to this size.
     """
-    (old_height, old_width), *_ = probe_image_processor(image_processor)
+    (old_height, old_width), *_ = infer_image_processor_config(image_processor)
     if (old_height, old_width) == (height, width):
         return
     wanted, stored = {"height": height, "width": width}, image_processor.to_dict()
@@ -227,7 +227,7 @@ def resize_image_processor(image_processor: Any, height: int, width: int) -> Non
         # Some versions of transformers store a size as a class of their own.
         setattr(image_processor, name, value if isinstance(current, dict) else type(current)(**value))
     try:
-        found = "{}x{}".format(*probe_image_processor(image_processor)[0])
+        found = "{}x{}".format(*infer_image_processor_config(image_processor)[0])
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         found = f"none ({error})"
     if found != f"{height}x{width}":
@@ -237,7 +237,7 @@ def resize_image_processor(image_processor: Any, height: int, width: int) -> Non
         )
 
 
-def keep_one_bit(transform: Compose) -> None:
+def clamp_posterize_bits(transform: Compose) -> None:
     """Let timm's posterize operations keep at least one bit per channel, in place.
 
     At a magnitude of 10 (2.3% of the draws of `m9-mstd0.5`, one image in 660 altogether) timm asks for 0 bits. Up to

@@ -16,12 +16,12 @@ from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME, cached_file
 from transformers.utils.hub import extract_commit_hash
 
-from ..data import ImageClassificationData, StreamedImages, collate
-from ..saliency import evaluation_mode
+from ..data import ImageClassificationData, ImageClassificationIterableDataset, collate
+from ..saliency import eval_mode
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
+class EvaluationResult:
     """One measurement, with all that repeats it.
 
     Shares (`top1`, `top5`) lie in [0, 1]; `loss` is the mean cross-entropy in nats; `macs` are multiply-accumulate
@@ -54,8 +54,8 @@ class Evaluation:
         dataset = " ".join(filter(None, (self.dataset, self.dataset_config)))
         processes = f", {self.num_processes} processes" if self.num_processes > 1 else ""
         rows = {
-            "model": self.model + _of(self.model_revision),
-            "dataset": dataset + _of(self.dataset_revision or self.dataset_fingerprint),
+            "model": self.model + _format_version(self.model_revision),
+            "dataset": dataset + _format_version(self.dataset_revision or self.dataset_fingerprint),
             "split": f"{self.split}, {self.num_images:,} images",
             "top-1": f"{self.top1:.2%}",
             "top-5": f"{self.top5:.2%}",
@@ -69,7 +69,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Counts:
+class MetricSums:
     """Sums over images.
 
     `top1` and `top5` of them have their label first and among the first five, `not_finite` have a loss that is
@@ -86,18 +86,19 @@ class Counts:
 
 def evaluate_classifier(
     model: PreTrainedModel,
-    data: ImageClassificationData | StreamedImages,
+    data: ImageClassificationData | ImageClassificationIterableDataset,
     *,
     batch_size: int,
     num_workers: int = 0,
     dtype: torch.dtype = torch.float32,
     state: PartialState | None = None,
     progress: bool = False,
-) -> Counts:
+) -> MetricSums:
     """Classify every image of a split exactly once, in evaluation mode, on the device where the model lies.
 
     With several processes (`state`), process r of n reads images r, r + n, r + 2n, ...: none is read twice, none is
-    left out, and no batch is padded. All of them return the same. A stream is shared as `StreamedImages` says.
+    left out, and no batch is padded. All of them return the same. A stream is shared as
+    `ImageClassificationIterableDataset` says.
 
     Args:
         batch_size: of each process; the last batch may be smaller.
@@ -119,7 +120,7 @@ def evaluate_classifier(
             f"Expected a batch_size of at least 1 and no negative num_workers, got {batch_size} and {num_workers}."
         )
     rank, world = (state.process_index, state.num_processes) if state is not None else (0, 1)
-    if isinstance(data, StreamedImages):
+    if isinstance(data, ImageClassificationIterableDataset):
         share = data.share(rank, world, batch_size)
         num_workers = min(num_workers, share.num_shards)
     else:
@@ -134,12 +135,12 @@ def evaluate_classifier(
     if state is not None:
         state.wait_for_everyone()
     start = time.perf_counter()
-    with evaluation_mode(model), torch.inference_mode():
+    with eval_mode(model), torch.inference_mode():
         batches = [
             _count_batch(model, batch, dtype)
             for batch in tqdm(loader, unit="batch", disable=None if progress else True)
         ]
-    counts = _total([*batches, Counts(seconds=time.perf_counter() - start)])
+    counts = _total([*batches, MetricSums(seconds=time.perf_counter() - start)])
     if world > 1:
         counts = _total(gather_object([counts]))
     if counts.num_images == 0:
@@ -152,18 +153,18 @@ def evaluate_classifier(
     return counts
 
 
-def _count_batch(model: PreTrainedModel, batch: dict[str, torch.Tensor], dtype: torch.dtype) -> Counts:
+def _count_batch(model: PreTrainedModel, batch: dict[str, torch.Tensor], dtype: torch.dtype) -> MetricSums:
     device, labels = model.device, batch["labels"]
     with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
         logits = model(pixel_values=batch["pixel_values"].to(device, model.dtype, non_blocking=True)).logits
     if labels.max() >= logits.shape[-1]:
         raise ValueError(
             f"The model has {logits.shape[-1]} classes, and an image the label {labels.max()}: give the data the "
-            "label_map that match_labels returns."
+            "label_map that build_label_mapping returns."
         )
     labels, logits = labels.to(device), logits.float()
-    ranks, losses = label_ranks(logits, labels), cross_entropy(logits, labels, reduction="none")
-    return Counts(
+    ranks, losses = rank_of_label(logits, labels), cross_entropy(logits, labels, reduction="none")
+    return MetricSums(
         num_images=len(labels),
         top1=int((ranks < 1).sum()),
         top5=int((ranks < 5).sum()),
@@ -172,12 +173,12 @@ def _count_batch(model: PreTrainedModel, batch: dict[str, torch.Tensor], dtype: 
     )
 
 
-def _total(parts: Sequence[Counts]) -> Counts:
-    sums = {item.name: sum(getattr(part, item.name) for part in parts) for item in fields(Counts)}
-    return Counts(**sums | {"seconds": max(part.seconds for part in parts)})
+def _total(parts: Sequence[MetricSums]) -> MetricSums:
+    sums = {item.name: sum(getattr(part, item.name) for part in parts) for item in fields(MetricSums)}
+    return MetricSums(**sums | {"seconds": max(part.seconds for part in parts)})
 
 
-def label_ranks(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def rank_of_label(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """How many classes come before the label: (B, C) logits, (B,) labels -> (B,) int64.
 
     Those of higher logit, and those of equal logit and lower number: half precision makes many equal, and `topk` puts
@@ -207,16 +208,16 @@ def model_revision(name_or_path: str, **hub_options) -> str | None:
     digest = hashlib.sha256()
     files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     for file in files:
-        for part in _parts(file):
+        for part in _read_chunks(file):
             digest.update(part)
     return f"sha256:{digest.hexdigest()[:16]}" if files else None
 
 
-def _of(version: str | None) -> str:
+def _format_version(version: str | None) -> str:
     return f" ({version})" if version else ""
 
 
-def _parts(file: Path, size: int = 2**24) -> Iterator[bytes]:
+def _read_chunks(file: Path, size: int = 2**24) -> Iterator[bytes]:
     with file.open("rb") as stream:
         while part := stream.read(size):
             yield part

@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
-from ..saliency import evaluation_mode
+from ..saliency import eval_mode
 
 # Both factors differ from image to image; a layer's weights go into a plain matrix product.
 _BATCHED_PRODUCTS = (torch.ops.aten.bmm, torch.ops.aten.baddbmm)
@@ -37,7 +37,7 @@ def count_macs(model: PreTrainedModel, image_size: Sequence[int], *, weights_onl
     image = torch.zeros(1, *image_size, device=model.device, dtype=model.dtype)
     counter = FlopCounterMode(display=False)
     # Fused kernels are not counted by every torch (on a CPU by 2.6, say), or not at all: take the plain products.
-    with evaluation_mode(model), plain_attention(model), sdpa_kernel(SDPBackend.MATH), torch.no_grad(), counter:
+    with eval_mode(model), use_eager_attention(model), sdpa_kernel(SDPBackend.MATH), torch.no_grad(), counter:
         try:
             model(pixel_values=image)
         except (RuntimeError, ValueError, LookupError, ArithmeticError) as error:
@@ -53,7 +53,7 @@ def count_macs(model: PreTrainedModel, image_size: Sequence[int], *, weights_onl
 
 
 @contextmanager
-def plain_attention(model: PreTrainedModel) -> Iterator[None]:
+def use_eager_attention(model: PreTrainedModel) -> Iterator[None]:
     """Inside, `eager` in place of an attention that is neither that nor torch's `scaled_dot_product_attention`."""
     chosen = getattr(model.config, "_attn_implementation", None)
     if chosen in (None, "eager", "sdpa"):

@@ -1,20 +1,20 @@
 """Model cards and uploads to the Hugging Face Hub."""
 
-from .model_card import TrainingFacts, build_card, build_recipe_card, eval_results, update_card
-from .paper_results import BENCHMARKS, PaperBenchmark, PaperRow, paper_benchmark
-from .upload import PublishingError, claim_repository, publish_folder
+from .model_card import TrainingCardData, build_model_card, build_untrained_model_card, eval_results, update_card
+from .paper_results import PAPER_RESULTS, PaperRow, PaperTable, find_paper_results
+from .upload import HubUploadError, create_and_check_repo, upload_model_folder
 
 __all__ = [
-    "BENCHMARKS",
-    "PaperBenchmark",
+    "PAPER_RESULTS",
+    "PaperTable",
     "PaperRow",
-    "PublishingError",
-    "TrainingFacts",
-    "build_card",
-    "build_recipe_card",
-    "claim_repository",
+    "HubUploadError",
+    "TrainingCardData",
+    "build_model_card",
+    "build_untrained_model_card",
+    "create_and_check_repo",
     "eval_results",
-    "paper_benchmark",
-    "publish_folder",
+    "find_paper_results",
+    "upload_model_folder",
     "update_card",
 ]

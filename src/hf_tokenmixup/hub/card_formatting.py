@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable, Sequence
 
-from ..evaluation.evaluate import Evaluation
+from ..evaluation.evaluate import EvaluationResult
 from ..utils.environment import is_local_dataset, public_dataset
-from .card_redaction import hub_name
-from .model_summary import ModelDescription
-from .paper_results import PaperBenchmark
+from .card_redaction import as_hub_repo_id
+from .model_summary import ModelSummary
+from .paper_results import PaperTable
 
 RESULT_COLUMNS = ("dataset", "split", "images", "top-1", "top-5", "cross-entropy")
 
@@ -27,7 +27,7 @@ def on_hub(name: str | None, kind: str = "") -> str | None:
     if is_local_dataset(name):
         folder, local, what = name.partition(" (local ")
         return f"`{folder}`{local}{what}" if local else name
-    return f"[`{name}`](https://huggingface.co/{kind}{name})" if hub_name(name) else f"`{name}`"
+    return f"[`{name}`](https://huggingface.co/{kind}{name})" if as_hub_repo_id(name) else f"`{name}`"
 
 
 def layers(numbers: Sequence[int]) -> str:
@@ -56,7 +56,7 @@ def versions(libraries: dict[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in libraries.items())
 
 
-def model_table(model: ModelDescription, macs: int | None) -> str:
+def model_table(model: ModelSummary, macs: int | None) -> str:
     """What the configuration tells of a model's size and classes."""
     rows = [("parameters", f"{model.num_parameters:,}")]
     rows += [("multiply-accumulate operations for an image", f"{macs / 1e9:.2f} G")] if macs else []
@@ -65,7 +65,7 @@ def model_table(model: ModelDescription, macs: int | None) -> str:
     return table(("model", model.name), rows)
 
 
-def result_row(evaluation: Evaluation) -> tuple[str, ...]:
+def result_row(evaluation: EvaluationResult) -> tuple[str, ...]:
     """The figures of an evaluation, under :data:`RESULT_COLUMNS`."""
     dataset = public_dataset(evaluation.dataset)
     dataset = on_hub(dataset) if is_local_dataset(dataset) else f"`{dataset}`"
@@ -74,7 +74,7 @@ def result_row(evaluation: Evaluation) -> tuple[str, ...]:
     return dataset, evaluation.split, f"{evaluation.num_images:,}", *accuracies, f"{evaluation.loss:.4f}"
 
 
-def circumstances(evaluation: Evaluation) -> str:
+def circumstances(evaluation: EvaluationResult) -> str:
     """What an evaluation was made with, in sentences."""
     batches = f"batches of {evaluation.batch_size}"
     batches += f" in each of {evaluation.num_processes} processes" if evaluation.num_processes > 1 else ""
@@ -87,7 +87,7 @@ def circumstances(evaluation: Evaluation) -> str:
     return " ".join(parts)
 
 
-def paper_table(paper: PaperBenchmark) -> str:
+def paper_table(paper: PaperTable) -> str:
     """The paper's figures, in percent."""
     top5 = [row.top5 for row in paper.rows.values() if row.top5]
     header = ("the paper's system", "parameters in training", "MACs", "top-1", *(["top-5"] if top5 else []))

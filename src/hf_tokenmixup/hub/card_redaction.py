@@ -8,12 +8,12 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ..utils.environment import public_paths
-from ..utils.redaction import without_secrets
+from ..utils.redaction import remove_secrets
 
 _PATH_KEYS = {"_name_or_path", "name_or_path", "best_model_checkpoint"}
 
 
-def hub_name(name: str | None) -> str | None:
+def as_hub_repo_id(name: str | None) -> str | None:
     """The name if it is one of the Hub's, `owner/name`; None for a folder and for anything else."""
     if name is None or name.count("/") != 1 or Path(name).exists():
         return None
@@ -24,7 +24,7 @@ def hub_name(name: str | None) -> str | None:
     return name
 
 
-def public_json(path: Path) -> bytes | None:
+def redact_json(path: Path) -> bytes | None:
     """A JSON file without folders of this machine; None if it names none, or is another kind of file.
 
     A text that only looks like a path, such as the class `/m/01yrx`, stays.
@@ -61,11 +61,11 @@ def _without_folders(content: Any, key: str = "") -> Any:
     return path.name if local and path.name else content
 
 
-def public_text(text: str) -> str:
+def redact_text(text: str) -> str:
     """A text, a command say, without secrets, and with the last part alone of paths into one machine's folders."""
-    return public_paths(without_secrets(text).strip())
+    return public_paths(remove_secrets(text).strip())
 
 
-def public_value(value: Any) -> str:
+def redact_value(value: Any) -> str:
     """A setting's value as others may read it."""
-    return public_text(value if isinstance(value, str) else json.dumps(value, default=str))
+    return redact_text(value if isinstance(value, str) else json.dumps(value, default=str))

@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult
 from huggingface_hub.repocard_data import eval_results_to_model_index
 from huggingface_hub.utils import yaml_dump
 
-from ..evaluation.evaluate import Evaluation
+from ..evaluation.evaluate import EvaluationResult
 from ..utils.environment import is_local_dataset, public_dataset
 
 # As the Hub finds the metadata, but for an empty block, where its expression would run on into the text.
@@ -23,7 +23,7 @@ _OWN_LICENSE = re.compile(
 )
 
 
-def eval_results(evaluation: Evaluation) -> list[EvalResult]:
+def eval_results(evaluation: EvaluationResult) -> list[EvalResult]:
     """Top-1 and top-5 accuracy as shares of 1, and the mean cross-entropy in nats, each if it is a finite number."""
     dataset = public_dataset(evaluation.dataset)
     metrics = (
@@ -49,7 +49,7 @@ def eval_results(evaluation: Evaluation) -> list[EvalResult]:
     ]
 
 
-def with_results(card: str, model_name: str, results: list[EvalResult]) -> str:
+def insert_eval_results(card: str, model_name: str, results: list[EvalResult]) -> str:
     """Put results into the metadata of a card and leave the rest as it is, the text byte for byte.
 
     Results of the same task, dataset, configuration, split and metric make room. Of the metadata only `model-index` is
@@ -75,7 +75,12 @@ def with_results(card: str, model_name: str, results: list[EvalResult]) -> str:
     block, line_break = found[3], found[2]
     metadata = _parse(block)
     metadata["model-index"] = _replace(metadata.get("model-index"), model_name, results)
-    return mark + card[: found.start(3)] + _splice(block, metadata, "model-index", line_break) + card[found.end(3) :]
+    return (
+        mark
+        + card[: found.start(3)]
+        + _replace_yaml_key(block, metadata, "model-index", line_break)
+        + card[found.end(3) :]
+    )
 
 
 def read_card(path: Path) -> str:
@@ -119,7 +124,7 @@ def with_license(card: str, license: str) -> str:
         return f"{mark}---{line_break}license: {license}{line_break}---{line_break}{card}"
     metadata = _parse(found[3]) | {"license": license}
     text = _OWN_LICENSE.sub(lambda own: f"{own[1]}`{license}`", card[found.end(3) :])
-    return mark + card[: found.start(3)] + _splice(found[3], metadata, "license", found[2]) + text
+    return mark + card[: found.start(3)] + _replace_yaml_key(found[3], metadata, "license", found[2]) + text
 
 
 def _parse(block: str) -> dict[str, Any]:
@@ -140,7 +145,7 @@ def _replace(index: list | None, model_name: str, results: list[EvalResult]) -> 
         return new
     replaced = {_identity(result, metric) for result in new[0]["results"] for metric in result["metrics"]}
     try:
-        models = [{**model, "results": _without(model.get("results") or [], replaced)} for model in index]
+        models = [{**model, "results": _drop_results(model.get("results") or [], replaced)} for model in index]
         models[0]["results"] += new[0]["results"]
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(
@@ -150,7 +155,7 @@ def _replace(index: list | None, model_name: str, results: list[EvalResult]) -> 
     return models
 
 
-def _without(results: list[dict], replaced: set[tuple]) -> list[dict]:
+def _drop_results(results: list[dict], replaced: set[tuple]) -> list[dict]:
     kept = []
     for result in results:
         metrics = result.get("metrics") or []
@@ -169,7 +174,7 @@ def _identity(result: dict, metric: dict) -> tuple:
     return task.get("type"), dataset.get("type"), name, dataset.get("config"), dataset.get("split"), metric.get("type")
 
 
-def _splice(block: str, metadata: dict[str, Any], key: str, line_break: str) -> str:
+def _replace_yaml_key(block: str, metadata: dict[str, Any], key: str, line_break: str) -> str:
     """The YAML `block` with `key` as in `metadata`, the other lines as they were if that can be."""
     new = yaml_dump({key: metadata[key]}, sort_keys=False, line_break=line_break)
     spliced = block + new
@@ -177,7 +182,7 @@ def _splice(block: str, metadata: dict[str, Any], key: str, line_break: str) -> 
     for name, node in root.value if root else ():
         if name.value == key:
             start = name.start_mark.index
-            end = start + len(_own_lines(block[start : node.end_mark.index]))
+            end = start + len(_strip_trailing_comments(block[start : node.end_mark.index]))
             rest = block[end:]
             spliced = block[:start] + (new if block[end - 1] in "\r\n" else new.rstrip()) + rest
     try:
@@ -187,7 +192,7 @@ def _splice(block: str, metadata: dict[str, Any], key: str, line_break: str) -> 
     return spliced if same else yaml_dump(metadata, sort_keys=False, line_break=line_break)
 
 
-def _own_lines(text: str) -> str:
+def _strip_trailing_comments(text: str) -> str:
     """Without the comments and empty lines at the end, which belong to what follows."""
     lines = text.splitlines(keepends=True)
     while len(lines) > 1 and (not lines[-1].strip() or lines[-1].lstrip().startswith("#")):

@@ -14,22 +14,22 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import CONFIG_NAME
 
-from ..evaluation.evaluate import Evaluation
+from ..evaluation.evaluate import EvaluationResult
 from ..models import FAMILIES
-from ..utils.environment import public_dataset, public_name
+from ..utils.environment import public_dataset, strip_local_path
 from ..utils.redaction import is_secret_name
 from . import card_formatting as text
-from .card_redaction import hub_name, public_text, public_value
-from .eval_results import eval_results, read_card, with_results
-from .model_summary import ModelDescription, describe
-from .paper_results import PaperBenchmark, paper_benchmark
+from .card_redaction import as_hub_repo_id, redact_text, redact_value
+from .eval_results import eval_results, insert_eval_results, read_card
+from .model_summary import ModelSummary, describe
+from .paper_results import PaperTable, find_paper_results
 
-FILE_NAME = "README.md"
-SMALL_IMAGE = 64
+README_NAME = "README.md"
+SMALL_IMAGE_SIZE = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingFacts:
+class TrainingCardData:
     """What was run; what is not known is None or empty, and left out of the card.
 
     Args:
@@ -65,12 +65,12 @@ class TrainingFacts:
     license: str | None = None
 
 
-def build_card(
+def build_model_card(
     config: PreTrainedConfig,
     repo_id: str,
-    training: TrainingFacts | None = None,
-    evaluations: Sequence[Evaluation] = (),
-    paper: PaperBenchmark | None = None,
+    training: TrainingCardData | None = None,
+    evaluations: Sequence[EvaluationResult] = (),
+    paper: PaperTable | None = None,
     *,
     license: str | None = None,
 ) -> ModelCard:
@@ -90,8 +90,8 @@ def build_card(
     return _render(config, repo_id, training, evaluations, paper, license, trained=True)
 
 
-def build_recipe_card(
-    config: PreTrainedConfig, folder: str, training: TrainingFacts, paper: PaperBenchmark | None = None
+def build_untrained_model_card(
+    config: PreTrainedConfig, folder: str, training: TrainingCardData, paper: PaperTable | None = None
 ) -> ModelCard:
     """The card of what a recipe would train, which says that it was not.
 
@@ -99,12 +99,14 @@ def build_recipe_card(
         config: of that model.
         folder: where the recipe puts it.
         training: with the recipe, and with a command that trains and publishes.
-        paper: as in :func:`build_card`.
+        paper: as in :func:`build_model_card`.
     """
     return _render(config, folder, training, (), paper, None, trained=False)
 
 
-def update_card(target: str, evaluation: Evaluation, token: str | None = None, revision: str | None = None) -> str:
+def update_card(
+    target: str, evaluation: EvaluationResult, token: str | None = None, revision: str | None = None
+) -> str:
     """Put a result into the metadata of a model's card, which keeps everything else; makes a card where none is.
 
     Results of the same task, dataset, configuration, split and metric are replaced.
@@ -132,54 +134,54 @@ def update_card(target: str, evaluation: Evaluation, token: str | None = None, r
     return _update_repository(target, evaluation, HfApi(token=token), revision)
 
 
-def _update_folder(folder: Path, evaluation: Evaluation) -> str:
-    path = folder / FILE_NAME
+def _update_folder(folder: Path, evaluation: EvaluationResult) -> str:
+    path = folder / README_NAME
     # Absolute, so that the folder that one is in has a name too.
     name = folder.resolve().name
     if path.exists():
-        card = with_results(read_card(path), name, eval_results(evaluation))
+        card = insert_eval_results(read_card(path), name, eval_results(evaluation))
     elif (folder / CONFIG_NAME).exists():
-        card = str(build_card(AutoConfig.from_pretrained(folder), name, evaluations=[evaluation]))
+        card = str(build_model_card(AutoConfig.from_pretrained(folder), name, evaluations=[evaluation]))
     else:
-        raise ValueError(f"{folder} holds neither a card ({FILE_NAME}) nor a model ({CONFIG_NAME}): name another.")
+        raise ValueError(f"{folder} holds neither a card ({README_NAME}) nor a model ({CONFIG_NAME}): name another.")
     path.write_bytes(card.encode())
     return str(path)
 
 
-def _update_repository(repo_id: str, evaluation: Evaluation, api: HfApi, revision: str | None) -> str:
+def _update_repository(repo_id: str, evaluation: EvaluationResult, api: HfApi, revision: str | None) -> str:
     # Read from and written on top of one and the same commit, so that nobody's change in between is lost.
     head = api.model_info(repo_id, revision=revision).sha
     try:
-        old = Path(api.hf_hub_download(repo_id, FILE_NAME, revision=head)).read_bytes().decode()
+        old = Path(api.hf_hub_download(repo_id, README_NAME, revision=head)).read_bytes().decode()
     except RemoteEntryNotFoundError:
         config = AutoConfig.from_pretrained(Path(api.hf_hub_download(repo_id, CONFIG_NAME, revision=head)).parent)
-        card = str(build_card(config, repo_id, evaluations=[evaluation]))
+        card = str(build_model_card(config, repo_id, evaluations=[evaluation]))
     else:
-        card = with_results(old, _title(repo_id), eval_results(evaluation))
+        card = insert_eval_results(old, _title(repo_id), eval_results(evaluation))
     return api.upload_file(
         path_or_fileobj=card.encode(),
-        path_in_repo=FILE_NAME,
+        path_in_repo=README_NAME,
         repo_id=repo_id,
         revision=revision,
         parent_commit=head,
         commit_message=f"Evaluation on {public_dataset(evaluation.dataset)}, {evaluation.split}",
-        commit_description=public_text(evaluation.command),
+        commit_description=redact_text(evaluation.command),
     ).commit_url
 
 
 def _render(
     config: PreTrainedConfig,
     source: str,
-    training: TrainingFacts | None,
-    evaluations: Sequence[Evaluation],
-    paper: PaperBenchmark | None,
+    training: TrainingCardData | None,
+    evaluations: Sequence[EvaluationResult],
+    paper: PaperTable | None,
     license: str | None,
     trained: bool,
 ) -> ModelCard:
-    model, source = describe(config), public_name(source)
-    facts = _public(training) if training else None
+    model, source = describe(config), strip_local_path(source)
+    facts = _redact(training) if training else None
     license = license or (facts.license if facts else None)
-    paper = paper or (paper_benchmark(facts.recipe) if facts else None)
+    paper = paper or (find_paper_results(facts.recipe) if facts else None)
     return ModelCard.from_template(
         _metadata(model, source, facts, evaluations, license),
         # The template engine drops the last line break.
@@ -191,12 +193,12 @@ def _render(
         model=model,
         parameters=text.millions(model.num_parameters),
         size=text.model_table(model, next((item.macs for item in evaluations if item.macs), None)),
-        mixing=model.mixes_tokens,
+        mixing=model.uses_tokenmixup,
         mixable=config.model_type in FAMILIES and config.num_hidden_layers > 1,
         horizontal=text.layers(model.horizontal_layers),
         vertical=text.layers(model.vertical_layers),
         manifold=text.layers(model.manifold_layers),
-        small=model.image_size is not None and max(model.image_size) <= SMALL_IMAGE,
+        small=model.image_size is not None and max(model.image_size) <= SMALL_IMAGE_SIZE,
         settings=text.table(("setting", "value", ""), ((f"`{name}`", *rest) for name, *rest in model.settings)),
         dataset=facts and text.on_hub(facts.dataset, "datasets/"),
         start=facts and text.on_hub(facts.base_model),
@@ -206,24 +208,24 @@ def _render(
             ("hyperparameter", "value"), ((f"`{name}`", value) for name, value in facts.hyperparameters.items())
         ),
         results=text.table(text.RESULT_COLUMNS, map(text.result_row, evaluations)),
-        evaluations=[{"command": public_text(item.command), "with": text.circumstances(item)} for item in evaluations],
+        evaluations=[{"command": redact_text(item.command), "with": text.circumstances(item)} for item in evaluations],
         paper=paper,
         figures=paper and text.paper_table(paper),
     )
 
 
 def _metadata(
-    model: ModelDescription,
+    model: ModelSummary,
     source: str,
-    training: TrainingFacts | None,
-    evaluations: Sequence[Evaluation],
+    training: TrainingCardData | None,
+    evaluations: Sequence[EvaluationResult],
     license: str | None,
 ) -> ModelCardData:
     results = [result for evaluation in evaluations for result in eval_results(evaluation)]
-    tags = ["image-classification", "hf_tokenmixup", *(["tokenmixup"] if model.mixes_tokens else []), model.family]
+    tags = ["image-classification", "hf_tokenmixup", *(["tokenmixup"] if model.uses_tokenmixup else []), model.family]
     return ModelCardData(
         base_model=training.base_model if training else None,
-        datasets=[training.dataset] if training and hub_name(training.dataset) else None,
+        datasets=[training.dataset] if training and as_hub_repo_id(training.dataset) else None,
         library_name="transformers",
         license=license,
         metrics=["accuracy"] if results else None,
@@ -234,21 +236,21 @@ def _metadata(
     )
 
 
-def _public(training: TrainingFacts) -> TrainingFacts:
+def _redact(training: TrainingCardData) -> TrainingCardData:
     """The same facts, of those that tell of one machine what others may know."""
     given = training.hyperparameters.items()
     return dataclasses.replace(
         training,
-        base_model=hub_name(training.base_model),
+        base_model=as_hub_repo_id(training.base_model),
         dataset=training.dataset and public_dataset(training.dataset),
         recipe=training.recipe and PureWindowsPath(training.recipe).name.removesuffix(".yaml"),
-        command=training.command and public_text(training.command),
-        hyperparameters={name: public_value(value) for name, value in given if not is_secret_name(name)},
+        command=training.command and redact_text(training.command),
+        hyperparameters={name: redact_value(value) for name, value in given if not is_secret_name(name)},
         curves=training.curves and PureWindowsPath(training.curves).name,
     )
 
 
-def _run(training: TrainingFacts) -> list[tuple[str, str]]:
+def _run(training: TrainingCardData) -> list[tuple[str, str]]:
     dataset = text.on_hub(training.dataset, "datasets/")
     if dataset and training.dataset_config:
         dataset += f" ({training.dataset_config})"

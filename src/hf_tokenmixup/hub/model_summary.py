@@ -7,20 +7,20 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 
-from ..configuration import TokenMixupSettings
+from ..configuration import TokenMixupConfigMixin
 from ..models import FAMILIES
 
-MOST_CLASS_NAMES = 20
+MAX_CLASS_NAMES = 20
 _VIT_SIZES = {(192, 12): "Ti", (384, 12): "S", (768, 12): "B", (1024, 24): "L", (1280, 32): "H"}
 _HORIZONTAL = ("horizontal_", "scorenet_", "rollout_steps", "assignment", "token_selection", "relabel")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelDescription:
+class ModelSummary:
     """A classifier in words and numbers; what its configuration does not tell is None or empty.
 
-    `settings` are (name, value, meaning) of those in force. `own_code`: transformers has no such model, so it opens
-    with the code that lies beside the weights.
+    `settings` are (name, value, meaning) of those in force. `requires_remote_code`: transformers has no such model, so
+    it opens with the code that lies beside the weights.
     """
 
     name: str
@@ -34,15 +34,15 @@ class ModelDescription:
     vertical_layers: list[int]
     manifold_layers: list[int]
     settings: list[tuple[str, str, str]]
-    own_code: bool
+    requires_remote_code: bool
 
     @property
-    def mixes_tokens(self) -> bool:
+    def uses_tokenmixup(self) -> bool:
         """Whether HTM or VTM is on; manifold mixup is neither."""
         return bool(self.horizontal_layers or self.vertical_layers)
 
 
-def describe(config: PreTrainedConfig) -> ModelDescription:
+def describe(config: PreTrainedConfig) -> ModelSummary:
     """Describe an image classifier; parameters are counted without the memory for them.
 
     Args:
@@ -56,8 +56,8 @@ def describe(config: PreTrainedConfig) -> ModelDescription:
     mixing = settings is not None and settings.tokenmixup_enabled
     # The names that transformers makes up where none were given tell nothing.
     names = [name for _, name in sorted(config.id2label.items())]
-    told = len(names) <= MOST_CLASS_NAMES and not all(name.startswith("LABEL_") for name in names)
-    return ModelDescription(
+    told = len(names) <= MAX_CLASS_NAMES and not all(name.startswith("LABEL_") for name in names)
+    return ModelSummary(
         name=_name(config),
         family=config.model_type,
         num_parameters=_num_parameters(config),
@@ -68,8 +68,9 @@ def describe(config: PreTrainedConfig) -> ModelDescription:
         horizontal_layers=sorted(settings.horizontal_layers) if mixing else [],
         vertical_layers=sorted(settings.vertical_layers) if mixing else [],
         manifold_layers=sorted(settings.manifold_mixup_layers) if mixing else [],
-        settings=_settings_in_force(settings) if mixing else [],
-        own_code=family is not None and not family[1].plain_model_class.__module__.startswith("transformers."),
+        settings=_active_settings(settings) if mixing else [],
+        requires_remote_code=family is not None
+        and not family[1].base_model_class.__module__.startswith("transformers."),
     )
 
 
@@ -87,7 +88,7 @@ def _name(config: PreTrainedConfig) -> str:
     return f"`{config.model_type}`"
 
 
-def _sizes(config: PreTrainedConfig, settings: TokenMixupSettings | None) -> list[tuple[str, str]]:
+def _sizes(config: PreTrainedConfig, settings: TokenMixupConfigMixin | None) -> list[tuple[str, str]]:
     if settings is None:
         return []
     tokens = f"{settings.num_patch_tokens}" + (" and a CLS token" if settings.num_prefix_tokens else "")
@@ -107,12 +108,12 @@ def _num_parameters(config: PreTrainedConfig) -> int:
 
 def _plain_model(config: PreTrainedConfig) -> PreTrainedModel:
     if config.model_type in FAMILIES:
-        model_class = FAMILIES[config.model_type][1].plain_model_class
+        model_class = FAMILIES[config.model_type][1].base_model_class
         return model_class(model_class.config_class.from_dict(config.to_dict()))
     return AutoModelForImageClassification.from_config(config)
 
 
-def _settings_in_force(settings: TokenMixupSettings) -> list[tuple[str, str, str]]:
+def _active_settings(settings: TokenMixupConfigMixin) -> list[tuple[str, str, str]]:
     off = () if settings.horizontal_layers else _HORIZONTAL
     off += () if settings.vertical_layers else ("vertical_",)
     off += () if settings.horizontal_layers or settings.vertical_layers else ("saliency_",)
@@ -120,7 +121,7 @@ def _settings_in_force(settings: TokenMixupSettings) -> list[tuple[str, str, str
     off += () if settings.manifold_mixup_layers else ("manifold_",)
     off += () if settings.assignment_group_size else ("assignment_group_size",)
     rows = []
-    for item in dataclasses.fields(TokenMixupSettings):
+    for item in dataclasses.fields(TokenMixupConfigMixin):
         if not item.name.startswith(off):
             value = getattr(settings, item.name)
             rows.append((item.name, "none" if value is None else _plain(value), item.metadata["help"]))

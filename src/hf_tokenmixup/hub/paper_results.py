@@ -15,7 +15,7 @@ class PaperRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PaperBenchmark:
+class PaperTable:
     """A model on a dataset, and the paper's systems of it by the ending of their recipes' names."""
 
     table: int
@@ -31,8 +31,8 @@ _CIFAR_NOTE = (
     "Trained on one RTX A6000. The baseline is the authors' own training of the model. The parameters are those of "
     "the CIFAR-100 models."
 )
-BENCHMARKS = {
-    "cct-7-3x1-cifar10": PaperBenchmark(
+PAPER_RESULTS = {
+    "cct-7-3x1-cifar10": PaperTable(
         table=1,
         model="CCT-7/3x1, 1500 epochs",
         dataset="CIFAR-10",
@@ -46,7 +46,7 @@ BENCHMARKS = {
         },
         note=_CIFAR_NOTE,
     ),
-    "cct-7-3x1-cifar100": PaperBenchmark(
+    "cct-7-3x1-cifar100": PaperTable(
         table=1,
         model="CCT-7/3x1, 1500 epochs",
         dataset="CIFAR-100",
@@ -60,7 +60,7 @@ BENCHMARKS = {
         },
         note=_CIFAR_NOTE,
     ),
-    "vit-b16-imagenet1k": PaperBenchmark(
+    "vit-b16-imagenet1k": PaperTable(
         table=2,
         model="ViT-B/16, 224x224",
         dataset="ImageNet-1k",
@@ -80,9 +80,9 @@ BENCHMARKS = {
 }
 
 
-def paper_benchmark(recipe: str | None) -> PaperBenchmark | None:
+def find_paper_results(recipe: str | None) -> PaperTable | None:
     """The paper's figures for what a recipe of this name trains; None where it has none."""
-    for name, benchmark in BENCHMARKS.items():
+    for name, benchmark in PAPER_RESULTS.items():
         if recipe is not None and recipe.startswith(f"{name}-"):
             return benchmark
     return None

@@ -19,12 +19,12 @@ from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from .card_redaction import public_json
+from .card_redaction import redact_json
 from .eval_results import read_card, with_license
-from .model_card import build_card
+from .model_card import build_model_card
 
 # An allow-list: an output folder also holds checkpoints, optimizer states and files that name local paths.
-PUBLISHED_PATTERNS = {
+UPLOAD_PATTERNS = {
     "allow_patterns": [
         "README.md",
         CONFIG_NAME,
@@ -45,11 +45,11 @@ PUBLISHED_PATTERNS = {
 PROCESSOR_NAMES = ("preprocessor_config.json", "processor_config.json")
 
 
-class PublishingError(ValueError):
+class HubUploadError(ValueError):
     """The Hub does not take it; the message says why and what to do. Nothing on the disk has changed."""
 
 
-def claim_repository(repo_id: str, *, token: str | None = None, private: bool | None = None) -> str:
+def create_and_check_repo(repo_id: str, *, token: str | None = None, private: bool | None = None) -> str:
     """Create a model repository where there is none, and make sure that one may write to it.
 
     Args:
@@ -61,7 +61,7 @@ def claim_repository(repo_id: str, *, token: str | None = None, private: bool | 
         The full name, `user/name`.
 
     Raises:
-        PublishingError: nobody is logged in, the token is not known or may not write there, the name is none that
+        HubUploadError: nobody is logged in, the token is not known or may not write there, the name is none that
             the Hub takes, or the Hub cannot be reached; says what to do.
     """
     api = HfApi(token=token)
@@ -69,11 +69,11 @@ def claim_repository(repo_id: str, *, token: str | None = None, private: bool | 
         claimed = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         api.auth_check(claimed, write=True)
     except (HTTPError, OSError, ValueError) as error:
-        raise PublishingError(explain(error, api, repo_id)) from error
+        raise HubUploadError(explain(error, api, repo_id)) from error
     return claimed
 
 
-def publish_folder(
+def upload_model_folder(
     folder: str | Path,
     repo_id: str,
     *,
@@ -86,13 +86,13 @@ def publish_folder(
 ) -> CommitInfo | Future[CommitInfo]:
     """Upload the published model that lies in a folder, and nothing else of it.
 
-    The model card is addressed to the repository first, see :func:`address_card`. All of it can be repeated: what went
-    up before an interruption is not sent again, and the repository changes only by one commit at the very end. Folders
-    of this machine that a JSON file names are not published, see :func:`commit_files`.
+    The model card is addressed to the repository first, see :func:`update_card_repo_id`. All of it can be repeated:
+    what went up before an interruption is not sent again, and the repository changes only by one commit at the very
+    end. Folders of this machine that a JSON file names are not published, see :func:`commit_files`.
 
     Args:
         folder: with config, safetensors and image processor, as a training or `convert_weights.py` leaves it.
-        repo_id, token, private: as in :func:`claim_repository`.
+        repo_id, token, private: as in :func:`create_and_check_repo`.
         revision: branch to upload to, default `main`.
         message: of the commit.
         license: of the weights, put into the card; None leaves the card's own.
@@ -100,18 +100,18 @@ def publish_folder(
 
     Raises:
         ValueError: the folder holds no published model.
-        PublishingError: one may not write there, or the upload breaks off.
+        HubUploadError: one may not write there, or the upload breaks off.
     """
-    check_published(folder)
+    validate_model_folder(folder)
     folder = Path(folder)
     if license is not None:
         check_license(license)
-    repo_id = claim_repository(repo_id, token=token, private=private)
+    repo_id = create_and_check_repo(repo_id, token=token, private=private)
     if license is not None:
         check_license(license, on_hub=True, token=token)
-    address_card(folder, repo_id, license)
+    update_card_repo_id(folder, repo_id, license)
     api = HfApi(token=token)
-    upload = partial(commit_files, api, folder, repo_id, message=message, revision=revision, **PUBLISHED_PATTERNS)
+    upload = partial(commit_files, api, folder, repo_id, message=message, revision=revision, **UPLOAD_PATTERNS)
     if not blocking:
         return api.run_as_future(upload)
     try:
@@ -119,7 +119,7 @@ def publish_folder(
     # RuntimeError: the client tells so of an upload to the storage that broke off.
     except (HTTPError, OSError, RuntimeError) as error:
         branch = "" if revision is None else f" --revision {shlex.quote(revision)}"
-        raise PublishingError(
+        raise HubUploadError(
             f"{explain(error, api, repo_id)} The model in {folder} is complete and the repository has no part of it. "
             f"Repeat the upload: `hf-tokenmixup publish {shlex.quote(str(folder))} {repo_id}{branch}`."
         ) from error
@@ -157,7 +157,7 @@ def commit_files(
     for path in paths:
         content = (changed or {}).get(path)
         if content is None:
-            content = public_json(folder / path)
+            content = redact_json(folder / path)
         target = f"{path_in_repo}/{path}" if path_in_repo else path
         operations.append(CommitOperationAdd(target, folder / path if content is None else content))
     return api.create_commit(repo_id, operations, commit_message=message, revision=revision)
@@ -192,7 +192,7 @@ def check_license(license: str, *, on_hub: bool = False, token: str | None = Non
         raise ValueError(f"The Hub has no license {license!r}: {' '.join(map(str, errors))}")
 
 
-def check_published(folder: str | Path) -> None:
+def validate_model_folder(folder: str | Path) -> None:
     """
     Raises:
         ValueError: `folder` holds no model in the published form, or no image processor.
@@ -219,7 +219,7 @@ def check_published(folder: str | Path) -> None:
         )
 
 
-def address_card(folder: Path, repo_id: str, license: str | None = None) -> None:
+def update_card_repo_id(folder: Path, repo_id: str, license: str | None = None) -> None:
     """Have the card in `folder` name `repo_id` where it says how to open and to evaluate the model.
 
     A training that did not upload writes the folder there. Where there is no card, one is made. `license` replaces the
@@ -227,7 +227,7 @@ def address_card(folder: Path, repo_id: str, license: str | None = None) -> None
     """
     path = folder / "README.md"
     if not path.is_file():
-        build_card(AutoConfig.from_pretrained(folder), repo_id, license=license).save(path)
+        build_model_card(AutoConfig.from_pretrained(folder), repo_id, license=license).save(path)
         return
     card = read_card(path)
     if license is not None:
@@ -261,7 +261,7 @@ def explain(error: Exception, api: HfApi, repo_id: str) -> str:
         )
     if status == 403:
         return (
-            f"You may not write to {repo_id} on the Hub{_signed_in(api)}. Name a repository of your own, USER/NAME, "
+            f"You may not write to {repo_id} on the Hub{_format_user(api)}. Name a repository of your own, USER/NAME, "
             "or use a token with write permission."
         )
     if isinstance(error, HfHubHTTPError):
@@ -272,7 +272,7 @@ def explain(error: Exception, api: HfApi, repo_id: str) -> str:
     return f"The connection to the Hub at {api.endpoint} failed ({type(error).__name__}: {_first_line(error)})."
 
 
-def _signed_in(api: HfApi) -> str:
+def _format_user(api: HfApi) -> str:
     try:
         return f", signed in as {api.whoami()['name']}"
     except (HTTPError, OSError, ValueError):

@@ -1,6 +1,6 @@
 """Model families with TokenMixup."""
 
-from .auto import FAMILIES, load_classifier, stored_config
+from .auto import FAMILIES, load_classifier, load_config_dict
 from .cct import (
     CctConfig,
     CctForImageClassification,
@@ -10,15 +10,15 @@ from .cct import (
     TokenMixupCctLayer,
 )
 from .heads import class_names
-from .modeling_tokenmixup import TokenMixupModel
-from .outputs import AVERAGED_COUNTS, TokenMixupOutput
-from .peft_utils import adapter_layers, without_adapters
+from .modeling_tokenmixup import TokenMixupModelMixin
+from .outputs import AVERAGED_METRICS, TokenMixupOutput
+from .peft_utils import find_adapter_layers, merge_adapters
 from .positions import border_hint, height_and_width
-from .task import check_evaluated_task, require_single_label
+from .task import validate_evaluated_task, validate_single_label
 from .vit import TokenMixupViTConfig, TokenMixupViTForImageClassification, TokenMixupViTLayer
 
 __all__ = [
-    "AVERAGED_COUNTS",
+    "AVERAGED_METRICS",
     "FAMILIES",
     "CctConfig",
     "CctForImageClassification",
@@ -26,18 +26,18 @@ __all__ = [
     "TokenMixupCctConfig",
     "TokenMixupCctForImageClassification",
     "TokenMixupCctLayer",
-    "TokenMixupModel",
+    "TokenMixupModelMixin",
     "TokenMixupOutput",
     "TokenMixupViTConfig",
     "TokenMixupViTForImageClassification",
     "TokenMixupViTLayer",
-    "adapter_layers",
+    "find_adapter_layers",
     "border_hint",
-    "check_evaluated_task",
+    "validate_evaluated_task",
     "class_names",
     "height_and_width",
     "load_classifier",
-    "require_single_label",
-    "stored_config",
-    "without_adapters",
+    "validate_single_label",
+    "load_config_dict",
+    "merge_adapters",
 ]

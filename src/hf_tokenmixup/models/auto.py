@@ -20,7 +20,7 @@ from transformers.models.auto.modeling_auto import (
 from .cct import TokenMixupCctConfig, TokenMixupCctForImageClassification
 from .heads import class_names, fit_classifier
 from .positions import border_hint, config_to_load_with, height_and_width, resize_positions, token_grid
-from .task import PLAIN_OUTPUTS, SINGLE_LABEL, require_single_label
+from .task import PLAIN_OUTPUTS, SINGLE_LABEL, validate_single_label
 from .vit import TokenMixupViTConfig, TokenMixupViTForImageClassification
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ FAMILIES: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel]]] = {
     "vit": (TokenMixupViTConfig, TokenMixupViTForImageClassification),
 }
 # What the host raises for a configuration that no network can be built of.
-BUILDING_ERRORS = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError, StrictDataclassError)
+MODEL_INIT_ERRORS = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError, StrictDataclassError)
 
 
 def load_classifier(
@@ -74,7 +74,7 @@ def load_classifier(
         raise ValueError(
             "No model was named: give model_name_or_path, or from_scratch with a model_type (and config_overrides)."
         )
-    stored = stored_config(name_or_path, **hub_options) if name_or_path else {}
+    stored = load_config_dict(name_or_path, **hub_options) if name_or_path else {}
     if model_type is not None and stored.get("model_type", model_type) != model_type:
         raise ValueError(
             f"{name_or_path} is of type {stored['model_type']!r}, got model_type {model_type!r} beside it: leave that "
@@ -111,7 +111,7 @@ def load_classifier(
         )
     else:
         if not hub_options.get("trust_remote_code"):
-            _check_classifier_type(model_type)
+            _validate_model_type(model_type)
         config_class, model_class = AutoConfig, AutoModelForImageClassification
 
     options = {"attn_implementation": attn_implementation} if attn_implementation else {}
@@ -120,12 +120,12 @@ def load_classifier(
         defaults = AutoConfig.for_model(model_type) if known is PreTrainedConfig else config_class()
         changes |= _image_size_change(image_size, config_overrides, defaults)
         _refuse_unknown(changes, defaults)
-        with _building(model_type, config_overrides):
+        with _wrap_init_errors(model_type, config_overrides):
             config = type(defaults)(**changes)
     else:
         original = config_class.from_pretrained(name_or_path, **hub_options)
         changes |= _image_size_change(image_size, config_overrides, original)
-        with _building(model_type, config_overrides):
+        with _wrap_init_errors(model_type, config_overrides):
             config, unused = config_class.from_pretrained(
                 name_or_path, return_unused_kwargs=True, **changes, **hub_options
             )
@@ -136,13 +136,13 @@ def load_classifier(
                 "pixels: no token is left. Pass a larger image_size."
             )
     if label_names is not None:
-        require_single_label(config)
+        validate_single_label(config)
     # The classes with TokenMixup warn of it themselves.
     if model_type in FAMILIES and plain and (hint := border_hint(config)):
         logger.warning(hint)
     if from_scratch:
         build = model_class.from_config if model_class is AutoModelForImageClassification else model_class._from_config
-        with _building(model_type, config_overrides):
+        with _wrap_init_errors(model_type, config_overrides):
             return build(config, dtype=torch.float32, **options)
     loaded = None
     if model_class is AutoModelForImageClassification:
@@ -178,7 +178,7 @@ def load_classifier(
         ) from error
     if loaded is not None:
         resize_positions(model, config, str(name_or_path))
-    fresh = _check_weights(name_or_path, model, report, whole=plain)
+    fresh = _validate_loaded_weights(name_or_path, model, report, whole=plain)
     if label_names is not None:
         # Without as many names as the classifier has outputs, it is one without names.
         names = [f"LABEL_{index}" for index in range(len(label_names))]
@@ -201,7 +201,7 @@ def _image_size_change(
     return {"image_size": image_size}
 
 
-def stored_config(name_or_path: str, **hub_options) -> dict[str, Any]:
+def load_config_dict(name_or_path: str, **hub_options) -> dict[str, Any]:
     """The content of a model's config.json.
 
     Raises:
@@ -224,7 +224,7 @@ def stored_config(name_or_path: str, **hub_options) -> dict[str, Any]:
     return stored
 
 
-def _check_classifier_type(model_type: str) -> None:
+def _validate_model_type(model_type: str) -> None:
     # Types that somebody registered are in the mappings and not among the names.
     if model_type not in CONFIG_MAPPING or CONFIG_MAPPING[model_type] not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
         known = {*MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, *FAMILIES}
@@ -236,11 +236,11 @@ def _check_classifier_type(model_type: str) -> None:
 
 
 @contextmanager
-def _building(model_type: str, overrides: dict[str, Any] | None) -> Iterator[None]:
+def _wrap_init_errors(model_type: str, overrides: dict[str, Any] | None) -> Iterator[None]:
     """Tell what was asked for where the host fails at it; errors of ours, and without overrides, say so themselves."""
     try:
         yield
-    except BUILDING_ERRORS as error:
+    except MODEL_INIT_ERRORS as error:
         if not overrides or type(error) is ValueError:
             raise
         raise ValueError(
@@ -249,7 +249,9 @@ def _building(model_type: str, overrides: dict[str, Any] | None) -> Iterator[Non
         ) from error
 
 
-def _check_weights(name_or_path: str, model: PreTrainedModel, report: dict[str, Any], whole: bool) -> set[str]:
+def _validate_loaded_weights(
+    name_or_path: str, model: PreTrainedModel, report: dict[str, Any], whole: bool
+) -> set[str]:
     """Names of the tensors that were not loaded.
 
     Raises:

@@ -5,7 +5,7 @@ import torch
 _ROW_SUM_TOLERANCE = 1e-2  # rounding of a half-precision row
 
 
-def check_label_shape(labels: torch.Tensor, batch_size: int, num_labels: int) -> None:
+def validate_label_shape(labels: torch.Tensor, batch_size: int, num_labels: int) -> None:
     """Raise a ``ValueError`` unless these are class indices (B,) or distributions (B, C); no value is read."""
     if labels.is_floating_point():
         if tuple(labels.shape) != (batch_size, num_labels):
@@ -21,7 +21,7 @@ def check_label_shape(labels: torch.Tensor, batch_size: int, num_labels: int) ->
         )
 
 
-def check_label_values(labels: torch.Tensor, num_labels: int) -> None:
+def validate_label_values(labels: torch.Tensor, num_labels: int) -> None:
     """Read labels (B,) or (B, C), of a shape already checked, and raise a ``ValueError`` for impossible values."""
     if labels.is_floating_point():
         rows = labels.detach().double()
@@ -43,25 +43,25 @@ def check_label_values(labels: torch.Tensor, num_labels: int) -> None:
         )
 
 
-@torch.library.custom_op("hf_tokenmixup::class_distributions", mutates_args=())
-def class_distributions(labels: torch.Tensor, num_labels: int) -> torch.Tensor:
+@torch.library.custom_op("hf_tokenmixup::to_soft_targets", mutates_args=())
+def to_soft_targets(labels: torch.Tensor, num_labels: int) -> torch.Tensor:
     """Class indices (B,) or distributions (B, C), of a shape already checked, as float32 (or wider) ones (B, C).
 
     An operator of its own, so that it runs as it is under ``torch.compile`` too: values on the CPU are checked every
     time, and an index out of range on an accelerator stops there instead of being written somewhere.
 
     Raises:
-        ValueError: see :func:`check_label_values`; on the CPU only, where nothing has to be waited for.
+        ValueError: see :func:`validate_label_values`; on the CPU only, where nothing has to be waited for.
     """
     if labels.device.type == "cpu":
-        check_label_values(labels, num_labels)
+        validate_label_values(labels, num_labels)
     if labels.is_floating_point():
         return labels.to(torch.promote_types(labels.dtype, torch.float32), copy=True)
     one_hot = torch.zeros(len(labels), num_labels, device=labels.device)
     return one_hot.scatter_(1, labels.long()[:, None], 1.0)
 
 
-@class_distributions.register_fake
+@to_soft_targets.register_fake
 def _(labels: torch.Tensor, num_labels: int) -> torch.Tensor:
     dtype = torch.promote_types(labels.dtype, torch.float32) if labels.is_floating_point() else torch.float32
     # `len` would be a number, and so another graph for every batch size.

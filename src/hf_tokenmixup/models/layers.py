@@ -8,21 +8,21 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers.models.vit.modeling_vit import eager_attention_forward
 
-from ..configuration import TokenMixupSettings
+from ..configuration import TokenMixupConfigMixin
 from ..functional import blend, manifold_mix
-from ..horizontal import ScoreNet, horizontal_step
-from ..saliency import attention_saliency, evaluation_mode, random_saliency
+from ..horizontal import ScoreNet, apply_horizontal_mixup
+from ..saliency import attention_saliency, eval_mode, random_saliency
 from .gradient_checkpointing import checkpoint_layer
-from .outputs import MixingState
-from .peft_utils import adapter_layers
+from .outputs import TokenMixupContext
+from .peft_utils import find_adapter_layers
 
 
-class TokenMixupLayer(nn.Module):
+class TokenMixupLayerMixin(nn.Module):
     """Mixes in front of a transformer layer. Comes before the family's plain layer among the bases.
 
     The family gives ``pre_norm``, ``query_and_key`` and ``propagate`` (see
-    :class:`~hf_tokenmixup.saliency.AttentionLayer`), and its attention takes a keyword ``memory`` (B, M, D) of normed
-    tokens in vertical layers.
+    :class:`~hf_tokenmixup.saliency.SupportsAttentionSaliency`), and its attention takes a keyword ``memory`` (B, M, D)
+    of normed tokens in vertical layers.
     """
 
     # The host checkpoints a whole layer, by wrapping ``forward`` in ``__init_subclass__`` or in ``__call__`` (by
@@ -32,13 +32,13 @@ class TokenMixupLayer(nn.Module):
     def __init_subclass__(cls, **kwargs):
         pass
 
-    def setup_tokenmixup(self, config: TokenMixupSettings, layer_index: int) -> None:
+    def init_tokenmixup(self, config: TokenMixupConfigMixin, layer_index: int) -> None:
         """To be called at the end of the family's ``__init__``."""
         self.settings = config
         self.layer_index = layer_index
         self.is_horizontal = layer_index in config.horizontal_layers
         self.is_vertical = layer_index in config.vertical_layers
-        self.is_collected = layer_index < config.last_vertical_layer
+        self.is_collected = layer_index < config.num_collected_layers
         if self.is_horizontal:
             self.scorenet = ScoreNet(
                 config.hidden_size,
@@ -51,14 +51,14 @@ class TokenMixupLayer(nn.Module):
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        tokenmixup: MixingState | None = None,
+        tokenmixup: TokenMixupContext | None = None,
         **kwargs,
     ) -> torch.Tensor:
         """(B, N, D) to (B, N, D): the plain layer, behind the mixing steps if a state comes along."""
         memory = None
         if tokenmixup is not None:
             hidden_states, memory = self.mix(hidden_states, tokenmixup)
-        layer = partial(self.plain_forward, **kwargs)
+        layer = partial(self.base_forward, **kwargs)
         if self.gradient_checkpointing and self.training:
             return checkpoint_layer(self._gradient_checkpointing_func, layer, hidden_states, attention_mask, memory)
         return layer(hidden_states, attention_mask, memory)
@@ -68,11 +68,11 @@ class TokenMixupLayer(nn.Module):
         return self.pre_norm(hidden.to(self.pre_norm.weight.dtype))
 
     def attention_weights(self, hidden: torch.Tensor) -> torch.Tensor:
-        """See :class:`~hf_tokenmixup.saliency.AttentionLayer`."""
+        """See :class:`~hf_tokenmixup.saliency.SupportsAttentionSaliency`."""
         query, key, scale = self.query_and_key(hidden, cls_query_only=False)
         return eager_attention_forward(self.attention, query, key, key, None, scaling=scale)[1]
 
-    def plain_forward(
+    def base_forward(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, memory: torch.Tensor | None, **kwargs
     ) -> torch.Tensor:
         """The plain layer; with a memory (B, M, D), its attention has that many further keys and values."""
@@ -80,20 +80,20 @@ class TokenMixupLayer(nn.Module):
             kwargs["memory"] = self.pre_norm(memory)
         return super().forward(hidden_states, attention_mask, **kwargs)
 
-    def mix(self, hidden_states: torch.Tensor, state: MixingState) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def mix(self, hidden_states: torch.Tensor, state: TokenMixupContext) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The steps in front of the layer: horizontal first, then what vertical layers need of its input."""
         if state.manifold is not None and self.layer_index in self.settings.manifold_mixup_layers:
-            hidden_states = self._mix_manifold(hidden_states, state)
+            hidden_states = self._apply_manifold_mixup(hidden_states, state)
         if self.is_horizontal:
-            hidden_states = self._mix_horizontally(hidden_states, state)
+            hidden_states = self._apply_horizontal_mixup(hidden_states, state)
         memory = state.memory.tokens() if self.is_vertical and state.memory.num_tokens else None
         if self.is_collected and state.memory.kappa:
             state.memory.collect(hidden_states, self._saliency((self,), state, hidden_states.detach()))
         return hidden_states, memory
 
-    def _mix_horizontally(self, hidden_states: torch.Tensor, state: MixingState) -> torch.Tensor:
+    def _apply_horizontal_mixup(self, hidden_states: torch.Tensor, state: TokenMixupContext) -> torch.Tensor:
         settings, index = self.settings, self.layer_index
-        hidden_states, state.targets, loss, step = horizontal_step(
+        hidden_states, state.targets, loss, step = apply_horizontal_mixup(
             self.scorenet,
             hidden_states,
             state.targets,
@@ -113,7 +113,7 @@ class TokenMixupLayer(nn.Module):
             state.saliency = torch.where(step.replaced, step.saliency[step.partner], step.saliency)
         return hidden_states
 
-    def _mix_manifold(self, hidden_states: torch.Tensor, state: MixingState) -> torch.Tensor:
+    def _apply_manifold_mixup(self, hidden_states: torch.Tensor, state: TokenMixupContext) -> torch.Tensor:
         position, share, partner = state.manifold
         here = position == self.settings.manifold_mixup_layers.index(self.layer_index)
         mixed, targets = manifold_mix(hidden_states, state.targets, partner, share)
@@ -123,7 +123,7 @@ class TokenMixupLayer(nn.Module):
         return torch.where(here, mixed, hidden_states)
 
     def _saliency(
-        self, layers: Sequence["TokenMixupLayer"], state: MixingState, hidden_states: torch.Tensor
+        self, layers: Sequence["TokenMixupLayerMixin"], state: TokenMixupContext, hidden_states: torch.Tensor
     ) -> torch.Tensor:
         """(B, T) saliency of the tokens (B, N, D) that enter the first of ``layers``."""
         settings = self.settings
@@ -135,7 +135,7 @@ class TokenMixupLayer(nn.Module):
         for layer in layers[1:]:
             unshard(layer)
         # A layer offers its own parts without their dropout; adapters that were put into it have another.
-        with evaluation_mode(*(adapter for layer in layers for adapter in adapter_layers(layer))):
+        with eval_mode(*(adapter for layer in layers for adapter in find_adapter_layers(layer))):
             return attention_saliency(
                 layers, hidden_states, settings.num_prefix_tokens, settings.saliency_query, settings.saliency_route
             )

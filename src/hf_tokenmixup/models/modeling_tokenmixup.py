@@ -1,8 +1,8 @@
 """What every model family shares: the forward's state, the loss, loading, what is published.
 
-A family adds :class:`~hf_tokenmixup.models.layers.TokenMixupLayer` in front of its plain layer and
-:class:`TokenMixupModel` in front of its plain classifier, and says how a layer's attention is computed; nothing else
-of TokenMixup is family matter.
+A family adds :class:`~hf_tokenmixup.models.layers.TokenMixupLayerMixin` in front of its plain layer and
+:class:`TokenMixupModelMixin` in front of its plain classifier, and says how a layer's attention is computed; nothing
+else of TokenMixup is family matter.
 """
 
 import logging
@@ -15,15 +15,15 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import can_return_tuple
 from transformers.utils import logging as transformers_logging
 
-from ..configuration import TokenMixupSettings
+from ..configuration import TokenMixupConfigMixin
 from ..functional import soft_cross_entropy
-from ..saliency import evaluation_mode, gradient_saliency
+from ..saliency import eval_mode, gradient_saliency
 from ..vertical import VerticalMemory
 from .gradient_checkpointing import ActivationCheckpointing, rename_in_config
-from .labels import check_label_shape, check_label_values, class_distributions
-from .layers import TokenMixupLayer, unshard
-from .outputs import ManifoldDraw, MixingState, TokenMixupOutput
-from .peft_utils import AdapterMethods, without_adapters
+from .labels import to_soft_targets, validate_label_shape, validate_label_values
+from .layers import TokenMixupLayerMixin, unshard
+from .outputs import ManifoldMixupParams, TokenMixupContext, TokenMixupOutput
+from .peft_utils import AdapterMethods, merge_adapters
 from .positions import border_hint, config_to_load_with, resize_positions
 
 logger = logging.getLogger(__name__)
@@ -37,10 +37,10 @@ _GEOMETRY_ATTRIBUTES = frozenset(
 )
 
 
-class TokenMixupModel(ActivationCheckpointing, AdapterMethods):
+class TokenMixupModelMixin(ActivationCheckpointing, AdapterMethods):
     """Training forward, loss, loading and publishing of a TokenMixup classifier. Comes before the plain classifier.
 
-    The family gives ``config_class``, ``plain_model_class``, ``layer_class`` and ``lora_target_modules``; its base
+    The family gives ``config_class``, ``base_model_class``, ``layer_class`` and ``lora_target_modules``; its base
     model holds ``layers``.
 
     Args:
@@ -50,22 +50,22 @@ class TokenMixupModel(ActivationCheckpointing, AdapterMethods):
         ValueError: for a configuration without these settings, or with invalid ones.
     """
 
-    plain_model_class: type[PreTrainedModel]
-    layer_class: type[TokenMixupLayer]
+    base_model_class: type[PreTrainedModel]
+    layer_class: type[TokenMixupLayerMixin]
     # What LoRA adapts unless it is told otherwise: attention's projections to queries and values.
     lora_target_modules: tuple[str, ...]
     # ScoreNet is training state: a published checkpoint holds none, and a model with HTM off has no use for one.
     _keys_to_ignore_on_load_missing = [r"\.scorenet\."]
     _keys_to_ignore_on_load_unexpected = [r"\.scorenet\."]
 
-    def __init__(self, config: TokenMixupSettings):
+    def __init__(self, config: TokenMixupConfigMixin):
         if not isinstance(config, self.config_class):
             ours = self.config_class.__name__
             raise ValueError(
                 f"{type(self).__name__} needs a {ours}, got {type(config).__name__}: build it with "
                 f"{ours}.from_dict(config.to_dict(), horizontal_layers=[...])."
             )
-        config.validate_tokenmixup()
+        config.validate_tokenmixup_config()
         if hint := border_hint(config):
             once_logger.warning_once(hint)
         rename_in_config(config)
@@ -110,7 +110,7 @@ class TokenMixupModel(ActivationCheckpointing, AdapterMethods):
         resize_positions(opened[0] if isinstance(opened, tuple) else opened, wanted, str(name))
         return opened
 
-    def transformer_layers(self) -> nn.ModuleList:
+    def get_transformer_layers(self) -> nn.ModuleList:
         """The network's layers in order."""
         return self.base_model.layers
 
@@ -162,16 +162,16 @@ class TokenMixupModel(ActivationCheckpointing, AdapterMethods):
         if not mixing and not (single_label and labels is not None and labels.is_floating_point()):
             return super().forward(pixel_values, labels=labels, **kwargs)
 
-        check_label_shape(labels, len(pixel_values), self.config.num_labels)
-        self._check_values_once(labels)
-        targets = class_distributions(labels, self.config.num_labels)
+        validate_label_shape(labels, len(pixel_values), self.config.num_labels)
+        self._validate_labels_once(labels)
+        targets = to_soft_targets(labels, self.config.num_labels)
         num_items = kwargs.pop("num_items_in_batch", None)
-        state = self._new_state(pixel_values, targets, kwargs) if mixing else None
+        state = self._create_mixing_context(pixel_values, targets, kwargs) if mixing else None
         outputs = super().forward(pixel_values, return_dict=True, tokenmixup=state, **kwargs)
         if state is None:
-            outputs.loss = _reduce(soft_cross_entropy(outputs.logits, targets), num_items)
+            outputs.loss = _reduce_loss(soft_cross_entropy(outputs.logits, targets), num_items)
             return outputs
-        return self._training_output(outputs, state, num_items)
+        return self._build_training_output(outputs, state, num_items)
 
     def published(self) -> PreTrainedModel:
         """The plain model with these weights (shared, not copied) and without ScoreNet, which is training state.
@@ -180,12 +180,12 @@ class TokenMixupModel(ActivationCheckpointing, AdapterMethods):
         The settings stay in its configuration as a record, and for training on with our class. Adapters of peft are
         merged into copies of the weights that they adapt.
         """
-        config = self.plain_model_class.config_class.from_dict(self.config.to_dict())
+        config = self.base_model_class.config_class.from_dict(self.config.to_dict())
         config._attn_implementation = self.config._attn_implementation
-        state = without_adapters(self).state_dict(keep_vars=True)
+        state = merge_adapters(self).state_dict(keep_vars=True)
         weights = {name: tensor for name, tensor in state.items() if ".scorenet." not in name}
         with torch.device("meta"):
-            model = self.plain_model_class(config)
+            model = self.base_model_class(config)
         model.load_state_dict(weights, assign=True)
         return model.train(self.training)
 
@@ -196,7 +196,7 @@ class TokenMixupModel(ActivationCheckpointing, AdapterMethods):
     def _replace_layers(self) -> None:
         # The layers keep their parameters, initialised as the plain model's under the same seed; building ours on the
         # meta device draws no random numbers. ScoreNet alone is new.
-        layers = self.transformer_layers()
+        layers = self.get_transformer_layers()
         for index, plain in enumerate(layers):
             weights = plain.state_dict(keep_vars=True)
             with torch.device("meta"):
@@ -219,21 +219,23 @@ class TokenMixupModel(ActivationCheckpointing, AdapterMethods):
         if fresh:
             logger.warning("%s: the checkpoint holds no ScoreNet, so it starts untrained.", ", ".join(fresh))
 
-    def _check_values_once(self, labels: torch.Tensor) -> None:
+    def _validate_labels_once(self, labels: torch.Tensor) -> None:
         # Reading values waits for an accelerator, so there only the first labels are read. On the CPU, where it is
-        # free, ``class_distributions`` reads them all.
+        # free, ``to_soft_targets`` reads them all.
         if torch.compiler.is_compiling() or labels.device.type == "cpu" or getattr(self, "_labels_read", False):
             return
-        check_label_values(labels, self.config.num_labels)
+        validate_label_values(labels, self.config.num_labels)
         self._labels_read = True
 
-    def _new_state(self, pixel_values: torch.Tensor, targets: torch.Tensor, kwargs: dict) -> MixingState:
+    def _create_mixing_context(
+        self, pixel_values: torch.Tensor, targets: torch.Tensor, kwargs: dict
+    ) -> TokenMixupContext:
         if kwargs.get("attention_mask") is not None:
             raise ValueError(
                 "attention_mask cannot be used while tokens are mixed: tokens would move to places that are masked. "
                 "Leave it out, or turn TokenMixup off (horizontal_layers=[], vertical_layers=[])."
             )
-        config, layers = self.config, self.transformer_layers()
+        config, layers = self.config, self.get_transformer_layers()
         for name, is_one in (("horizontal_layers", "is_horizontal"), ("vertical_layers", "is_vertical")):
             built = [index for index, layer in enumerate(layers) if getattr(layer, is_one)]
             if sorted(getattr(config, name)) != built:
@@ -242,19 +244,19 @@ class TokenMixupModel(ActivationCheckpointing, AdapterMethods):
                     f"{getattr(config, name)}: open the model anew with it."
                 )
         memory = VerticalMemory(config.vertical_kappa, config.vertical_detach, config.num_prefix_tokens)
-        state = MixingState(layers=layers, memory=memory, targets=targets)
+        state = TokenMixupContext(layers=layers, memory=memory, targets=targets)
         if config.saliency_detector == "gradient" and (config.horizontal_layers or config.vertical_layers):
             state.saliency = self._gradient_saliency(pixel_values, targets, kwargs)
         if config.manifold_mixup_layers:
             num_layers, alpha = len(config.manifold_mixup_layers), config.manifold_mixup_alpha
-            state.manifold = ManifoldDraw.of(num_layers, alpha, len(targets), targets.device)
+            state.manifold = ManifoldMixupParams.of(num_layers, alpha, len(targets), targets.device)
         return state
 
     # A gradient within a forward, and modules that change their mode, are not for a compiler: a break in its graph.
     @torch.compiler.disable
     def _gradient_saliency(self, pixel_values: torch.Tensor, targets: torch.Tensor, kwargs: dict) -> torch.Tensor:
         classify = super().forward
-        with evaluation_mode(self):
+        with eval_mode(self):
             saliency = gradient_saliency(
                 lambda pixels: classify(pixels, return_dict=True, **kwargs).logits,
                 pixel_values,
@@ -264,14 +266,14 @@ class TokenMixupModel(ActivationCheckpointing, AdapterMethods):
         unshard(self)
         return saliency
 
-    def _training_output(
-        self, outputs: ImageClassifierOutput, state: MixingState, num_items: torch.Tensor | int | None
+    def _build_training_output(
+        self, outputs: ImageClassifierOutput, state: TokenMixupContext, num_items: torch.Tensor | int | None
     ) -> TokenMixupOutput:
-        loss = _reduce(soft_cross_entropy(outputs.logits, state.targets), num_items)
+        loss = _reduce_loss(soft_cross_entropy(outputs.logits, state.targets), num_items)
         scorenet_loss = None
         counts = state.counts()
         if state.steps:
-            scorenet_loss = _reduce(torch.stack(state.scorenet_losses).sum(dim=0), num_items)
+            scorenet_loss = _reduce_loss(torch.stack(state.scorenet_losses).sum(dim=0), num_items)
             loss = loss + self.config.scorenet_loss_weight * scorenet_loss
         return TokenMixupOutput(
             loss=loss,
@@ -286,7 +288,7 @@ class TokenMixupModel(ActivationCheckpointing, AdapterMethods):
         )
 
 
-def _reduce(losses: torch.Tensor, num_items: torch.Tensor | int | None) -> torch.Tensor:
+def _reduce_loss(losses: torch.Tensor, num_items: torch.Tensor | int | None) -> torch.Tensor:
     if num_items is None:
         return losses.mean()
     if torch.is_tensor(num_items):

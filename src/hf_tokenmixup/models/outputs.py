@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from ..horizontal import HorizontalStep
+from ..horizontal import HorizontalMixRecord
 from ..vertical import VerticalMemory
 
 # Counts that are means over images; the others are sums over them.
-AVERAGED_COUNTS = ("difficulty", "scorenet_loss")
+AVERAGED_METRICS = ("difficulty", "scorenet_loss")
 
 
 @dataclass
@@ -25,7 +25,7 @@ class TokenMixupOutput(ImageClassifierOutput):
         targets: (B, C) class distributions after all mixing.
         scorenet_loss: () ScoreNet's cross-entropy, summed over horizontal layers; None without them.
         scorenet_logits: one (B, C) for each horizontal layer.
-        horizontal: the record of each horizontal layer, see :class:`~hf_tokenmixup.horizontal.HorizontalStep`.
+        horizontal: the record of each horizontal layer, see :class:`~hf_tokenmixup.horizontal.HorizontalMixRecord`.
         counts: scalars on the device for logs: ``scorenet_loss``, and the mean over horizontal layers of
             ``easy_samples``, ``mixed_samples``, ``replaced_tokens`` in the batch and of ``difficulty`` (nats);
             ``vertical_tokens``, how many tokens of the batch were collected for vertical layers.
@@ -34,11 +34,11 @@ class TokenMixupOutput(ImageClassifierOutput):
     targets: torch.Tensor | None = None
     scorenet_loss: torch.Tensor | None = None
     scorenet_logits: tuple[torch.Tensor, ...] | None = None
-    horizontal: tuple[HorizontalStep, ...] | None = None
+    horizontal: tuple[HorizontalMixRecord, ...] | None = None
     counts: dict[str, torch.Tensor] | None = None
 
 
-class ManifoldDraw(NamedTuple):
+class ManifoldMixupParams(NamedTuple):
     """What was drawn for manifold mixup in one forward, as tensors: one compiled graph serves every draw.
 
     Attributes:
@@ -52,7 +52,7 @@ class ManifoldDraw(NamedTuple):
     partner: torch.Tensor
 
     @classmethod
-    def of(cls, num_layers: int, alpha: float, batch: int, device: torch.device) -> "ManifoldDraw":
+    def of(cls, num_layers: int, alpha: float, batch: int, device: torch.device) -> "ManifoldMixupParams":
         """One of so many layers, the share from Beta(alpha, alpha) and any permutation."""
         # The first two come from the host's generator, and are not checked: either way the device would be waited for.
         position = torch.randint(num_layers, ())
@@ -61,7 +61,7 @@ class ManifoldDraw(NamedTuple):
         return cls(position.to(device, non_blocking=True), share.to(device, non_blocking=True), partner)
 
 
-class MixingState:
+class TokenMixupContext:
     """What travels with the hidden states of one training forward, from layer to layer; it dies with the forward.
 
     No dataclass: FSDP looks into these for tensors, and would hand every layer a copy.
@@ -84,9 +84,9 @@ class MixingState:
         self.memory = memory
         self.targets = targets
         self.saliency: torch.Tensor | None = None
-        self.manifold: ManifoldDraw | None = None
+        self.manifold: ManifoldMixupParams | None = None
         self.scorenet_losses: list[torch.Tensor] = []
-        self.steps: list[HorizontalStep] = []
+        self.steps: list[HorizontalMixRecord] = []
 
     def counts(self) -> dict[str, torch.Tensor]:
         """Scalars for logs, see :class:`TokenMixupOutput`; they stay on the device."""

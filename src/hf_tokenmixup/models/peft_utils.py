@@ -40,19 +40,19 @@ def _explained_peft_version() -> Iterator[None]:
         ) from error
 
 
-def adapter_layers(model: nn.Module) -> list[nn.Module]:
+def find_adapter_layers(model: nn.Module) -> list[nn.Module]:
     """The modules of peft that adapt a layer; each holds that layer as ``base_layer``."""
     return [module for module in model.modules() if hasattr(module, "base_layer")]
 
 
-def without_adapters(model: PreTrainedModel) -> PreTrainedModel:
+def merge_adapters(model: PreTrainedModel) -> PreTrainedModel:
     """A copy of a model with the adapters merged into the weights that they adapt; all other weights are shared.
 
     Where peft trains a copy of a module in full, that copy takes the module's place. The model itself stays as it is;
     one that has no adapters is returned.
     """
-    adapters = adapter_layers(model)
-    if not adapters and not any(map(_is_wrapper, model.modules())):
+    adapters = find_adapter_layers(model)
+    if not adapters and not any(map(_is_modules_to_save_wrapper, model.modules())):
         return model
     # Merging writes into the weights below an adapter, so those are copied.
     adapted = {id(tensor) for layer in adapters for tensor in layer.parameters()}
@@ -62,7 +62,7 @@ def without_adapters(model: PreTrainedModel) -> PreTrainedModel:
     for name, module in list(merged.named_modules()):
         if name.startswith(done):
             continue
-        if _is_wrapper(module):
+        if _is_modules_to_save_wrapper(module):
             plain = module.unload_and_optionally_merge_module(merge=True, safe_merge=True, adapter_names=None)
         elif hasattr(module, "base_layer"):
             module.merge(safe_merge=True)
@@ -76,6 +76,6 @@ def without_adapters(model: PreTrainedModel) -> PreTrainedModel:
     return merged.requires_grad_(True)
 
 
-def _is_wrapper(module: nn.Module) -> bool:
+def _is_modules_to_save_wrapper(module: nn.Module) -> bool:
     """Whether this is peft's way to train a module in full beside the adapters."""
     return hasattr(module, "unload_and_optionally_merge_module")

@@ -12,7 +12,7 @@ SINGLE_LABEL = "single_label_classification"
 PLAIN_OUTPUTS = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
 
 
-def require_single_label(config: PreTrainedConfig) -> None:
+def validate_single_label(config: PreTrainedConfig) -> None:
     """Set what training on one label per image needs, in place; what the base model was trained for is logged.
 
     `problem_type` chooses the loss of the forward, whether tokens are mixed, and what `pipeline` makes of the logits.
@@ -39,7 +39,7 @@ def require_single_label(config: PreTrainedConfig) -> None:
             setattr(config, name, value)
 
 
-def check_evaluated_task(stored: dict[str, Any], name: str) -> None:
+def validate_evaluated_task(stored: dict[str, Any], name: str) -> None:
     """Look at the problem type of a model that is evaluated on single labels.
 
     Args:

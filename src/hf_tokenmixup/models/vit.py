@@ -10,19 +10,19 @@ from transformers import ViTConfig, ViTForImageClassification
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.vit.modeling_vit import ViTAttention, ViTLayer, eager_attention_forward
 
-from ..configuration import TokenMixupSettings
+from ..configuration import TokenMixupConfigMixin
 from ..saliency import queries_of_inputs
-from .layers import TokenMixupLayer, has_plain_weight
-from .modeling_tokenmixup import TokenMixupModel
+from .layers import TokenMixupLayerMixin, has_plain_weight
+from .modeling_tokenmixup import TokenMixupModelMixin
 
 
-class TokenMixupViTConfig(TokenMixupSettings, ViTConfig):
+class TokenMixupViTConfig(TokenMixupConfigMixin, ViTConfig):
     """``ViTConfig`` with the settings of TokenMixup as further attributes.
 
     The model type stays ``"vit"``, so that any ViT checkpoint comes in and a published one opens as a plain ViT.
 
     Args:
-        kwargs: settings of :class:`~hf_tokenmixup.configuration.TokenMixupSettings` and of ``ViTConfig``.
+        kwargs: settings of :class:`~hf_tokenmixup.configuration.TokenMixupConfigMixin` and of ``ViTConfig``.
 
     Raises:
         ValueError: for a setting out of its range or not fitting the network.
@@ -30,7 +30,7 @@ class TokenMixupViTConfig(TokenMixupSettings, ViTConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        self.validate_tokenmixup()
+        self.validate_tokenmixup_config()
 
     @property
     def num_prefix_tokens(self) -> int:
@@ -80,7 +80,7 @@ class VerticalViTAttention(ViTAttention):
         return self.o_proj(attended.flatten(2)), weights
 
 
-class TokenMixupViTLayer(TokenMixupLayer, ViTLayer):
+class TokenMixupViTLayer(TokenMixupLayerMixin, ViTLayer):
     """A ViT layer that mixes the tokens that enter it (HTM), hands tokens on to later layers and takes them (VTM).
 
     Args:
@@ -92,7 +92,7 @@ class TokenMixupViTLayer(TokenMixupLayer, ViTLayer):
         super().__init__(config)
         if layer_index in config.vertical_layers:
             self.attention = VerticalViTAttention(config)
-        self.setup_tokenmixup(config, layer_index)
+        self.init_tokenmixup(config, layer_index)
 
     @property
     def pre_norm(self) -> torch.nn.LayerNorm:
@@ -100,7 +100,7 @@ class TokenMixupViTLayer(TokenMixupLayer, ViTLayer):
         return self.layernorm_before
 
     def query_and_key(self, hidden: torch.Tensor, cls_query_only: bool) -> tuple[torch.Tensor, torch.Tensor, float]:
-        """See :class:`~hf_tokenmixup.saliency.AttentionLayer`."""
+        """See :class:`~hf_tokenmixup.saliency.SupportsAttentionSaliency`."""
         attention, normed = self.attention, self.normed(hidden)
         query = split_heads(attention, attention.q_proj(normed[:, :1] if cls_query_only else normed))
         if cls_query_only and has_plain_weight(attention.k_proj):
@@ -108,14 +108,14 @@ class TokenMixupViTLayer(TokenMixupLayer, ViTLayer):
         return query, split_heads(attention, attention.k_proj(normed)), attention.scaling
 
     def propagate(self, hidden: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
-        """See :class:`~hf_tokenmixup.saliency.AttentionLayer`."""
+        """See :class:`~hf_tokenmixup.saliency.SupportsAttentionSaliency`."""
         value = split_heads(self.attention, self.attention.v_proj(self.normed(hidden)))
         attended = (attention.to(value.dtype) @ value).transpose(1, 2).flatten(2)
         hidden = hidden + self.attention.o_proj(attended)
         return hidden + self.mlp(self.layernorm_after(hidden))
 
 
-class TokenMixupViTForImageClassification(TokenMixupModel, ViTForImageClassification):
+class TokenMixupViTForImageClassification(TokenMixupModelMixin, ViTForImageClassification):
     """``ViTForImageClassification`` that mixes tokens in training, and is the plain model otherwise.
 
     ``from_pretrained`` opens any ViT checkpoint; settings go to the configuration:
@@ -126,7 +126,7 @@ class TokenMixupViTForImageClassification(TokenMixupModel, ViTForImageClassifica
     """
 
     config_class = TokenMixupViTConfig
-    plain_model_class = ViTForImageClassification
+    base_model_class = ViTForImageClassification
     layer_class = TokenMixupViTLayer
     lora_target_modules = ("q_proj", "v_proj")
 

@@ -47,7 +47,7 @@ class Sweep:
     values: tuple[str, ...]
 
 
-PAPER_SETTING = "CCT-7/3x1 on CIFAR-100"
+PAPER_MODEL_AND_DATASET = "CCT-7/3x1 on CIFAR-100"
 _CCT = "cct-7-3x1-cifar100"
 _HTM = Row("HTM", f"{_CCT}-htm", 83.56)
 _MIXING = "input mixup & CutMix"
@@ -112,13 +112,13 @@ def sweep_study(name: str, recipe: str, values: Sequence[str], own: str | None =
         ValueError: for a value that is given twice.
     """
     for number, value in enumerate(values):
-        if any(_same(value, other) for other in values[:number]):
+        if any(_values_equal(value, other) for other in values[:number]):
             raise ValueError(f"The values of a sweep must differ, got {' '.join(values)}.")
     base = _ROWS_BY_RECIPE.get(recipe, Row("", recipe))
     setting = SWEEPS[name].setting
     rows = tuple(
         Row(f"{name} {value}", recipe, base.paper)
-        if _same(value, own)
+        if _values_equal(value, own)
         else Row(f"{name} {value}", recipe, options=(f"--{setting}", value), variant=f"-{name}-{value}")
         for value in values
     )
@@ -126,7 +126,7 @@ def sweep_study(name: str, recipe: str, values: Sequence[str], own: str | None =
     return Study(f"{name}-{base.key}", f"Sweep of {name} ({setting}): {base.key}", rows, reference)
 
 
-def _same(value: str, other: str | None) -> bool:
+def _values_equal(value: str, other: str | None) -> bool:
     try:
         return other is not None and float(value) == float(other)
     except ValueError:

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from .definitions import PAPER_SETTING, Row, Study
+from .definitions import PAPER_MODEL_AND_DATASET, Row, Study
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class RowResult:
         return stdev(self.top1.values()) if len(self.top1) > 1 else None
 
 
-def summarise(study: Study, top1: Mapping[str, Mapping[int, float]]) -> list[RowResult]:
+def summarize(study: Study, top1: Mapping[str, Mapping[int, float]]) -> list[RowResult]:
     """Results of a study's rows in order.
 
     Args:
@@ -76,7 +76,7 @@ def format_table(study: Study, results: Sequence[RowResult]) -> str:
         note += f", {'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}"
     note += f"; differences to {study.rows[study.reference].name}"
     if told:
-        note += f"; the paper's: {PAPER_SETTING}"
+        note += f"; the paper's: {PAPER_MODEL_AND_DATASET}"
     return "\n".join([study.title, note, "", *(line.rstrip() for line in table)])
 
 
@@ -101,15 +101,15 @@ def save_results(study: Study, results: Sequence[RowResult], folder: Path, **abo
         row | {"top1": {str(seed): result.top1[seed] for seed in sorted(result.top1)}}
         for row, result in zip(rows, results, strict=True)
     ]
-    write_whole(folder / f"{study.name}.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    atomic_write_text(folder / f"{study.name}.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_whole(folder / f"{study.name}.csv", text.getvalue())
+    atomic_write_text(folder / f"{study.name}.csv", text.getvalue())
 
 
-def write_whole(path: Path, text: str) -> None:
+def atomic_write_text(path: Path, text: str) -> None:
     """Write a file that whoever reads finds whole, the old one or the new one, also if this process is killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")

@@ -17,15 +17,15 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import BinaryIO
 
-from ..training.checkpointing.integrity import checkpoints_in, fault_in
+from ..training.checkpointing.integrity import find_checkpoint_error, list_checkpoints
 from .definitions import Row, Study
-from .results import write_whole
+from .results import atomic_write_text
 
-RECORD_FILE, RESULTS_FILE, LOG_FILE = "study.json", "all_results.json", "finetune.log"
+RUN_SPEC_FILE, RESULTS_FILE, LOG_FILE = "study.json", "all_results.json", "finetune.log"
 # Where it writes, how it starts and how it reads: none of this changes what is trained.
-WITHOUT_EFFECT = """recipe output_dir resume_from_checkpoint token hub_token license cache_dir report_to disable_tqdm
+IGNORED_OPTIONS = """recipe output_dir resume_from_checkpoint token hub_token license cache_dir report_to disable_tqdm
     dataloader_num_workers dataloader_persistent_workers dataloader_pin_memory""".split()
-PATIENCE_S = 60.0
+TERMINATE_TIMEOUT_S = 60.0
 OWN_ERROR = "finetune.py: "
 
 
@@ -46,7 +46,7 @@ class Unfinished:
     error: str | None = None
 
 
-def options_by_name(words: Sequence[str]) -> dict[str, list[str]]:
+def parse_option_words(words: Sequence[str]) -> dict[str, list[str]]:
     """The options of a command line by name, each with its words; of one that is repeated the last.
 
     Without those that have no effect on what is trained, the tokens among them.
@@ -59,15 +59,15 @@ def options_by_name(words: Sequence[str]) -> dict[str, list[str]]:
             current = options[name.replace("-", "_")] = [value] if equals else []
         else:
             current.append(word)
-    return {name: values for name, values in options.items() if name not in WITHOUT_EFFECT}
+    return {name: values for name, values in options.items() if name not in IGNORED_OPTIONS}
 
 
-def seed_folder(output_dir: Path, row: Row, seed: int) -> Path:
+def run_dir(output_dir: Path, row: Row, seed: int) -> Path:
     """Where a row is trained with a seed; model cards take the folder's name for a title."""
     return output_dir / f"{row.key}-seed-{seed}"
 
 
-def seeds_there(output_dir: Path, study: Study) -> list[int]:
+def find_seeds(output_dir: Path, study: Study) -> list[int]:
     """The seeds that there are folders of."""
     starts = [f"{row.key}-seed-" for row in study.rows]
     names = {path.name.removeprefix(start) for start in starts for path in output_dir.glob(f"{start}*")}
@@ -76,41 +76,41 @@ def seeds_there(output_dir: Path, study: Study) -> list[int]:
 
 def collect_top1(output_dir: Path, study: Study, seeds: Sequence[int]) -> dict[str, dict[int, float]]:
     """Top-1 in percent of what is finished, by the rows' keys and by seed."""
-    found = {
-        row.key: {seed: finished_top1(seed_folder(output_dir, row, seed)) for seed in seeds} for row in study.rows
-    }
+    found = {row.key: {seed: load_top1(run_dir(output_dir, row, seed)) for seed in seeds} for row in study.rows}
     return {key: {seed: 100 * top1 for seed, top1 in row.items() if top1 is not None} for key, row in found.items()}
 
 
-def finished_top1(folder: Path) -> float | None:
+def load_top1(folder: Path) -> float | None:
     """Top-1 in [0, 1] of a finished training; None for one that is not."""
     return _read_json(folder / RESULTS_FILE).get("eval_top1")
 
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that is whole; one in whose writing a training was killed is passed over."""
-    return next((checkpoint for checkpoint in checkpoints_in(folder) if fault_in(checkpoint) is None), None)
+    return next(
+        (checkpoint for checkpoint in list_checkpoints(folder) if find_checkpoint_error(checkpoint) is None), None
+    )
 
 
-def read_request(folder: Path) -> Request | None:
+def load_run_spec(folder: Path) -> Request | None:
     """What the training in a folder was asked for; None where no study has written it."""
-    content = _read_json(folder / RECORD_FILE)
+    content = _read_json(folder / RUN_SPEC_FILE)
     return Request(**content) if content.keys() == {item.name for item in fields(Request)} else None
 
 
-def check_request(folder: Path, request: Request) -> None:
+def check_run_spec(folder: Path, request: Request) -> None:
     """See to it that a folder holds nothing, or a training of this request.
 
     Raises:
         ValueError: names what differs, and the ways out.
     """
-    if finished_top1(folder) is None and last_checkpoint(folder) is None:
+    if load_top1(folder) is None and last_checkpoint(folder) is None:
         return
-    held = read_request(folder)
+    held = load_run_spec(folder)
     remedy = "Give another --output_dir, or remove that folder to train anew."
     if held is None:
         raise ValueError(f"{folder} holds a training that was not started by this script. {remedy}")
-    differences = _differences(_flat(held), _flat(request))
+    differences = _differences(_flatten(held), _flatten(request))
     if differences:
         raise ValueError(
             f"{folder} holds a training with other options: {'; '.join(differences)}. Repeat the options it was "
@@ -133,21 +133,21 @@ def train(folder: Path, request: Request, command: Sequence[str], tell: Callable
     Raises:
         ValueError: for a folder that holds a training of another request.
     """
-    with _hold(folder) as log:
+    with _lock_run_dir(folder) as log:
         if log is None:
             tell("another process trains it, and it is passed over")
             return Unfinished(f"trained by another process, which has {folder} on its command line")
-        check_request(folder, request)
-        if (top1 := finished_top1(folder)) is not None:
+        check_run_spec(folder, request)
+        if (top1 := load_top1(folder)) is not None:
             tell(f"top-1 {top1:.2%}, finished before")
             return None
-        write_whole(folder / RECORD_FILE, json.dumps(asdict(request), indent=2) + "\n")
+        atomic_write_text(folder / RUN_SPEC_FILE, json.dumps(asdict(request), indent=2) + "\n")
         checkpoint = last_checkpoint(folder)
         resume = ["--resume_from_checkpoint", str(checkpoint)] if checkpoint else []
         tell(f"{f'goes on from {checkpoint.name}' if checkpoint else 'starts'}; log: {folder / LOG_FILE}")
         start, begin = time.monotonic(), log.tell()
         status = run_training([*command, *resume], log)
-    if (top1 := finished_top1(folder)) is not None:
+    if (top1 := load_top1(folder)) is not None:
         tell(f"top-1 {top1:.2%}, after {time.monotonic() - start:.0f} s")
         return None
     reason = failure_reason((folder / LOG_FILE).read_bytes()[begin:].decode(errors="replace"))
@@ -168,7 +168,7 @@ def run_training(command: Sequence[str], log: BinaryIO) -> int:
     try:
         return process.wait()
     except BaseException:
-        _end_group(process)
+        _terminate_process_group(process)
         raise
 
 
@@ -182,7 +182,7 @@ def failure_reason(log: str) -> str:
 
 
 @contextmanager
-def _hold(folder: Path) -> Iterator[BinaryIO | None]:
+def _lock_run_dir(folder: Path) -> Iterator[BinaryIO | None]:
     """Hold a folder, as the open log of its training; None while another process trains in it.
 
     Whoever inherits the log, as the training does, goes on holding the folder, also if this process is killed.
@@ -197,11 +197,11 @@ def _hold(folder: Path) -> Iterator[BinaryIO | None]:
             yield log
 
 
-def _end_group(process: subprocess.Popen) -> None:
+def _terminate_process_group(process: subprocess.Popen) -> None:
     """End a process and those that it started, which may still be writing a checkpoint when it is gone itself."""
     with suppress(OSError):
         os.killpg(process.pid, signal.SIGTERM)
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + TERMINATE_TIMEOUT_S
         while time.monotonic() < deadline:
             process.poll()
             # Raises once the group is empty.
@@ -220,7 +220,7 @@ def _read_json(path: Path) -> dict:
     return content if isinstance(content, dict) else {}
 
 
-def _flat(request: Request) -> dict[str, list[str]]:
+def _flatten(request: Request) -> dict[str, list[str]]:
     return request.options | {"launcher": request.launcher}
 
 

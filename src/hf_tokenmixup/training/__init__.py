@@ -1,19 +1,19 @@
 """Training with TokenMixup: the trainer, its arguments, its parts and callbacks."""
 
-from .callbacks import CurvesCallback, JsonLinesCallback
-from .checkpointing.disk_space import OutputFolderError, SavingError
+from .callbacks import JsonlLoggerCallback, TrainingCurvesCallback
+from .checkpointing.disk_space import OutputDirError, SaveError
 from .lora import LoraArguments, add_lora
 from .nonfinite import NonFiniteLossError
 from .trainer import TokenMixupTrainer
 from .training_args import TokenMixupTrainingArguments
 
 __all__ = [
-    "CurvesCallback",
-    "JsonLinesCallback",
+    "TrainingCurvesCallback",
+    "JsonlLoggerCallback",
     "LoraArguments",
     "NonFiniteLossError",
-    "OutputFolderError",
-    "SavingError",
+    "OutputDirError",
+    "SaveError",
     "TokenMixupTrainer",
     "TokenMixupTrainingArguments",
     "add_lora",

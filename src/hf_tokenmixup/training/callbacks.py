@@ -19,7 +19,7 @@ from ..visualization.training_curves import plot_training_curves
 logger = logging.getLogger(__name__)
 
 
-class JsonLinesCallback(TrainerCallback):
+class JsonlLoggerCallback(TrainerCallback):
     """Write each log record as one line of JSON to `<output_dir>/training_log.jsonl`.
 
     The file always tells one training: a new one starts it afresh, a resumed one goes on from the records up to the
@@ -51,7 +51,7 @@ class JsonLinesCallback(TrainerCallback):
         if not state.is_world_process_zero:
             return
         path = Path(self.folder or args.output_dir) / self.file_name
-        lines = "".join(json.dumps(_finite(record), allow_nan=False) + "\n" for record in records)
+        lines = "".join(json.dumps(_replace_nonfinite(record), allow_nan=False) + "\n" for record in records)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open(mode, encoding="utf-8") as file:
@@ -63,7 +63,7 @@ class JsonLinesCallback(TrainerCallback):
             self._behind = True
 
 
-class CurvesCallback(TrainerCallback):
+class TrainingCurvesCallback(TrainerCallback):
     """Draw accuracy, loss and mixing over the epochs to `<output_dir>/training_curves.png` when training ends.
 
     Attributes:
@@ -98,7 +98,7 @@ class EpochLogCallback(TrainerCallback):
             control.should_log = True
 
 
-class EpochCallback(TrainerCallback):
+class SetEpochCallback(TrainerCallback):
     """Pass the epoch that begins to all training data with `set_epoch`, so that augmentation can depend on it.
 
     The data may be inside of wrappers such as `Subset` and `ConcatDataset`, see `epoch_followers`. The data loader of
@@ -157,10 +157,10 @@ class CheckpointedLayersCallback(TrainerCallback):
         checkpoint_frozen_inputs(model)
 
 
-def _finite(value: Any) -> Any:
+def _replace_nonfinite(value: Any) -> Any:
     """`value` with every float that is not finite replaced by None, within dicts and lists too."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: _replace_nonfinite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [_replace_nonfinite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import Trainer
 
 from ..utils.environment import describe_precision
-from .lora import describe_adapters
+from .lora import get_adapter_hyperparameters
 
 if TYPE_CHECKING:
     from .trainer import TokenMixupTrainer
@@ -62,7 +62,7 @@ def forward_precision(trainer: "TokenMixupTrainer", weights: torch.dtype | None 
         trainer: with its accelerator.
         weights: dtype of the weights; None: as the model has them.
     """
-    weights = weights_dtype(trainer.bare_model) if weights is None else weights
+    weights = weights_dtype(trainer.unwrapped_model) if weights is None else weights
     return describe_precision(mixed_precision(trainer.accelerator), weights, trainer.accelerator.device)
 
 
@@ -115,7 +115,7 @@ def hyperparameters(trainer: "TokenMixupTrainer") -> dict[str, Any]:
     length = "max_steps" if args.max_steps > 0 else "num_train_epochs"
     batch_size = trainer._train_batch_size // max(1, args.n_gpu)
     precision = mixed_precision(accelerator)
-    weights = weights_dtype(trainer.bare_model)
+    weights = weights_dtype(trainer.unwrapped_model)
     average = trainer.average
     settings = {
         length: getattr(args, length),
@@ -136,7 +136,7 @@ def hyperparameters(trainer: "TokenMixupTrainer") -> dict[str, Any]:
     return settings | {
         "processes": args.world_size,
         **_distribution(trainer),
-        **describe_adapters(trainer.inner_model),
+        **get_adapter_hyperparameters(trainer.classifier_model),
         **_trained(trainer),
     }
 
@@ -153,7 +153,7 @@ def _distribution(trainer: "TokenMixupTrainer") -> dict[str, Any]:
 
 def _trained(trainer: "TokenMixupTrainer") -> dict[str, Any]:
     """How much of the model trains where not all does, and how many steps were skipped where some were."""
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in trainer.inner_model.parameters()]
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in trainer.classifier_model.parameters()]
     total, trained = sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)
     facts = {} if trained == total else {"trainable_parameters": f"{trained:,} of {total:,}"}
     return facts | ({"skipped_steps": trainer.skipped_steps} if trainer.skipped_steps else {})

@@ -21,13 +21,13 @@ from .checkpointing.saving import CheckpointTrainer
 
 logger = logging.getLogger(__name__)
 
-AVERAGE_NAME = "average.safetensors"
+EMA_WEIGHTS_NAME = "average.safetensors"
 
 # An average that still holds so much of the first step's weights at the end is hardly one of the training.
-LARGE_SHARE = 0.1
+MAX_INITIAL_WEIGHT = 0.1
 
 
-class WeightAverage:
+class ModelEma:
     """timm's `ModelEmaV3` over everything of a model that is saved: ScoreNet and buffers too, integers as they are.
 
     Update t makes it `d * average + (1 - d) * weights`, with d = 0 for t = 1 (the average starts from the weights
@@ -49,7 +49,7 @@ class WeightAverage:
         self.decay, self.warmup = decay, warmup
         self._names = list(_saved_tensors(model))
         self._buffers = {name for name, _ in model.named_buffers()}
-        self._ema = ModelEmaV3(_Tensors(model), decay=decay, use_warmup=warmup)
+        self._ema = ModelEmaV3(_TensorModule(model), decay=decay, use_warmup=warmup)
 
     def tensors(self) -> dict[str, Tensor]:
         """The average by the model's names; what several names share stands under the first of them."""
@@ -59,22 +59,22 @@ class WeightAverage:
     def update(self, model: nn.Module) -> None:
         """Take in the weights after an optimizer step. The device is not waited for."""
         self.updates += 1
-        self._ema.update(_Tensors(model), step=self.updates)
+        self._ema.update(_TensorModule(model), step=self.updates)
 
     @contextmanager
-    def put_into(self, model: nn.Module) -> Iterator[None]:
+    def swap_into(self, model: nn.Module) -> Iterator[None]:
         """Within it, `model` has the average for its weights; behind it, also after an exception, its own again.
 
         Values are copied, so that parameters stay where they are: optimizers, wrappers and compiled code hold them.
         """
         own = {name: tensor.detach().clone() for name, tensor in _saved_tensors(model).items()}
         try:
-            _fill(model, self.tensors())
+            _copy_into(model, self.tensors())
             yield
         finally:
-            _fill(model, own)
+            _copy_into(model, own)
 
-    def share_buffers(self) -> None:
+    def broadcast_buffers(self) -> None:
         """Take the buffers of process 0, which saves them. To be called by all processes together.
 
         Each process has batch-norm statistics of its own images.
@@ -131,31 +131,31 @@ class AveragingTrainer(CheckpointTrainer):
         ValueError: With FSDP, DeepSpeed and weights spread over devices, and with an optimizer that averages itself.
     """
 
-    average: WeightAverage | None = None
+    average: ModelEma | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.args.ema_decay:
-            self._refuse_what_cannot_be_averaged()
-        self.add_callback(_AveragingCallback(self))
+            self._validate_ema_support()
+        self.add_callback(EmaCallback(self))
 
     @contextmanager
-    def averaged_weights(self) -> Iterator[None]:
+    def ema_weights(self) -> Iterator[None]:
         """Within it, `model` has the averaged weights; its own where there is no average."""
-        with nullcontext() if self.average is None else self.average.put_into(self.bare_model):
+        with nullcontext() if self.average is None else self.average.swap_into(self.unwrapped_model):
             yield
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         if self.average is not None and self.args.world_size > 1:
-            self.average.share_buffers()
-        with self.averaged_weights():
+            self.average.broadcast_buffers()
+        with self.ema_weights():
             return super().evaluation_loop(*args, **kwargs)
 
     def step_was_skipped(self) -> bool:
         """Whether the optimizer left the weights of this step as they were."""
         return self.accelerator.optimizer_step_was_skipped
 
-    def begin_average(self) -> None:
+    def init_ema(self) -> None:
         """At the beginning of a training: start the average, unless it came from a checkpoint, and say so."""
         if self.state.global_step == 0 or self.average is None:
             self.average = self._new_average()
@@ -169,7 +169,7 @@ class AveragingTrainer(CheckpointTrainer):
             " with warm-up" if args.ema_warmup else "",
         )
         share = args.ema_decay ** max(steps - 1, 0)
-        if share > LARGE_SHARE and not args.ema_warmup:
+        if share > MAX_INITIAL_WEIGHT and not args.ema_warmup:
             logger.warning(
                 "After %d steps, %.0f %% of the average will be the weights of the first: choose a lower --ema_decay, "
                 "or add --ema_warmup.",
@@ -177,46 +177,46 @@ class AveragingTrainer(CheckpointTrainer):
                 100 * share,
             )
 
-    def update_average(self) -> None:
+    def update_ema(self) -> None:
         """Behind an optimizer step."""
         if not self.step_was_skipped():
-            self.average.update(self.bare_model)
+            self.average.update(self.unwrapped_model)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        average = self._average_in(resume_from_checkpoint)
+        average = self._load_ema(resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self._take(average)
+        self._set_ema(average)
 
     def _load_best_model(self) -> None:
-        average = self._average_in(self.state.best_model_checkpoint)
+        average = self._load_ema(self.state.best_model_checkpoint)
         super()._load_best_model()
-        self._take(average)
+        self._set_ema(average)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         output_dir = self.args.output_dir if output_dir is None else output_dir
         if not self._is_checkpoint(output_dir):
-            with self.averaged_weights():
+            with self.ema_weights():
                 return super()._save(output_dir, state_dict)
         super()._save(output_dir, state_dict)
         if not self.args.should_save:
             return
-        file = Path(output_dir) / AVERAGE_NAME
+        file = Path(output_dir) / EMA_WEIGHTS_NAME
         if self.average is not None:
             self.average.save(file)
         else:
             # Of an earlier training that went through this step.
             file.unlink(missing_ok=True)
 
-    def _new_average(self) -> WeightAverage:
-        return WeightAverage(self.bare_model, self.args.ema_decay, self.args.ema_warmup)
+    def _new_average(self) -> ModelEma:
+        return ModelEma(self.unwrapped_model, self.args.ema_decay, self.args.ema_warmup)
 
-    def _average_in(self, checkpoint: str) -> WeightAverage | None:
+    def _load_ema(self, checkpoint: str) -> ModelEma | None:
         """The average that `checkpoint` holds; None where there is none, or none is wanted.
 
         Raises:
             ValueError: it cannot be read, or is another model's.
         """
-        file = Path(checkpoint) / AVERAGE_NAME
+        file = Path(checkpoint) / EMA_WEIGHTS_NAME
         if not self.args.ema_decay:
             if file.is_file():
                 logger.warning("%s is left out: there is no --ema_decay, and the plain weights are taken.", file)
@@ -228,11 +228,11 @@ class AveragingTrainer(CheckpointTrainer):
         average.load(file)
         return average
 
-    def _take(self, average: WeightAverage | None) -> None:
+    def _set_ema(self, average: ModelEma | None) -> None:
         if self.args.ema_decay:
             self.average = self._new_average() if average is None else average
 
-    def _refuse_what_cannot_be_averaged(self) -> None:
+    def _validate_ema_support(self) -> None:
         spread = {
             "FSDP": self.is_fsdp_enabled or self.is_fsdp_xla_enabled,
             "DeepSpeed": self.is_deepspeed_enabled,
@@ -251,23 +251,23 @@ class AveragingTrainer(CheckpointTrainer):
             )
 
 
-class _AveragingCallback(TrainerCallback):
+class EmaCallback(TrainerCallback):
     def __init__(self, trainer: AveragingTrainer) -> None:
         self._trainer = trainer
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         # A search for settings may have turned it on or off since.
         if args.ema_decay:
-            self._trainer.begin_average()
+            self._trainer.init_ema()
         else:
             self._trainer.average = None
 
     def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if args.ema_decay:
-            self._trainer.update_average()
+            self._trainer.update_ema()
 
 
-class _Tensors(nn.Module):
+class _TensorModule(nn.Module):
     """The saved tensors of a model, each once, by number: as timm goes through them, shared ones would move twice.
 
     Half precision is widened, as one step of the average is too small for it.
@@ -294,6 +294,6 @@ def _saved_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _fill(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+def _copy_into(model: nn.Module, values: Mapping[str, Tensor]) -> None:
     for name, tensor in _saved_tensors(model).items():
         tensor.copy_(values[name])

@@ -4,7 +4,7 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import nn
 
 
-def shard_by_layers(plugin: FullyShardedDataParallelPlugin, model: nn.Module) -> None:
+def set_transformer_layer_cls_to_wrap(plugin: FullyShardedDataParallelPlugin, model: nn.Module) -> None:
     """Name the classes of modules that are sharded each by itself, where the user named none.
 
     They are the model's own `_no_split_modules`, without those around its input embedding: accelerate (seen in 1.15)

@@ -14,18 +14,18 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import EvalLoopOutput, HubStrategy, SaveStrategy
 from transformers.utils import PushInProgress
 
-from ..evaluation.evaluate import Evaluation
+from ..evaluation.evaluate import EvaluationResult
 from ..evaluation.flops import count_macs, count_parameters
-from ..hub.card_redaction import public_json
-from ..hub.model_card import TrainingFacts, build_card
-from ..hub.upload import PUBLISHED_PATTERNS, claim_repository, commit_files, publish_folder
+from ..hub.card_redaction import redact_json
+from ..hub.model_card import TrainingCardData, build_model_card
+from ..hub.upload import UPLOAD_PATTERNS, commit_files, create_and_check_repo, upload_model_folder
 from ..utils.environment import describe_hardware, library_versions
-from .callbacks import CurvesCallback
+from .callbacks import TrainingCurvesCallback
 from .checkpointing.disk_space import saving
-from .checkpointing.integrity import OWN_STATE, STATE_NAME
+from .checkpointing.integrity import CALLBACK_STATE_KEY, TRAINER_STATE_NAME
 from .effective_settings import devices, forward_precision, given_optimization, hyperparameters
 from .ema import AveragingTrainer
-from .lora import describe_adapters
+from .lora import get_adapter_hyperparameters
 from .processes import on_main_process
 
 # A pickle with the token of the Hub, should one have been given, and local paths; and the card that peft writes.
@@ -34,18 +34,18 @@ PRIVATE_FILES = ["training_args.bin", "README.md", "*/README.md"]
 
 def public_state(checkpoint: Path) -> dict[str, bytes]:
     """The state of a checkpoint as it is uploaded, by file name: for the files that are, and without local folders."""
-    path = checkpoint / STATE_NAME
+    path = checkpoint / TRAINER_STATE_NAME
     if not path.is_file():
         return {}
     state = json.loads(path.read_text(encoding="utf-8"))
     if best := state.get("best_model_checkpoint"):
         state["best_model_checkpoint"] = Path(best).name
-    own = (state.get("stateful_callbacks") or {}).get(OWN_STATE, {})
+    own = (state.get("stateful_callbacks") or {}).get(CALLBACK_STATE_KEY, {})
     if "files" in own:
         uploaded = {
             name: own["files"][name] for name in filter_repo_objects(own["files"], ignore_patterns=PRIVATE_FILES)
         }
-        changed = {name: content for name in uploaded if (content := public_json(checkpoint / name)) is not None}
+        changed = {name: content for name in uploaded if (content := redact_json(checkpoint / name)) is not None}
         own["files"] = uploaded | {name: len(content) for name, content in changed.items()}
     return {path.name: (json.dumps(state, indent=2, sort_keys=True) + "\n").encode()}
 
@@ -54,9 +54,10 @@ class PublishingTrainer(AveragingTrainer):
     """A Trainer whose uploads a stranger can use and trust.
 
     Args:
-        training_facts: what the model card tells about the training and a Trainer cannot know: data set, base model,
+        training_card_data: what the model card tells about the training and a Trainer cannot know: data set, base
+        model,
             recipe, command, settings of the augmentation. The trainer adds what it does know.
-        evaluation_facts: fields of :class:`~hf_tokenmixup.evaluation.evaluate.Evaluation` that are known before
+        eval_card_data: fields of :class:`~hf_tokenmixup.evaluation.evaluate.EvaluationResult` that are known before
             anything is measured: `dataset`, `dataset_config`, `dataset_revision`, `dataset_fingerprint`, `split` and
             `command` (in which `{model}` stands for the repository). With them, the results of the last `evaluate()`
             go into the card as a `model-index`.
@@ -65,12 +66,12 @@ class PublishingTrainer(AveragingTrainer):
     def __init__(
         self,
         *args: Any,
-        training_facts: TrainingFacts | None = None,
-        evaluation_facts: Mapping[str, Any] | None = None,
+        training_card_data: TrainingCardData | None = None,
+        eval_card_data: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        self.training_facts = training_facts or TrainingFacts()
-        self.evaluation_facts = evaluation_facts
+        self.training_card_data = training_card_data or TrainingCardData()
+        self.eval_card_data = eval_card_data
         self._last_evaluation: dict[str, float] = {}
         self._measured: dict[str, Any] = {}
         self._train_seconds: float | None = None
@@ -83,13 +84,13 @@ class PublishingTrainer(AveragingTrainer):
         """Create the repository and make sure that one may write to it; with `push_to_hub`, before the training.
 
         Raises:
-            PublishingError: one may not, or is not logged in; says what to do.
+            HubUploadError: one may not, or is not logged in; says what to do.
         """
         name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
         private = self.args.hub_private_repo if private is None else private
         # The main process alone asks the Hub, and all of them raise its refusal.
         self.hub_model_id = on_main_process(
-            lambda: claim_repository(name, token=token or self.args.hub_token, private=private)
+            lambda: create_and_check_repo(name, token=token or self.args.hub_token, private=private)
         )
         self.push_in_progress = None
 
@@ -128,8 +129,8 @@ class PublishingTrainer(AveragingTrainer):
         """Write the model card, README.md, into the output folder: from what was run, not from memory.
 
         Args:
-            license: instead of that of `training_facts`.
-            facts: fields of `TrainingFacts` instead of those known.
+            license: instead of that of `training_card_data`.
+            facts: fields of `TrainingCardData` instead of those known.
         """
         if not self.is_world_process_zero():
             return
@@ -143,8 +144,8 @@ class PublishingTrainer(AveragingTrainer):
     def model_card(self, repo_id: str, **facts: Any) -> ModelCard:
         """The model card for a repository of this name; `facts` as in `create_model_card`."""
         evaluation = self._evaluation(repo_id)
-        return build_card(
-            self.bare_model.config,
+        return build_model_card(
+            self.unwrapped_model.config,
             repo_id,
             replace(self._training_facts(), **facts),
             evaluations=[evaluation] if evaluation else [],
@@ -162,7 +163,7 @@ class PublishingTrainer(AveragingTrainer):
         """Save the published model and its card and upload them; arguments as in `Trainer.push_to_hub`.
 
         Raises:
-            PublishingError: one may not write there, or the upload breaks off. The output folder is complete then.
+            HubUploadError: one may not write there, or the upload breaks off. The output folder is complete then.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         token = token or self.args.hub_token
@@ -174,7 +175,7 @@ class PublishingTrainer(AveragingTrainer):
             return None
         self.create_model_card(**facts)
         self._finish_current_push()
-        return publish_folder(
+        return upload_model_folder(
             self.args.output_dir,
             self.hub_model_id,
             token=token,
@@ -214,7 +215,7 @@ class PublishingTrainer(AveragingTrainer):
                 api,
                 args.output_dir,
                 message=f"Training in progress, {reached}",
-                **PUBLISHED_PATTERNS,
+                **UPLOAD_PATTERNS,
                 **where,
             )
         ]
@@ -237,10 +238,10 @@ class PublishingTrainer(AveragingTrainer):
         else:
             self.push_in_progress = PushInProgress(jobs)
 
-    def _training_facts(self) -> TrainingFacts:
-        facts, adapters = self.training_facts, describe_adapters(self.inner_model)
+    def _training_facts(self) -> TrainingCardData:
+        facts, adapters = self.training_card_data, get_adapter_hyperparameters(self.classifier_model)
         folder = Path(self.args.output_dir)
-        curves = CurvesCallback.file_name if (folder / CurvesCallback.file_name).exists() else None
+        curves = TrainingCurvesCallback.file_name if (folder / TrainingCurvesCallback.file_name).exists() else None
         return replace(
             facts,
             hyperparameters=hyperparameters(self) | dict(facts.hyperparameters),
@@ -252,18 +253,18 @@ class PublishingTrainer(AveragingTrainer):
             curves=curves,
         )
 
-    def _evaluation(self, repo_id: str) -> Evaluation | None:
+    def _evaluation(self, repo_id: str) -> EvaluationResult | None:
         metrics = self._last_evaluation
-        if self.evaluation_facts is None or not {"eval_loss", "eval_top1", "eval_top5"} <= metrics.keys():
+        if self.eval_card_data is None or not {"eval_loss", "eval_top1", "eval_top5"} <= metrics.keys():
             return None
-        args, model = self.args, self.published_model()
+        args, model = self.args, self.plain_model()
         if self.is_fsdp_enabled:
             # The weights are spread over the processes, and this is one of them: the shapes are enough.
             with torch.device("meta"):
                 model = type(model)(model.config)
         image = next(iter(self.eval_dataset))["pixel_values"]
-        facts = dict(self.evaluation_facts)
-        return Evaluation(
+        facts = dict(self.eval_card_data)
+        return EvaluationResult(
             **facts | {"command": facts["command"].replace("{model}", repo_id)},
             model=repo_id,
             model_revision=None,

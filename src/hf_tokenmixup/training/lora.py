@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import unwrap_peft_model
 from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME
 
-from ..models import TokenMixupModel, adapter_layers
+from ..models import TokenMixupModelMixin, find_adapter_layers
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -99,7 +99,7 @@ def add_lora(
         raise ValueError(f"LoRA's dropout must be a probability below 1, got {dropout!r}.")
     if not hasattr(model, "classifier"):
         raise ValueError(f"LoRA trains the `classifier` in full, and {type(model).__name__} has no part of this name.")
-    targets, in_full = _targets(model, target_modules), trained_in_full(model)
+    targets, in_full = _resolve_target_modules(model, target_modules), get_modules_to_save(model)
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
@@ -113,7 +113,7 @@ def add_lora(
     return adapted
 
 
-def trained_in_full(model: PreTrainedModel) -> list[str]:
+def get_modules_to_save(model: PreTrainedModel) -> list[str]:
     """The `modules_to_save` of peft for a classifier: the parts of the classifier and of ScoreNet.
 
     peft goes by the ends of names: `classifier` is ScoreNet's too. `scorenet` beside it would be wrong: peft would
@@ -124,41 +124,41 @@ def trained_in_full(model: PreTrainedModel) -> list[str]:
     return ["classifier", "scorenet.attention"] if pools else ["classifier"]
 
 
-def check_scorenet_trains(model: nn.Module) -> None:
+def check_scorenet_trainable(model: nn.Module) -> None:
     """
     Raises:
         ValueError: `model` has adapters, and a part of ScoreNet that is asked for difficulties stays as it is.
     """
-    adapters = adapter_layers(model)
-    if not isinstance(model, TokenMixupModel) or not adapters:
+    adapters = find_adapter_layers(model)
+    if not isinstance(model, TokenMixupModelMixin) or not adapters:
         return
     active = set(adapters[0].active_adapters)
-    for index, layer in enumerate(model.transformer_layers()):
+    for index, layer in enumerate(model.get_transformer_layers()):
         if not layer.is_horizontal or layer.settings.horizontal_tau is None:
             continue
         parameters = layer.scorenet.named_parameters()
-        frozen = [name for name, parameter in parameters if not parameter.requires_grad and _in_use(name, active)]
+        frozen = [name for name, parameter in parameters if not parameter.requires_grad and _is_active(name, active)]
         if frozen:
             raise ValueError(
                 f"ScoreNet in front of layer {index} would not train ({', '.join(frozen)}), and could not tell easy "
-                f"images: give the adapters' configuration modules_to_save={trained_in_full(model)}, without "
+                f"images: give the adapters' configuration modules_to_save={get_modules_to_save(model)}, without "
                 "'scorenet', as hf_tokenmixup.training.add_lora does."
             )
 
 
-def _in_use(name: str, active: set[str]) -> bool:
+def _is_active(name: str, active: set[str]) -> bool:
     """Whether a parameter of this name is one that a forward with the `active` adapters reads."""
     parts = set(name.split("."))
     return "original_module" not in parts and ("modules_to_save" not in parts or bool(active & parts))
 
 
-def describe_adapters(model: nn.Module) -> dict[str, Any]:
+def get_adapter_hyperparameters(model: nn.Module) -> dict[str, Any]:
     """The adapters' settings as hyperparameters for a model card; empty without adapters.
 
     Args:
         model: without the wrapper of peft.
     """
-    layers = adapter_layers(model)
+    layers = find_adapter_layers(model)
     if not layers:
         return {}
     config = model.peft_config[layers[0].active_adapters[0]]
@@ -173,12 +173,12 @@ def describe_adapters(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def holds_adapters(checkpoint: str | Path) -> bool:
+def is_adapter_checkpoint(checkpoint: str | Path) -> bool:
     """Whether peft has written a checkpoint: the adapters and what trains in full, without the network."""
     return any(Path(checkpoint).glob(f"**/{ADAPTER_CONFIG_NAME}"))
 
 
-def adapters_in(
+def load_adapter_state_dicts(
     checkpoint: str | Path, model: nn.Module
 ) -> Iterator[tuple[str, dict[str, Tensor], dict[str, Tensor]]]:
     """For each adapter of `model` its name, and its tensors by name: those in `checkpoint` and those of the model.
@@ -190,7 +190,7 @@ def adapters_in(
 
     inner = unwrap_peft_model(model)
     # peft writes all adapters, transformers' own models the one that is in use.
-    names = list(inner.peft_config) if inner is not model else [adapter_layers(model)[0].active_adapters[0]]
+    names = list(inner.peft_config) if inner is not model else [find_adapter_layers(model)[0].active_adapters[0]]
     for name in names:
         folder = Path(checkpoint) / name if inner is not model and name != "default" else Path(checkpoint)
         file = folder / ADAPTER_SAFE_WEIGHTS_NAME
@@ -203,7 +203,7 @@ def adapters_in(
         yield name, held, get_peft_model_state_dict(inner, adapter_name=name, save_embedding_layers=False)
 
 
-def _targets(model: PreTrainedModel, names: Sequence[str] | None) -> str | list[str]:
+def _resolve_target_modules(model: PreTrainedModel, names: Sequence[str] | None) -> str | list[str]:
     names = list(names or getattr(model, "lora_target_modules", ()))
     if names == [ALL_LINEAR]:
         return ALL_LINEAR

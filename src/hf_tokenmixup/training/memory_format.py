@@ -12,7 +12,7 @@ def channels_last(images: torch.Tensor) -> torch.Tensor:
     return images.contiguous(memory_format=torch.channels_last) if images.dim() == 4 else images
 
 
-def match_state_to_weights(optimizer: torch.optim.Optimizer) -> None:
+def align_optimizer_state_format(optimizer: torch.optim.Optimizer) -> None:
     """Give an optimizer's moments the memory format of their weights, which a checkpoint may have had otherwise.
 
     A fused optimizer goes through both in the order of memory: in another format it would update by the wrong moments.
@@ -23,7 +23,7 @@ def match_state_to_weights(optimizer: torch.optim.Optimizer) -> None:
                 state[name] = torch.empty_like(weight, dtype=value.dtype, device=value.device).copy_(value)
 
 
-def expect_other_batch_sizes(*tensors: torch.Tensor) -> None:
+def mark_dynamic_batch_size(*tensors: torch.Tensor) -> None:
     """Have ``torch.compile`` build one graph for every number of rows, where the model allows it.
 
     Without, the last batch of an epoch, which is smaller, is compiled for anew.
@@ -33,7 +33,7 @@ def expect_other_batch_sizes(*tensors: torch.Tensor) -> None:
 
 
 @contextmanager
-def weights_put_back(model: nn.Module) -> Iterator[None]:
+def restore_weights_on_exit(model: nn.Module) -> Iterator[None]:
     """Within it, `model` may be turned into another dtype; behind it, it has the tensors that it had."""
     weights = [(weight, weight.data) for weight in model.parameters()]
     buffers = [

@@ -7,14 +7,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ..models import AVERAGED_COUNTS
+from ..models import AVERAGED_METRICS
 
 
-class StepCounts:
+class MixingMetrics:
     """Adds up the counts of forwards where they are: reading them would have the device waited for.
 
     Samples and tokens are summed over the micro-batches and processes of a step and averaged over steps; losses and
-    difficulties (`AVERAGED_COUNTS`) are averaged over all images.
+    difficulties (`AVERAGED_METRICS`) are averaged over all images.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class StepCounts:
             return
         for name, value in counts.items():
             value = value.detach().float()
-            value = value.mean() * images if name in AVERAGED_COUNTS else value.sum()
+            value = value.mean() * images if name in AVERAGED_METRICS else value.sum()
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._images += images
 
@@ -43,7 +43,7 @@ class StepCounts:
             return {}
         totals = self._totals(accelerator)
         return {
-            name: total / max(1, totals["images"] if name in AVERAGED_COUNTS else self._steps)
+            name: total / max(1, totals["images"] if name in AVERAGED_METRICS else self._steps)
             for name, total in totals["sums"].items()
         }
 

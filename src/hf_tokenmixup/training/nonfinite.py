@@ -7,18 +7,18 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import Trainer
 
-from .checkpointing.integrity import checkpoints_in
+from .checkpointing.integrity import list_checkpoints
 from .effective_settings import mixed_precision, weights_dtype
 
-NEVER = torch.iinfo(torch.int64).max
-NOT_FINITE = "is infinite or not a number"
+NO_STEP = torch.iinfo(torch.int64).max
+NONFINITE_DESCRIPTION = "is infinite or not a number"
 
 
 class NonFiniteLossError(FloatingPointError):
     """The training loss, or a weight, became infinite or not a number; the message names the last good checkpoint."""
 
 
-class LossGuard:
+class NonFiniteGuard:
     """Finds the first step of a training whose loss is not finite.
 
     The step is kept on the device, so that nothing waits for it: it is read where a log line is due, and before every
@@ -55,7 +55,7 @@ class LossGuard:
         """
         bad = ~loss.isfinite()
         if not self.skip_limit:
-            step = torch.where(bad, trainer.state.global_step + 1, NEVER)
+            step = torch.where(bad, trainer.state.global_step + 1, NO_STEP)
             self._first = step if self._first is None else torch.minimum(self._first, step)
             return loss
         self._bad = bad if self._bad is None else self._bad | bad
@@ -78,10 +78,12 @@ class LossGuard:
             return
         first = int(trainer.accelerator.gather(self._first.reshape(1)).min())
         self._first = None
-        if first != NEVER:
-            raise NonFiniteLossError(_what_to_do(trainer, first, f"The loss of step {first} {NOT_FINITE}"))
+        if first != NO_STEP:
+            raise NonFiniteLossError(
+                _format_nonfinite_error(trainer, first, f"The loss of step {first} {NONFINITE_DESCRIPTION}")
+            )
 
-    def check_weights(self, trainer: Trainer) -> None:
+    def raise_if_nonfinite_weights(self, trainer: Trainer) -> None:
         """Before the weights are saved: one gradient is enough to spoil them, whatever the loss. Waits for the device.
 
         Raises:
@@ -90,7 +92,9 @@ class LossGuard:
         finite = _all_finite(trainer.model).to(trainer.accelerator.device)
         if not trainer.accelerator.gather(finite.reshape(1)).all():
             step = trainer.state.global_step
-            raise NonFiniteLossError(_what_to_do(trainer, step, f"Behind step {step}, a weight {NOT_FINITE}"))
+            raise NonFiniteLossError(
+                _format_nonfinite_error(trainer, step, f"Behind step {step}, a weight {NONFINITE_DESCRIPTION}")
+            )
 
     def _skip(self, trainer: Trainer) -> None:
         self.skipped += 1
@@ -98,9 +102,10 @@ class LossGuard:
         if self.skipped > self.skip_limit:
             step = trainer.state.global_step + 1
             trouble = (
-                f"The loss or a gradient of step {step} {NOT_FINITE}, and {self.skip_limit} such steps were left out"
+                f"The loss or a gradient of step {step} {NONFINITE_DESCRIPTION}, and {self.skip_limit} such steps "
+                "were left out"
             )
-            raise NonFiniteLossError(_what_to_do(trainer, step, trouble))
+            raise NonFiniteLossError(_format_nonfinite_error(trainer, step, trouble))
         with torch.no_grad():
             for buffer, before in self._buffers:
                 buffer.copy_(before)
@@ -125,20 +130,20 @@ def _all_finite(model: nn.Module, gradients: bool = False) -> Tensor:
     return nn.utils.get_total_norm(tensors, math.inf).isfinite()
 
 
-def _what_to_do(trainer: Trainer, step: int, trouble: str) -> str:
+def _format_nonfinite_error(trainer: Trainer, step: int, trouble: str) -> str:
     args = trainer.args
-    good = [path for path in checkpoints_in(args.output_dir) if int(path.name.rpartition("-")[2]) < step]
+    good = [path for path in list_checkpoints(args.output_dir) if int(path.name.rpartition("-")[2]) < step]
     means = ["a lower --learning_rate"]
     if not args.max_grad_norm:
         means.append("--max_grad_norm 1.0")
     if mixed_precision(trainer.accelerator) != "no" or weights_dtype(trainer.model) != torch.float32:
         means.append("float32 instead of half precision")
     if good:
-        way_out = f"The last good checkpoint is {good[0]}: train on from its weights (--model_name_or_path {good[0]})"
+        hint = f"The last good checkpoint is {good[0]}: train on from its weights (--model_name_or_path {good[0]})"
     else:
-        way_out = "There is no checkpoint before it: begin anew"
-    way_out += f" with {' or '.join(means)}"
+        hint = "There is no checkpoint before it: begin anew"
+    hint += f" with {' or '.join(means)}"
     if good and not args.skip_nonfinite_steps:
-        way_out += ", or resume from it with --skip_nonfinite_steps N"
+        hint += ", or resume from it with --skip_nonfinite_steps N"
     rate, now = trainer.optimizer.param_groups[0]["lr"], trainer.state.global_step
-    return f"{trouble}; the learning rate is {rate:.3g} now, at step {now}. {way_out}."
+    return f"{trouble}; the learning rate is {rate:.3g} now, at step {now}. {hint}."

@@ -20,10 +20,10 @@ logger = logging.getLogger(__name__)
 STOP_KEY = "hf_tokenmixup/stop_at_step"
 
 # How many steps a process may have given its accelerator that are not done yet.
-STEPS_AHEAD = 2
+MAX_STEPS_IN_FLIGHT = 2
 
 
-def outlive_sigterm(worker: int, and_then: Callable[[int], None] | None = None) -> None:
+def ignore_sigterm_in_worker(worker: int, and_then: Callable[[int], None] | None = None) -> None:
     """Have a data loader's worker heed a SIGTERM of its parent alone; to be called within it.
 
     Launchers and clusters often send it to all processes, and the training needs its workers to finish the step. This
@@ -35,12 +35,12 @@ def outlive_sigterm(worker: int, and_then: Callable[[int], None] | None = None) 
         alone = False
     if alone and hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_when_told_by, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_exit_on_parent_sigterm, args=(os.getppid(),), daemon=True).start()
     if and_then is not None:
         and_then(worker)
 
 
-def _end_when_told_by(parent: int) -> None:
+def _exit_on_parent_sigterm(parent: int) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)
@@ -50,7 +50,7 @@ class TerminatingTrainer(Trainer):
     """A Trainer that SIGTERM ends behind the step at hand, with a checkpoint to resume from."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._termination = TerminationCallback()
+        self._termination = PreemptionCallback()
         super().__init__(*args, **kwargs)
         if not self.args.enable_jit_checkpoint:
             self.add_callback(self._termination)
@@ -90,12 +90,13 @@ class TerminatingTrainer(Trainer):
             vars(self.args).update(given)
 
 
-class TerminationCallback(TrainerCallback):
+class PreemptionCallback(TrainerCallback):
     """Save and stop behind the step in which SIGTERM came; with several processes, all of them behind the same one.
 
     They agree through the store that connects them, which no device waits for: who is told to stop names a step that
     nobody can have ended yet. On CPUs that is the next, as a step waits for the gradients of all processes. An
-    accelerator is given work ahead: its steps are waited for :data:`STEPS_AHEAD` later, and one further back is named.
+    accelerator is given work ahead: its steps are waited for :data:`MAX_STEPS_IN_FLIGHT` later, and one further back
+    is named.
 
     Attributes:
         stopped: whether the last training ended so.
@@ -107,24 +108,24 @@ class TerminationCallback(TrainerCallback):
         self._installed = False
         self._previous: Any = None
         # Looked for before the training begins: later, the launcher may be gone.
-        self._launcher = _accelerate_launch()
+        self._launcher = _find_launcher_pid()
         self._key = STOP_KEY
         self._unfinished: deque[torch.Event] = deque()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self.stopped = self._asked = False
         self._unfinished.clear()
-        if _connected():
+        if is_distributed():
             # Another for every training: the store outlives them.
             begun = _get_default_store().add(f"{STOP_KEY}/begun_by/{args.process_index}", 1)
             self._key = f"{STOP_KEY}/{begun}"
         # Python delivers signals to the main thread alone.
         if not self._installed and threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, self._ask)
+            self._previous = signal.signal(signal.SIGTERM, self._handle_sigterm)
             self._installed = True
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        if not self._stop_now(state.global_step, args.device):
+        if not self._should_stop(state.global_step, args.device):
             return
         self.stopped = True
         control.should_save = control.should_training_stop = True
@@ -142,18 +143,18 @@ class TerminationCallback(TrainerCallback):
             signal.signal(signal.SIGTERM, signal.SIG_DFL if self._previous is None else self._previous)
             self._installed, self._previous = False, None
 
-    def _ask(self, number: int, frame: Any) -> None:
+    def _handle_sigterm(self, number: int, frame: Any) -> None:
         self._asked = True
 
-    def _stop_now(self, step: int, device: torch.device) -> bool:
+    def _should_stop(self, step: int, device: torch.device) -> bool:
         if self._launcher is not None and os.getppid() != self._launcher:
             self._asked = True
-        if not _connected():
+        if not is_distributed():
             return self._asked
         ahead = 0
         if device.type != "cpu":
-            ahead = STEPS_AHEAD
-            self._wait_for_an_earlier_step(device)
+            ahead = MAX_STEPS_IN_FLIGHT
+            self._limit_steps_in_flight(device)
         store = _get_default_store()
         told = store.check([self._key])
         if self._asked and not told:
@@ -161,15 +162,15 @@ class TerminationCallback(TrainerCallback):
             store.compare_set(self._key, "", str(step + 1 + ahead))
         return told and step >= int(store.get(self._key))
 
-    def _wait_for_an_earlier_step(self, device: torch.device) -> None:
+    def _limit_steps_in_flight(self, device: torch.device) -> None:
         end = torch.Event(device)
         end.record()
         self._unfinished.append(end)
-        if len(self._unfinished) > STEPS_AHEAD:
+        if len(self._unfinished) > MAX_STEPS_IN_FLIGHT:
             self._unfinished.popleft().synchronize()
 
 
-def _accelerate_launch() -> int | None:
+def _find_launcher_pid() -> int | None:
     """The `accelerate launch` that started this process. For a single one, SIGTERM ends it and is not passed on."""
     try:
         parent = psutil.Process(os.getppid())
@@ -181,5 +182,5 @@ def _accelerate_launch() -> int | None:
     return parent.pid if is_accelerate else None
 
 
-def _connected() -> bool:
+def is_distributed() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()

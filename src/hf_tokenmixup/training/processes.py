@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch.utils.data import RandomSampler, Sampler, SequentialSampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
-from ..data.dataset import isolated_generators, seed_generators
+from ..data.dataset import fork_rngs, seed_rngs
 
 T = TypeVar("T")
 
@@ -186,8 +186,8 @@ class CommonSampler(Sampler[int]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        with isolated_generators():
-            seed_generators(True, self.seed, self.epoch())
+        with fork_rngs():
+            seed_rngs(True, self.seed, self.epoch())
             indices = list(self.sampler)
         return iter(indices)
 

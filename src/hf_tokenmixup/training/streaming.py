@@ -12,15 +12,15 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
-from ..data.iterable_dataset import FullBatches, StreamedImages
-from .checkpointing.integrity import STATE_NAME
-from .preemption import outlive_sigterm
+from ..data.iterable_dataset import ImageClassificationIterableDataset, RebatchedDataset
+from .checkpointing.integrity import TRAINER_STATE_NAME
+from .preemption import ignore_sigterm_in_worker
 
 logger = logging.getLogger(__name__)
 
 
 class StreamingTrainer(Trainer):
-    """A Trainer that trains and evaluates on `StreamedImages`, too.
+    """A Trainer that trains and evaluates on `ImageClassificationIterableDataset`, too.
 
     In training every process reads its own share; by itself the host has the first one read, decode and augment for
     all. In evaluation the first process reads for all, so that every image counts exactly once; `eval_samples` is
@@ -38,17 +38,17 @@ class StreamingTrainer(Trainer):
         train_dataset: Dataset | None = None,
         **kwargs: Any,
     ) -> None:
-        endless = isinstance(train_dataset, StreamedImages) and train_dataset.num_images is None
+        endless = isinstance(train_dataset, ImageClassificationIterableDataset) and train_dataset.num_images is None
         if endless and args.max_steps <= 0:
             raise ValueError(
                 f"How many images split '{train_dataset.split}' holds is not known before it is read: say by "
                 "--max_steps how long to train, instead of --num_train_epochs."
             )
         super().__init__(model=model, args=args, train_dataset=train_dataset, **kwargs)
-        self.add_callback(PassOverCallback())
+        self.add_callback(SkipBatchesCallback())
 
     def get_train_dataloader(self) -> DataLoader:
-        if not isinstance(self.train_dataset, StreamedImages):
+        if not isinstance(self.train_dataset, ImageClassificationIterableDataset):
             return super().get_train_dataloader()
         data = self.train_dataset.share(self.args.process_index, self.args.world_size, self._train_batch_size)
         return prepare_data_loader(
@@ -64,16 +64,16 @@ class StreamingTrainer(Trainer):
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
         given = self.eval_dataset[eval_dataset] if isinstance(eval_dataset, str) else eval_dataset
         data = self.eval_dataset if given is None else given
-        if not isinstance(data, StreamedImages):
+        if not isinstance(data, ImageClassificationIterableDataset):
             return super().get_eval_dataloader(eval_dataset)
         data = data.share(0, 1, self.args.eval_batch_size)
-        batches = FullBatches(self._stream_loader(data), self.args.eval_batch_size)
+        batches = RebatchedDataset(self._stream_loader(data), self.args.eval_batch_size)
         return self.accelerator.prepare(DataLoader(batches, batch_size=None))
 
     def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         output = super().evaluation_loop(dataloader, *args, **kwargs)
         batches = getattr(dataloader, "dataset", None)
-        if not isinstance(batches, FullBatches):
+        if not isinstance(batches, RebatchedDataset):
             return output
         # By itself the host tells each process's own number. The first process has read for all.
         prefix = kwargs.get("metric_key_prefix", "eval")
@@ -92,22 +92,22 @@ class StreamingTrainer(Trainer):
         place = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, *args
         )
-        endless = isinstance(self.train_dataset, StreamedImages)
+        endless = isinstance(self.train_dataset, ImageClassificationIterableDataset)
         if not self.state.global_step or has_length(self.train_dataset) or endless:
             return place
         # The Trainer takes all steps of such a run for one epoch. It counts the passes in `state.epoch`, whose
         # fraction counts the batches of a pass as parts of all batches of the run.
-        steps = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / STATE_NAME)).max_steps
+        steps = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / TRAINER_STATE_NAME)).max_steps
         passes = int(self.state.epoch)
         batches = round((self.state.epoch - passes) * steps * self.args.gradient_accumulation_steps)
         return passes, 0 if self.args.ignore_data_skip else batches
 
     def num_examples(self, dataloader: DataLoader) -> int:
         count = super().num_examples(dataloader)
-        streamed = isinstance(getattr(dataloader, "dataset", None), StreamedImages)
+        streamed = isinstance(getattr(dataloader, "dataset", None), ImageClassificationIterableDataset)
         return count * self.args.world_size if streamed else count
 
-    def _stream_loader(self, data: StreamedImages, persistent: bool = False) -> DataLoader:
+    def _stream_loader(self, data: ImageClassificationIterableDataset, persistent: bool = False) -> DataLoader:
         args = self.args
         workers = min(args.dataloader_num_workers, data.num_shards)
         if workers < args.dataloader_num_workers:
@@ -130,22 +130,22 @@ class StreamingTrainer(Trainer):
             prefetch_factor=args.dataloader_prefetch_factor if workers else None,
             # Its seeds for the workers would come from the model's generator, once more after resuming.
             generator=torch.Generator().manual_seed(args.seed),
-            worker_init_fn=outlive_sigterm,
+            worker_init_fn=ignore_sigterm_in_worker,
             **newer,
         )
 
 
-class PassOverCallback(TrainerCallback):
+class SkipBatchesCallback(TrainerCallback):
     """Tell a stream which batches the host will leave out on resuming within an epoch: they need not be decoded."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, train_dataloader=None, **kwargs
     ):
         data = getattr(train_dataloader, "dataset", None)
-        if not isinstance(data, StreamedImages):
+        if not isinstance(data, ImageClassificationIterableDataset):
             return
         steps = (
             args.max_steps if data.num_batches is None else -(-data.num_batches // args.gradient_accumulation_steps)
         )
         epoch, step = divmod(state.global_step, steps)
-        data.pass_over(epoch, 0 if args.ignore_data_skip else step * args.gradient_accumulation_steps)
+        data.skip_batches(epoch, 0 if args.ignore_data_skip else step * args.gradient_accumulation_steps)

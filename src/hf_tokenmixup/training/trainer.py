@@ -15,18 +15,29 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput, has_length, unwrap_peft_model
 
-from ..data import InputMixing, StreamedImages
+from ..data import ImageClassificationIterableDataset, InputMixup
 from ..metrics import ComputeMetrics, compute_metrics
-from ..models import TokenMixupModel, adapter_layers, require_single_label
-from .callbacks import CheckpointedLayersCallback, CurvesCallback, EpochCallback, EpochLogCallback, JsonLinesCallback
-from .checkpointing.compatibility import check_plan, plan_of
+from ..models import TokenMixupModelMixin, find_adapter_layers, validate_single_label
+from .callbacks import (
+    CheckpointedLayersCallback,
+    EpochLogCallback,
+    JsonlLoggerCallback,
+    SetEpochCallback,
+    TrainingCurvesCallback,
+)
+from .checkpointing.compatibility import check_resume_compatibility, training_fingerprint
 from .effective_settings import is_compiled
-from .fsdp import shard_by_layers
+from .fsdp import set_transformer_layer_cls_to_wrap
 from .hub import PublishingTrainer
-from .lora import check_scorenet_trains
-from .memory_format import channels_last, expect_other_batch_sizes, match_state_to_weights, weights_put_back
-from .metrics import StepCounts
-from .nonfinite import LossGuard
+from .lora import check_scorenet_trainable
+from .memory_format import (
+    align_optimizer_state_format,
+    channels_last,
+    mark_dynamic_batch_size,
+    restore_weights_on_exit,
+)
+from .metrics import MixingMetrics
+from .nonfinite import NonFiniteGuard
 from .processes import RankSeedCallback
 from .streaming import StreamingTrainer
 from .training_args import TokenMixupTrainingArguments
@@ -69,25 +80,25 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
                 "`compute_loss_func` is not supported: labels are mixed in training, so the loss is computed by the "
                 "trainer. Override `compute_loss` in a subclass instead."
             )
-        if args.ddp_find_unused_parameters is None and isinstance(unwrap_peft_model(model), TokenMixupModel):
+        if args.ddp_find_unused_parameters is None and isinstance(unwrap_peft_model(model), TokenMixupModelMixin):
             # Every parameter that trains gets a gradient in every step, also where no image is easy; looking would
             # cost time. The host reads this while it is built.
             args.ddp_find_unused_parameters = False
         # Before the callbacks of the user and of the parts of this trainer, which may decide otherwise.
         kwargs["callbacks"] = [EpochLogCallback(), *(kwargs.get("callbacks") or [])]
-        self._epochs = EpochCallback()
+        self._epochs = SetEpochCallback()
         super().__init__(model=model, args=args, **kwargs)
         if self.compute_metrics is compute_metrics:
             # It may collect batches, and those of two trainers must not mix.
             self.compute_metrics = ComputeMetrics()
-        self._lay_out_model(self.model)
+        self._set_memory_format(self.model)
         # Has the host count the images of all micro-batches (and processes) of a step, hand the number to
         # `compute_loss` and leave the loss undivided, whatever the signature of the model's forward.
         self.model_accepts_loss_kwargs = True
         if self.args.n_gpu > 1:
             # DataParallel is one process: its images are counted exactly, not divided evenly among the replicas.
             self.args.average_tokens_across_devices = True
-        if adapter_layers(self.bare_model):
+        if find_adapter_layers(self.unwrapped_model):
             self._prepare_for_adapters()
         if self.is_deepspeed_enabled and args.skip_nonfinite_steps:
             raise ValueError(
@@ -95,9 +106,9 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
                 "and passes over some such steps by its own settings: leave it out."
             )
         if self.is_fsdp_enabled:
-            shard_by_layers(self.accelerator.state.fsdp_plugin, self.bare_model)
-        self._fit_to(self.inner_model)
-        if args.ddp_find_unused_parameters is None and isinstance(self.inner_model, TokenMixupModel):
+            set_transformer_layer_cls_to_wrap(self.accelerator.state.fsdp_plugin, self.unwrapped_model)
+        self._configure_for_model(self.classifier_model)
+        if args.ddp_find_unused_parameters is None and isinstance(self.classifier_model, TokenMixupModelMixin):
             # The model came from `model_init`, and the accelerator was made before.
             args.ddp_find_unused_parameters = False
             if self.accelerator.ddp_handler is not None:
@@ -105,13 +116,13 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
         self.add_callback(self._epochs)
         self.add_callback(CheckpointedLayersCallback())
         self.add_callback(RankSeedCallback())
-        self._counts = StepCounts()
-        self._guard = LossGuard(args.skip_nonfinite_steps)
+        self._counts = MixingMetrics()
+        self._guard = NonFiniteGuard(args.skip_nonfinite_steps)
 
     def call_model_init(self, *args: Any, **kwargs: Any) -> nn.Module:
         model = super().call_model_init(*args, **kwargs)
-        self._lay_out_model(model)
-        self._fit_to(unwrap_peft_model(model))
+        self._set_memory_format(model)
+        self._configure_for_model(unwrap_peft_model(model))
         return model
 
     def get_train_dataloader(self) -> DataLoader:
@@ -159,17 +170,17 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
                 `average_tokens_across_devices` is set. None: the loss is the mean over this micro-batch.
         """
         inputs = dict(inputs)
-        labels = self._class_indices(inputs)
+        labels = self._pop_labels(inputs)
         if model.training and self.input_mixing.enabled:
             inputs["pixel_values"], labels = self.input_mixing(inputs["pixel_values"], labels)
-        self._lay_out(inputs, labels)
+        self._prepare_batch_for_compile(inputs, labels)
         if not model.training:
             outputs = model(**inputs)
-            own = self._own_images(len(labels))
+            own = self._num_real_samples(len(labels))
             loss = F.cross_entropy(outputs.logits[:own].float(), labels[:own])
             return (loss, outputs) if return_outputs else loss
 
-        if self._loss_is_the_models:
+        if self._model_computes_loss:
             outputs = model(**inputs, labels=labels, num_items_in_batch=num_items_in_batch)
             # A scalar, but for DataParallel: there each replica returns its share (or its mean).
             loss = outputs.loss.mean() if num_items_in_batch is None else outputs.loss.sum()
@@ -177,7 +188,7 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
         else:
             # Float labels would become binary cross-entropy in the model and change its `config.problem_type`.
             outputs = model(**inputs)
-            loss = _mean_cross_entropy(outputs.logits, labels, num_items_in_batch)
+            loss = cross_entropy_loss(outputs.logits, labels, num_items_in_batch)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             # The number counts the images of all processes, whose gradients are averaged, not summed.
             loss = loss * self.accelerator.num_processes
@@ -193,7 +204,7 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
             self.compute_metrics.reset()
         half = (self.args.bf16_full_eval or self.args.fp16_full_eval) and not self.is_in_train
         # The host would leave the model in half precision, and a later save write it so.
-        restored = weights_put_back(self.bare_model) if half else nullcontext()
+        restored = restore_weights_on_exit(self.unwrapped_model) if half else nullcontext()
         with restored, self._epochs.unchanged(dataloader):
             output = super().evaluation_loop(dataloader, description, *args, **kwargs)
         if output.num_samples == 0:
@@ -214,14 +225,14 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
         if "loss" in logs:
             self._guard.check(self)
             logs |= self._counts.summary(self.accelerator)
-            self._counts = StepCounts()
+            self._counts = MixingMetrics()
         super().log(logs, start_time)
 
     def train(self, *args: Any, **kwargs: Any):
         result = super().train(*args, **kwargs)
         # What the end would save must not be spoilt either.
         self._guard.check(self)
-        self._guard.check_weights(self)
+        self._guard.raise_if_nonfinite_weights(self)
         return result
 
     def _hp_search_setup(self, trial: Any) -> None:
@@ -230,53 +241,53 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
         searching = self.hp_search_backend is not None and trial is not None
         if searching:
             self._begin_trial()
-        check_scorenet_trains(self.inner_model)
+        check_scorenet_trainable(self.classifier_model)
         self._warn_of_half_weights()
         for callback in self.callback_handler.callbacks:
-            if isinstance(callback, JsonLinesCallback | CurvesCallback):
+            if isinstance(callback, JsonlLoggerCallback | TrainingCurvesCallback):
                 callback.folder = self._get_output_dir(trial) if searching else None
 
     def _begin_trial(self) -> None:
         """Check the arguments of a trial, and fit to them what was made of the arguments before."""
         self.args.check()
-        self._lay_out_model(self.model)
-        self._fit_to(self.inner_model)
-        if adapter_layers(self.bare_model):
+        self._set_memory_format(self.model)
+        self._configure_for_model(self.classifier_model)
+        if find_adapter_layers(self.unwrapped_model):
             self._prepare_for_adapters()
         if self.is_fsdp_enabled:
-            shard_by_layers(self.accelerator.state.fsdp_plugin, self.bare_model)
+            set_transformer_layer_cls_to_wrap(self.accelerator.state.fsdp_plugin, self.unwrapped_model)
         if self.args.ema_decay:
-            self._refuse_what_cannot_be_averaged()
+            self._validate_ema_support()
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
         # Counts of an earlier run, or of an attempt with a batch that was too large, are not part of this one.
-        self._counts = StepCounts()
-        self._guard = LossGuard(self.args.skip_nonfinite_steps)
+        self._counts = MixingMetrics()
+        self._guard = NonFiniteGuard(self.args.skip_nonfinite_steps)
         return super()._init_training_state(*args, **kwargs)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         self._guard.check(self)
-        self._guard.check_weights(self)
+        self._guard.raise_if_nonfinite_weights(self)
         super()._save_checkpoint(*args, **kwargs)
 
     def kept(self) -> dict[str, Any]:
         own = {"counts": self._counts.kept(self.accelerator), "skipped_steps": self._guard.skipped}
-        return super().kept() | own | {"plan": plan_of(self)}
+        return super().kept() | own | {"plan": training_fingerprint(self)}
 
     def restore_kept(self, kept: dict[str, Any]) -> None:
-        streamed = isinstance(self.train_dataset, StreamedImages)
-        check_plan(kept["plan"], plan_of(self), self.state, streamed)
+        streamed = isinstance(self.train_dataset, ImageClassificationIterableDataset)
+        check_resume_compatibility(kept["plan"], training_fingerprint(self), self.state, streamed)
         super().restore_kept(kept)
         self._counts.restore(kept["counts"], self.accelerator)
         self._guard.skipped = kept["skipped_steps"]
 
-    def _fit_to(self, model: nn.Module) -> None:
+    def _configure_for_model(self, model: nn.Module) -> None:
         """How a classifier's loss is taken and its input mixed, by the arguments as they are. It has no wrappers."""
-        require_single_label(model.config)
+        validate_single_label(model.config)
         # A plain model's forward would note a problem type at its first loss, and be compiled anew for that.
-        self._loss_is_the_models = isinstance(model, TokenMixupModel) and model.config.tokenmixup_enabled
+        self._model_computes_loss = isinstance(model, TokenMixupModelMixin) and model.config.tokenmixup_enabled
         args = self.args
-        self.input_mixing = InputMixing(
+        self.input_mixing = InputMixup(
             model.config.num_labels,
             mixup_alpha=args.mixup_alpha,
             cutmix_alpha=args.cutmix_alpha,
@@ -289,7 +300,7 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
     def _warn_of_half_weights(self) -> None:
         half = {
             str(weight.dtype)
-            for weight in self.inner_model.parameters()
+            for weight in self.classifier_model.parameters()
             if weight.requires_grad and weight.itemsize < 4
         }
         if half:
@@ -328,7 +339,7 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
                 batches,
             )
 
-    def _own_images(self, images: int) -> int:
+    def _num_real_samples(self, images: int) -> int:
         """How many of an evaluation's batch count: with several processes, the last is filled up with images again."""
         data = self.accelerator.gradient_state
         if not data.end_of_dataloader or data.remainder < 1:
@@ -340,20 +351,20 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and isinstance(self.optimizer, torch.optim.Optimizer):
-            match_state_to_weights(self.optimizer)
+            align_optimizer_state_format(self.optimizer)
 
-    def _lay_out_model(self, model: nn.Module) -> None:
+    def _set_memory_format(self, model: nn.Module) -> None:
         if self.args.channels_last:
             model.to(memory_format=torch.channels_last)
 
-    def _lay_out(self, inputs: dict[str, Any], labels: Tensor) -> None:
+    def _prepare_batch_for_compile(self, inputs: dict[str, Any], labels: Tensor) -> None:
         """Prepare a batch for the model's memory format and its compiler."""
         if self.args.channels_last:
             inputs["pixel_values"] = channels_last(inputs["pixel_values"])
         if is_compiled(self.accelerator) and not (self.args.dataloader_drop_last and self.model.training):
-            expect_other_batch_sizes(inputs["pixel_values"], labels)
+            mark_dynamic_batch_size(inputs["pixel_values"], labels)
 
-    def _class_indices(self, inputs: dict[str, Any]) -> Tensor:
+    def _pop_labels(self, inputs: dict[str, Any]) -> Tensor:
         """Take the labels (B,) out of `inputs`."""
         labels = inputs.pop("labels", None)
         if labels is None:
@@ -371,7 +382,7 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
         return labels
 
 
-def _mean_cross_entropy(logits: Tensor, targets: Tensor, num_items: Tensor | int | None) -> Tensor:
+def cross_entropy_loss(logits: Tensor, targets: Tensor, num_items: Tensor | int | None) -> Tensor:
     """Cross-entropy of `logits` (B, C) with class indices (B,) or distributions (B, C), in float32.
 
     The mean over the batch, or the sum over its images divided by `num_items`.

@@ -18,7 +18,7 @@ from transformers.integrations import get_available_reporting_integrations, is_d
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
 
-from ..data.mixup import MODES
+from ..data.mixup import MIXUP_MODES
 from .peers import watch_peers
 
 # Names that transformers deprecates, and those that it has for them since 5.23.
@@ -68,7 +68,7 @@ class TokenMixupTrainingArguments(TrainingArguments):
         default="batch",
         metadata={
             "help": "What one draw holds for: the batch ('batch'), a pair of images ('pair') or one image ('elem').",
-            "choices": list(MODES),
+            "choices": list(MIXUP_MODES),
         },
     )
     skip_nonfinite_steps: int = field(
@@ -132,7 +132,9 @@ class TokenMixupTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         # The host parses these by itself, and does not say what it could not read.
-        self.lr_scheduler_kwargs = _mapping("lr_scheduler_kwargs", self.lr_scheduler_kwargs, '{"min_lr": 1e-5}')
+        self.lr_scheduler_kwargs = _parse_json_dict(
+            "lr_scheduler_kwargs", self.lr_scheduler_kwargs, '{"min_lr": 1e-5}'
+        )
         self._unite_names_of_checkpointing()
         # transformers puts a name of its own in the place of None.
         self.output_dir_is_default = self.output_dir is None
@@ -151,7 +153,7 @@ class TokenMixupTrainingArguments(TrainingArguments):
                 "for them before: choose stage 1 or 2 in the DeepSpeed configuration, or FSDP2 (--fsdp)."
             )
         self.check()
-        self._refuse_unconnected_processes()
+        self._check_distributed_init()
         watch_peers()
 
     def check(self) -> None:
@@ -160,7 +162,7 @@ class TokenMixupTrainingArguments(TrainingArguments):
         Raises:
             ValueError: a setting is outside of what it allows, or does not go with another.
         """
-        self._check_host_settings()
+        self._validate_transformers_args()
         self._check_helpers()
         for name in ("mixup_alpha", "cutmix_alpha"):
             value = getattr(self, name)
@@ -181,8 +183,8 @@ class TokenMixupTrainingArguments(TrainingArguments):
             )
         if self.ema_warmup and not self.ema_decay:
             raise ValueError("`ema_warmup` is for an average of the weights: give `ema_decay` too, such as 0.9999.")
-        if self.mixup_mode not in MODES:
-            raise ValueError(f"`mixup_mode` must be one of {', '.join(MODES)}, got {self.mixup_mode!r}.")
+        if self.mixup_mode not in MIXUP_MODES:
+            raise ValueError(f"`mixup_mode` must be one of {', '.join(MIXUP_MODES)}, got {self.mixup_mode!r}.")
         if not 0 <= self.label_smoothing_factor < 1:
             raise ValueError(
                 f"`label_smoothing_factor` must be at least 0 and less than 1, got {self.label_smoothing_factor}."
@@ -212,11 +214,11 @@ class TokenMixupTrainingArguments(TrainingArguments):
         """Give both names of each setting one value, that of the newer name where both are given."""
         for old, new in CHECKPOINTING_NAMES.items():
             value = getattr(self, old) if getattr(self, new) is None else getattr(self, new)
-            value = _mapping(new, value, '{"use_reentrant": false}') if new.endswith("kwargs") else bool(value)
+            value = _parse_json_dict(new, value, '{"use_reentrant": false}') if new.endswith("kwargs") else bool(value)
             setattr(self, old, value)
             setattr(self, new, value)
 
-    def _check_host_settings(self) -> None:
+    def _validate_transformers_args(self) -> None:
         """The host's own numbers: what it takes unseen, and then trains without an effect or stops in the middle."""
         for name in ("learning_rate", "weight_decay", "max_grad_norm"):
             value = getattr(self, name)
@@ -299,7 +301,7 @@ class TokenMixupTrainingArguments(TrainingArguments):
                 f"{', '.join([*installed[:-1], 'none'])}."
             )
 
-    def _refuse_unconnected_processes(self) -> None:
+    def _check_distributed_init(self) -> None:
         """Raise if a launcher started several processes and the host did not connect them.
 
         Without a GPU and without `use_cpu`, transformers (seen from accelerate 1.15 on) leaves each process of a
@@ -320,7 +322,7 @@ def _gpu_found() -> str:
     return f"{torch.cuda.get_device_name()} does not" if torch.cuda.is_available() else "there is no GPU"
 
 
-def _mapping(name: str, value: dict | str | None, example: str) -> dict | None:
+def _parse_json_dict(name: str, value: dict | str | None, example: str) -> dict | None:
     """A mapping that may come as JSON text. An error shows the `example`."""
     try:
         mapping = json.loads(value) if isinstance(value, str) else value

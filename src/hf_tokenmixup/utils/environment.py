@@ -10,7 +10,7 @@ from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 
 import torch
 
-from .redaction import MASK, is_secret_name, without_secrets
+from .redaction import MASK, is_secret_name, remove_secrets
 
 DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
 LIBRARIES = ("hf_tokenmixup", "torch", "transformers", "datasets", "accelerate", "timm")
@@ -74,7 +74,7 @@ def _uses_tf32() -> bool:
     return (torch.backends.fp32_precision if own == "none" else own) == "tf32"
 
 
-def public_command(program: str, arguments: Sequence[str]) -> str:
+def redact_command(program: str, arguments: Sequence[str]) -> str:
     """A command line as others may read and repeat it.
 
     Without secrets, without what says where to upload to, and with the last part alone of local paths.
@@ -86,7 +86,7 @@ def public_command(program: str, arguments: Sequence[str]) -> str:
             value_follows = not equals
         elif option or not value_follows:
             value_follows = False
-            shown = public_paths(public_name(without_secrets(value)))
+            shown = public_paths(strip_local_path(remove_secrets(value)))
             if not shown and value and (equals or public and public[-1].startswith("--")):
                 # Without a value, an option would take the next word.
                 shown = MASK
@@ -99,14 +99,14 @@ def public_command(program: str, arguments: Sequence[str]) -> str:
 
 def public_paths(text: str) -> str:
     """A text with the last part alone of each path that leads out of the working directory."""
-    text = _QUOTED_PATH.sub(lambda found: found[1] + (public_name(found[2]) or found[2]) + found[1], text)
-    return _WORD.sub(lambda word: public_name(word[0]) or word[0], text)
+    text = _QUOTED_PATH.sub(lambda found: found[1] + (strip_local_path(found[2]) or found[2]) + found[1], text)
+    return _WORD.sub(lambda word: strip_local_path(word[0]) or word[0], text)
 
 
-def public_name(name: str) -> str:
+def strip_local_path(name: str) -> str:
     """The last part of a path that leads out of the working directory; any other name as it is, without secrets."""
     path = _path(name)
-    return path.name if _leads_out(path) else without_secrets(name)
+    return path.name if _leads_out(path) else remove_secrets(name)
 
 
 def public_dataset(name: str, kind: str = "folder") -> str:
@@ -124,7 +124,7 @@ def public_dataset(name: str, kind: str = "folder") -> str:
         return name
     path = _path(name)
     if not _leads_out(path) and not Path(name).exists():
-        return without_secrets(name)
+        return remove_secrets(name)
     if Path(name).exists():
         # The folder that the working directory is in has a name too; a link is called what the user calls it.
         path = Path(os.path.abspath(name))

@@ -56,7 +56,7 @@ _KNOWN_TOKEN = re.compile(
 )
 
 
-def without_secrets(text: str) -> str:
+def remove_secrets(text: str) -> str:
     """Remove secrets from a command or a value.
 
     An option with a secret and an environment variable disappear, a secret within something else becomes `***`.

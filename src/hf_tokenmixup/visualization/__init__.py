@@ -1,39 +1,39 @@
 """Figures of training runs, and of what TokenMixup does to images."""
 
-from .figure_utils import check_picture_path, save_figure
+from .figure_utils import save_figure, validate_figure_path
 from .inspection import (
-    HorizontalObservation,
-    VerticalObservation,
+    HorizontalMixTrace,
+    VerticalMemoryTrace,
     layer_inputs,
     min_max,
-    observe_horizontal,
-    observe_vertical,
     predicted_classes,
     saliency_maps,
+    trace_horizontal_mixup,
+    trace_vertical_memory,
 )
-from .plots import draw_horizontal, draw_saliency, draw_vertical, short_name
-from .token_grid import TokenCells, implied_images, token_cells
-from .training_curves import draw_runs, plot_training_curves, read_training_log
+from .plots import plot_horizontal_mixup, plot_saliency, plot_vertical_memory, short_name
+from .token_grid import TokenGrid, compute_token_grid, render_mixed_images
+from .training_curves import plot_runs, plot_training_curves, read_training_log
 
 __all__ = [
-    "HorizontalObservation",
-    "TokenCells",
-    "VerticalObservation",
-    "check_picture_path",
-    "draw_horizontal",
-    "draw_runs",
-    "draw_saliency",
-    "draw_vertical",
-    "implied_images",
+    "HorizontalMixTrace",
+    "TokenGrid",
+    "VerticalMemoryTrace",
+    "validate_figure_path",
+    "plot_horizontal_mixup",
+    "plot_runs",
+    "plot_saliency",
+    "plot_vertical_memory",
+    "render_mixed_images",
     "layer_inputs",
     "min_max",
-    "observe_horizontal",
-    "observe_vertical",
+    "trace_horizontal_mixup",
+    "trace_vertical_memory",
     "plot_training_curves",
     "predicted_classes",
     "read_training_log",
     "saliency_maps",
     "save_figure",
     "short_name",
-    "token_cells",
+    "compute_token_grid",
 ]

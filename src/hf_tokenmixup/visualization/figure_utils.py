@@ -17,7 +17,7 @@ PALETTE = (BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY, BLACK)
 SOLID, DASHED, DOTTED, DASH_DOTTED = "-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5))
 STYLES = (SOLID, DASHED, DOTTED, DASH_DOTTED)
 FORMATS = (".png", ".pdf")
-SIDE = 1.9  # inches, the shorter side of an image
+IMAGE_SIZE_INCHES = 1.9  # inches, the shorter side of an image
 
 
 def new_figure(width: float, height: float, dpi: int = 120) -> Figure:
@@ -35,8 +35,8 @@ def image_grid(
     `right` and `bottom` are inches kept free for what stands there.
     """
     height, width = size
-    scale = SIDE / min(height, width)
-    tall, wide = scale * height + 0.35, max(scale * width + 0.15, SIDE)
+    scale = IMAGE_SIZE_INCHES / min(height, width)
+    tall, wide = scale * height + 0.35, max(scale * width + 0.15, IMAGE_SIZE_INCHES)
     figure = new_figure(max(len(headings) * wide + right, 6.0), rows * tall + bottom + 1.4)
     grid = figure.subplots(rows, len(headings), squeeze=False)
     for axes in grid.flat:
@@ -66,13 +66,13 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     Raises:
         ValueError: for another ending.
     """
-    path = check_picture_path(path)
+    path = validate_figure_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format=path.suffix.lower()[1:])
     return path
 
 
-def check_picture_path(path: str | Path) -> Path:
+def validate_figure_path(path: str | Path) -> Path:
     """The path, if a picture can be written there.
 
     Raises:

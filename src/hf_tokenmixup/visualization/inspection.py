@@ -10,20 +10,20 @@ from dataclasses import dataclass
 import torch
 
 from ..functional import difficulty, horizontal_mix, select_salient_tokens
-from ..models import TokenMixupModel
-from ..models.labels import check_label_shape, class_distributions
-from ..saliency import attention_saliency, evaluation_mode, gradient_saliency, random_saliency
+from ..models import TokenMixupModelMixin
+from ..models.labels import to_soft_targets, validate_label_shape
+from ..saliency import attention_saliency, eval_mode, gradient_saliency, random_saliency
 from .token_grid import pair
 
 
 @dataclass(frozen=True)
-class HorizontalObservation:
+class HorizontalMixTrace:
     """What a horizontal step in front of `layer` does to a batch.
 
     Attributes:
         layer: its number.
         rho, detector, token_selection, relabel: the settings that the step followed, see
-            :class:`~hf_tokenmixup.configuration.TokenMixupSettings`.
+            :class:`~hf_tokenmixup.configuration.TokenMixupConfigMixin`.
         easy: (B,) bool, the images that were to be mixed.
         saliency: (B, R, K) of the tokens that entered.
         partner: (B,) int64, itself where nothing was to be mixed.
@@ -50,7 +50,7 @@ class HorizontalObservation:
 
 
 @dataclass(frozen=True)
-class VerticalObservation:
+class VerticalMemoryTrace:
     """Which tokens vertical layer `layer` attends to besides its own.
 
     Attributes:
@@ -65,25 +65,25 @@ class VerticalObservation:
     tokens: torch.Tensor
 
 
-def layer_inputs(model: TokenMixupModel, pixel_values: torch.Tensor) -> Sequence[torch.Tensor]:
+def layer_inputs(model: TokenMixupModelMixin, pixel_values: torch.Tensor) -> Sequence[torch.Tensor]:
     """The tokens (B, N, D) that enter each layer of the plain model, for images (B, 3, H, W) of any size.
 
     Raises:
         ValueError: for a model without TokenMixup's layers.
     """
     _check_model(model)
-    with evaluation_mode(model), torch.no_grad():
+    with eval_mode(model), torch.no_grad():
         return model(pixel_values, output_hidden_states=True, **_sizes(model, pixel_values)).hidden_states
 
 
-def predicted_classes(model: TokenMixupModel, pixel_values: torch.Tensor) -> torch.Tensor:
+def predicted_classes(model: TokenMixupModelMixin, pixel_values: torch.Tensor) -> torch.Tensor:
     """(B,) int64 class of the highest logit, for images (B, 3, H, W) of any size."""
-    with evaluation_mode(model), torch.no_grad():
+    with eval_mode(model), torch.no_grad():
         return model(pixel_values, **_sizes(model, pixel_values)).logits.argmax(dim=1)
 
 
 def saliency_maps(
-    model: TokenMixupModel, pixel_values: torch.Tensor, targets: torch.Tensor, layer: int
+    model: TokenMixupModelMixin, pixel_values: torch.Tensor, targets: torch.Tensor, layer: int
 ) -> dict[str, torch.Tensor]:
     """Saliency of the tokens that enter a layer, by three detectors (the paper's Figure 3).
 
@@ -102,15 +102,15 @@ def saliency_maps(
         ValueError: for a layer that does not exist, or targets that do not fit.
     """
     _check_layer(model, layer)
-    targets = _distributions(model, targets, len(pixel_values))
-    config, layers = model.config, list(model.transformer_layers())[layer:]
+    targets = _to_soft_targets(model, targets, len(pixel_values))
+    config, layers = model.config, list(model.get_transformer_layers())[layer:]
     hidden = layer_inputs(model, pixel_values)[layer]
-    with evaluation_mode(model):
+    with eval_mode(model):
         maps = {"gradient": _gradient(model, pixel_values, targets)} | {
             name: attention_saliency(through, hidden, config.num_prefix_tokens, config.saliency_query)
             for name, through in (("1-step", layers[:1]), ("full rollout", layers))
         }
-    return {name: _on_grid(model, saliency, pixel_values) for name, saliency in maps.items()}
+    return {name: _reshape_to_grid(model, saliency, pixel_values) for name, saliency in maps.items()}
 
 
 def min_max(maps: torch.Tensor) -> torch.Tensor:
@@ -119,8 +119,8 @@ def min_max(maps: torch.Tensor) -> torch.Tensor:
     return torch.where(high > low, (maps - low) / (high - low), 0.0)
 
 
-def observe_horizontal(
-    model: TokenMixupModel,
+def trace_horizontal_mixup(
+    model: TokenMixupModelMixin,
     pixel_values: torch.Tensor,
     targets: torch.Tensor,
     layer: int,
@@ -128,7 +128,7 @@ def observe_horizontal(
     tau: float | None = None,
     rho: float | None = None,
     generator: torch.Generator | None = None,
-) -> HorizontalObservation:
+) -> HorizontalMixTrace:
     """Do to a batch what the model's settings say of a horizontal step, in front of any layer (Figure 1).
 
     Args:
@@ -146,11 +146,11 @@ def observe_horizontal(
     """
     _check_layer(model, layer)
     config = model.config
-    targets = _distributions(model, targets, len(pixel_values))
+    targets = _to_soft_targets(model, targets, len(pixel_values))
     rho = config.horizontal_rho if rho is None else rho
     hidden = layer_inputs(model, pixel_values)[layer]
-    saliency = _detected(model, pixel_values, targets, hidden, layer, config.rollout_steps, generator)
-    easy = _easy(model, hidden, targets, layer, tau)
+    saliency = _detect_saliency(model, pixel_values, targets, hidden, layer, config.rollout_steps, generator)
+    easy = _select_easy(model, hidden, targets, layer, tau)
     mix = horizontal_mix(
         hidden,
         targets,
@@ -164,30 +164,30 @@ def observe_horizontal(
         relabel=config.relabel,
         generator=generator,
     )
-    return HorizontalObservation(
+    return HorizontalMixTrace(
         layer=layer,
         rho=rho,
         detector=config.saliency_detector,
         token_selection=config.token_selection,
         relabel=config.relabel,
         easy=easy,
-        saliency=_on_grid(model, saliency, pixel_values),
+        saliency=_reshape_to_grid(model, saliency, pixel_values),
         partner=mix.partner,
-        replaced=_on_grid(model, mix.replaced, pixel_values),
+        replaced=_reshape_to_grid(model, mix.replaced, pixel_values),
         targets=targets,
         mixed_targets=mix.targets,
     )
 
 
-def observe_vertical(
-    model: TokenMixupModel,
+def trace_vertical_memory(
+    model: TokenMixupModelMixin,
     pixel_values: torch.Tensor,
     targets: torch.Tensor,
     layer: int,
     *,
     kappa: int | None = None,
     generator: torch.Generator | None = None,
-) -> VerticalObservation:
+) -> VerticalMemoryTrace:
     """The tokens that a vertical layer would attend to besides its own, of images that are not mixed (Figure 2).
 
     Args:
@@ -203,7 +203,7 @@ def observe_vertical(
     """
     _check_layer(model, layer, first=1)
     config = model.config
-    targets = _distributions(model, targets, len(pixel_values))
+    targets = _to_soft_targets(model, targets, len(pixel_values))
     kappa = config.vertical_kappa if kappa is None else kappa
     grid = model.token_grid(*pixel_values.shape[2:])
     if not 1 <= kappa <= grid[0] * grid[1]:
@@ -211,34 +211,34 @@ def observe_vertical(
     positions = torch.arange(grid[0] * grid[1], device=pixel_values.device).expand(len(pixel_values), -1)[..., None]
     chosen = []
     for index, hidden in enumerate(layer_inputs(model, pixel_values)[:layer]):
-        saliency = _detected(model, pixel_values, targets, hidden, index, 0, generator)
+        saliency = _detect_saliency(model, pixel_values, targets, hidden, index, 0, generator)
         chosen.append(select_salient_tokens(positions, saliency, kappa, num_prefix_tokens=0)[..., 0])
-    return VerticalObservation(layer=layer, grid=grid, tokens=torch.stack(chosen))
+    return VerticalMemoryTrace(layer=layer, grid=grid, tokens=torch.stack(chosen))
 
 
-def _detected(model, pixel_values, targets, hidden, layer, rollout_steps, generator) -> torch.Tensor:
+def _detect_saliency(model, pixel_values, targets, hidden, layer, rollout_steps, generator) -> torch.Tensor:
     """(B, T) saliency of the tokens (B, N, D) that enter a layer, by the detector of the model's settings."""
     config = model.config
-    with evaluation_mode(model):
+    with eval_mode(model):
         if config.saliency_detector == "gradient":
             return _gradient(model, pixel_values, targets)
         if config.saliency_detector == "random":
             num_tokens = hidden.shape[1] - config.num_prefix_tokens
             return random_saliency(len(hidden), num_tokens, hidden.device, generator)
-        layers = list(model.transformer_layers())[layer : layer + rollout_steps + 1]
+        layers = list(model.get_transformer_layers())[layer : layer + rollout_steps + 1]
         return attention_saliency(layers, hidden, config.num_prefix_tokens, config.saliency_query)
 
 
-def _gradient(model: TokenMixupModel, pixel_values: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def _gradient(model: TokenMixupModelMixin, pixel_values: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     sizes = _sizes(model, pixel_values)
     grid = model.token_grid(*pixel_values.shape[2:])
     return gradient_saliency(lambda pixels: model(pixels, **sizes).logits, pixel_values, targets, grid)
 
 
-def _easy(model, hidden, targets, layer, tau) -> torch.Tensor:
+def _select_easy(model, hidden, targets, layer, tau) -> torch.Tensor:
     if tau is None:
         return torch.ones(len(hidden), dtype=torch.bool, device=hidden.device)
-    scorenet = getattr(model.transformer_layers()[layer], "scorenet", None)
+    scorenet = getattr(model.get_transformer_layers()[layer], "scorenet", None)
     if scorenet is None:
         raise ValueError(
             f"tau is compared with the loss of a ScoreNet, and layer {layer} has none (horizontal_layers is "
@@ -248,31 +248,31 @@ def _easy(model, hidden, targets, layer, tau) -> torch.Tensor:
         return difficulty(scorenet(hidden), targets) < tau
 
 
-def _on_grid(model: TokenMixupModel, tokens: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+def _reshape_to_grid(model: TokenMixupModelMixin, tokens: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
     return tokens.unflatten(1, model.token_grid(*pixel_values.shape[2:]))
 
 
-def _distributions(model: TokenMixupModel, targets: torch.Tensor, batch: int) -> torch.Tensor:
-    check_label_shape(targets, batch, model.config.num_labels)
-    return class_distributions(targets, model.config.num_labels)
+def _to_soft_targets(model: TokenMixupModelMixin, targets: torch.Tensor, batch: int) -> torch.Tensor:
+    validate_label_shape(targets, batch, model.config.num_labels)
+    return to_soft_targets(targets, model.config.num_labels)
 
 
-def _sizes(model: TokenMixupModel, pixel_values: torch.Tensor) -> dict[str, bool]:
+def _sizes(model: TokenMixupModelMixin, pixel_values: torch.Tensor) -> dict[str, bool]:
     """What the model must be told of images of another size than the one that its positions are made for."""
     usual = tuple(pixel_values.shape[2:]) == pair(model.config.image_size)
     return {} if usual else {"interpolate_pos_encoding": True}
 
 
-def _check_model(model: TokenMixupModel) -> None:
-    if not isinstance(model, TokenMixupModel):
+def _check_model(model: TokenMixupModelMixin) -> None:
+    if not isinstance(model, TokenMixupModelMixin):
         raise ValueError(
             f"Tokens are looked at in a ViT or CCT that load_classifier opened, got {type(model).__name__}."
         )
 
 
-def _check_layer(model: TokenMixupModel, layer: int, first: int = 0) -> None:
+def _check_layer(model: TokenMixupModelMixin, layer: int, first: int = 0) -> None:
     _check_model(model)
-    last = len(model.transformer_layers()) - 1
+    last = len(model.get_transformer_layers()) - 1
     if not first <= layer <= last:
         reason = ", as nothing lies before layer 0" if first and layer == 0 else ""
         raise ValueError(f"layer must lie between {first} and {last}{reason}, got {layer}.")

@@ -15,32 +15,32 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from .figure_utils import BLUE, ORANGE, add_legend, add_title, image_grid
-from .inspection import HorizontalObservation, VerticalObservation, min_max
-from .token_grid import TokenCells, implied_images
+from .inspection import HorizontalMixTrace, VerticalMemoryTrace, min_max
+from .token_grid import TokenGrid, render_mixed_images
 
-HEAT = "viridis"
-LONGEST_NAME = 20
-MOST_RANKS = 9  # above, numbers in the tokens would say little
+COLORMAP = "viridis"
+MAX_NAME_LENGTH = 20
+MAX_RANKS = 9  # above, numbers in the tokens would say little
 CHOICE = {
     "saliency": "A token is replaced where the partner's is more salient by more than rho = {rho:g}.",
     "random": "At random, as many tokens are replaced as are more salient in the partner by more than rho = {rho:g}.",
 }
-LABEL = {
+LABEL_MIXING_CAPTIONS = {
     "saliency": "The new label goes by the saliency that each of the two contributes.",
     "count": "The new label goes by the number of tokens that each of the two contributes.",
 }
-DETECTOR = {
+DETECTOR_CAPTIONS = {
     "attention": "the attention that a token gets",
     "gradient": "how much the loss depends on a token's pixels",
     "random": "drawn at random",
 }
 
 
-def draw_saliency(
+def plot_saliency(
     images: torch.Tensor,
     maps: dict[str, torch.Tensor],
     captions: Sequence[str],
-    cells: TokenCells,
+    cells: TokenGrid,
     *,
     layer: int,
     num_layers: int,
@@ -76,18 +76,20 @@ def draw_saliency(
         _show_image(row[0], image, caption)
     for column, saliency in enumerate(maps.values(), start=1):
         for row, scaled in zip(grid, min_max(saliency), strict=True):
-            _show_heat(row[column], scaled, cells, Normalize(0, 1))
-    bar = figure.colorbar(ScalarMappable(Normalize(0, 1), HEAT), ax=grid, shrink=min(1.0, 2 / len(images)), aspect=20)
+            _plot_heatmap(row[column], scaled, cells, Normalize(0, 1))
+    bar = figure.colorbar(
+        ScalarMappable(Normalize(0, 1), COLORMAP), ax=grid, shrink=min(1.0, 2 / len(images)), aspect=20
+    )
     bar.set_label("saliency, each map scaled to [0, 1]", fontsize=11)
     bar.set_ticks([0, 0.5, 1], labels=["0  least", "0.5", "1  most"])
     return figure
 
 
-def draw_horizontal(
+def plot_horizontal_mixup(
     images: torch.Tensor,
-    observation: HorizontalObservation,
+    observation: HorizontalMixTrace,
     class_names: Sequence[str],
-    cells: TokenCells,
+    cells: TokenGrid,
     *,
     note: str = "",
 ) -> Figure:
@@ -131,25 +133,27 @@ def draw_horizontal(
     add_title(
         figure,
         f"Horizontal TokenMixup in front of layer {observation.layer}: {len(mixed)} of {len(images)} images are mixed",
-        CHOICE[observation.token_selection].format(rho=observation.rho) + " " + LABEL[observation.relabel],
+        CHOICE[observation.token_selection].format(rho=observation.rho)
+        + " "
+        + LABEL_MIXING_CAPTIONS[observation.relabel],
         note,
     )
-    implied = implied_images(images, observation.partner, observation.replaced, cells)
+    implied = render_mixed_images(images, observation.partner, observation.replaced, cells)
     # A few tokens far above the rest would leave all others dark on a linear scale.
     norm = PowerNorm(0.5, 0, float(observation.saliency.max()))
     for row, index in zip(grid, mixed, strict=True):
         partner = int(observation.partner[index])
         _show_image(row[0], images[index], _class_name(observation.targets[index], class_names), frame=BLUE)
-        _show_heat(row[1], observation.saliency[index], cells, norm)
+        _plot_heatmap(row[1], observation.saliency[index], cells, norm)
         _show_image(row[2], images[partner], _class_name(observation.targets[partner], class_names), frame=ORANGE)
-        _show_heat(row[3], observation.saliency[partner], cells, norm)
-        _show_origin(row[4], observation.replaced[index], cells)
+        _plot_heatmap(row[3], observation.saliency[partner], cells, norm)
+        _plot_replacement_mask(row[4], observation.replaced[index], cells)
         _show_image(row[5], implied[index], "")
-        _show_shares(row[6], observation, index, class_names)
+        _plot_label_bar(row[6], observation, index, class_names)
     bar = figure.colorbar(
-        ScalarMappable(norm, HEAT), ax=grid[:, 1:4], location="bottom", shrink=0.7, aspect=30, pad=0.02
+        ScalarMappable(norm, COLORMAP), ax=grid[:, 1:4], location="bottom", shrink=0.7, aspect=30, pad=0.02
     )
-    bar.set_label(f"saliency: {DETECTOR[observation.detector]}", fontsize=11)
+    bar.set_label(f"saliency: {DETECTOR_CAPTIONS[observation.detector]}", fontsize=11)
     bar.locator = MaxNLocator(4)
     add_legend(
         figure, Patch(color=BLUE, label="the image itself"), Patch(color=ORANGE, label="its partner"), side="right"
@@ -157,11 +161,11 @@ def draw_horizontal(
     return figure
 
 
-def draw_vertical(
+def plot_vertical_memory(
     images: torch.Tensor,
-    observation: VerticalObservation,
+    observation: VerticalMemoryTrace,
     captions: Sequence[str],
-    cells: TokenCells,
+    cells: TokenGrid,
     *,
     note: str = "",
 ) -> Figure:
@@ -187,15 +191,15 @@ def draw_vertical(
     for position, (row, image, caption) in enumerate(zip(grid, images, captions, strict=True)):
         _show_image(row[0], image, caption)
         for layer in range(layers):
-            _show_chosen(row[1 + layer], image, observation.tokens[layer, position].tolist(), cells)
-    ranks = ", 1 the most salient" if kappa <= MOST_RANKS else ""
+            _plot_selected_tokens(row[1 + layer], image, observation.tokens[layer, position].tolist(), cells)
+    ranks = ", 1 the most salient" if kappa <= MAX_RANKS else ""
     about = "" if cells.exact else " (place approximate)"
     label = f"token brought up to layer {observation.layer}{about}{ranks}"
     add_legend(figure, Patch(facecolor="none", edgecolor=ORANGE, linewidth=2, label=label), side="left")
     return figure
 
 
-def short_name(name: str, longest: int = LONGEST_NAME) -> str:
+def short_name(name: str, longest: int = MAX_NAME_LENGTH) -> str:
     """A class name in few letters: the first of several synonyms, and not longer than this."""
     name = name.split(",")[0].strip()
     return name if len(name) <= longest else name[: longest - 1].rstrip() + "…"
@@ -208,11 +212,11 @@ def _show_image(axes: Axes, image: torch.Tensor, caption: str, frame: str | None
         axes.spines[:].set(visible=True, color=frame, linewidth=3)
 
 
-def _show_heat(axes: Axes, saliency: torch.Tensor, cells: TokenCells, norm: Normalize) -> None:
-    axes.imshow(saliency.cpu().numpy(), cmap=HEAT, norm=norm, extent=_extent(cells), interpolation="nearest")
+def _plot_heatmap(axes: Axes, saliency: torch.Tensor, cells: TokenGrid, norm: Normalize) -> None:
+    axes.imshow(saliency.cpu().numpy(), cmap=COLORMAP, norm=norm, extent=_extent(cells), interpolation="nearest")
 
 
-def _show_origin(axes: Axes, replaced: torch.Tensor, cells: TokenCells) -> None:
+def _plot_replacement_mask(axes: Axes, replaced: torch.Tensor, cells: TokenGrid) -> None:
     axes.imshow(
         replaced.float().cpu().numpy(),
         cmap=ListedColormap([BLUE, ORANGE]),
@@ -223,7 +227,7 @@ def _show_origin(axes: Axes, replaced: torch.Tensor, cells: TokenCells) -> None:
     axes.set_xlabel(f"{int(replaced.sum())} of {replaced.numel()} replaced", fontsize=10)
 
 
-def _show_shares(axes: Axes, observation: HorizontalObservation, index: int, class_names: Sequence[str]) -> None:
+def _plot_label_bar(axes: Axes, observation: HorizontalMixTrace, index: int, class_names: Sequence[str]) -> None:
     """The label as one bar of its classes: first those of the image itself, then those of its partner."""
     mixed, own = observation.mixed_targets[index], observation.targets[index]
     classes = sorted(mixed.nonzero().flatten().tolist(), key=lambda number: (own[number] == 0, -mixed[number]))
@@ -244,7 +248,7 @@ def _percent(share: float) -> str:
     return f"{share:.1%}" if 0 < share < 0.01 or 0.99 < share < 1 else f"{share:.0%}"
 
 
-def _show_chosen(axes: Axes, image: torch.Tensor, tokens: Sequence[int], cells: TokenCells) -> None:
+def _plot_selected_tokens(axes: Axes, image: torch.Tensor, tokens: Sequence[int], cells: TokenGrid) -> None:
     """The image, pale but for the chosen tokens, which are framed and numbered."""
     columns = len(cells.columns) - 1
     boxes = []
@@ -257,7 +261,7 @@ def _show_chosen(axes: Axes, image: torch.Tensor, tokens: Sequence[int], cells: 
         boxes.append(Rectangle((left - 0.5, top - 0.5), right - left, bottom - top))
     _show_image(axes, pale, "")
     axes.add_collection(PatchCollection(boxes, facecolor="none", edgecolor=ORANGE, linewidth=1.5))
-    if len(tokens) > MOST_RANKS:
+    if len(tokens) > MAX_RANKS:
         return
     for rank, box in enumerate(boxes, start=1):
         axes.annotate(
@@ -273,7 +277,7 @@ def _show_chosen(axes: Axes, image: torch.Tensor, tokens: Sequence[int], cells: 
         )
 
 
-def _extent(cells: TokenCells) -> tuple[float, float, float, float]:
+def _extent(cells: TokenGrid) -> tuple[float, float, float, float]:
     return cells.columns[0] - 0.5, cells.columns[-1] - 0.5, cells.rows[-1] - 0.5, cells.rows[0] - 0.5
 
 

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import torch
 
-from ..models import TokenMixupModel
+from ..models import TokenMixupModelMixin
 
 
 @dataclass(frozen=True)
-class TokenCells:
+class TokenGrid:
     """The pixels that tokens stand for: token (r, k) has rows [rows[r], rows[r + 1]) and columns likewise.
 
     `exact` is False where tokens come from overlapping convolutions, and a cell is but the middle of what one sees.
@@ -20,21 +20,21 @@ class TokenCells:
     exact: bool
 
 
-def token_cells(model: TokenMixupModel, height: int, width: int) -> TokenCells:
+def compute_token_grid(model: TokenMixupModelMixin, height: int, width: int) -> TokenGrid:
     """Where the patch tokens of an image of this size lie in it."""
     rows, columns = model.token_grid(height, width)
     exact = getattr(model.config, "tokenizer", "patch") == "patch"
     # Patches leave pixels over at the right and at the bottom where the size is no multiple of theirs.
     tall, wide = pair(model.config.patch_size) if exact else (height / rows, width / columns)
-    return TokenCells(
+    return TokenGrid(
         rows=tuple(round(tall * row) for row in range(rows + 1)),
         columns=tuple(round(wide * column) for column in range(columns + 1)),
         exact=exact,
     )
 
 
-def implied_images(
-    images: torch.Tensor, partner: torch.Tensor, replaced: torch.Tensor, cells: TokenCells
+def render_mixed_images(
+    images: torch.Tensor, partner: torch.Tensor, replaced: torch.Tensor, cells: TokenGrid
 ) -> torch.Tensor:
     """The mixed images as their tokens imply them: the partner's pixels in the cells of replaced tokens.
 

@@ -108,7 +108,7 @@ def plot_training_curves(log_history: list[dict], path: str | Path) -> Path:
     return save_figure(figure, path)
 
 
-def draw_runs(logs: Mapping[str, list[dict]]) -> Figure:
+def plot_runs(logs: Mapping[str, list[dict]]) -> Figure:
     """The curves of several trainings in one picture, a panel for each measure and a colour for each training.
 
     Args:
@@ -133,7 +133,7 @@ def draw_runs(logs: Mapping[str, list[dict]]) -> Figure:
         axes.remove()
     labelled = {}
     for axes, measure in zip(panels, measures, strict=False):
-        _head(axes, measure.title, measure.unit)
+        _set_axes_labels(axes, measure.title, measure.unit)
         for number, (name, log) in enumerate(logs.items()):
             series = _series(log, measure.key)
             if not series[0]:
@@ -180,7 +180,7 @@ def read_training_log(path: str | Path) -> list[dict]:
 
 
 def _draw(axes: Axes, panel: _Panel, log_history: list[dict]) -> None:
-    _head(axes, panel.title, panel.unit)
+    _set_axes_labels(axes, panel.title, panel.unit)
     for curve in panel.curves:
         epochs, values = _series(log_history, curve.key)
         if not epochs:
@@ -196,7 +196,7 @@ def _draw(axes: Axes, panel: _Panel, log_history: list[dict]) -> None:
     axes.legend(frameon=False)
 
 
-def _head(axes: Axes, title: str, unit: str) -> None:
+def _set_axes_labels(axes: Axes, title: str, unit: str) -> None:
     axes.set_title(title, loc="left", fontweight="bold")
     axes.set_xlabel("epoch")
     axes.set_ylabel(unit)

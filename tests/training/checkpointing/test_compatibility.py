@@ -9,7 +9,7 @@ from helpers.tiny_training import Images, plain_vit, tokenmixup_vit
 from transformers import TrainerState
 
 from hf_tokenmixup.training import TokenMixupTrainer
-from hf_tokenmixup.training.checkpointing.compatibility import check_plan, plan_of
+from hf_tokenmixup.training.checkpointing.compatibility import check_resume_compatibility, training_fingerprint
 
 SETTINGS = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "learning_rate": 0.01, "weight_decay": 0.1}
 
@@ -57,14 +57,14 @@ def test_the_same_images_in_other_portions_go_on(begun, caplog):
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_check_plan_other_processes_with_as_many_images_per_step_warns_for_any_dataset(arguments, caplog, streamed):
-    now = plan_of(TokenMixupTrainer(plain_vit(), arguments(**SETTINGS), train_dataset=Images(8)))
+    now = training_fingerprint(TokenMixupTrainer(plain_vit(), arguments(**SETTINGS), train_dataset=Images(8)))
     state = TrainerState(global_step=3, max_steps=6)
     then = now | {"step_split": [2, 2, 1]}
     with caplog.at_level(logging.WARNING):
-        check_plan(now, now, state, streamed)
-        check_plan({name: now[name] for name in now if name != "step_split"}, now, state, streamed)
+        check_resume_compatibility(now, now, state, streamed)
+        check_resume_compatibility({name: now[name] for name in now if name != "step_split"}, now, state, streamed)
         assert not caplog.text
-        check_plan(then, now, state, streamed)
+        check_resume_compatibility(then, now, state, streamed)
     assert "split into 2 processes x 2 images x 1 micro-batches and are now split into 1 x 4 x 1" in caplog.text
 
 

@@ -15,9 +15,15 @@ import torch
 from helpers.commands import HANG_S
 from helpers.tiny_training import Images, tokenmixup_vit
 
-from hf_tokenmixup.training import CurvesCallback, JsonLinesCallback, OutputFolderError, SavingError, TokenMixupTrainer
-from hf_tokenmixup.training.checkpointing.disk_space import check_writable, estimate_sizes, writing_failed
-from hf_tokenmixup.training.checkpointing.integrity import checkpoints_in, fault_in, files_of
+from hf_tokenmixup.training import (
+    JsonlLoggerCallback,
+    OutputDirError,
+    SaveError,
+    TokenMixupTrainer,
+    TrainingCurvesCallback,
+)
+from hf_tokenmixup.training.checkpointing.disk_space import check_writable, estimate_checkpoint_sizes, is_write_error
+from hf_tokenmixup.training.checkpointing.integrity import find_checkpoint_error, list_checkpoints, list_file_sizes
 
 Usage = namedtuple("Usage", "total used free")
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -35,9 +41,9 @@ def test_a_folder_that_cannot_be_made(arguments, tmp_path):
     (tmp_path / "file").write_text("")
     args = arguments(output_dir=str(tmp_path / "file" / "out"))
     told = "--output_dir must be a folder that can be made and written to; .*file/out is not .Not a directory.. Name"
-    with pytest.raises(OutputFolderError, match=told):
+    with pytest.raises(OutputDirError, match=told):
         trainer_of(args).train()
-    with pytest.raises(OutputFolderError, match="File exists"):
+    with pytest.raises(OutputDirError, match="File exists"):
         check_writable(tmp_path / "file")
 
 
@@ -48,7 +54,7 @@ def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
     check_writable(tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)
-    with pytest.raises(OutputFolderError, match="Read-only file system"):
+    with pytest.raises(OutputDirError, match="Read-only file system"):
         check_writable(tmp_path / "out")
 
 
@@ -73,10 +79,10 @@ def test_the_size_of_a_checkpoint(arguments, settings):
         return tokenmixup_vit(hidden_size=128, intermediate_size=512, num_attention_heads=4)
 
     trainer = trainer_of(args, large)
-    expected = estimate_sizes(trainer.model, args)
+    expected = estimate_checkpoint_sizes(trainer.model, args)
     trainer.train()
     trainer.save_model()
-    written = sum(files_of(Path(args.output_dir) / "checkpoint-1").values())
+    written = sum(list_file_sizes(Path(args.output_dir) / "checkpoint-1").values())
     weights = sum(tensor.nbytes for tensor in trainer.model.state_dict().values())
     assert 0 <= expected.checkpoint - written < 0.12 * weights + 256 * 1024
     published = (Path(args.output_dir) / "model.safetensors").stat().st_size
@@ -86,11 +92,11 @@ def test_the_size_of_a_checkpoint(arguments, settings):
 def test_too_little_room_is_told_before_training(arguments, monkeypatch, caplog):
     args = arguments(max_steps=6, save_strategy="steps", save_steps=1)
     trainer = trainer_of(args)
-    one = estimate_sizes(trainer.model, args).checkpoint
+    one = estimate_checkpoint_sizes(trainer.model, args).checkpoint
     leave_free(monkeypatch, one - 1)
-    with pytest.raises(OutputFolderError, match="A checkpoint will take about .*: not enough. Make room there, name"):
+    with pytest.raises(OutputDirError, match="A checkpoint will take about .*: not enough. Make room there, name"):
         trainer.train()
-    assert trainer.state.global_step == 0 and not checkpoints_in(args.output_dir)
+    assert trainer.state.global_step == 0 and not list_checkpoints(args.output_dir)
 
     leave_free(monkeypatch, 6.5 * one)
     with caplog.at_level(logging.WARNING):
@@ -113,13 +119,13 @@ def test_too_little_room_is_told_before_training(arguments, monkeypatch, caplog)
 def test_room_is_not_needed_for_what_is_not_written(arguments, monkeypatch):
     args = arguments(max_steps=2, save_strategy="steps", save_steps=1)
     trainer_of(args).train()
-    sizes = estimate_sizes(tokenmixup_vit(), args)
+    sizes = estimate_checkpoint_sizes(tokenmixup_vit(), args)
     leave_free(monkeypatch, sizes.published)
     # At its end no checkpoint is to come.
     trainer_of(args).train(resume_from_checkpoint=True)
     # An unfinished one gives its room back.
     (Path(args.output_dir) / "checkpoint-2" / "trainer_state.json").unlink()
-    with pytest.raises(OutputFolderError):
+    with pytest.raises(OutputDirError):
         leave_free(monkeypatch, 1000)
         trainer_of(args).train(resume_from_checkpoint=True)
     (Path(args.output_dir) / "checkpoint-2" / "large").write_bytes(bytes(sizes.checkpoint))
@@ -148,12 +154,12 @@ def test_a_disk_that_is_full_while_saving(arguments, monkeypatch, tmp_path, plac
             return original(*args, **kwargs)
 
         patched.setattr(place, fail)
-        with pytest.raises(SavingError) as told:
+        with pytest.raises(SaveError) as told:
             trainer.train()
     out = Path(args.output_dir)
     assert f"checkpoint-3 could not be written to {out} (No space left on device, " in str(told.value)
     assert f"The last good checkpoint is {out / 'checkpoint-2'}: make room there, and go on with" in str(told.value)
-    assert [path.name for path in checkpoints_in(out)] == ["checkpoint-2", "checkpoint-1"]
+    assert [path.name for path in list_checkpoints(out)] == ["checkpoint-2", "checkpoint-1"]
     resumed = trainer_of(args)
     resumed.train(resume_from_checkpoint=True)
     for tensor, expected in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
@@ -171,8 +177,8 @@ def _resolve(path: str):
 
 
 def test_errors_of_another_kind_stay_what_they_are(arguments, monkeypatch):
-    assert not writing_failed(RuntimeError("CUDA error")) and not writing_failed(OSError("no number"))
-    assert not writing_failed(OSError(errno.ECONNRESET, "the Hub"))
+    assert not is_write_error(RuntimeError("CUDA error")) and not is_write_error(OSError("no number"))
+    assert not is_write_error(OSError(errno.ECONNRESET, "the Hub"))
     trainer = trainer_of(arguments(save_strategy="steps", save_steps=1))
     monkeypatch.setattr(trainer, "_save_optimizer_and_scheduler", lambda folder: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -184,8 +190,8 @@ import resource, sys, torch
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from helpers.tiny_training import Images, tokenmixup_vit
-from hf_tokenmixup.training import SavingError, TokenMixupTrainer, TokenMixupTrainingArguments
-from hf_tokenmixup.training.checkpointing.integrity import checkpoints_in
+from hf_tokenmixup.training import SaveError, TokenMixupTrainer, TokenMixupTrainingArguments
+from hf_tokenmixup.training.checkpointing.integrity import list_checkpoints
 
 torch.set_num_threads(1)
 for limit in map(int, sys.argv[3:]):
@@ -201,11 +207,11 @@ for limit in map(int, sys.argv[3:]):
     trainer._save_checkpoint = limited
     try:
         trainer.train()
-    except SavingError as error:
+    except SaveError as error:
         print(error)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    print([path.name for path in checkpoints_in(args.output_dir)])
+    print([path.name for path in list_checkpoints(args.output_dir)])
 """
 
 
@@ -223,7 +229,7 @@ def test_files_that_the_system_cuts_short(tmp_path):
         out = f"{tmp_path / 'out'}-{limit}"
         assert f"checkpoint-2 could not be written to {out} (" in done.stdout
         assert f"The last good checkpoint is {out}/checkpoint-1: make room" in done.stdout
-        assert fault_in(Path(out) / "checkpoint-1") is None
+        assert find_checkpoint_error(Path(out) / "checkpoint-1") is None
     assert done.stdout.count("['checkpoint-1']\n") == 3
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
 
@@ -234,7 +240,7 @@ def test_the_log_waits_for_room(arguments, monkeypatch, caplog):
     opened, at = Path.open, []
 
     def open_(path, mode="r", *args, **kwargs):
-        if path.name == JsonLinesCallback.file_name and mode in "aw":
+        if path.name == JsonlLoggerCallback.file_name and mode in "aw":
             at.append(mode)
             if len(at) in (3, 4):
                 raise FULL
@@ -245,10 +251,10 @@ def test_the_log_waits_for_room(arguments, monkeypatch, caplog):
 
     monkeypatch.setattr(Path, "open", open_)
     monkeypatch.setattr("hf_tokenmixup.training.callbacks.plot_training_curves", full)
-    trainer = trainer_of(args, callbacks=[JsonLinesCallback(), CurvesCallback()])
+    trainer = trainer_of(args, callbacks=[JsonlLoggerCallback(), TrainingCurvesCallback()])
     with caplog.at_level(logging.WARNING):
         trainer.train()
-    lines = (Path(args.output_dir) / JsonLinesCallback.file_name).read_text().splitlines()
+    lines = (Path(args.output_dir) / JsonlLoggerCallback.file_name).read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 5]
     assert caplog.text.count("training_log.jsonl cannot be written now (No space left on device)") == 1
     assert "training_curves.png could not be written (No space left on device)" in caplog.text
@@ -263,10 +269,10 @@ def test_the_published_model_and_results_name_what_failed(arguments, monkeypatch
         raise FULL
 
     monkeypatch.setattr("safetensors.torch.serialize_file", full)
-    with pytest.raises(SavingError, match="The model could not be written to .*checkpoint-1: make room"):
+    with pytest.raises(SaveError, match="The model could not be written to .*checkpoint-1: make room"):
         trainer.save_model()
     monkeypatch.setattr("json.dump", full)
-    with pytest.raises(SavingError, match="The results could not be written"):
+    with pytest.raises(SaveError, match="The results could not be written"):
         trainer.save_metrics("train", {"loss": 1.0})
 
 

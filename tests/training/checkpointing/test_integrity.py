@@ -10,12 +10,12 @@ from helpers.tiny_training import Images, tokenmixup_vit
 
 from hf_tokenmixup.training import TokenMixupTrainer, TokenMixupTrainingArguments
 from hf_tokenmixup.training.checkpointing.integrity import (
-    check_unused,
-    checkpoints_in,
-    fault_in,
-    last_complete_checkpoint,
-    newest_complete_checkpoint,
+    check_no_existing_checkpoints,
+    find_checkpoint_error,
+    get_last_complete_checkpoint,
+    list_checkpoints,
     remove_checkpoint,
+    require_last_complete_checkpoint,
 )
 
 
@@ -47,12 +47,12 @@ FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.95])
 def test_every_file_cut_anywhere_is_noticed(folder, caplog, name, share):
-    assert last_complete_checkpoint(folder).name == "checkpoint-4"
+    assert require_last_complete_checkpoint(folder).name == "checkpoint-4"
     file = folder / "checkpoint-4" / name
     file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
-    assert name in fault_in(folder / "checkpoint-4")
+    assert name in find_checkpoint_error(folder / "checkpoint-4")
     with caplog.at_level(logging.WARNING):
-        assert last_complete_checkpoint(folder).name == "checkpoint-3"
+        assert require_last_complete_checkpoint(folder).name == "checkpoint-3"
     assert "checkpoint-4 is not complete" in caplog.text and name in caplog.text
 
 
@@ -72,49 +72,49 @@ def test_a_training_goes_on_from_the_one_before(trained, folder):
 
 def test_a_folder_of_an_earlier_training(folder, tmp_path):
     with pytest.raises(ValueError, match="holds checkpoint-4 of an earlier training. Go on with it by --resume_from"):
-        check_unused(folder)
+        check_no_existing_checkpoints(folder)
     for number in (3, 4):
         (folder / f"checkpoint-{number}" / "trainer_state.json").unlink()
-    check_unused(folder)
-    check_unused(tmp_path / "nowhere")
+    check_no_existing_checkpoints(folder)
+    check_no_existing_checkpoints(tmp_path / "nowhere")
 
 
 def test_nothing_to_resume_from(folder, tmp_path):
     with pytest.raises(ValueError, match="no complete checkpoint in .*auto to start from the beginning"):
-        last_complete_checkpoint(tmp_path / "nowhere")
+        require_last_complete_checkpoint(tmp_path / "nowhere")
     (folder / "checkpoint-best").mkdir()
-    assert last_complete_checkpoint(folder).name == "checkpoint-4"
+    assert require_last_complete_checkpoint(folder).name == "checkpoint-4"
     for number in (3, 4):
         (folder / f"checkpoint-{number}" / "trainer_state.json").unlink()
     with pytest.raises(ValueError, match="no complete checkpoint"):
-        last_complete_checkpoint(folder)
+        require_last_complete_checkpoint(folder)
 
 
 @pytest.mark.parametrize("name", [*FILES, "config.json", "training_args.bin"])
 def test_a_checkpoint_removed_by_halves_is_not_taken_for_whole(folder, name):
     (folder / "checkpoint-4" / name).unlink()
-    assert name in fault_in(folder / "checkpoint-4")
-    assert last_complete_checkpoint(folder).name == "checkpoint-3"
+    assert name in find_checkpoint_error(folder / "checkpoint-4")
+    assert require_last_complete_checkpoint(folder).name == "checkpoint-3"
 
 
 def test_a_file_of_another_training_is_noticed(folder):
     file = folder / "checkpoint-4" / "optimizer.pt"
     file.write_bytes(file.read_bytes() + b"more")
-    assert fault_in(folder / "checkpoint-4") == "optimizer.pt is not the one that was written"
+    assert find_checkpoint_error(folder / "checkpoint-4") == "optimizer.pt is not the one that was written"
 
 
 def test_a_removal_begins_with_what_makes_a_checkpoint_one(folder, monkeypatch):
     monkeypatch.setattr("shutil.rmtree", lambda *args, **kwargs: None)  # killed before
     remove_checkpoint(folder / "checkpoint-4")
-    assert fault_in(folder / "checkpoint-4") == "it has no trainer_state.json"
+    assert find_checkpoint_error(folder / "checkpoint-4") == "it has no trainer_state.json"
 
 
 def test_none_to_go_on_from(folder, tmp_path, caplog):
-    assert newest_complete_checkpoint(tmp_path / "nowhere") is None
+    assert get_last_complete_checkpoint(tmp_path / "nowhere") is None
     for number in (3, 4):
         (folder / f"checkpoint-{number}" / "trainer_state.json").unlink()
     with caplog.at_level(logging.WARNING):
-        assert newest_complete_checkpoint(folder) is None
+        assert get_last_complete_checkpoint(folder) is None
     assert "checkpoint-4 is not complete" in caplog.text and "checkpoint-3 is not complete" in caplog.text
 
 
@@ -131,13 +131,13 @@ def test_an_unfinished_checkpoint_takes_no_place_of_a_whole_one(trained, folder,
     (folder / "checkpoint-9").mkdir()
     (folder / "checkpoint-9" / "model.safetensors").write_bytes(b"cut")
     go_on(folder, trained[2], max_steps=6)
-    assert [path.name for path in checkpoints_in(folder)] == ["checkpoint-6", "checkpoint-5"]
+    assert [path.name for path in list_checkpoints(folder)] == ["checkpoint-6", "checkpoint-5"]
 
 
 def test_without_a_limit_nothing_is_removed(trained, folder):
     (folder / "checkpoint-9").mkdir()
     go_on(folder, trained[2], max_steps=6, save_total_limit=None)
-    assert [path.name[-1] for path in checkpoints_in(folder)] == ["9", "6", "5", "4", "3"]
+    assert [path.name[-1] for path in list_checkpoints(folder)] == ["9", "6", "5", "4", "3"]
 
 
 def test_a_checkpoint_in_the_place_of_another_is_never_a_mixture(trained, folder, monkeypatch):
@@ -155,5 +155,5 @@ def test_a_checkpoint_in_the_place_of_another_is_never_a_mixture(trained, folder
     with pytest.raises(Killed):
         trainer.train(resume_from_checkpoint=str(folder / "checkpoint-3"))
     assert (folder / "checkpoint-4" / "model.safetensors").is_file()
-    assert fault_in(folder / "checkpoint-4") == "it has no trainer_state.json"
-    assert last_complete_checkpoint(folder).name == "checkpoint-3"
+    assert find_checkpoint_error(folder / "checkpoint-4") == "it has no trainer_state.json"
+    assert require_last_complete_checkpoint(folder).name == "checkpoint-3"

@@ -12,7 +12,7 @@ from transformers import Trainer
 from transformers.trainer_utils import TrainOutput, speed_metrics
 
 from hf_tokenmixup.training import TokenMixupTrainer
-from hf_tokenmixup.training.checkpointing.integrity import OWN_STATE
+from hf_tokenmixup.training.checkpointing.integrity import CALLBACK_STATE_KEY
 
 DROPOUT = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2}
 
@@ -79,7 +79,7 @@ def test_a_checkpoint_renewed_at_the_epochs_end_stays_one(arguments, monkeypatch
     assert len(written) == 1
     state = json.loads((Path(args.output_dir) / "checkpoint-2" / "trainer_state.json").read_text())
     assert any("eval_loss" in line for line in state["log_history"])
-    assert state["stateful_callbacks"][OWN_STATE]["kept"]["epoch_ended"]
+    assert state["stateful_callbacks"][CALLBACK_STATE_KEY]["kept"]["epoch_ended"]
 
 
 @pytest.mark.parametrize("steps", [7, 10])
@@ -160,7 +160,7 @@ def test_a_checkpoint_of_another_trainer_is_gone_on_from(arguments):
     train(args)
     state = Path(args.output_dir) / "checkpoint-2" / "trainer_state.json"
     content = json.loads(state.read_text())
-    del content["stateful_callbacks"][OWN_STATE]
+    del content["stateful_callbacks"][CALLBACK_STATE_KEY]
     state.write_text(json.dumps(content))
     trainer, result = train(args, 2)
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]

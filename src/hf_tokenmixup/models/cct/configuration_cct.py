@@ -122,7 +122,7 @@ class CctConfig(PreTrainedConfig):
 
     def grid_size(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of tokens that the tokenizer makes of an image."""
-        return self._tokens_along(height), self._tokens_along(width)
+        return self._num_tokens_along_axis(height), self._num_tokens_along_axis(width)
 
     @property
     def num_patch_tokens(self) -> int:
@@ -147,7 +147,7 @@ class CctConfig(PreTrainedConfig):
             covered = min((covered - 1) * stride + kernel - padding, available)
         return size - covered
 
-    def _tokens_along(self, size: int) -> int:
+    def _num_tokens_along_axis(self, size: int) -> int:
         if self.tokenizer == "patch":
             return size // self.patch_size
         for _ in range(self.num_conv_layers):

@@ -77,7 +77,9 @@ class CctEmbeddings(nn.Module):
         if self.cls_token is not None:
             hidden = torch.cat([self.cls_token.expand(len(hidden), -1, -1), hidden], dim=1)
         if self.config.position_embedding == "sinusoidal":
-            hidden = hidden + sinusoidal_positions(hidden.shape[1], hidden.shape[2], hidden.device).to(hidden.dtype)
+            hidden = hidden + build_sincos_position_embedding(hidden.shape[1], hidden.shape[2], hidden.device).to(
+                hidden.dtype
+            )
         elif self.config.position_embedding == "learned":
             hidden = hidden + self.learned_positions(*pixel_values.shape[2:], interpolate_pos_encoding)
         return self.dropout(hidden)
@@ -115,7 +117,7 @@ def interpolate_positions(positions: torch.Tensor, grid: tuple[int, int], new_gr
     return torch.cat([positions[:, :prefix], image.flatten(2).transpose(1, 2).to(positions.dtype)], dim=1)
 
 
-def sinusoidal_positions(length: int, hidden_size: int, device: torch.device) -> torch.Tensor:
+def build_sincos_position_embedding(length: int, hidden_size: int, device: torch.device) -> torch.Tensor:
     """(1, N, D): sines in the even channels, cosines in the odd ones."""
     channel = torch.arange(hidden_size, device=device, dtype=torch.float32)
     period = 10000 ** (2 * (channel // 2) / hidden_size)

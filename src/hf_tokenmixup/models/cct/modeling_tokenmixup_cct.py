@@ -3,19 +3,20 @@
 import torch
 from torch.nn import functional as F
 
-from ...configuration import TokenMixupSettings
+from ...configuration import TokenMixupConfigMixin
 from ...saliency import queries_of_inputs
-from ..layers import TokenMixupLayer, has_plain_weight
-from ..modeling_tokenmixup import TokenMixupModel
+from ..layers import TokenMixupLayerMixin, has_plain_weight
+from ..modeling_tokenmixup import TokenMixupModelMixin
 from .configuration_cct import CctConfig
 from .modeling_cct import CctAttention, CctForImageClassification, CctLayer
 
 
-class TokenMixupCctConfig(TokenMixupSettings, CctConfig):
+class TokenMixupCctConfig(TokenMixupConfigMixin, CctConfig):
     """``CctConfig`` with the settings of TokenMixup as further attributes.
 
     Args:
-        kwargs: settings of :class:`~hf_tokenmixup.configuration.TokenMixupSettings` and of ``CctConfig``. As there is
+        kwargs: settings of :class:`~hf_tokenmixup.configuration.TokenMixupConfigMixin` and of ``CctConfig``. As there
+        is
             no CLS token by default, ScoreNet pools by attention and all tokens are asked for saliency.
 
     Raises:
@@ -30,7 +31,7 @@ class TokenMixupCctConfig(TokenMixupSettings, CctConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        self.validate_tokenmixup()
+        self.validate_tokenmixup_config()
 
     def token_grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patch tokens of an image of this size."""
@@ -54,7 +55,7 @@ class VerticalCctAttention(CctAttention):
         return self.attend(query[:, :, : hidden_states.shape[1]], key, value, **kwargs)
 
 
-class TokenMixupCctLayer(TokenMixupLayer, CctLayer):
+class TokenMixupCctLayer(TokenMixupLayerMixin, CctLayer):
     """A CCT layer that mixes the tokens that enter it (HTM), hands tokens on to later layers and takes them (VTM).
 
     Args:
@@ -66,10 +67,10 @@ class TokenMixupCctLayer(TokenMixupLayer, CctLayer):
         super().__init__(config, layer_index)
         if layer_index in config.vertical_layers:
             self.attention = VerticalCctAttention(config)
-        self.setup_tokenmixup(config, layer_index)
+        self.init_tokenmixup(config, layer_index)
 
     def query_and_key(self, hidden: torch.Tensor, cls_query_only: bool) -> tuple[torch.Tensor, torch.Tensor, float]:
-        """See :class:`~hf_tokenmixup.saliency.AttentionLayer`."""
+        """See :class:`~hf_tokenmixup.saliency.SupportsAttentionSaliency`."""
         attention, normed = self.attention, self.normed(hidden)
         if not has_plain_weight(attention.qkv):
             query, key, _ = attention.query_key_value(normed)
@@ -82,14 +83,14 @@ class TokenMixupCctLayer(TokenMixupLayer, CctLayer):
         return query, key, attention.scaling
 
     def propagate(self, hidden: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
-        """See :class:`~hf_tokenmixup.saliency.AttentionLayer`."""
+        """See :class:`~hf_tokenmixup.saliency.SupportsAttentionSaliency`."""
         _, _, value = self.attention.query_key_value(self.normed(hidden))
         attended = self.attention.proj((attention.to(value.dtype) @ value).transpose(1, 2).flatten(2))
         hidden = self.norm1(hidden + attended)
         return hidden + self.linear2(self.activation(self.linear1(hidden)))
 
 
-class TokenMixupCctForImageClassification(TokenMixupModel, CctForImageClassification):
+class TokenMixupCctForImageClassification(TokenMixupModelMixin, CctForImageClassification):
     """``CctForImageClassification`` that mixes tokens in training, and is the plain model otherwise.
 
     Raises:
@@ -98,6 +99,6 @@ class TokenMixupCctForImageClassification(TokenMixupModel, CctForImageClassifica
 
     _auto_class = None
     config_class = TokenMixupCctConfig
-    plain_model_class = CctForImageClassification
+    base_model_class = CctForImageClassification
     layer_class = TokenMixupCctLayer
     lora_target_modules = ("qkv",)

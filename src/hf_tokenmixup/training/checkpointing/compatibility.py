@@ -12,40 +12,42 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerState
 
-from ...configuration import TokenMixupSettings
+from ...configuration import TokenMixupConfigMixin
 from ..effective_settings import images_per_step, optimization_settings
-from ..lora import describe_adapters
+from ..lora import get_adapter_hyperparameters
 
 if TYPE_CHECKING:
     from ..trainer import TokenMixupTrainer
 
 logger = logging.getLogger(__name__)
 
-ANEW = "Or begin a new training from the checkpoint's weights, by --model_name_or_path."
+NEW_RUN_HINT = "Or begin a new training from the checkpoint's weights, by --model_name_or_path."
 
 
-def plan_of(trainer: "TokenMixupTrainer") -> dict[str, Any]:
+def training_fingerprint(trainer: "TokenMixupTrainer") -> dict[str, Any]:
     """What a checkpoint keeps of a run's settings, as JSON has it."""
-    args, model = trainer.args, trainer.inner_model
+    args, model = trainer.args, trainer.classifier_model
     optimization = optimization_settings(trainer)
-    names = [field.name for field in dataclasses.fields(TokenMixupSettings)]
+    names = [field.name for field in dataclasses.fields(TokenMixupConfigMixin)]
     settings = {name: getattr(model.config, name) for name in names if hasattr(model.config, name)}
     plan = {
         "images_per_step": images_per_step(trainer),
         "learning_rate": optimization.get("learning_rate"),
         "weight_decay": optimization.get("weight_decay"),
-        "settings": settings | describe_adapters(model),
+        "settings": settings | get_adapter_hyperparameters(model),
         "step_split": [args.world_size, args.train_batch_size, args.gradient_accumulation_steps],
         "readers": [args.world_size, args.dataloader_num_workers],
     }
     return json.loads(json.dumps(plan))
 
 
-def check_plan(then: Mapping[str, Any], now: Mapping[str, Any], state: TrainerState, streamed: bool) -> None:
+def check_resume_compatibility(
+    then: Mapping[str, Any], now: Mapping[str, Any], state: TrainerState, streamed: bool
+) -> None:
     """Compare a training's plan with that of the checkpoint it is resumed from; tell of what it takes otherwise.
 
     Args:
-        then: what :func:`plan_of` gave when the checkpoint was written.
+        then: what :func:`training_fingerprint` gave when the checkpoint was written.
         now: what it gives now.
         state: of the resumed training.
         streamed: whether the images come as a stream.
@@ -59,13 +61,13 @@ def check_plan(then: Mapping[str, Any], now: Mapping[str, Any], state: TrainerSt
             f"The checkpoint of step {step} comes from steps of {then['images_per_step']} images, and here they have "
             f"{now['images_per_step']}: at that step the images would be others, and epochs left out or seen twice. "
             "Resume with the same product of --per_device_train_batch_size, --gradient_accumulation_steps and "
-            f"processes. {ANEW}"
+            f"processes. {NEW_RUN_HINT}"
         )
     for name in ("learning_rate", "weight_decay"):
         if then[name] != now[name]:
             raise ValueError(
                 f"The optimizer of step {step} continues with the `{name}` it had, {_text(then[name])}, and not with "
-                f"{_text(now[name])}: resume with {_text(then[name])}. {ANEW}"
+                f"{_text(now[name])}: resume with {_text(then[name])}. {NEW_RUN_HINT}"
             )
     if step > state.max_steps:
         raise ValueError(

@@ -17,27 +17,27 @@ from transformers.trainer_utils import SaveStrategy
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..training_args import TokenMixupTrainingArguments
-from .integrity import checkpoints_in, fault_in
+from .integrity import find_checkpoint_error, list_checkpoints
 
 logger = logging.getLogger(__name__)
 
 # How many numbers of 4 bytes an optimizer keeps for each parameter it trains; for those not named here as Adam does.
-OPTIMIZER_STATE = {"sgd": 0, "adafactor": 0, "lomo": 0, "adalomo": 0, "adagrad": 1, "rmsprop": 1, "lion": 1}
-ADAM_STATE = 2
+OPTIMIZER_STATE_TENSORS = {"sgd": 0, "adafactor": 0, "lomo": 0, "adalomo": 0, "adagrad": 1, "rmsprop": 1, "lion": 1}
+DEFAULT_STATE_TENSORS = 2
 # Configuration, scheduler, random state, arguments, log.
-SMALL_FILES = 256 * 1024
-WRITING_FAILED = {
+METADATA_BYTES = 256 * 1024
+WRITE_ERRNOS = {
     getattr(errno, name)
     for name in "ENOSPC EDQUOT EFBIG EROFS EIO EACCES EPERM ENOENT ENOTDIR ESTALE".split()
     if hasattr(errno, name)
 }
 
 
-class OutputFolderError(ValueError):
+class OutputDirError(ValueError):
     """The output folder cannot be written to, or has no room for a checkpoint; the message names a way out."""
 
 
-class SavingError(OSError):
+class SaveError(OSError):
     """Something could not be written; the message names it, the folder and the last good checkpoint."""
 
 
@@ -45,7 +45,7 @@ def check_writable(folder: str | Path) -> None:
     """Make the folder if it is not there, and write a little into it, of which nothing is left.
 
     Raises:
-        OutputFolderError: that cannot be done.
+        OutputDirError: that cannot be done.
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -53,51 +53,55 @@ def check_writable(folder: str | Path) -> None:
             file.write(bytes(4096))
             file.flush()
     except OSError as error:
-        raise OutputFolderError(
+        raise OutputDirError(
             f"--output_dir must be a folder that can be made and written to; {folder} is not "
             f"({error.strerror or error}). Name another, or see to its rights and to the room there."
         ) from error
 
 
-class Sizes(NamedTuple):
+class CheckpointSizes(NamedTuple):
     """Bytes that a training writes: for each checkpoint, and for the published model."""
 
     checkpoint: int
     published: int
 
 
-def estimate_sizes(model: nn.Module, args: TokenMixupTrainingArguments) -> Sizes:
+def estimate_checkpoint_sizes(model: nn.Module, args: TokenMixupTrainingArguments) -> CheckpointSizes:
     """What a training of `model` will write, by its tensors and the kind of optimizer."""
     weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    state = 0 if args.save_only_model else trained * _state_bytes(str(getattr(args.optim, "value", args.optim)), args)
+    state = (
+        0
+        if args.save_only_model
+        else trained * _optimizer_bytes_per_parameter(str(getattr(args.optim, "value", args.optim)), args)
+    )
     average = weights if args.ema_decay else 0
-    return Sizes(weights + state + average + SMALL_FILES, weights + SMALL_FILES)
+    return CheckpointSizes(weights + state + average + METADATA_BYTES, weights + METADATA_BYTES)
 
 
-def _state_bytes(optim: str, args: TrainingArguments) -> int:
+def _optimizer_bytes_per_parameter(optim: str, args: TrainingArguments) -> int:
     """Bytes of state for each parameter."""
     kind = optim.removeprefix("paged_").partition("_")[0]
-    numbers = OPTIMIZER_STATE.get(kind, ADAM_STATE)
+    numbers = OPTIMIZER_STATE_TENSORS.get(kind, DEFAULT_STATE_TENSORS)
     if kind in ("sgd", "rmsprop") and "momentum" in (args.optim_args or ""):
         numbers += 1
     return numbers * (1 if "8bit" in optim else 4)
 
 
-def check_room(model: nn.Module, args: TokenMixupTrainingArguments, state: TrainerState) -> None:
+def check_disk_space(model: nn.Module, args: TokenMixupTrainingArguments, state: TrainerState) -> None:
     """Compare the room in the output folder with what the training that begins now will write there.
 
     Raises:
-        OutputFolderError: not even the next checkpoint fits. A warning tells where all of them do not.
+        OutputDirError: not even the next checkpoint fits. A warning tells where all of them do not.
     """
-    folder, sizes = Path(args.output_dir), estimate_sizes(model, args)
-    checkpoints = _checkpoints_to_come(args, state)
+    folder, sizes = Path(args.output_dir), estimate_checkpoint_sizes(model, args)
+    checkpoints = _num_remaining_checkpoints(args, state)
     free = shutil.disk_usage(folder).free
     published = folder / SAFE_WEIGHTS_NAME
     # Written over, or removed before the next checkpoint is written.
     free += published.stat().st_size if published.is_file() else 0
-    there = checkpoints_in(folder)
-    unfinished = [checkpoint for checkpoint in there if fault_in(checkpoint) is not None]
+    there = list_checkpoints(folder)
+    unfinished = [checkpoint for checkpoint in there if find_checkpoint_error(checkpoint) is not None]
     if args.save_total_limit:
         free += sum(file.stat().st_size for path in unfinished for file in path.rglob("*") if file.is_file())
     at_once = checkpoints
@@ -110,18 +114,18 @@ def check_room(model: nn.Module, args: TokenMixupTrainingArguments, state: Train
         f"{folder} has {convert_bytes(free)} left. A checkpoint will take about {convert_bytes(sizes.checkpoint)}, "
         f"the model at the end {convert_bytes(sizes.published)}"
     )
-    way_out = "Make room there, name another --output_dir"
+    hint = "Make room there, name another --output_dir"
     if free < (sizes.checkpoint if checkpoints else sizes.published):
-        raise OutputFolderError(f"{told}: not enough. {way_out}, or save no checkpoints (--save_strategy no).")
+        raise OutputDirError(f"{told}: not enough. {hint}, or save no checkpoints (--save_strategy no).")
     if free < needed:
         count = f"{at_once} checkpoint{'s' if at_once > 1 else ''} more"
         logger.warning(
-            f"{told}; {count} and the model, {convert_bytes(needed)}, will not fit. {way_out}, or keep "
+            f"{told}; {count} and the model, {convert_bytes(needed)}, will not fit. {hint}, or keep "
             "fewer checkpoints (--save_total_limit)."
         )
 
 
-def _checkpoints_to_come(args: TrainingArguments, state: TrainerState) -> int:
+def _num_remaining_checkpoints(args: TrainingArguments, state: TrainerState) -> int:
     """How many checkpoints will be written; one where that is known later only."""
     left = state.max_steps - state.global_step
     if args.save_strategy == SaveStrategy.NO or left <= 0:
@@ -133,10 +137,10 @@ def _checkpoints_to_come(args: TrainingArguments, state: TrainerState) -> int:
     return 1
 
 
-def writing_failed(error: Exception) -> bool:
+def is_write_error(error: Exception) -> bool:
     """Whether an error is one of writing a file, whoever wrote it: Python, safetensors or torch."""
     if isinstance(error, OSError):
-        return error.errno in WRITING_FAILED
+        return error.errno in WRITE_ERRNOS
     # Neither of the two hands on the system's number.
     told_by_torch = ("PytorchStreamWriter", "inline_container")
     return isinstance(error, SafetensorError) or any(name in str(error) for name in told_by_torch)
@@ -147,20 +151,22 @@ def saving(what: str, output_dir: str | Path) -> Iterator[None]:
     """Around the writing of `what`, a name for a message, into the output folder of a training.
 
     Raises:
-        SavingError: instead of the error with which the writing failed.
+        SaveError: instead of the error with which the writing failed.
     """
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        if not writing_failed(error):
+        if not is_write_error(error):
             raise
-        raise SavingError(_told(what, Path(output_dir), error)) from error
+        raise SaveError(_format_save_error(what, Path(output_dir), error)) from error
 
 
-def _told(what: str, folder: Path, error: Exception) -> str:
+def _format_save_error(what: str, folder: Path, error: Exception) -> str:
     reason = error.strerror if isinstance(error, OSError) else str(error).partition("\n")[0].strip()
     free = f", {convert_bytes(shutil.disk_usage(folder).free)} free" if folder.is_dir() else ""
-    good = next((checkpoint for checkpoint in checkpoints_in(folder) if fault_in(checkpoint) is None), None)
+    good = next(
+        (checkpoint for checkpoint in list_checkpoints(folder) if find_checkpoint_error(checkpoint) is None), None
+    )
     if good is None:
         return (
             f"{what} could not be written to {folder} ({reason}{free}), where there is no checkpoint to go on from. "

@@ -16,12 +16,12 @@ from ..processes import connected, gather, on_main_process
 logger = logging.getLogger(__name__)
 
 # The host writes this one last.
-STATE_NAME = "trainer_state.json"
+TRAINER_STATE_NAME = "trainer_state.json"
 # What is kept there for this package, among the states of callbacks.
-OWN_STATE = "hf_tokenmixup"
+CALLBACK_STATE_KEY = "hf_tokenmixup"
 
 
-def checkpoints_in(folder: str | Path) -> list[Path]:
+def list_checkpoints(folder: str | Path) -> list[Path]:
     """The checkpoints in an output folder, the newest first."""
     named = {
         int(found[1]): path
@@ -31,23 +31,23 @@ def checkpoints_in(folder: str | Path) -> list[Path]:
     return [named[step] for step in sorted(named, reverse=True)]
 
 
-def newest_complete_checkpoint(folder: str | Path) -> Path | None:
+def get_last_complete_checkpoint(folder: str | Path) -> Path | None:
     """The newest checkpoint that is whole, None if there is none; a warning names those passed over."""
-    for checkpoint in checkpoints_in(folder):
-        fault = fault_in(checkpoint)
+    for checkpoint in list_checkpoints(folder):
+        fault = find_checkpoint_error(checkpoint)
         if fault is None:
             return checkpoint
         logger.warning("%s is not complete (%s): an earlier one is looked for.", checkpoint, fault)
     return None
 
 
-def last_complete_checkpoint(folder: str | Path) -> Path:
-    """As `newest_complete_checkpoint`.
+def require_last_complete_checkpoint(folder: str | Path) -> Path:
+    """As `get_last_complete_checkpoint`.
 
     Raises:
         ValueError: there is none.
     """
-    checkpoint = newest_complete_checkpoint(folder)
+    checkpoint = get_last_complete_checkpoint(folder)
     if checkpoint is None:
         raise ValueError(
             f"There is no complete checkpoint in {folder} to resume from: say --resume_from_checkpoint auto to start "
@@ -56,7 +56,7 @@ def last_complete_checkpoint(folder: str | Path) -> Path:
     return checkpoint
 
 
-def checkpoint_to_resume(given: str, folder: str | Path) -> str | None:
+def resolve_resume_checkpoint(given: str, folder: str | Path) -> str | None:
     """The checkpoint that a setting asks for: a path, or in the output folder the newest whole one.
 
     With several processes, the main one chooses, and all of them look whether that checkpoint is complete for them
@@ -72,7 +72,7 @@ def checkpoint_to_resume(given: str, folder: str | Path) -> str | None:
     """
     wanted = given.lower()
     if wanted in ("auto", "last", "true"):
-        choose = newest_complete_checkpoint if wanted == "auto" else last_complete_checkpoint
+        choose = get_last_complete_checkpoint if wanted == "auto" else require_last_complete_checkpoint
         # The name, as each process may have an output folder of its own.
         name = on_main_process(lambda: None if (chosen := choose(folder)) is None else chosen.name)
         checkpoint = None if name is None else str(Path(folder) / name)
@@ -81,7 +81,7 @@ def checkpoint_to_resume(given: str, folder: str | Path) -> str | None:
     if connected():
         _check_for_all(None if checkpoint is None else Path(checkpoint), Path(folder))
     elif checkpoint == given:
-        check_checkpoint(given)
+        validate_checkpoint(given)
     return checkpoint
 
 
@@ -92,12 +92,16 @@ def _check_for_all(checkpoint: Path | None, folder: Path) -> None:
         ValueError: in every process, if it is not complete in one of them, or of another step.
     """
     beside = folder if checkpoint is None else checkpoint.parent
-    complete = [path.name for path in checkpoints_in(beside) if fault_in(path) is None]
+    complete = [path.name for path in list_checkpoints(beside) if find_checkpoint_error(path) is None]
     if checkpoint is None:
         fault, step = complete[0] if complete else None, None
     else:
-        fault = fault_in(checkpoint)
-        step = json.loads((checkpoint / STATE_NAME).read_text(encoding="utf-8"))["global_step"] if not fault else None
+        fault = find_checkpoint_error(checkpoint)
+        step = (
+            json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["global_step"]
+            if not fault
+            else None
+        )
     everyone = gather((fault, step, complete, str(beside if checkpoint is None else checkpoint)))
     expected = (None, everyone[0][1])
     rank = next((rank for rank, found in enumerate(everyone) if found[:2] != expected), None)
@@ -120,32 +124,32 @@ def _check_for_all(checkpoint: Path | None, folder: Path) -> None:
     raise ValueError(f"{place} cannot be resumed from: {fault}. {hint}")
 
 
-def unfinished_checkpoints(folder: str | Path) -> list[Path]:
+def list_incomplete_checkpoints(folder: str | Path) -> list[Path]:
     """Those in whose writing or removal a training was interrupted."""
-    return [checkpoint for checkpoint in checkpoints_in(folder) if fault_in(checkpoint) is not None]
+    return [checkpoint for checkpoint in list_checkpoints(folder) if find_checkpoint_error(checkpoint) is not None]
 
 
 def remove_checkpoint(checkpoint: Path) -> None:
     """Remove a checkpoint so that what is left of it, if this is interrupted, is no complete one."""
-    (checkpoint / STATE_NAME).unlink(missing_ok=True)
+    (checkpoint / TRAINER_STATE_NAME).unlink(missing_ok=True)
     shutil.rmtree(checkpoint, ignore_errors=True)
 
 
-def files_of(checkpoint: Path) -> dict[str, int]:
+def list_file_sizes(checkpoint: Path) -> dict[str, int]:
     """The files of a checkpoint, by their path in it, with their sizes in bytes; all but the one written last."""
     return {
         path.relative_to(checkpoint).as_posix(): path.stat().st_size
         for path in sorted(checkpoint.rglob("*"))
-        if path.is_file() and path.name not in (STATE_NAME, f".{STATE_NAME}")
+        if path.is_file() and path.name not in (TRAINER_STATE_NAME, f".{TRAINER_STATE_NAME}")
     }
 
 
-def check_unused(folder: str | Path) -> None:
+def check_no_existing_checkpoints(folder: str | Path) -> None:
     """
     Raises:
         ValueError: `folder` holds checkpoints of an earlier training, which a new one would mix with its own.
     """
-    used = [checkpoint for checkpoint in checkpoints_in(folder) if fault_in(checkpoint) is None]
+    used = [checkpoint for checkpoint in list_checkpoints(folder) if find_checkpoint_error(checkpoint) is None]
     if used:
         raise ValueError(
             f"--output_dir {folder} holds {used[0].name} of an earlier training. Go on with it by "
@@ -153,37 +157,37 @@ def check_unused(folder: str | Path) -> None:
         )
 
 
-def check_checkpoint(checkpoint: str | Path) -> None:
+def validate_checkpoint(checkpoint: str | Path) -> None:
     """
     Raises:
         ValueError: `checkpoint` is not there or not whole; names the newest that is, if any.
     """
-    fault = fault_in(Path(checkpoint))
+    fault = find_checkpoint_error(Path(checkpoint))
     if fault is None:
         return
-    others = [other for other in checkpoints_in(Path(checkpoint).parent) if fault_in(other) is None]
+    others = [other for other in list_checkpoints(Path(checkpoint).parent) if find_checkpoint_error(other) is None]
     instead = f"Resume from {others[0]}" if others else "No other lies beside it; start the training anew"
     raise ValueError(f"The checkpoint {checkpoint} cannot be resumed from: {fault}. {instead}.")
 
 
-def fault_in(checkpoint: Path) -> str | None:
+def find_checkpoint_error(checkpoint: Path) -> str | None:
     """What is missing or cut short in a checkpoint's files; None if it is whole.
 
     `trainer_state.json` lists the files of a checkpoint that this package wrote. Of any other, what is there is looked
     at: that is enough for one in whose writing a training was interrupted.
     """
-    state = checkpoint / STATE_NAME
+    state = checkpoint / TRAINER_STATE_NAME
     if not checkpoint.is_dir():
         return "there is no such folder"
     if not state.is_file():
-        return f"it has no {STATE_NAME}"
+        return f"it has no {TRAINER_STATE_NAME}"
     try:
         written = json.loads(state.read_text(encoding="utf-8"))
         index = checkpoint / SAFE_WEIGHTS_INDEX_NAME
         shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values() if index.is_file() else ()
     except ValueError:
-        return f"{STATE_NAME} or {SAFE_WEIGHTS_INDEX_NAME} is cut short"
-    listed = ((written.get("stateful_callbacks") or {}).get(OWN_STATE) or {}).get("files", {})
+        return f"{TRAINER_STATE_NAME} or {SAFE_WEIGHTS_INDEX_NAME} is cut short"
+    listed = ((written.get("stateful_callbacks") or {}).get(CALLBACK_STATE_KEY) or {}).get("files", {})
     for name in sorted(set(shards) | listed.keys()):
         if not (checkpoint / name).is_file():
             return f"{name} is missing"

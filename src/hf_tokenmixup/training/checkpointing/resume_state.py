@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..preemption import TerminatingTrainer, outlive_sigterm
+from ..preemption import TerminatingTrainer, ignore_sigterm_in_worker
 from ..processes import CommonSampler, common_seed, draws_by_rank
-from .integrity import OWN_STATE, checkpoints_in, fault_in
+from .integrity import CALLBACK_STATE_KEY, find_checkpoint_error, list_checkpoints
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class ContinuingTrainer(TerminatingTrainer):
         self._last_learning_rate: float | None = None
         self._evaluation_due = False
         super().__init__(*args, **kwargs)
-        self._continuation = Continuation(self)
+        self._continuation = ResumeCallback(self)
         self.add_callback(self._continuation)
 
     def kept(self) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class ContinuingTrainer(TerminatingTrainer):
         result = super().train(*args, **kwargs)
         return result._replace(training_loss=result.metrics["train_loss"])
 
-    def end_interrupted_step(self) -> None:
+    def finish_interrupted_step(self) -> None:
         """Evaluate, and end the epoch, if the training was interrupted right before that."""
         if self._evaluation_due:
             self.control.should_evaluate = self.control.should_save = True
@@ -140,7 +140,7 @@ class ContinuingTrainer(TerminatingTrainer):
         # accelerate's loaders pass on to one of torch's, or are one.
         own = getattr(loader, "base_dataloader", loader)
         own.generator = torch.Generator().manual_seed(self.args.seed)
-        own.worker_init_fn = partial(outlive_sigterm, and_then=own.worker_init_fn)
+        own.worker_init_fn = partial(ignore_sigterm_in_worker, and_then=own.worker_init_fn)
         return loader
 
     def _common_sampler(self, sampler_fn: Callable[[Dataset], Sampler | None], dataset: Dataset) -> Sampler | None:
@@ -148,7 +148,7 @@ class ContinuingTrainer(TerminatingTrainer):
         return CommonSampler.wrap(sampler_fn(dataset), seed, lambda: int(self.state.epoch or 0))
 
 
-class Continuation(TrainerCallback):
+class ResumeCallback(TrainerCallback):
     """Restores what a checkpoint kept when a training begins, and knows whether the epoch at hand was ended.
 
     Attributes:
@@ -167,12 +167,12 @@ class Continuation(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self.first_step = self.resumed_at = state.global_step
         self.epoch_ended = True
-        kept = (state.stateful_callbacks.get(OWN_STATE) or {}).get("kept")
+        kept = (state.stateful_callbacks.get(CALLBACK_STATE_KEY) or {}).get("kept")
         if kept is None:
             return
         self.trainer.restore_kept(kept)
-        _find_best_again(args, state)
-        self.trainer.end_interrupted_step()
+        _relocate_best_checkpoint(args, state)
+        self.trainer.finish_interrupted_step()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self.epoch_ended = False
@@ -181,11 +181,11 @@ class Continuation(TrainerCallback):
         self.epoch_ended = True
 
 
-def warn_of_later_checkpoints(checkpoint: Path) -> None:
+def warn_about_newer_checkpoints(checkpoint: Path) -> None:
     """Name the complete checkpoints beyond the one that is resumed from, which `last` would take next time."""
-    beside = checkpoints_in(checkpoint.parent)
+    beside = list_checkpoints(checkpoint.parent)
     later = beside[: beside.index(checkpoint)] if checkpoint in beside else []
-    later = [path.name for path in later if fault_in(path) is None]
+    later = [path.name for path in later if find_checkpoint_error(path) is None]
     if later:
         logger.warning(
             "Beyond %s, %s holds %s. What lies there is overwritten as the training reaches its steps: remove it if "
@@ -194,7 +194,7 @@ def warn_of_later_checkpoints(checkpoint: Path) -> None:
         )  # fmt: skip
 
 
-def _find_best_again(args: TrainingArguments, state: TrainerState) -> None:
+def _relocate_best_checkpoint(args: TrainingArguments, state: TrainerState) -> None:
     """The best checkpoint where the output folder is now: the state holds a path, and the folder may have moved."""
     best = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
     if best.is_dir():

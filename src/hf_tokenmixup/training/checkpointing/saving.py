@@ -27,21 +27,21 @@ from transformers.utils import (
     WEIGHTS_NAME,
 )
 
-from ...models import TokenMixupModel, adapter_layers, without_adapters
-from ..lora import adapters_in, holds_adapters
+from ...models import TokenMixupModelMixin, find_adapter_layers, merge_adapters
+from ..lora import is_adapter_checkpoint, load_adapter_state_dicts
 from ..processes import check_equal, connected, folder_is_shared, gather, on_all_processes
-from .disk_space import SavingError, check_room, check_writable, saving
+from .disk_space import SaveError, check_disk_space, check_writable, saving
 from .integrity import (
-    OWN_STATE,
-    STATE_NAME,
-    check_checkpoint,
-    checkpoint_to_resume,
-    fault_in,
-    files_of,
+    CALLBACK_STATE_KEY,
+    TRAINER_STATE_NAME,
+    find_checkpoint_error,
+    list_file_sizes,
+    list_incomplete_checkpoints,
     remove_checkpoint,
-    unfinished_checkpoints,
+    resolve_resume_checkpoint,
+    validate_checkpoint,
 )
-from .resume_state import ContinuingTrainer, warn_of_later_checkpoints
+from .resume_state import ContinuingTrainer, warn_about_newer_checkpoints
 
 logger = logging.getLogger(__name__)
 
@@ -69,20 +69,20 @@ class CheckpointTrainer(ContinuingTrainer):
             raise
 
     @property
-    def bare_model(self) -> nn.Module:
+    def unwrapped_model(self) -> nn.Module:
         """The model without the wrappers of distributed training and `torch.compile`."""
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
     @property
-    def inner_model(self) -> nn.Module:
-        """The classifier itself: `bare_model`, or what it wraps where that is a model of peft."""
-        return unwrap_peft_model(self.bare_model)
+    def classifier_model(self) -> nn.Module:
+        """The classifier itself: `unwrapped_model`, or what it wraps where that is a model of peft."""
+        return unwrap_peft_model(self.unwrapped_model)
 
-    def published_model(self) -> nn.Module:
+    def plain_model(self) -> nn.Module:
         """The model in the form that goes into the output folder and to the Hub: plain, with adapters merged."""
-        model = self.inner_model
+        model = self.classifier_model
         with torch.random.fork_rng(devices=[]):
-            return model.published() if isinstance(model, TokenMixupModel) else without_adapters(model)
+            return model.published() if isinstance(model, TokenMixupModelMixin) else merge_adapters(model)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As in `Trainer`; True or "last" resumes from the newest checkpoint that was written to its end.
@@ -92,24 +92,24 @@ class CheckpointTrainer(ContinuingTrainer):
         Raises:
             ValueError: there is none such, or the one that is named is cut short; the output folder cannot be written
                 to, or has no room for a checkpoint.
-            SavingError: a checkpoint could not be written. Those before it are as they were.
+            SaveError: a checkpoint could not be written. Those before it are as they were.
         """
         on_all_processes(lambda: check_writable(self.args.output_dir))
         if connected():
             self._compare_processes()
         self._held = None
         if resume_from_checkpoint:
-            resume_from_checkpoint = checkpoint_to_resume(str(resume_from_checkpoint), self.args.output_dir)
+            resume_from_checkpoint = resolve_resume_checkpoint(str(resume_from_checkpoint), self.args.output_dir)
         if resume_from_checkpoint:
             self._held = Path(resume_from_checkpoint).absolute()
             if self.args.should_log:
-                warn_of_later_checkpoints(self._held)
+                warn_about_newer_checkpoints(self._held)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True) -> None:
         """As in `Trainer`; results that an interrupted run wrote by halves are written anew."""
         if combined and self.is_world_process_zero():
-            _remove_if_cut_short(Path(self.args.output_dir) / "all_results.json")
+            _remove_if_truncated(Path(self.args.output_dir) / "all_results.json")
         with saving("The results", self.args.output_dir):
             super().save_metrics(split, metrics, combined)
 
@@ -121,7 +121,9 @@ class CheckpointTrainer(ContinuingTrainer):
         # The state of a resumed run has those of the run before. `TrainerState.compute_steps` reads the new intervals.
         self.state.compute_steps(self.args, self.state.max_steps)
         self.state.train_batch_size = self._train_batch_size
-        on_all_processes(lambda: check_room(self.bare_model, self.args, self.state) if self.args.should_save else None)
+        on_all_processes(
+            lambda: check_disk_space(self.unwrapped_model, self.args, self.state) if self.args.should_save else None
+        )
         return super()._prepare_for_training(*args, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
@@ -130,19 +132,19 @@ class CheckpointTrainer(ContinuingTrainer):
         try:
             with saving(name, folder.parent):
                 if self._is_held(folder):
-                    self._renew_state(folder)
+                    self._rewrite_trainer_state(folder)
                 else:
-                    self._make_place(folder)
+                    self._clear_checkpoint_dir(folder)
                     super()._save_checkpoint(model, trial)
                     self._held = folder
-        except SavingError:
-            if self.args.should_save and fault_in(folder) is not None:
+        except SaveError:
+            if self.args.should_save and find_checkpoint_error(folder) is not None:
                 remove_checkpoint(folder)
             raise
 
     def _is_held(self, folder: Path) -> bool:
         """Whether this checkpoint was written or loaded since the last step, in all processes that write one."""
-        held = folder == self._held and (not self.args.should_save or fault_in(folder) is None)
+        held = folder == self._held and (not self.args.should_save or find_checkpoint_error(folder) is None)
         return all(gather(held)) if connected() else held
 
     def _compare_processes(self) -> None:
@@ -187,45 +189,45 @@ class CheckpointTrainer(ContinuingTrainer):
             hint = "All processes load the best model: resume with a folder that all of them share."
             check_equal("The best checkpoint", {"its name": None if best is None else Path(best).name}, hint)
             if best is not None:
-                on_all_processes(lambda: check_checkpoint(best))
+                on_all_processes(lambda: validate_checkpoint(best))
         return super()._finalize_training(*args, **kwargs)
 
-    def _make_place(self, folder: Path) -> None:
+    def _clear_checkpoint_dir(self, folder: Path) -> None:
         """Remove what lies in the place of a new checkpoint, and what the host would count as checkpoints."""
         # Written by the host where there is an optimizer to resume with.
-        self.state.stateful_callbacks.pop(OWN_STATE, None)
+        self.state.stateful_callbacks.pop(CALLBACK_STATE_KEY, None)
         if self.args.should_save:
             remove_checkpoint(folder)
             if self.args.save_total_limit:
-                for unfinished in unfinished_checkpoints(folder.parent):
+                for unfinished in list_incomplete_checkpoints(folder.parent):
                     remove_checkpoint(unfinished)
         self.accelerator.wait_for_everyone()
 
-    def _renew_state(self, folder: Path) -> None:
+    def _rewrite_trainer_state(self, folder: Path) -> None:
         """Nothing was trained since this checkpoint was written: only its log and the best metric have changed."""
         if self.state.best_global_step == self.state.global_step:
             self.state.best_model_checkpoint = str(folder)
-        self._note_own_state(folder)
+        self._store_resume_state(folder)
         if self.args.should_save:
-            self.state.save_to_json(folder / f".{STATE_NAME}")
-            (folder / f".{STATE_NAME}").replace(folder / STATE_NAME)
+            self.state.save_to_json(folder / f".{TRAINER_STATE_NAME}")
+            (folder / f".{TRAINER_STATE_NAME}").replace(folder / TRAINER_STATE_NAME)
 
-    def _note_own_state(self, folder: Path) -> None:
+    def _store_resume_state(self, folder: Path) -> None:
         kept = self.kept()
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            self.state.stateful_callbacks[OWN_STATE] = {"kept": kept, "files": files_of(folder)}
+            self.state.stateful_callbacks[CALLBACK_STATE_KEY] = {"kept": kept, "files": list_file_sizes(folder)}
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         # What is written behind this is the state itself.
-        self._note_own_state(Path(output_dir))
+        self._store_resume_state(Path(output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if model is None and self._has_adapters(resume_from_checkpoint):
-            self._restore_adapters(resume_from_checkpoint)
-        elif model is None and self._reads_back(resume_from_checkpoint):
-            self._restore(resume_from_checkpoint)
+        if model is None and self._uses_adapters(resume_from_checkpoint):
+            self._load_adapters(resume_from_checkpoint)
+        elif model is None and self._loads_with_from_pretrained(resume_from_checkpoint):
+            self._load_weights(resume_from_checkpoint)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
@@ -252,28 +254,28 @@ class CheckpointTrainer(ContinuingTrainer):
             )
 
     def _load_best_model(self) -> None:
-        if self._has_adapters(self.state.best_model_checkpoint):
-            self._restore_adapters(self.state.best_model_checkpoint)
-        elif self._reads_back(self.state.best_model_checkpoint):
-            self._restore(self.state.best_model_checkpoint)
+        if self._uses_adapters(self.state.best_model_checkpoint):
+            self._load_adapters(self.state.best_model_checkpoint)
+        elif self._loads_with_from_pretrained(self.state.best_model_checkpoint):
+            self._load_weights(self.state.best_model_checkpoint)
         else:
             super()._load_best_model()
 
-    def _has_adapters(self, checkpoint: str) -> bool:
+    def _uses_adapters(self, checkpoint: str) -> bool:
         """Whether the model has adapters, of which alone `checkpoint` must then tell.
 
         Raises:
             ValueError: It does, and the model has none.
         """
-        adapted = bool(adapter_layers(self.bare_model))
-        if not adapted and holds_adapters(checkpoint):
+        adapted = bool(find_adapter_layers(self.unwrapped_model))
+        if not adapted and is_adapter_checkpoint(checkpoint):
             raise ValueError(
-                f"The checkpoint {checkpoint} holds adapters, and this {type(self.bare_model).__name__} has none: "
-                "resume with the --lora_rank and the model that the training began with."
+                f"The checkpoint {checkpoint} holds adapters, and this {type(self.unwrapped_model).__name__} has "
+                "none: resume with the --lora_rank and the model that the training began with."
             )
         return adapted
 
-    def _restore_adapters(self, checkpoint: str) -> None:
+    def _load_adapters(self, checkpoint: str) -> None:
         """Load the adapters, and what trains in full beside them, into the model.
 
         Raises:
@@ -282,16 +284,16 @@ class CheckpointTrainer(ContinuingTrainer):
         from peft import set_peft_model_state_dict
 
         restored = {}
-        for name, held, own in adapters_in(checkpoint, self.bare_model):
-            self._refuse_misfits(checkpoint, _misfits(held, own))
+        for name, held, own in load_adapter_state_dicts(checkpoint, self.unwrapped_model):
+            self._raise_on_mismatch(checkpoint, compare_state_dicts(held, own))
             restored[name] = held
         for name, held in restored.items():
-            set_peft_model_state_dict(self.inner_model, held, adapter_name=name)
+            set_peft_model_state_dict(self.classifier_model, held, adapter_name=name)
 
-    def _reads_back(self, checkpoint: str) -> bool:
+    def _loads_with_from_pretrained(self, checkpoint: str) -> bool:
         """Whether `from_pretrained` reads `checkpoint`: the host has other ways for FSDP and DeepSpeed."""
         weights = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
-        model = self.bare_model
+        model = self.unwrapped_model
         return (
             isinstance(model, PreTrainedModel)
             and getattr(model, "hf_quantizer", None) is None
@@ -300,38 +302,39 @@ class CheckpointTrainer(ContinuingTrainer):
             and any((Path(checkpoint) / name).is_file() for name in weights)
         )
 
-    def _restore(self, checkpoint: str) -> None:
+    def _load_weights(self, checkpoint: str) -> None:
         """Load every tensor of `checkpoint` into the model.
 
         Raises:
             ValueError: If a tensor is missing, left over or of another shape.
         """
-        model = self.bare_model
+        model = self.unwrapped_model
         # Building a model draws random numbers; the resumed run must go on as if it had not.
         with torch.random.fork_rng(devices=[]):
             restored, report = type(model).from_pretrained(checkpoint, output_loading_info=True)
         held, own = restored.state_dict(), model.state_dict()
         # `load_state_dict` copies what fits before it raises, so the whole is compared first.
-        trouble = _misfits(held, own, report["missing_keys"], report["unexpected_keys"])
+        trouble = compare_state_dicts(held, own, report["missing_keys"], report["unexpected_keys"])
         # A fresh ScoreNet is no fault in `from_pretrained`, which does not report it; in a checkpoint it is one.
-        in_files = _tensors_in(Path(checkpoint))
-        if isinstance(model, TokenMixupModel) and in_files is not None and in_files < len(held):
+        in_files = _count_tensors(Path(checkpoint))
+        if isinstance(model, TokenMixupModelMixin) and in_files is not None and in_files < len(held):
             trouble.append(f"missing: {len(held) - in_files} tensors, ScoreNet's it seems, as in a published model.")
         # Layers without weights of their own leave no trace in the tensors.
         trouble += [
             f"{name}: {getattr(restored.config, name)} there, {getattr(model.config, name)} here."
             for name in ("vertical_layers", "manifold_mixup_layers")
-            if isinstance(model, TokenMixupModel) and getattr(restored.config, name) != getattr(model.config, name)
+            if isinstance(model, TokenMixupModelMixin)
+            and getattr(restored.config, name) != getattr(model.config, name)
         ]
-        self._refuse_misfits(checkpoint, trouble)
+        self._raise_on_mismatch(checkpoint, trouble)
         model.load_state_dict(held)
 
-    def _refuse_misfits(self, checkpoint: str, trouble: list[str]) -> None:
+    def _raise_on_mismatch(self, checkpoint: str, trouble: list[str]) -> None:
         if trouble:
             raise ValueError(
-                f"The checkpoint {checkpoint} does not fit this {type(self.inner_model).__name__}, and nothing is "
-                f"restored by halves. {' '.join(trouble)} Build the model with the settings that the checkpoint was "
-                "trained with (its config.json or adapter_config.json holds them), or start a new training."
+                f"The checkpoint {checkpoint} does not fit this {type(self.classifier_model).__name__}, and nothing "
+                f"is restored by halves. {' '.join(trouble)} Build the model with the settings that the checkpoint "
+                "was trained with (its config.json or adapter_config.json holds them), or start a new training."
             )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -349,12 +352,12 @@ class CheckpointTrainer(ContinuingTrainer):
         if self._is_checkpoint(output_dir):
             return super()._save(output_dir, state_dict)
         with saving("The model", output_dir):
-            self._publish(output_dir, state_dict)
+            self._save_plain_model(output_dir, state_dict)
 
-    def _publish(self, output_dir: str, state_dict: dict | None) -> None:
+    def _save_plain_model(self, output_dir: str, state_dict: dict | None) -> None:
         trained = self.model
-        published = self.published_model()
-        if published is self.bare_model:
+        published = self.plain_model()
+        if published is self.unwrapped_model:
             return super()._save(output_dir, state_dict)
         if state_dict is not None:
             names = published.state_dict().keys()
@@ -372,7 +375,7 @@ class CheckpointTrainer(ContinuingTrainer):
         )
 
 
-def _remove_if_cut_short(file: Path) -> None:
+def _remove_if_truncated(file: Path) -> None:
     try:
         json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -381,7 +384,7 @@ def _remove_if_cut_short(file: Path) -> None:
         file.unlink()
 
 
-def _tensors_in(checkpoint: Path) -> int | None:
+def _count_tensors(checkpoint: Path) -> int | None:
     """How many tensors the safetensors files of `checkpoint` hold; None if there are none of these."""
     if (single := checkpoint / SAFE_WEIGHTS_NAME).is_file():
         with safe_open(single, framework="pt") as file:
@@ -391,7 +394,7 @@ def _tensors_in(checkpoint: Path) -> int | None:
     return None
 
 
-def _misfits(
+def compare_state_dicts(
     held: dict[str, Tensor], own: dict[str, Tensor], missing: Iterable[str] = (), unexpected: Iterable[str] = ()
 ) -> list[str]:
     """How the tensors `held` in a checkpoint differ from a model's `own`, beyond their values."""
