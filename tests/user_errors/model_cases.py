@@ -262,7 +262,7 @@ CHECKPOINTS = [
     Mistake(
         "an output folder with a model", output_with_a_model, ValueError, ("contains a model", "overwrite", "Choose")
     ),
-    Mistake("an output folder that is a file", output_file, ValueError, ("is not writable", "it.txt", "choose another")),
+    Mistake("an output folder that is a file", output_file, ValueError, ("is not writable", "it.txt", "another")),
     Mistake(
         "an output folder with another run in it",
         lambda bench: bench.train(*DIGITS, *bench.network(), output_dir=bench.trained),
