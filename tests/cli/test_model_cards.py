@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from fake_hub.cards import check_card, read_card
 from helpers.commands import open_script
 from huggingface_hub import ModelCard
@@ -17,6 +16,7 @@ from PIL import Image
 from transformers import ViTImageProcessor
 
 from hf_tokenmixup.cli.arguments import parse_options
+from hf_tokenmixup.cli.recipes import RECIPES, load_recipe
 from hf_tokenmixup.hub import PAPER_RESULTS
 from hf_tokenmixup.models import FAMILIES, TokenMixupModelMixin
 
@@ -32,10 +32,6 @@ for name in sys.argv[1:]:
     exec(open(name).read(), {})
 assert "hf_tokenmixup" not in sys.modules
 """
-
-
-def recipe_of(name: str) -> dict:
-    return yaml.safe_load((ROOT / "src" / "hf_tokenmixup" / "recipes" / f"{name}.yaml").read_text())
 
 
 def blocks(name: str, language: str) -> list[str]:
@@ -54,7 +50,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     Image.effect_noise((20, 20), 50).convert("RGB").save(folder / "image.png")
     for name in SYSTEMS:
-        recipe = recipe_of(name)
+        recipe = load_recipe(name)
         config_class, model_class = FAMILIES[recipe.get("model_type", "vit")]
         settings = {key: value for key, value in recipe.items() if hasattr(config_class(), key)}
         patch = {"patch_size": 4} if config_class.model_type == "vit" else {}
@@ -92,7 +88,7 @@ def test_check_names_what_is_out_of_step(script, tmp_path):
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_a_card_claims_nothing_that_was_not_measured(name):
-    recipe, card = recipe_of(name), ModelCard.load(ROOT / "model_cards" / f"{name}.md")
+    recipe, card = load_recipe(name), ModelCard.load(ROOT / "model_cards" / f"{name}.md")
     metadata = read_card(str(card))
     assert check_card(str(card)) == ([], []) and {"model-index", "metrics"}.isdisjoint(metadata)
     assert metadata["datasets"] == [recipe["dataset_name"]]
@@ -114,7 +110,7 @@ def ending(name: str) -> str:
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_figures_are_those_that_the_recipe_names(name):
     row = PAPER_RESULTS[name.removesuffix(f"-{ending(name)}")].rows[ending(name)]
-    first_line = (ROOT / "src" / "hf_tokenmixup" / "recipes" / f"{name}.yaml").read_text().splitlines()[0]
+    first_line = (RECIPES / f"{name}.yaml").read_text().splitlines()[0]
     told = re.search(r"\(paper: Table (\d), ([\d.]+) top-1(?:, ([\d.]+) top-5)?\)", first_line)
     if told is None:
         assert name == "vit-b16-imagenet1k-baseline" and (row.top1, row.top5) == ("81.2", "-")
@@ -153,8 +149,8 @@ def test_the_command_trains_what_the_card_tells_and_publishes_it(name):
     launcher, arguments = words[: words.index("scripts/finetune.py")], words[words.index("scripts/finetune.py") + 1 :]
     assert launcher[:2] == ["accelerate", "launch"]
     # This machine may lack the precision.
-    options = parse_options([*arguments, "--bf16", "false", "--use_cpu"], ROOT / "src" / "hf_tokenmixup" / "recipes")
-    training, tokenmixup = options[3], options[-1]
+    options = parse_options([*arguments, "--bf16", "false", "--use_cpu"])
+    training, tokenmixup = options.training, options.tokenmixup
     assert training.push_to_hub and training.hub_model_id.endswith(f"/{name}")
     text = ModelCard.load(ROOT / "model_cards" / f"{name}.md").text
     for key, value in tokenmixup.items():
@@ -185,7 +181,7 @@ def test_snippets_for_this_package_open_what_can_be_trained_on(name, trained, mo
     (snippet,) = blocks(name, "python")[1:]
     namespace = {}
     exec(snippet, namespace)
-    model, recipe = namespace["model"], recipe_of(name)
+    model, recipe = namespace["model"], load_recipe(name)
     assert isinstance(model, TokenMixupModelMixin)
     for key in ("horizontal_layers", "vertical_layers"):
         assert getattr(model.config, key) == recipe.get(key, [])

@@ -66,9 +66,7 @@ class Bench:
         """The options of a recipe."""
         path = self.folder / "mine.yaml"
         path.write_bytes(recipe if isinstance(recipe, bytes) else recipe.encode())
-        return open_script("finetune").parse_options(
-            ["--use_cpu", "--recipe", str(path)], open_script("finetune").RECIPES
-        )
+        return open_script("finetune").parse_options(["--use_cpu", "--recipe", str(path)])
 
     def parquet(self, images: list, labels: list | None, label_type: Any = None, split: str = "train") -> Path:
         """A folder with a parquet file of images (of Pillow, or bytes) and labels."""

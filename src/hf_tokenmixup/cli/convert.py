@@ -18,7 +18,7 @@ from typing import Any
 from ..conversion.convert import convert_weights
 from .arguments import parse_options
 from .program import run_command
-from .recipes import RECIPES, split_lists
+from .recipes import split_lists
 
 SETTINGS = ("horizontal_layers", "vertical_layers", "horizontal_tau", "horizontal_rho", "vertical_kappa")
 
@@ -67,8 +67,9 @@ def options(args: argparse.Namespace) -> dict[str, Any]:
     if args.recipe:
         # Nothing is trained here: precision that this machine may lack must not stand in the way.
         recipe = ["--recipe", args.recipe, "--bf16", "false", "--fp16", "false", "--use_cpu"]
-        model, *_, settings = parse_options(recipe, RECIPES)
-        mean, std = mean or model.image_mean, std or model.image_std
+        parsed = parse_options(recipe)
+        settings = dict(parsed.tokenmixup)
+        mean, std = mean or parsed.model.image_mean, std or parsed.model.image_std
     settings |= {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
     if args.authors_tau is not None:
         settings["horizontal_tau"] = args.authors_tau * 10

@@ -42,7 +42,8 @@ from ..hub.eval_results import check_card
 from ..models import class_names, load_classifier, load_config_dict, validate_evaluated_task
 from ..training.peers import watch_peers
 from ..utils.environment import describe_hardware, describe_precision, library_versions, public_dataset, redact_command
-from .arguments import EvalDataArguments, ShortHelpFormatter
+from .arguments import EvalDataArguments
+from .parser import ShortHelpFormatter
 from .processors import open_image_processor
 from .program import check_output_file, invocation, run_command
 from .recipes import check_unknown_options

@@ -57,12 +57,12 @@ from ..training.checkpointing.integrity import (
 from ..training.effective_settings import mixed_precision
 from ..training.processes import check_equal, on_all_processes
 from ..utils.environment import public_dataset, redact_command
-from .arguments import DataArguments, ModelArguments, Options, parse_options
+from .arguments import DataArguments, ModelArguments, ParsedArguments, format_recipe, parse_options
 from .launch_command import launch_command
 from .optimizer_checks import validate_optimizer_args
 from .processors import open_image_processor
 from .program import exit_with, invocation, program_name
-from .recipes import RECIPES
+from .recipes import take_option
 from .threads import use_physical_cores
 
 logger = logging.getLogger(__name__)
@@ -203,7 +203,7 @@ def dataset_of(options: DataArguments, folder: str | None) -> str:
 
 
 def build_card_data(
-    options: Options, arguments: Sequence[str], data: ImageDatasetSplits, trainer: TokenMixupTrainer
+    options: ParsedArguments, arguments: Sequence[str], data: ImageDatasetSplits, trainer: TokenMixupTrainer
 ) -> dict[str, Any]:
     """What the model card tells of this run and the trainer cannot know."""
     model_args, data_args, args = options.model, options.data, options.training
@@ -269,8 +269,8 @@ def load_data(
 
 def prepare(arguments: Sequence[str]) -> TokenMixupTrainer:
     """Everything up to the first step: options, data, model, trainer."""
-    options = parse_options(arguments, RECIPES, __doc__)
-    model_args, data_args, augmentation, args, _, lora, tokenmixup = options
+    options = parse_options(arguments, __doc__)
+    model_args, data_args, args, lora = options.model, options.data, options.training, options.lora
     if not (args.do_train or args.do_eval):
         raise ValueError("Nothing to do: give --do_train, --do_eval or both (a recipe may do so).")
     if not (args.do_train or args.push_to_hub) and args.output_dir_is_default:
@@ -303,7 +303,7 @@ def prepare(arguments: Sequence[str]) -> TokenMixupTrainer:
         from_scratch=model_args.from_scratch,
         plain=not args.do_train,
         label_names=data.label_names if args.do_train else None,
-        tokenmixup=tokenmixup,
+        tokenmixup=options.tokenmixup,
         config_overrides=model_args.parse_config_overrides(),
         image_size=image_size(model_args),
         ignore_mismatched_sizes=model_args.ignore_mismatched_sizes,
@@ -319,7 +319,7 @@ def prepare(arguments: Sequence[str]) -> TokenMixupTrainer:
         known = class_names(model.config, str(model_args.model_name_or_path))
         label_map = build_label_mapping(known, data.label_names, data_args.label_mapping)
     processor = load_image_processor(model_args, model)
-    train_transform, eval_transform = build_transforms(processor, **dataclasses.asdict(augmentation))
+    train_transform, eval_transform = build_transforms(processor, **dataclasses.asdict(options.augmentation))
     (height, width), *_ = infer_image_processor_config(processor)
     check_image_size(model, height, width)
     train_dataset, eval_dataset = None, None
@@ -373,18 +373,30 @@ def run(trainer: TokenMixupTrainer) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Prepare a training run and run it.
+    """Prepare a training run and run it, or print the recipe of `--print_recipe`.
 
     Raises:
-        ValueError: for an option, a model or data that cannot be used.
-        SystemExit: after SIGTERM or an interruption.
+        ValueError: An option, the model or the data cannot be used.
+        SystemExit: The run was ended by SIGTERM.
     """
-    run(prepare(arguments))
+    if not print_recipe(arguments):
+        run(prepare(arguments))
+
+
+def print_recipe(arguments: Sequence[str]) -> bool:
+    """Print the recipe of `--print_recipe`, overridden by the other arguments; False without this option."""
+    recipe, overrides = take_option("print_recipe", arguments)
+    if recipe is None:
+        return False
+    print(format_recipe(recipe, overrides), end="")
+    return True
 
 
 def entry_point() -> None:
     program = program_name()
     try:
+        if print_recipe(sys.argv[1:]):
+            return
         trainer = prepare(sys.argv[1:])
     except (ValueError, OSError) as error:
         exit_with(error)

@@ -10,14 +10,12 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-import yaml
-
 from ..configuration import TokenMixupConfigMixin
 from ..hub import PAPER_RESULTS, PaperTable, TrainingCardData, build_untrained_model_card
 from ..models import FAMILIES
 from .arguments import DataArguments, ModelArguments
 from .program import exit_with, run_command
-from .recipes import RECIPES
+from .recipes import load_recipe
 
 # Options that the trained model does not depend on. Those of model, data and TokenMixup have their own places.
 EXCLUDED_OPTIONS = """do_train do_eval output_dir per_device_eval_batch_size eval_strategy save_strategy save_steps
@@ -30,7 +28,7 @@ def names_of(*groups: type) -> set[str]:
 
 def card_text(name: str, benchmark: PaperTable, num_devices: int) -> str:
     """The card of what the recipe `name` trains."""
-    recipe = yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
+    recipe = load_recipe(name)
     settings = names_of(TokenMixupConfigMixin)
     elsewhere = settings | names_of(ModelArguments, DataArguments) - {"from_scratch"} | set(EXCLUDED_OPTIONS)
     # The one model that recipes start from, ViT-B/16, has the default configuration.

@@ -40,9 +40,9 @@ from ..studies.runner import (
     train,
 )
 from ..training.checkpointing.disk_space import check_writable
-from .arguments import Options, build_parser, parse_options
+from .arguments import ParsedArguments, build_parser, parse_options
 from .program import program_name, run_command
-from .recipes import RECIPES, expand_recipe, split_lists
+from .recipes import expand_recipe, split_lists
 
 FINETUNE = ("-m", "hf_tokenmixup.cli.finetune")
 DEFAULT_SEED = 42
@@ -115,11 +115,11 @@ def build_study(args: Namespace) -> Study:
 
 def row_options(row: Row, overrides: OptionWords) -> OptionWords:
     """All options that a row is trained with, by name."""
-    words = expand_recipe(["--recipe", row.recipe, *row.options], build_parser(""), RECIPES)
+    words = expand_recipe(["--recipe", row.recipe, *row.options], build_parser())
     return parse_option_words(words) | overrides
 
 
-def validate_row(row: Row, overrides: Sequence[str]) -> Options:
+def validate_row(row: Row, overrides: Sequence[str]) -> ParsedArguments:
     """See to it that finetune.py will take the options of a row and build its model.
 
     Raises:
@@ -130,7 +130,7 @@ def validate_row(row: Row, overrides: Sequence[str]) -> Options:
     told = io.StringIO()
     try:
         with redirect_stderr(told):
-            options = parse_options(["--recipe", row.recipe, *row.options, *overrides, *elsewhere], RECIPES)
+            options = parse_options(["--recipe", row.recipe, *row.options, *overrides, *elsewhere])
         if options.model.from_scratch and options.model.model_name_or_path is None:
             changes = options.model.parse_config_overrides()
             with torch.device("meta"):

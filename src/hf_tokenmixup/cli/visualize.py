@@ -44,7 +44,7 @@ from ..visualization.inspection import predicted_classes, saliency_maps, trace_h
 from ..visualization.plots import plot_horizontal_mixup, plot_saliency, plot_vertical_memory, short_name
 from ..visualization.token_grid import compute_token_grid
 from ..visualization.training_curves import plot_runs, read_training_log
-from .arguments import optional_float
+from .parser import optional_float
 from .processors import open_image_processor
 from .program import check_output_file, run_command
 

@@ -50,56 +50,55 @@ class TokenMixupTrainingArguments(TrainingArguments):
 
     mixup_alpha: float = field(
         default=0.0,
-        metadata={"help": "Mixup on the input images: an image's share is drawn from Beta(alpha, alpha). 0: off."},
+        metadata={"help": "Mixup of the input images: lam is drawn from Beta(alpha, alpha). 0: off."},
     )
     cutmix_alpha: float = field(
         default=0.0,
-        metadata={"help": "CutMix on the input images: the area kept is drawn from Beta(alpha, alpha). 0: off."},
+        metadata={"help": "CutMix of the input images: lam is drawn from Beta(alpha, alpha). 0: off."},
     )
     mixup_prob: float = field(
         default=1.0,
-        metadata={"help": "Probability that a batch (or an image, see --mixup_mode) is mixed at all."},
+        metadata={"help": "Probability that a batch (or an image, see --mixup_mode) is mixed."},
     )
     mixup_switch_prob: float = field(
         default=0.5,
-        metadata={"help": "Probability of CutMix rather than mixup, where both are on."},
+        metadata={"help": "Probability of CutMix instead of mixup, if both are on."},
     )
     mixup_mode: str = field(
         default="batch",
         metadata={
-            "help": "What one draw holds for: the batch ('batch'), a pair of images ('pair') or one image ('elem').",
+            "help": "Images that share one lam: a batch ('batch'), a pair ('pair') or none ('elem').",
             "choices": list(MIXUP_MODES),
         },
     )
     skip_nonfinite_steps: int = field(
         default=0,
         metadata={
-            "help": "Leave out up to so many steps whose loss is infinite or not a number, instead of stopping at the "
-            "first. Costs a wait for the device in each step."
+            "help": "Skip up to N steps with a non-finite loss instead of stopping at the first. Adds one device "
+            "synchronization per step."
         },
     )
     ema_decay: float | None = field(
         default=None,
         metadata={
-            "help": "Keep an exponential moving average of the weights that keeps so much of itself in each step "
-            "(0.9999: it reaches back some 10,000 steps; a short training needs less, or --ema_warmup), and evaluate "
-            "and publish it. 0: off."
+            "help": "Decay of an exponential moving average (EMA) of the weights, which is evaluated and exported. "
+            "0.9999 averages over about 10,000 steps; use less, or --ema_warmup, for short runs. 0: off."
         },
     )
     ema_warmup: bool = field(
         default=False,
-        metadata={"help": "Let the decay grow: in step t the smaller of --ema_decay and 1 - t^(-2/3)."},
+        metadata={"help": "Use the smaller of --ema_decay and 1 - t^(-2/3) in step t."},
     )
     channels_last: bool = field(
         default=False,
-        metadata={"help": "Images and convolutions with channels last in memory: faster on GPUs with tensor cores."},
+        metadata={"help": "Store images and convolutions in channels-last format: faster on GPUs with tensor cores."},
     )
     # transformers has this name since 5.23, and deprecates `gradient_checkpointing` for it.
     activation_checkpointing: bool | None = field(
         default=None,
         metadata={
-            "help": "Compute a layer's activations again in the backward pass instead of storing them, which saves "
-            "memory. --gradient_checkpointing is the same.",
+            "help": "Recompute a layer's activations in the backward pass instead of storing them, which saves memory. "
+            "--gradient_checkpointing is the same.",
             "nargs": "?",
             "const": True,
         },
@@ -111,22 +110,22 @@ class TokenMixupTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = field(
         default=False,
         metadata={
-            "help": "Remove dataset columns that the model's forward does not name. Off by default: images that are "
-            "transformed when they are read would lose their source column."
+            "help": "Remove dataset columns that the model's forward does not name. Off by default, since images that "
+            "are transformed on the fly would lose their source column."
         },
     )
     resume_from_checkpoint: str | None = field(
         default=None,
         metadata={
-            "help": "Go on with a training: `last`, from the newest whole checkpoint of --output_dir; `auto`, so too, "
-            "or from the beginning where there is none; or a checkpoint's folder."
+            "help": "Checkpoint to resume from: a path, `last` (latest complete checkpoint in --output_dir), or `auto` "
+            "(like `last`, or start from scratch)."
         },
     )
     logging_nan_inf_filter: bool = field(
         default=False,
         metadata={
-            "help": "Replace NaN and infinite losses by an average in the logs. Off by default: it hides a diverging "
-            "training, and reads the loss back from the device at every step, which the device then waits for."
+            "help": "Replace NaN and infinite losses by an average in the logs. Off by default, since it hides a "
+            "diverging run and synchronizes with the device in every step."
         },
     )
 
