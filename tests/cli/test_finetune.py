@@ -32,8 +32,8 @@ def finetune():
 
 
 def run(finetune, *arguments):
-    trainer = finetune.prepare([*COMMON, *map(str, arguments)])
-    finetune.run(trainer)
+    trainer = finetune.build_trainer([*COMMON, *map(str, arguments)])
+    finetune.train_and_evaluate(trainer)
     return trainer
 
 
@@ -78,7 +78,7 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(finetune, tmp_pat
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     expected = run(finetune, *options, "--output_dir", whole)
 
-    first = finetune.prepare([*COMMON, *map(str, options), "--output_dir", str(parts)])
+    first = finetune.build_trainer([*COMMON, *map(str, options), "--output_dir", str(parts)])
     first.add_callback(StopAt(7))
     first.train()
     resumed = run(finetune, *options, "--output_dir", parts, "--resume_from_checkpoint", "last")
@@ -96,17 +96,17 @@ def test_one_command_until_the_training_is_done(finetune, tmp_path, capsys):
     """With --resume_from_checkpoint auto: begins, goes on, and at the end repeats nothing but the evaluation."""
     options = [*COMMON, *DIGITS, *SCRATCH, "--do_train", "--do_eval", "--max_steps", "4", "--save_steps", "1"]
     options += ["--output_dir", str(tmp_path), "--resume_from_checkpoint", "auto"]
-    first = finetune.prepare(options)
+    first = finetune.build_trainer(options)
     assert first.args.resume_from_checkpoint is None
     first.add_callback(StopAt(2))
     first.train()
-    second = finetune.prepare(options)
+    second = finetune.build_trainer(options)
     assert second.args.resume_from_checkpoint == str(tmp_path / "checkpoint-2")
-    finetune.run(second)
+    finetune.train_and_evaluate(second)
     results, weights = metrics(tmp_path), load_file(tmp_path / "model.safetensors")
-    again = finetune.prepare(options)
+    again = finetune.build_trainer(options)
     assert again.args.resume_from_checkpoint == str(tmp_path / "checkpoint-4")
-    finetune.run(again)
+    finetune.train_and_evaluate(again)
     assert all(metrics(tmp_path)[name] == results[name] for name in ("eval_top1", "eval_loss", "train_loss"))
     repeated = load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(repeated[name], tensor) for name, tensor in weights.items())
@@ -166,7 +166,7 @@ def test_a_resnet_is_a_baseline(finetune, tmp_path):
     config = ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1])
     overrides = {name: getattr(config, name) for name in ("embedding_size", "hidden_sizes", "depths")}
     options = ["--from_scratch", "--model_type", "resnet", "--config_overrides", json.dumps(overrides)]
-    trainer = finetune.prepare(
+    trainer = finetune.build_trainer(
         [
             *COMMON,
             *DIGITS,
@@ -183,7 +183,7 @@ def test_a_resnet_is_a_baseline(finetune, tmp_path):
             str(tmp_path),
         ]
     )
-    finetune.run(trainer)
+    finetune.train_and_evaluate(trainer)
     saved = AutoModelForImageClassification.from_pretrained(tmp_path)
     assert saved.config.model_type == "resnet" and saved.config.problem_type == "single_label_classification"
     assert 0 <= metrics(tmp_path)["eval_top1"] <= metrics(tmp_path)["eval_top5"] <= 1
@@ -192,7 +192,7 @@ def test_a_resnet_is_a_baseline(finetune, tmp_path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ([*DIGITS, *SCRATCH], "Nothing to do: give --do_train, --do_eval or both"),
+        ([*DIGITS, *SCRATCH], "Nothing to do: pass --do_train, --do_eval or both"),
         ([*DIGITS, "--do_train"], "No model was named"),
         ([*SCRATCH, "--do_train"], "Expected either --dataset_name or image folders"),
         ([*DIGITS, *SCRATCH, "--do_train", "--image_column_name", "picture"], "no column 'picture'; the columns are"),
@@ -205,7 +205,7 @@ def test_a_resnet_is_a_baseline(finetune, tmp_path):
 )
 def test_mistakes_are_told_before_training(finetune, arguments, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        finetune.prepare([*COMMON, *arguments, "--output_dir", str(tmp_path)])
+        finetune.build_trainer([*COMMON, *arguments, "--output_dir", str(tmp_path)])
 
 
 def test_a_model_of_other_classes_is_not_evaluated(finetune, tmp_path):
@@ -215,7 +215,7 @@ def test_a_model_of_other_classes_is_not_evaluated(finetune, tmp_path):
         Image.new("RGB", (16, 16)).save(tmp_path / "images" / name / "0.png")
     arguments = ["--model_name_or_path", tmp_path / "digits", "--validation_dir", tmp_path / "images", "--do_eval"]
     with pytest.raises(ValueError, match="The model knows 10 classes and the dataset has 2"):
-        finetune.prepare([*COMMON, *map(str, arguments), "--cache_dir", str(tmp_path / "cache")])
+        finetune.build_trainer([*COMMON, *map(str, arguments), "--cache_dir", str(tmp_path / "cache")])
 
 
 def test_evaluation_goes_by_the_model_s_class_names(finetune, tmp_path, caplog):
@@ -243,7 +243,7 @@ def test_evaluation_goes_by_the_model_s_class_names(finetune, tmp_path, caplog):
     model.config.label2id = {name: number for number, name in model.config.id2label.items()}
     model.save_pretrained(tmp_path / "out")
     with pytest.raises(ValueError, match=r"3 of 3 classes have other names in the two: 0 \('cat' and 'ant'\)"):
-        finetune.prepare([*COMMON, "--model_name_or_path", str(tmp_path / "out"), *map(str, evaluate)])
+        finetune.build_trainer([*COMMON, "--model_name_or_path", str(tmp_path / "out"), *map(str, evaluate)])
     run(finetune, "--model_name_or_path", tmp_path / "out", *evaluate, "--label_mapping", "name")
     assert metrics(tmp_path / "evaluated")["eval_top1"] == expected
     run(finetune, "--model_name_or_path", tmp_path / "out", *evaluate, "--label_mapping", "number")

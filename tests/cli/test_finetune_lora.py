@@ -34,12 +34,12 @@ def base(tmp_path_factory):
 
 
 def prepare(finetune, *arguments):
-    return finetune.prepare([*COMMON, *map(str, arguments)])
+    return finetune.build_trainer([*COMMON, *map(str, arguments)])
 
 
 def run(finetune, *arguments):
     trainer = prepare(finetune, *arguments)
-    finetune.run(trainer)
+    finetune.train_and_evaluate(trainer)
     return trainer
 
 
@@ -80,8 +80,8 @@ def test_adapt_resume_and_evaluate(finetune, base, tmp_path, monkeypatch, capsys
     [
         ("--lora_rank -1", "--lora_rank must be at least 1, or 0"),
         ("--lora_alpha 4", "--lora_alpha belongs to LoRA, which is off"),
-        ("--lora_rank 2 --from_scratch", "--lora_rank adapts a trained model"),
-        ("--lora_rank 2 --output_dir BASE", "checkpoints hold the adapters alone and need the model in"),
+        ("--lora_rank 2 --from_scratch", "--lora_rank adapts a pretrained model"),
+        ("--lora_rank 2 --output_dir BASE", "checkpoints contain only the adapters and need the unchanged model in"),
         ("--lora_rank 2 --lora_target_modules query", "query is no layer in TokenMixupViT"),
     ],
 )

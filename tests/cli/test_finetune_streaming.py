@@ -33,9 +33,9 @@ def source(tmp_path):
 def test_train_and_evaluate_with_and_without_streaming(source, tmp_path, capsys):
     finetune, out = open_script("finetune"), tmp_path / "out"
     options = [*COMMON, *source, *SCRATCH, *MIXING, "--do_train", "--do_eval", "--num_train_epochs", "1"]
-    trainer = finetune.prepare([*options, "--streaming", "--shuffle_buffer", "8", "--output_dir", str(out)])
+    trainer = finetune.build_trainer([*options, "--streaming", "--shuffle_buffer", "8", "--output_dir", str(out)])
     assert trainer.train_dataset.shuffle_buffer == 8
-    finetune.run(trainer)
+    finetune.train_and_evaluate(trainer)
     assert trainer.state.global_step == 9 and metrics(out)["eval_samples"] == 15
     assert "| 15 |" in (out / "README.md").read_text()
 
@@ -60,7 +60,7 @@ def test_mistakes_are_told_before_training(source, tmp_path):
         (["--shuffle_buffer", "0"], "--shuffle_buffer must be at least 1"),
     ):
         with pytest.raises(ValueError, match=message):
-            finetune.prepare([*options, *more])
+            finetune.build_trainer([*options, *more])
 
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

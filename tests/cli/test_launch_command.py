@@ -58,12 +58,12 @@ def test_finetune_evaluation_alone_leaves_no_folder(tmp_path, monkeypatch, capsy
     )
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     finetune = open_script("finetune")
-    trainer = finetune.prepare(words.split())
-    finetune.run(trainer)
+    trainer = finetune.build_trainer(words.split())
+    finetune.train_and_evaluate(trainer)
     assert "top-1" in capsys.readouterr().out
     assert {path.name for path in tmp_path.iterdir()} <= {"model", "cache"}
     assert trainer.eval_card_data["command"].endswith("--dtype=bf16")
     assert trainer.training_card_data.command.startswith("accelerate launch --mixed_precision bf16 ")
 
-    finetune.run(finetune.prepare([*words.split(), "--output_dir", "results"]))
+    finetune.train_and_evaluate(finetune.build_trainer([*words.split(), "--output_dir", "results"]))
     assert (tmp_path / "results" / "all_results.json").is_file()

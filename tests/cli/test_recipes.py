@@ -269,7 +269,7 @@ def test_print_recipe_with_flags_equals_the_recipe_with_flags(tmp_path):
 
 
 def test_print_recipe_prints_and_starts_nothing(capsys, monkeypatch):
-    monkeypatch.setattr(finetune, "prepare", lambda arguments: pytest.fail("prepared a run"))
+    monkeypatch.setattr(finetune, "build_trainer", lambda arguments: pytest.fail("prepared a run"))
     finetune.main(["--seed", "5", "--print_recipe", "digits-quickstart"])
     assert yaml.safe_load(capsys.readouterr().out) == load_recipe("digits-quickstart") | {"seed": 5}
     monkeypatch.setattr("sys.argv", ["finetune.py", "--print-recipe=digits-quickstart"])
@@ -284,7 +284,7 @@ def test_print_recipe_prints_and_starts_nothing(capsys, monkeypatch):
         (["--print_recipe", "digits-quickstart", "--sed", "1"], "There is no option --sed: did you mean --seed?"),
         (["--print_recipe", "digits-quickstart", "--seed", "x"], "invalid int value: 'x'"),
         (["--print_recipe", "digits-quickstart", "--recipe", "x"], "cannot be used together. Remove --recipe."),
-        (["--print_recipe"], "--print_recipe: expected one argument"),
+        (["--print_recipe"], "expected one argument"),
     ],
 )
 def test_print_recipe_with_a_mistake_raises(arguments, expected):

@@ -46,12 +46,12 @@ class Bench:
     def prepare(self, *arguments: Any, output_dir: Path | None = None) -> Any:
         """What finetune.py does up to the first step."""
         words = [*COMMON, "--cache_dir", self.folder / "cache", "--output_dir", output_dir or self.folder / "out"]
-        return open_script("finetune").prepare([*map(str, [*words, *arguments])])
+        return open_script("finetune").build_trainer([*map(str, [*words, *arguments])])
 
     def train(self, *arguments: Any, **options: Any) -> Any:
         """All that finetune.py does."""
         trainer = self.prepare("--do_train", *arguments, **options)
-        open_script("finetune").run(trainer)
+        open_script("finetune").train_and_evaluate(trainer)
         return trainer
 
     def digits(self, *arguments: Any, **changes: Any) -> Any:

@@ -52,7 +52,7 @@ from ..hub.paper_results import PAPER_RESULTS
 from ..models import TokenMixupModelMixin
 from ..models.labels import to_soft_targets
 from ..utils.environment import describe_hardware, library_versions, redact_command
-from .finetune import prepare
+from .finetune import build_trainer
 from .program import check_output_file, invocation, run_command
 from .recipes import split_lists
 
@@ -152,7 +152,7 @@ def recipe_subject(args: Namespace, others: list[str]) -> BenchmarkSetup:
     """
     with tempfile.TemporaryDirectory() as folder:
         fixed = [*FIXED, "--use_cpu", str(args.device == "cpu"), "--output_dir", folder]
-        trainer = prepare(["--recipe", args.recipe, *others, *fixed])
+        trainer = build_trainer(["--recipe", args.recipe, *others, *fixed])
     model, data = trainer.model, trainer.train_dataset
     horizontal, vertical = (getattr(model.config, f"{kind}_layers", []) for kind in ("horizontal", "vertical"))
     if not (horizontal or vertical):

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from transformers import PrinterCallback, ProgressCallback
 
 from ..benchmarks.throughput import measure_throughput
-from .finetune import prepare
+from .finetune import build_trainer
 from .program import run_command
 
 UNTIMED = "--eval_strategy no --save_strategy no --logging_strategy no --load_best_model_at_end false --do_eval false"
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         fixed = [*FIXED, "--max_steps", str(args.warmup + args.steps), "--output_dir", folder]
-        trainer = prepare([*options, *fixed])
+        trainer = build_trainer([*options, *fixed])
         for callback in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(callback)
         results = measure_throughput(trainer, warmup=args.warmup, steps=args.steps, rounds=args.rounds)

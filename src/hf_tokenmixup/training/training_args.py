@@ -97,8 +97,8 @@ class TokenMixupTrainingArguments(TrainingArguments):
     activation_checkpointing: bool | None = field(
         default=None,
         metadata={
-            "help": "Recompute a layer's activations in the backward pass instead of storing them, which saves memory. "
-            "--gradient_checkpointing is the same.",
+            "help": "Recompute a layer's activations in the backward pass instead of storing them, which saves "
+            "memory. --gradient_checkpointing is the same.",
             "nargs": "?",
             "const": True,
         },
@@ -117,8 +117,8 @@ class TokenMixupTrainingArguments(TrainingArguments):
     resume_from_checkpoint: str | None = field(
         default=None,
         metadata={
-            "help": "Checkpoint to resume from: a path, `last` (latest complete checkpoint in --output_dir), or `auto` "
-            "(like `last`, or start from scratch)."
+            "help": "Checkpoint to resume from: a path, `last` (latest complete checkpoint in --output_dir), or "
+            "`auto` (like `last`, or start from scratch)."
         },
     )
     logging_nan_inf_filter: bool = field(
