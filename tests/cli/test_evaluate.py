@@ -119,7 +119,7 @@ def test_the_command_repeats_the_measurement_and_tells_no_secret(script, tmp_pat
 
 
 def test_several_processes_are_in_the_command(script):
-    command = script.command(["m", "--update_card", "--batch_size", "8"], 4)
+    command = script.reproduce_command(["m", "--update_card", "--batch_size", "8"], 4)
     assert command == "torchrun --nproc_per_node 4 scripts/evaluate.py m --batch_size 8"
 
 
@@ -203,8 +203,8 @@ def test_mistakes_are_told_before_anything_is_opened(script, arguments, message)
 def test_processes_that_do_not_find_each_other(script, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(script, "PartialState", lambda cpu: type("State", (), {"num_processes": 1}))
-    with pytest.raises(ValueError, match="2 processes were started and do not find each other: add --use_cpu"):
-        script.connect(False)
+    with pytest.raises(ValueError, match="WORLD_SIZE is 2, but the processes are not connected. Add --use_cpu"):
+        script.init_distributed(False)
 
 
 def test_the_card_of_a_folder(script, tmp_path, capsys):
@@ -256,7 +256,7 @@ def test_a_card_that_may_not_be_written_is_told_first(script, hub):
     hub.add_repo("alice/vit", {"config.json": "{}"})
     options = ["alice/vit", "--dataset_name", "digits", "--update_card"]
     for token in (["--token", "hf_reader"], ["--token", "hf_bob"], []):
-        with pytest.raises(ValueError, match="--update_card needs a token that may write to alice/vit: log in with"):
+        with pytest.raises(ValueError, match="--update_card needs a token that may write to alice/vit. Log in with"):
             script.parse_options([*options, *token])
     assert script.parse_options([*options, "--token", "hf_alice"])[1].update_card
 

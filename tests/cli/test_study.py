@@ -101,7 +101,7 @@ def test_a_failing_row_does_not_stop_the_others(study, tmp_path, capsys, monkeyp
         study("4")
     assert launched_recipes(study.launched) == TABLE_4
     message = caught.value.code
-    assert ": 1 of 5 trainings are not finished.\nwithout difficulty assessment, seed 42: " in message
+    assert ": 1 of 5 runs are not finished.\nwithout difficulty assessment, seed 42: " in message
     told = capsys.readouterr().out
     assert "  failed with status 1: finetune.py: No such luck.\n" in told
     assert "without difficulty assessment  0                82.85  -0.71\n" in told
@@ -120,7 +120,7 @@ def test_study_with_a_row_that_cannot_be_trained_trains_the_others(study, capsys
     with pytest.raises(SystemExit) as caught:
         study(arguments)
     assert launched_recipes(study.launched) == trained
-    assert ": 1 of 2 trainings are not finished." in caught.value.code and reason in caught.value.code
+    assert ": 1 of 2 runs are not finished." in caught.value.code and reason in caught.value.code
     told = capsys.readouterr().out
     # The reason is shown before anything runs, and the table has a line for the row.
     assert told.startswith(f"not trained: {reason}") and "[1/1] " in told
@@ -148,7 +148,7 @@ def test_study_with_a_failure_that_rows_share_stops_with_one_message(study, tmp_
 
 def test_study_with_failures_of_different_reasons_tries_every_row(study, monkeypatch):
     monkeypatch.setenv("FAILING_ALL", "No {name}.")
-    with pytest.raises(SystemExit, match="5 of 5 trainings are not finished"):
+    with pytest.raises(SystemExit, match="5 of 5 runs are not finished"):
         study("4")
     assert launched_recipes(study.launched) == TABLE_4
 
@@ -174,7 +174,7 @@ def test_results_of_other_options_are_refused_before_anything_runs(study, tmp_pa
 
 
 def test_report_only(study, tmp_path, capsys):
-    with pytest.raises(ValueError, match="No training of this study is finished in"):
+    with pytest.raises(ValueError, match="No run of this study is finished in"):
         study("4 --report_only")
     study("rho --values 0.1 0.2 --seeds 1 -- --num_train_epochs 3")
     study("rho --values 0.1 --seeds 2 -- --num_train_epochs 3")
@@ -200,19 +200,19 @@ def test_report_only(study, tmp_path, capsys):
         ("4 --values 3", "--values and --recipe are for rho, tau, kappa"),
         ("4 --seeds 1 1", "--seeds must be different numbers of at least 0, got 1 1"),
         ("4 --seeds x", "argument --seeds: invalid int value: 'x'"),
-        ("4 --num_train_epochs 3", "Not understood: --num_train_epochs 3. Options of finetune.py stand behind a --."),
-        ("4 -- --seed=3", "--seed is not for behind the --: here it is --seeds."),
-        ("4 --report_only -- --num_train_epochs 3", "leave out what stands behind the --"),
+        ("4 --num_train_epochs 3", "Unknown arguments: --num_train_epochs 3. Pass options of finetune.py after `--`."),
+        ("4 -- --seed=3", "--seed cannot be passed after `--`. Pass --seeds before `--`."),
+        ("4 --report_only -- --num_train_epochs 3", "--report_only runs no training. Remove the options after"),
         ("4 --launcher nothing-such", "--launcher must begin with a program that is installed, got 'nothing-such'"),
         ("4 -- --learning_rat 1", "Row 'HTM': There is no option --learning_rat: did you mean --learning_rate?"),
         ("4 -- --learning_rate x", "Row 'HTM': argument --learning_rate/--learning-rate: invalid float value: 'x'"),
         ("4 -- --mixup_alpha -1", "Row 'HTM': `mixup_alpha` must be a finite number"),
-        ("4 -- --horizontal_tau 1", "'HTM' and 'without difficulty assessment' are one and the same training"),
+        ("4 -- --horizontal_tau 1", "'HTM' and 'without difficulty assessment' are identical with"),
         ("4 -- --do_eval false --eval_strategy no", "a study needs both --do_train and --do_eval"),
         ('5 -- --config_overrides {"hiden_size":3}', "no attribute 'hiden_size': did you mean 'hidden_size'?"),
         ("rho --values -2 -1", "Row 'rho -2': horizontal_rho must be a finite number of at least 0"),
         ("kappa --values 999", "Row 'kappa 999': vertical_kappa must be an integer between 0 and 256"),
-        ("tau --recipe cct-7-3x1-cifar100-vtm", "tau has no effect in cct-7-3x1-cifar100-vtm: there are no horizon"),
+        ("tau --recipe cct-7-3x1-cifar100-vtm", "tau has no effect in cct-7-3x1-cifar100-vtm, which has no horizon"),
         ("tau --recipe cct-7-3x1-cifar100-htn", "There is no recipe 'cct-7-3x1-cifar100-htn': did you mean"),
     ],
 )

@@ -160,7 +160,7 @@ SCRIPTS = [
     published(
         "no index", lambda bench: with_text(bench, "model.safetensors.index.json", "{}"), "must have a weight_map"
     ),
-    main("publish", "user/model {trained}", "There is no folder user/model", "name the folder first"),
+    main("publish", "user/model {trained}", "There is no folder user/model", "Pass the folder first"),
     main("publish", "{trained} user/model --hub_token x", "--hub_token", "--token."),
     main("publish", "{trained} user/model --license Apache", "license must be an identifier", "'Apache'"),
     main("publish", "{trained} https://huggingface.co/user/model", "is no name for a repository", "USER/NAME"),

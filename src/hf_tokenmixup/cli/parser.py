@@ -114,12 +114,13 @@ class FullHelpAction(argparse.Action):
         parser.exit()
 
 
-def add_hub_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options for a model on the Hub; `hub_kwargs` reads them."""
+def add_hub_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add the options for a model on the Hub, which `hub_kwargs` reads, and return their group."""
     group = parser.add_argument_group("Hub")
     group.add_argument("--revision", help=REVISION_HELP)
     group.add_argument("--token", help=TOKEN_HELP)
     group.add_argument("--cache_dir", help=CACHE_DIR_HELP)
+    return group
 
 
 def hub_kwargs(args: argparse.Namespace) -> dict[str, str]:
