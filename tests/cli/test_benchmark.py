@@ -104,7 +104,7 @@ def test_savers(script, tmp_path, capsys):
     shown = table(text.replace("\nfp16 was", "\n\nfp16 was"), "savers of HTM + VTM")
     memory = savers["peak_memory"]
     assert shown["ema"][-1] == f"{memory['ema'] / memory['plain']:.3f}" and memory["ema"] > memory["plain"]
-    assert "fp16 was left out: a CPU has no fp16 arithmetic" in text and list(savers["left_out"]) == ["fp16"]
+    assert "fp16 was skipped: a CPU has no fp16 arithmetic" in text and list(savers["left_out"]) == ["fp16"]
 
 
 def test_the_command_names_no_path(script, tmp_path):
@@ -115,16 +115,16 @@ def test_the_command_names_no_path(script, tmp_path):
 
 
 def prepare(script, *arguments):
-    return script.prepare_subject(*script.parse_options([*map(str, arguments), *BRIEF]))
+    return script.build_setup(*script.parse_options([*map(str, arguments), *BRIEF]))
 
 
 def test_a_recipe_is_measured_on_its_images(script, recipe):
-    subject = prepare(script, "--recipe", recipe, "--rho", 0.02)
-    assert subject.name == "mine" and list(subject.systems) == ["HTM"] and subject.mixed_layer == 1
-    assert subject.model.training and subject.images.shape == (12, 3, 8, 8)
+    setup = prepare(script, "--recipe", recipe, "--rho", 0.02)
+    assert setup.name == "mine" and list(setup.systems) == ["HTM"] and setup.mixed_layer == 1
+    assert setup.model.training and setup.images.shape == (12, 3, 8, 8)
     # Unlike noise, digits are black for the greater part.
-    assert (subject.images == subject.images.min()).float().mean() > 0.2 and len(set(subject.labels.tolist())) > 2
-    config = script.training_models(subject.model, subject.systems)["HTM"].config
+    assert (setup.images == setup.images.min()).float().mean() > 0.2 and len(set(setup.labels.tolist())) > 2
+    config = script.training_models(setup.model, setup.systems)["HTM"].config
     assert (config.horizontal_tau, config.horizontal_rho, config.saliency_detector) == (None, 0.02, "attention")
     assert config.horizontal_layers == [1] and config.vertical_layers == [] and config.num_labels == 10
 
@@ -138,11 +138,11 @@ def test_a_recipe_is_measured_on_its_images(script, recipe):
     ],
 )
 def test_options_of_the_training_override_the_recipe(script, recipe, options, systems, layer):
-    subject = prepare(script, "--recipe", recipe, *options)
-    models = script.training_models(subject.model, subject.systems)
+    setup = prepare(script, "--recipe", recipe, *options)
+    models = script.training_models(setup.model, setup.systems)
     layers = {name: (models[name].config.horizontal_layers, models[name].config.vertical_layers) for name in systems}
-    assert list(subject.systems) == list(systems) and layers == systems and subject.mixed_layer == layer
-    assert len(subject.labels) == (9 if "--batch_size" in options else 12)
+    assert list(setup.systems) == list(systems) and layers == systems and setup.mixed_layer == layer
+    assert len(setup.labels) == (9 if "--batch_size" in options else 12)
 
 
 def test_a_recipe_from_one_end_to_the_other(script, recipe, tmp_path, capsys):
@@ -177,7 +177,10 @@ def test_parameters_and_macs(script, tmp_path, monkeypatch, capsys):
         (["--part", "speed"], "invalid choice: 'speed'"),
         (["--saver", "ema", "sleep"], "invalid choice: 'sleep'"),
         (["--model", "vit-huge"], "invalid choice: 'vit-huge'"),
-        (["--horizontal_layers", "2"], "--horizontal_layers 2 (--recipe takes finetune.py's)"),
+        (
+            ["--horizontal_layers", "2"],
+            "Unknown arguments: --horizontal_layers 2. Options of finetune.py need",
+        ),
         (["--model", "vit-tiny", "--recipe", "x"], "not allowed with argument --model"),
         (["--batch_size", "1"], "--batch_size must be at least 2, got 1"),
         (["--rounds", "1"], "--rounds must be at least 2, got 1"),
@@ -198,15 +201,15 @@ def test_mistakes_are_told_before_anything_is_built(script, arguments, message):
 
 def test_a_device_that_is_not_there(script, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="no CUDA device for --device cuda:1: give --device cpu"):
+    with pytest.raises(ValueError, match="no CUDA device for --device cuda:1. Pass --device cpu"):
         script.parse_options(["--device", "cuda:1"])
 
 
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--horizontal_layers"], "mixes no tokens: give --horizontal_layers, --vertical_layers or both"),
-        (["--batch_size", 5000], "A batch of 5000 images was asked for, and there are 1437 to train on"),
+        (["--horizontal_layers"], "mixes no tokens. Pass --horizontal_layers, --vertical_layers or both"),
+        (["--batch_size", 5000], "The batch size is 5000, but there are 1437 images to train on"),
         (["--horizontal_layer", 1], "did you mean --horizontal_layers?"),
     ],
 )

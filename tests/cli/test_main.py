@@ -1,4 +1,4 @@
-"""`hf-tokenmixup`: its commands, and the names under which they report and are recorded."""
+"""`hf-tokenmixup`: its commands, and their names in messages and records."""
 
 import re
 import sys
@@ -36,9 +36,9 @@ def test_main_with_a_command_shows_its_help_under_its_name(monkeypatch, capsys, 
 
 
 def test_main_with_an_unknown_command_names_the_nearest(monkeypatch):
-    with pytest.raises(SystemExit, match="^hf-tokenmixup: there is no command 'fine-tune': did you mean finetune\\?$"):
+    with pytest.raises(SystemExit, match="^hf-tokenmixup: there is no command 'fine-tune': did you mean finetune\\? "):
         run(monkeypatch, "fine-tune")
-    with pytest.raises(SystemExit, match="choose one of finetune, evaluate"):
+    with pytest.raises(SystemExit, match="there is no command 'xyz'. Commands: finetune, evaluate"):
         run(monkeypatch, "xyz")
 
 

@@ -1,4 +1,4 @@
-"""What all commands share: the name of the running program, and errors as one line."""
+"""The name of the running program, and errors as one line, for all commands."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ def program_name() -> str:
 
 
 def invocation(name: str) -> str:
-    """What runs command `name` after `python` or `accelerate launch`: its script, or its module outside of a clone."""
+    """What runs a command after `python` or `accelerate launch`: its script, or its module outside a clone."""
     program = Path(sys.argv[0])
     installed = program.name.startswith(CONSOLE_COMMAND) or program.resolve().parent == Path(__file__).parent
     return f"-m hf_tokenmixup.cli.{name}" if installed else f"scripts/{name}.py"
@@ -23,7 +23,7 @@ def invocation(name: str) -> str:
 def exit_with(error: object) -> NoReturn:
     """End the process with status 1 and one line on stderr."""
     line = f"{program_name()}: {' '.join(str(error).split())}"
-    # `hf_tokenmixup.training.peers`, where this process is one of several: the others end with it.
+    # Set by `hf_tokenmixup.training.peers` in one of several processes; the other processes end too.
     report = getattr(sys.excepthook, "report", None)
     if report is not None:
         report(line, show=True)
@@ -32,12 +32,16 @@ def exit_with(error: object) -> NoReturn:
 
 
 def check_output_file(option: str, path: Path) -> None:
-    """Make the folder of a file that is written at the end of a command, and try to write the file.
+    """Create the folder of a file that a command writes at its end, and check that the file can be written.
+
+    Args:
+        option: the flag that names the file.
+        path: of the file.
 
     Raises:
         ValueError: It cannot be written.
     """
-    file = next((place for place in (path, *path.parents) if place.is_file() and place != path), None)
+    file = next((parent for parent in path.parents if parent.is_file()), None)
     try:
         if path.is_dir() or file is not None:
             raise OSError(f"{file} is a file, not a folder" if file else f"{path} is a folder")
