@@ -80,9 +80,9 @@ def test_check_names_what_is_out_of_step(script, tmp_path):
     before = changed.read_text()
     with pytest.raises(SystemExit) as caught:
         script.main(["--folder", str(folder), "--check"])
-    assert f"{changed.name}, {missing.name}, unknown.md; run python" in str(caught.value.code)
+    assert f"{changed.name!r}, {missing.name!r}, 'unknown.md'; run python" in str(caught.value.code)
     assert changed.read_text() == before and not missing.exists()
-    with pytest.raises(SystemExit, match="unknown.md; remove it"):
+    with pytest.raises(SystemExit, match="'unknown.md'; remove it"):
         script.main(["--folder", str(folder)])
 
 

@@ -62,7 +62,7 @@ FROZEN = {
     f"{C100}-htm-vtm-300": (50, {"horizontal_layers": [3], "vertical_layers": [2], "num_train_epochs": 310}),
     f"{C100}-manifold-no-input-mixing": (41, {"manifold_mixup_layers": [0, 1, 2], "mixup_alpha": 0.0}),
     f"{C100}-vtm": (44, {"vertical_layers": [2], "vertical_kappa": 80, "warmup_steps": 3910}),
-    "digits-quickstart": (30, {"dataset_name": "digits", "hflip": 0.0, "save_strategy": "no"}),
+    "digits-quickstart": (31, {"dataset_name": "digits", "hflip": 0.0, "save_strategy": "no"}),
     f"{VIT}-baseline": (28, {"per_device_train_batch_size": 504, "optim_args": "momentum=0.9"}),
     f"{VIT}-htm": (34, {"per_device_train_batch_size": 504, "horizontal_layers": [3], "scorenet_detach": True}),
     f"{VIT}-htm-vtm": (36, {"per_device_train_batch_size": 126, "horizontal_layers": [3], "vertical_layers": [4]}),

@@ -70,6 +70,10 @@ def cct_of_a_vit(bench: Bench):
     return bench.model_like(model_type="cct", saliency_query="mean", scorenet_pooling="mean")
 
 
+def output_with_a_model(bench: Bench):
+    return bench.prepare(*DIGITS, "--do_train", *bench.network(), output_dir=bench.model_like())
+
+
 def output_file(bench: Bench):
     path = bench.holding("it.txt", "x") / "it.txt"
     return bench.train(*DIGITS, *bench.network(), output_dir=path)
@@ -115,6 +119,35 @@ MODELS = [
     ),
     model(
         "--image_size below a patch", trained, "image_size 2 is smaller than a patch", arguments=("--image_size", 2)
+    ),
+    model("an empty name", lambda bench: "", "No model was named"),
+    model(
+        "a revision of a folder",
+        trained,
+        "--model_revision is for models on the Hub",
+        arguments=("--model_revision", "x"),
+    ),
+    model(
+        "an activation that there is not",
+        trained,
+        "config_overrides {'hidden_act': 'foo'}",
+        "correct or leave out",
+        arguments=("--config_overrides", '{"hidden_act": "foo"}', "--ignore_mismatched_sizes"),
+    ),
+    model(
+        "heads that the weights do not fit",
+        trained,
+        "num_attention_heads",
+        "another shape",
+        "would be random",
+        arguments=("--config_overrides", '{"num_attention_heads": 3}', "--ignore_mismatched_sizes"),
+    ),
+    built(
+        "a vertical layer in a model of one",
+        "vertical_layers must be empty in a model of 1 layer",
+        "[1]",
+        num_hidden_layers=1,
+        vertical_layers=[1],
     ),
     model(
         "two image sizes",
@@ -226,6 +259,9 @@ MODELS = [
     cct("hidden_size must be a multiple of num_attention_heads", "15 and 4", hidden_size=15),
 ]
 CHECKPOINTS = [
+    Mistake(
+        "an output folder that holds a model", output_with_a_model, ValueError, ("holds a model", "overwrite", "Name")
+    ),
     Mistake("an output folder that is a file", output_file, ValueError, ("must be a folder", "it.txt", "Name")),
     Mistake(
         "an output folder with another run in it",

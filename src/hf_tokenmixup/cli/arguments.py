@@ -27,6 +27,7 @@ from .parser import (
     true_or_false,
 )
 from .recipes import (
+    check_removed_values,
     check_unknown_options,
     dump_recipe,
     expand_recipe,
@@ -249,6 +250,7 @@ def parse_options(arguments: Sequence[str], description: str = "") -> ParsedArgu
     """
     parser = build_parser(description)
     expanded = _use_newer_names(expand_recipe(arguments, parser))
+    check_removed_values(expanded, parser)
     try:
         training, namespace, remaining = parser.parse_args_into_dataclasses(
             expanded, return_remaining_strings=True, look_for_args_file=False

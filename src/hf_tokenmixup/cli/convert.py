@@ -12,18 +12,18 @@ the TokenMixup model, otherwise the plain model.
 
 import logging
 import sys
-from argparse import Namespace
+from argparse import SUPPRESS, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..conversion.convert import convert_weights
 from .arguments import parse_options
-from .parser import CliParser
+from .parser import CliParser, optional_float
 from .program import run_command
 from .recipes import split_lists
 
-SETTINGS = ("horizontal_layers", "vertical_layers", "horizontal_tau", "horizontal_rho", "vertical_kappa")
+SETTINGS = ("horizontal_layers", "vertical_layers", "horizontal_rho", "vertical_kappa")
 
 
 def build_parser() -> CliParser:
@@ -40,7 +40,7 @@ def build_parser() -> CliParser:
     )
     parser.add_argument("--vertical_layers", type=int, nargs="*", metavar="LAYER", help="Layers of VTM.")
     tau = parser.add_mutually_exclusive_group()
-    tau.add_argument("--horizontal_tau", type=float, help="Tau in nats.")
+    tau.add_argument("--horizontal_tau", type=optional_float, default=SUPPRESS, help="Tau in nats; none: all images.")
     tau.add_argument("--authors_tau", type=float, help="Tau as in the authors' code, which divides the loss by ten.")
     parser.add_argument("--horizontal_rho", type=float, help="Minimum gain in saliency of a replaced token.")
     parser.add_argument("--vertical_kappa", type=int, help="Number of tokens from each earlier layer.")
@@ -78,6 +78,9 @@ def conversion_kwargs(args: Namespace) -> dict[str, Any]:
         settings = dict(parsed.tokenmixup)
         mean, std = mean or parsed.model.image_mean, std or parsed.model.image_std
     settings |= {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
+    # None means that all images are mixed.
+    if hasattr(args, "horizontal_tau"):
+        settings["horizontal_tau"] = args.horizontal_tau
     if args.authors_tau is not None:
         settings["horizontal_tau"] = args.authors_tau * 10
     size = args.image_size

@@ -21,7 +21,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from transformers import BaseImageProcessor, PreTrainedModel, ViTImageProcessor, set_seed
@@ -64,7 +64,7 @@ from .arguments import DataArguments, ModelArguments, ParsedArguments, format_re
 from .launch_command import launch_command
 from .optimizer_checks import validate_optimizer_args
 from .processors import open_image_processor
-from .program import exit_with, invocation, program_name
+from .program import exit_with, invocation, out_of_memory_message, program_name, worker_error
 from .recipes import take_option
 from .threads import use_physical_cores
 
@@ -311,27 +311,95 @@ def load_data(
 
 
 def validate_options(options: ParsedArguments) -> None:
-    """Check what does not depend on data or model, and find the checkpoint to resume from.
+    """Check the options that need no other thing than each other, before anything is created.
 
     Raises:
-        ValueError: Options have no effect together or cannot be used, or the output folder cannot.
+        ValueError: An option has no effect or cannot be used with another one, or nothing is to be done.
+    """
+    args, model_args = options.training, options.model
+    if args.do_predict:
+        raise ValueError(
+            "--do_predict has no effect: this script trains and evaluates. To measure a model, pass --do_eval and "
+            "--eval_split; to predict, open the output folder with pipeline('image-classification')."
+        )
+    if args.label_names not in (None, ["labels"]):
+        raise ValueError(f"--label_names must be labels, got {' '.join(args.label_names)}. Omit it.")
+    if not (args.do_train or args.do_eval):
+        raise ValueError("Nothing to do: pass --do_train, --do_eval or both, or a recipe that has them.")
+    if model_args.from_scratch and not args.do_train:
+        raise ValueError(
+            "--do_eval without --do_train measures trained weights, and --from_scratch gives random ones. Omit "
+            "--from_scratch, or add --do_train."
+        )
+
+
+def validate_run(options: ParsedArguments) -> None:
+    """Check output folder, license, checkpoints, and the options of LoRA, the optimizer and the best model.
+
+    `resume_from_checkpoint` becomes the path of the checkpoint.
+
+    Raises:
+        ValueError: One of them cannot be used.
     """
     model_args, args = options.model, options.training
     on_all_processes(lambda: check_writable(args.output_dir))
     if model_args.license is not None:
         check_license(model_args.license, on_hub=args.push_to_hub, token=args.hub_token)
+    if options.lora.lora_rank:
+        validate_lora_args(model_args, args)
     if args.resume_from_checkpoint is not None:
         args.resume_from_checkpoint = resolve_resume_checkpoint(args.resume_from_checkpoint, args.output_dir)
     elif args.do_train:
         on_all_processes(lambda: check_no_existing_checkpoints(args.output_dir))
-    if options.lora.lora_rank:
-        validate_lora_args(model_args, args)
+    if args.do_train:
+        validate_output_dir(args.output_dir, options.data)
+    if model_args.model_revision is not None and Path(model_args.model_name_or_path or ".").is_dir():
+        problem = "no model was named" if model_args.model_name_or_path is None else "this is a folder"
+        raise ValueError(f"--model_revision is for models on the Hub, and {problem}. Omit it.")
     if args.do_train:
         validate_optimizer_args(args)
-    if args.metric_for_best_model is not None and args.metric_for_best_model.removeprefix("eval_") not in METRICS:
+    validate_best_model_args(args)
+
+
+def validate_output_dir(output_dir: str, data_args: DataArguments) -> None:
+    """Check that the output folder is outside of the data, so that the next run does not read it as data.
+
+    Raises:
+        ValueError: It is a folder of the dataset, or inside of one.
+    """
+    output = Path(output_dir).resolve()
+    for name in ("train_dir", "validation_dir", "dataset_name"):
+        folder = getattr(data_args, name)
+        if folder and folder != "digits" and Path(folder).is_dir() and output.is_relative_to(Path(folder).resolve()):
+            raise ValueError(
+                f"--output_dir {output_dir} is inside the data, --{name} {folder}. Name a folder outside of it."
+            )
+
+
+def validate_best_model_args(args: TokenMixupTrainingArguments) -> None:
+    """Check the metric of the best model, and its direction.
+
+    Raises:
+        ValueError: There is no such metric, or the worst model would be chosen.
+    """
+    metric = args.metric_for_best_model
+    if metric is None:
+        return
+    if args.greater_is_better is not None and args.greater_is_better == metric.endswith("loss"):
         raise ValueError(
-            f"--metric_for_best_model must be one of {', '.join(METRICS)}, got {args.metric_for_best_model!r}."
+            f"--greater_is_better is {args.greater_is_better} with --metric_for_best_model {metric}, which would "
+            "choose the worst model. Omit it."
         )
+    if metric.removeprefix("eval_") not in METRICS:
+        raise ValueError(f"--metric_for_best_model must be one of {', '.join(METRICS)}, got {metric!r}.")
+
+
+def warn_of_unused_options(args: TokenMixupTrainingArguments) -> None:
+    """Log a warning for each option that has no effect without another one."""
+    if args.eval_steps is not None and args.eval_strategy == "no":
+        logger.warning("--eval_steps has no effect without --eval_strategy steps.")
+    if args.hub_model_id is not None and not args.push_to_hub:
+        logger.warning("--hub_model_id has no effect without --push_to_hub: nothing is uploaded.")
 
 
 def load_model(options: ParsedArguments, label_names: list[str]) -> PreTrainedModel:
@@ -365,22 +433,27 @@ def build_trainer(arguments: Sequence[str]) -> TokenMixupTrainer:
     """
     options = parse_options(arguments, __doc__)
     model_args, data_args, args = options.model, options.data, options.training
-    if not (args.do_train or args.do_eval):
-        raise ValueError("Nothing to do: pass --do_train, --do_eval or both, or a recipe that has them.")
+    validate_options(options)
     if not (args.do_train or args.push_to_hub) and args.output_dir_is_default:
         # The Trainer creates its output folder, and an evaluation saves nothing in it.
         args.output_dir = tempfile.mkdtemp()
         atexit.register(shutil.rmtree, args.output_dir, ignore_errors=True)
     logging.basicConfig(format="%(message)s", level=logging.WARNING if args.should_log else logging.ERROR)
+    warn_of_unused_options(args)
     use_physical_cores(args.device)
     set_seed(args.seed)
-    validate_options(options)
+    validate_run(options)
     data = load_data(data_args, model_args, args)
     model = load_model(options, data.label_names)
     label_map = None
     if not args.do_train:
         model_names = class_names(model.config, str(model_args.model_name_or_path))
         label_map = build_label_mapping(model_names, data.label_names, data_args.label_mapping)
+    if args.do_train and args.per_device_train_batch_size == 1 and getattr(model.config, "horizontal_layers", []):
+        logger.warning(
+            "horizontal_layers have no effect in batches of one image, which has no partner. Pass a larger "
+            "--per_device_train_batch_size."
+        )
     processor = load_image_processor(model_args, model)
     train_transform, eval_transform = build_transforms(processor, **dataclasses.asdict(options.augmentation))
     (height, width), *_ = infer_image_processor_config(processor)
@@ -419,6 +492,10 @@ def train_and_evaluate(trainer: TokenMixupTrainer) -> None:
         if trainer.terminated:
             # The status of a program that this signal ends. A cluster allows no time for more.
             sys.exit(128 + signal.SIGTERM)
+        if args.load_best_model_at_end and trainer.state.best_model_checkpoint is None:
+            logger.warning(
+                "--load_best_model_at_end has no effect: no checkpoint was evaluated. The last weights are saved."
+            )
         # An external call would also upload, before the model card has its results.
         trainer.save_model(_internal_call=True)
         trainer.save_metrics("train", result.metrics)
@@ -459,14 +536,28 @@ def main(arguments: Sequence[str]) -> None:
         train_and_evaluate(build_trainer(arguments))
 
 
+def exit_for_memory(error: MemoryError | RuntimeError) -> NoReturn:
+    """End the process with one line for an out-of-memory error; raise any other error again."""
+    message = out_of_memory_message(error)
+    if message is None:
+        raise error
+    exit_with(
+        f"not enough memory ({message}). Pass a lower --per_device_train_batch_size with more "
+        "--gradient_accumulation_steps, a lower --per_device_eval_batch_size, fewer --dataloader_num_workers, a "
+        "smaller --image_size, or --bf16."
+    )
+
+
 def entry_point() -> None:
     program = program_name()
     try:
         if print_recipe(sys.argv[1:]):
             return
         trainer = build_trainer(sys.argv[1:])
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         exit_with(error)
+    except (MemoryError, RuntimeError) as error:
+        exit_for_memory(error)
     try:
         train_and_evaluate(trainer)
     except KeyboardInterrupt:
@@ -476,8 +567,11 @@ def entry_point() -> None:
         sys.exit(128 + signal.SIGINT)
     except HubUploadError as error:
         exit_with(f"the training is complete, but the upload failed. {error}")
+    except (MemoryError, RuntimeError) as error:
+        exit_for_memory(error)
     except (ValueError, NonFiniteLossError, SaveError) as error:
-        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        in_worker = worker_error(error)
+        raised_in = in_worker[0] if in_worker else Path(traceback.extract_tb(error.__traceback__)[-1].filename)
         if not raised_in.is_relative_to(Path(__file__).parents[1]):
             # Not an error of this package, so its traceback is needed.
             raise

@@ -41,8 +41,13 @@ def validate_optimizer_args(args: TrainingArguments) -> None:
     scheduler_fn = TYPE_TO_SCHEDULER_FUNCTION[scheduler]
     _validate_kwargs("--lr_scheduler_kwargs", kwargs, scheduler_fn, f"--lr_scheduler_type {scheduler}")
     try:
-        get_scheduler(scheduler, optimizer, num_warmup_steps=1, num_training_steps=2, scheduler_specific_kwargs=kwargs)
-    except (ValueError, TypeError) as error:
+        lr_scheduler = get_scheduler(
+            scheduler, optimizer, num_warmup_steps=1, num_training_steps=2, scheduler_specific_kwargs=kwargs
+        )
+        if hasattr(lr_scheduler, "lr_lambdas"):
+            for step in range(3):
+                lr_scheduler.lr_lambdas[0](step)
+    except (ValueError, TypeError, ArithmeticError) as error:
         raise ValueError(f"--lr_scheduler_type {scheduler} with --lr_scheduler_kwargs {kwargs}: {error}") from error
 
 

@@ -1,11 +1,16 @@
 """The name of the running program, and errors as one line, for all commands."""
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 CONSOLE_COMMAND = "hf-tokenmixup"
+# The system usually kills a worker of a data loader for its memory.
+OUT_OF_MEMORY = re.compile(
+    "out of memory|allocate memory|insufficient shared memory|DataLoader worker .*(killed by|exited unexpected)"
+)
 
 
 def program_name() -> str:
@@ -20,9 +25,34 @@ def invocation(name: str) -> str:
     return f"-m hf_tokenmixup.cli.{name}" if installed else f"scripts/{name}.py"
 
 
+def worker_error(error: BaseException) -> tuple[Path, str] | None:
+    """The file and the message of an error in a worker of a data loader; None for another error.
+
+    torch raises such an error again with the worker's traceback as its message.
+    """
+    text = str(error)
+    files = re.findall(r'^  File "(.+)", line \d+, in ', text, re.MULTILINE)
+    if not (text.startswith("Caught ") and " in DataLoader worker process " in text.partition("\n")[0] and files):
+        return None
+    # torch writes only the name of the type, and a traceback also its module.
+    last = re.search(rf"^([\w.]+\.)?{type(error).__name__}: ", text[text.rindex('  File "') :], re.MULTILINE)
+    return last and (Path(files[-1]), last.string[last.end() :])
+
+
+def out_of_memory_message(error: BaseException) -> str | None:
+    """The first line of an out-of-memory error of a device, the CPU or a data loader; None for another error."""
+    if not isinstance(error, MemoryError | RuntimeError):
+        return None
+    text = str(error).strip().partition("\n")[0]
+    if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error)):
+        return text.rstrip(".") or type(error).__name__
+    return None
+
+
 def exit_with(error: object) -> NoReturn:
     """End the process with status 1 and one line on stderr."""
-    line = f"{program_name()}: {' '.join(str(error).split())}"
+    in_worker = worker_error(error) if isinstance(error, BaseException) else None
+    line = f"{program_name()}: {' '.join(str(in_worker[1] if in_worker else error).split())}"
     # Set by `hf_tokenmixup.training.peers` in one of several processes; the other processes end too.
     report = getattr(sys.excepthook, "report", None)
     if report is not None:
@@ -59,8 +89,18 @@ def check_output_file(option: str, path: Path) -> None:
 def run_command(
     main: Callable[[Sequence[str]], None], errors: tuple[type[BaseException], ...] = (ValueError, OSError)
 ) -> None:
-    """Run `main` with the command line's arguments; exceptions of the types `errors` end the process with one line."""
+    """Run `main` with the command line's arguments, and end the process with one line for an expected error.
+
+    Args:
+        main: of a command.
+        errors: types of expected errors. Errors of too little memory are expected too.
+    """
     try:
         main(sys.argv[1:])
     except errors as error:
         exit_with(error)
+    except (MemoryError, RuntimeError) as error:
+        message = out_of_memory_message(error)
+        if message is None:
+            raise
+        exit_with(f"not enough memory ({message}). Use smaller batches or images, or fewer workers.")

@@ -15,7 +15,7 @@ import yaml
 
 from ..utils.text import did_you_mean
 from .parser import CliParser
-from .successors import successor
+from .successors import REMOVED_VALUES, successor, successor_of_value
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 BASE_KEY = "base"
@@ -200,6 +200,8 @@ def load_valid_recipe(name_or_path: str, parser: ArgumentParser) -> dict[str, An
                     f"Recipe {path} has the key {name!r}, which is not an option"
                     f"{did_you_mean(str(name), [*known, BASE_KEY])}"
                 )
+            if (instead := successor_of_value(name, value, actions[name].choices or ())) is not None:
+                raise ValueError(f"Recipe {path} has {name}: {value}, which {instead}.")
             if value is not None or name in _NULLABLE_OPTIONS:
                 _validate_value(path, actions[name], _split_value(actions[name], value))
     return _merge_chain(chain)
@@ -283,6 +285,19 @@ def check_unknown_options(remaining: Sequence[str], parser: ArgumentParser) -> N
             raise ValueError(f"There is no option {word}{did_you_mean(name, known, '--')}")
     if remaining:
         raise ValueError(f"Unknown arguments: {' '.join(remaining)}.")
+
+
+def check_removed_values(arguments: Sequence[str], parser: ArgumentParser) -> None:
+    """Check that no option has a value that transformers has removed.
+
+    Raises:
+        ValueError: One has. The message has the replacement.
+    """
+    actions = _actions_by_name(parser)
+    for name in REMOVED_VALUES:
+        value, _ = take_option(name, arguments)
+        if (instead := successor_of_value(name, value, actions[name].choices or ())) is not None:
+            raise ValueError(f"--{name} {value} {instead}.")
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

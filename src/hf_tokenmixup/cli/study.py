@@ -75,6 +75,8 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[Namespace, list[str]]:
     parser.add_argument("--report_only", action="store_true", help="Run no training; show the results of all seeds.")
     args, unknown = parser.parse_known_args(split_lists(arguments[:split], parser))
     overrides = list(arguments[split + 1 :])
+    for name in sorted(RESERVED_OPTIONS.keys() & option_names_in(unknown)):
+        raise ValueError(f"There is no option --{name}. {RESERVED_OPTIONS[name]}")
     if unknown:
         raise ValueError(f"Unknown arguments: {' '.join(unknown)}. Pass options of finetune.py after `--`.")
     if args.study not in TABLES | SWEEPS:
@@ -85,10 +87,13 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[Namespace, list[str]]:
         raise ValueError(f"--seeds must be different numbers of at least 0, got {' '.join(map(str, args.seeds))}.")
     if args.report_only and overrides:
         raise ValueError("--report_only runs no training. Remove the options after `--`.")
-    given = {get_option_name(word) for word in overrides if word.startswith("--")}
-    for name in sorted(RESERVED_OPTIONS.keys() & given):
+    for name in sorted(RESERVED_OPTIONS.keys() & option_names_in(overrides)):
         raise ValueError(f"--{name} cannot be passed after `--`. {RESERVED_OPTIONS[name]}")
     return args, overrides
+
+
+def option_names_in(arguments: Sequence[str]) -> set[str]:
+    return {get_option_name(word) for word in arguments if word.startswith("--")}
 
 
 def build_study(args: Namespace) -> Study:

@@ -1,6 +1,6 @@
 """Options of transformers 4 and of its image-classification examples, and their replacements."""
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 # The option, what happened to it and what to do, and the option that {} stands for ("" for none).
 SUCCESSORS: dict[str, tuple[str, str]] = {
@@ -81,6 +81,20 @@ SUCCESSORS: dict[str, tuple[str, str]] = {
         "",
     ),
 }
+
+# Removed values, by their options.
+REMOVED_VALUES: dict[str, dict[str, str]] = {
+    "optim": {
+        "adamw_hf": "was removed from transformers: pass adamw_torch",
+        "adamw_apex_fused": "was removed in transformers 5 with apex: pass adamw_torch_fused",
+        "adamw": "has another name: pass adamw_torch",
+    }
+}
+
+
+def successor_of_value(name: str, value: object, choices: Container[object]) -> str | None:
+    """What happened to a removed value of an option and what to do; None if it is not listed, or still a choice."""
+    return None if value in choices else REMOVED_VALUES.get(name, {}).get(str(value))
 
 
 def successor(name: str, known: Iterable[str], dashes: str = "--") -> str | None:

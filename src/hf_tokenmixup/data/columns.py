@@ -117,6 +117,17 @@ def encode_labels(
         if label_names is not None and len(names) <= len(label_names):
             names = list(label_names)
         coded = {split: (names, codes) for split, (_, codes) in coded.items()}
+        used = np.unique(np.concatenate([codes for _, codes in coded.values()]))
+        if label_names is None and len(used) < len(names):
+            logger.warning(
+                "The labels in column '%s' are %d different numbers up to %d, and every number from 0 on is a class: "
+                "%d of the %d classes have no images. Number the labels from 0 without gaps if that is wrong.",
+                column,
+                len(used),
+                len(names) - 1,
+                len(names) - len(used),
+                len(names),
+            )
     if label_names is not None:
         names, first_split = list(label_names), "the expected label names"
     for split, (local, codes) in coded.items():
@@ -190,9 +201,19 @@ def _read_label_ids(dataset: Dataset, column: str, kind: str, split: str) -> tup
         )
     if kind == "string":
         names = sorted(pc.unique(values).to_pylist())
+        if blank := [name for name in names if not name.strip()]:
+            at = int(np.flatnonzero(pc.equal(values, blank[0]).to_numpy(zero_copy_only=False))[0])
+            raise ValueError(
+                f"Split '{split}' has no label at index {at} of column '{column}' ({blank[0]!r}). Remove the rows "
+                "without a label, or choose another split or another --label_column_name."
+            )
         position = pc.index_in(values, value_set=pa.array(names, type=values.type))
         return names, position.to_numpy().astype(np.int64)
     codes = values.to_numpy()
+    if codes.dtype == np.uint64:
+        codes = codes.clip(max=np.uint64(np.iinfo(np.int64).max))
+    # An unsigned or narrow type cannot hold the numbers that the labels are compared with.
+    codes = codes.astype(np.int64)
     if kind == "class":
         names = list(dataset.features[column].names)
     else:
@@ -212,7 +233,7 @@ def _read_label_ids(dataset: Dataset, column: str, kind: str, split: str) -> tup
             f"Split '{split}' has the label {codes[at]} at index {at} of column '{column}'; expected 0 to "
             f"{max(last, 0)}. {reason}"
         )
-    return names, codes.astype(np.int64)
+    return names, codes
 
 
 def _replace_label_column(

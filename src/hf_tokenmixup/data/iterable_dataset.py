@@ -231,9 +231,11 @@ class ImageClassificationIterableDataset(IterableDataset):
         if label is None or label < 0 or (self._num_classes is not None and label >= self._num_classes):
             path = f" ({row[self.image_column]['path']})" if (row[self.image_column] or {}).get("path") else ""
             most = "" if self._num_classes is None else f" to {self._num_classes - 1}"
+            carried = "Splits published without labels carry -1: choose another split, or remove such rows."
+            beyond = "Choose a split of the same classes, or another column with --label_column_name."
             raise ValueError(
-                f"{where}{path} has the label {label}; expected 0{most}. Splits published without labels carry -1: "
-                "choose another split, or remove such rows."
+                f"{where}{path} has the label {label}; expected 0{most}. "
+                f"{carried if label is None or label < 0 else beyond}"
             )
         return label if self.label_map is None else int(self.label_map[label])
 

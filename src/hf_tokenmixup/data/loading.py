@@ -103,6 +103,11 @@ def load_image_dataset(
     if not (do_train or do_eval):
         raise ValueError("Neither do_train nor do_eval: expected at least one split to load.")
 
+    if do_train and validation_dir is not None and train_dir is None and dataset_name is None:
+        raise ValueError(
+            f"There are no images to train on, got validation_dir={validation_dir!r} alone. Pass train_dir too, or "
+            "only evaluate."
+        )
     source = _load(
         dataset_name,
         dataset_config_name,

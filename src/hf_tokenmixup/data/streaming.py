@@ -97,6 +97,12 @@ def load_streaming_image_dataset(
             "without reading everything. Choose a ClassLabel column with --label_column_name, leave out --streaming, "
             "or store the labels as ClassLabel (`Dataset.class_encode_column`)."
         )
+    counts = {split: _num_images(builder, split) for split in used}
+    if 0 in counts.values():
+        empty = next(split for split, count in counts.items() if count == 0)
+        raise ValueError(
+            f"Split '{empty}' of {dataset_name!r} has no images: choose another with --train_split or --eval_split."
+        )
     return StreamingImageDatasetSplits(
         train=source[train_split] if do_train else None,
         evaluation=source[chosen_eval] if do_eval else None,
@@ -106,8 +112,8 @@ def load_streaming_image_dataset(
         label_column=label_column,
         label_names=list(feature.names),
         revision=builder.hash if re.fullmatch("[0-9a-f]{40}", builder.hash or "") else None,
-        num_train_examples=_num_images(builder, train_split) if do_train else None,
-        num_eval_examples=_num_images(builder, chosen_eval) if do_eval else None,
+        num_train_examples=counts[train_split] if do_train else None,
+        num_eval_examples=counts[chosen_eval] if do_eval else None,
     )
 
 

@@ -18,7 +18,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from .cct import TokenMixupCctConfig, TokenMixupCctForImageClassification
-from .heads import class_names, fit_classifier
+from .heads import class_layers, class_names, fit_classifier
 from .positions import border_hint, config_to_load_with, height_and_width, resize_positions, token_grid
 from .task import PLAIN_OUTPUTS, SINGLE_LABEL, validate_single_label
 from .vit import TokenMixupViTConfig, TokenMixupViTForImageClassification
@@ -70,6 +70,7 @@ def load_classifier(
             for weights that cannot be read, are quantized or are another network's, for a classifier of other classes
             without ``ignore_mismatched_sizes``, and, with ``plain``, for one that is not there.
     """
+    name_or_path = name_or_path or None
     if name_or_path is None and not (from_scratch and model_type):
         raise ValueError(
             "No model was named: give model_name_or_path, or from_scratch with a model_type (and config_overrides)."
@@ -148,15 +149,16 @@ def load_classifier(
     if model_class is AutoModelForImageClassification:
         loaded = config_to_load_with(model_class, config, original)
     try:
-        model, report = model_class.from_pretrained(
-            name_or_path,
-            config=loaded or config,
-            dtype=torch.float32,
-            ignore_mismatched_sizes=ignore_mismatched_sizes,
-            output_loading_info=True,
-            **options,
-            **hub_options,
-        )
+        with _wrap_init_errors(model_type, config_overrides, aside=("ignore_mismatched_sizes",)):
+            model, report = model_class.from_pretrained(
+                name_or_path,
+                config=loaded or config,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=ignore_mismatched_sizes,
+                output_loading_info=True,
+                **options,
+                **hub_options,
+            )
     except SafetensorError as error:
         raise ValueError(
             f"The weights of {name_or_path} cannot be read ({error}): the file is damaged or cut short. Copy or "
@@ -173,12 +175,11 @@ def load_classifier(
             ) from error
         raise ValueError(
             f"The weights of {name_or_path} are of other shapes than its configuration says"
-            + (f" with {config_overrides}: leave that out" if config_overrides else ": correct its config.json")
-            + ", or start those tensors afresh with ignore_mismatched_sizes."
+            + (f" with {config_overrides}: leave that out." if config_overrides else ": correct its config.json.")
         ) from error
     if loaded is not None:
         resize_positions(model, config, str(name_or_path))
-    fresh = _validate_loaded_weights(name_or_path, model, report, whole=plain)
+    fresh = _validate_loaded_weights(name_or_path, model, report, whole=plain, overrides=config_overrides)
     if label_names is not None:
         # Without as many names as the classifier has outputs, it is one without names.
         names = [f"LABEL_{index}" for index in range(len(label_names))]
@@ -236,12 +237,17 @@ def _validate_model_type(model_type: str) -> None:
 
 
 @contextmanager
-def _wrap_init_errors(model_type: str, overrides: dict[str, Any] | None) -> Iterator[None]:
-    """Tell what was asked for where the host fails at it; errors of ours, and without overrides, say so themselves."""
+def _wrap_init_errors(
+    model_type: str, overrides: dict[str, Any] | None, aside: tuple[str, ...] = ()
+) -> Iterator[None]:
+    """Tell what was asked for where the host fails at it; errors of ours, and without overrides, say so themselves.
+
+    Errors whose message has one of the words `aside` are left as they are.
+    """
     try:
         yield
     except MODEL_INIT_ERRORS as error:
-        if not overrides or type(error) is ValueError:
+        if not overrides or type(error) is ValueError or any(word in str(error) for word in aside):
             raise
         raise ValueError(
             f"No {model_type} can be built with config_overrides {overrides} ({type(error).__name__}: "
@@ -250,14 +256,23 @@ def _wrap_init_errors(model_type: str, overrides: dict[str, Any] | None) -> Iter
 
 
 def _validate_loaded_weights(
-    name_or_path: str, model: PreTrainedModel, report: dict[str, Any], whole: bool
+    name_or_path: str, model: PreTrainedModel, report: dict[str, Any], whole: bool, overrides: dict[str, Any] | None
 ) -> set[str]:
     """Names of the tensors that were not loaded.
 
     Raises:
-        ValueError: the checkpoint was another network's, or ``whole`` and not everything was in it.
+        ValueError: the checkpoint was another network's, ``whole`` and not everything was in it, or ``overrides`` of
+            the configuration change the shape of other tensors than the classifier's.
     """
     mismatched = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
+    classifier = tuple(f"{name}." for name in class_layers(model))
+    lost = sorted(name for name in mismatched if not name.startswith(classifier))
+    if overrides and classifier and lost:
+        raise ValueError(
+            f"With config_overrides {overrides}, {len(lost)} tensors of {name_or_path} have another shape "
+            f"({', '.join(lost[:3])}{', ...' if len(lost) > 3 else ''}), and would be random: leave that out, or give "
+            "from_scratch to take the configuration alone."
+        )
     fresh = sorted({*report["missing_keys"], *mismatched})
     total = len([name for name in model.state_dict() if ".scorenet." not in name])
     if not fresh or not whole and 2 * len(fresh) <= total:

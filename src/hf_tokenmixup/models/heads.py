@@ -58,7 +58,7 @@ def fit_classifier(
     Raises:
         ValueError: other classes without `allow_new`, or in another order in a classifier of a kind that is not known.
     """
-    layers = _class_layers(model)
+    layers = class_layers(model)
     if layers and all(f"{key}.weight" in fresh for key in layers if ".scorenet." not in key):
         return
     heads = list(layers.values())
@@ -106,7 +106,7 @@ def fit_classifier(
     logger.warning("%s The classifier is initialized and trained from scratch.", found)
 
 
-def _class_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
+def class_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
     """The linear layers with one output per class, ScoreNet's among them; none where their role is not certain."""
     classes, base = model.config.num_labels, f"{model.base_model_prefix}."
     outside = {

@@ -1,28 +1,34 @@
-"""Parts of messages that list or suggest names."""
+"""Formatting of messages."""
 
 import difflib
 from collections.abc import Iterable
 
 
 def format_list(items: Iterable[object], max_items: int = 5) -> str:
-    """Join items by commas, and count those after the first `max_items`: `a, b and 3 more`.
+    """Format the first items of a list for a message.
 
     Args:
-        items: are shown by `str`.
-        max_items: at least 1.
+        items: the items.
+        max_items: maximum number of items to show.
+
+    Returns:
+        The `repr` of the items, separated by commas: `'a', 'b'`, or `'a', 'b' and 7 more` for a longer list.
     """
-    items = [str(item) for item in items]
-    shown = ", ".join(items[:max_items])
-    return shown if len(items) <= max_items else f"{shown} and {len(items) - max_items} more"
+    items = list(items)
+    more = f" and {len(items) - max_items} more" if len(items) > max_items else ""
+    return ", ".join(map(repr, items[:max_items])) + more
 
 
 def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
-    """The end of a sentence about an unknown name: `: did you mean X?`, or a full stop where no name is similar.
+    """Format the end of a sentence about an unknown name.
 
     Args:
-        name: the unknown one.
-        known: the names that exist.
-        prefix: is put before the suggestion, such as `--`.
+        name: the unknown name.
+        known: the existing names.
+        prefix: put before the suggestion, such as `--`.
+
+    Returns:
+        `: did you mean X?` with the most similar name, or a full stop if no name is similar.
     """
     similar = difflib.get_close_matches(name, list(known), n=1)
     return f": did you mean {prefix}{similar[0]}?" if similar else "."

@@ -47,6 +47,8 @@ def check_writable(folder: str | Path) -> None:
     Raises:
         OutputDirError: that cannot be done.
     """
+    if not str(folder):
+        raise OutputDirError("--output_dir must name a folder, got ''.")
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:

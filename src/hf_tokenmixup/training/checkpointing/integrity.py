@@ -9,7 +9,14 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME
+from transformers.utils import (
+    ADAPTER_CONFIG_NAME,
+    ADAPTER_SAFE_WEIGHTS_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+)
 
 from ..processes import connected, gather, on_main_process
 
@@ -19,6 +26,7 @@ logger = logging.getLogger(__name__)
 TRAINER_STATE_NAME = "trainer_state.json"
 # What is kept there for this package, among the states of callbacks.
 CALLBACK_STATE_KEY = "hf_tokenmixup"
+MODEL_FILES = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
 
 
 def list_checkpoints(folder: str | Path) -> list[Path]:
@@ -147,13 +155,20 @@ def list_file_sizes(checkpoint: Path) -> dict[str, int]:
 def check_no_existing_checkpoints(folder: str | Path) -> None:
     """
     Raises:
-        ValueError: `folder` holds checkpoints of an earlier training, which a new one would mix with its own.
+        ValueError: `folder` holds checkpoints of an earlier training, which a new one would mix with its own, or a
+            model, which it would overwrite.
     """
     used = [checkpoint for checkpoint in list_checkpoints(folder) if find_checkpoint_error(checkpoint) is None]
     if used:
         raise ValueError(
             f"--output_dir {folder} holds {used[0].name} of an earlier training. Go on with it by "
             "--resume_from_checkpoint last (or auto), name another --output_dir, or remove the checkpoints there."
+        )
+    weights = next((name for name in MODEL_FILES if (Path(folder) / name).exists()), None)
+    if weights is not None:
+        raise ValueError(
+            f"--output_dir {folder} holds a model ({weights}), which this run would overwrite. Name another "
+            "--output_dir, or remove the model there."
         )
 
 
