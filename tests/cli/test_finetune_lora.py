@@ -79,10 +79,10 @@ def test_adapt_resume_and_evaluate(finetune, base, tmp_path, monkeypatch, capsys
     "options, message",
     [
         ("--lora_rank -1", "--lora_rank must be at least 1, or 0"),
-        ("--lora_alpha 4", "--lora_alpha belongs to LoRA, which is off"),
+        ("--lora_alpha 4", "--lora_alpha requires --lora_rank, such as 8"),
         ("--lora_rank 2 --from_scratch", "--lora_rank adapts a pretrained model"),
         ("--lora_rank 2 --output_dir BASE", "checkpoints contain only the adapters and need the unchanged model in"),
-        ("--lora_rank 2 --lora_target_modules query", "query is no layer in TokenMixupViT"),
+        ("--lora_rank 2 --lora_target_modules query", "query is not a layer of TokenMixupViT"),
     ],
 )
 def test_mistakes_are_told_before_training(finetune, base, options, message, tmp_path):
