@@ -1,4 +1,4 @@
-"""scripts/finetune.py as a user runs it: train, resume, evaluate; on digits, image folders, with other models."""
+"""scripts/finetune.py: training, resuming and evaluation, on digits and image folders, and with other models."""
 
 import json
 import os
@@ -41,19 +41,24 @@ def metrics(folder):
     return json.loads((folder / "all_results.json").read_text())
 
 
-def test_train_then_evaluate_alone(finetune, tmp_path, capsys):
+def test_finetune_evaluation_of_the_saved_model_repeats_the_result(finetune, tmp_path, capsys):
     out = tmp_path / "out"
     options = [*DIGITS, *SCRATCH, *MIXING, "--num_train_epochs", 2, "--logging_steps", 1, "--save_strategy", "no"]
     trainer = run(finetune, *options, "--do_train", "--do_eval", "--eval_strategy", "epoch", "--output_dir", out)
-    told = capsys.readouterr().out
-    assert all(f"{out}/{name}" in told for name in ("all_results.json", "training_log.jsonl", "training_curves.png"))
+    printed = capsys.readouterr().out
+    assert all(
+        f"{out}/{name}" in printed for name in ("all_results.json", "training_log.jsonl", "training_curves.png")
+    )
     result = metrics(out)
-    assert f"top-1 {result['eval_top1']:.2%}   top-5 {result['eval_top5']:.2%}" in told and f"model    {out}\n" in told
+    assert (
+        f"top-1 {result['eval_top1']:.2%}   top-5 {result['eval_top5']:.2%}" in printed
+        and f"model    {out}\n" in printed
+    )
     records = [json.loads(line) for line in (out / "training_log.jsonl").read_text().splitlines()]
     mixed = [record["mixed_samples"] for record in records if "mixed_samples" in record]
     assert len(mixed) == 10 and max(mixed) > 0
 
-    # What lies there is a plain ViT with its image processor and the digits' names.
+    # The folder has a plain ViT with its image processor and the names of the digits.
     model, info = ViTForImageClassification.from_pretrained(out, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and model.config.label2id["9"] == 9
     assert AutoImageProcessor.from_pretrained(out).size["height"] == 16
@@ -71,8 +76,8 @@ def test_train_then_evaluate_alone(finetune, tmp_path, capsys):
     assert f"{evaluated}/all_results.json" in capsys.readouterr().out
 
 
-def test_an_interrupted_training_goes_on_as_if_it_had_not_been(finetune, tmp_path):
-    """Stopped in the middle of an epoch: same weights at the end, ScoreNet's included, and the same log."""
+def test_finetune_resumed_run_equals_an_uninterrupted_run(finetune, tmp_path):
+    """A run stopped within an epoch ends with the same weights, ScoreNet included, and the same log."""
     options = [*DIGITS, *SCRATCH, *MIXING, "--do_train", "--do_eval", "--num_train_epochs", 2, "--logging_steps", 1]
     options += ["--save_steps", 3, "--mixup_alpha", 0.8, "--label_smoothing_factor", 0.1]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -92,8 +97,8 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(finetune, tmp_pat
     assert losses[0] == losses[1] and len(losses[0]) == 10
 
 
-def test_one_command_until_the_training_is_done(finetune, tmp_path, capsys):
-    """With --resume_from_checkpoint auto: begins, goes on, and at the end repeats nothing but the evaluation."""
+def test_finetune_with_resume_auto_starts_resumes_and_repeats_the_evaluation(finetune, tmp_path, capsys):
+    """The same command starts, resumes, and finally only repeats the evaluation."""
     options = [*COMMON, *DIGITS, *SCRATCH, "--do_train", "--do_eval", "--max_steps", "4", "--save_steps", "1"]
     options += ["--output_dir", str(tmp_path), "--resume_from_checkpoint", "auto"]
     first = finetune.build_trainer(options)
@@ -122,7 +127,7 @@ def StopAt(step):  # noqa: N802
     return Stop()
 
 
-def test_the_best_model_is_what_is_left(finetune, tmp_path):
+def test_finetune_with_load_best_model_at_end_saves_the_best_model(finetune, tmp_path):
     options = [
         *DIGITS,
         *SCRATCH,
@@ -144,7 +149,7 @@ def test_the_best_model_is_what_is_left(finetune, tmp_path):
     assert metrics(tmp_path)["eval_top1"] == trainer.state.best_metric
 
 
-def test_image_folders_and_a_pretrained_vit_of_other_classes(finetune, tmp_path):
+def test_finetune_on_image_folders_replaces_the_classifier(finetune, tmp_path):
     digits = load_digits_dataset()
     for split, count in (("train", 40), ("test", 30)):
         for index, row in enumerate(digits[split].select(range(count))):
@@ -162,7 +167,7 @@ def test_image_folders_and_a_pretrained_vit_of_other_classes(finetune, tmp_path)
     assert metrics(out)["eval_top5"] == 1.0  # three classes
 
 
-def test_a_resnet_is_a_baseline(finetune, tmp_path):
+def test_finetune_of_a_resnet_trains_without_tokenmixup(finetune, tmp_path):
     config = ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1])
     overrides = {name: getattr(config, name) for name in ("embedding_size", "hidden_sizes", "depths")}
     options = ["--from_scratch", "--model_type", "resnet", "--config_overrides", json.dumps(overrides)]
@@ -203,12 +208,12 @@ def test_a_resnet_is_a_baseline(finetune, tmp_path):
         ([*DIGITS, *SCRATCH, "--do_train", "--mixup_alpha", "-1"], "mixup_alpha"),
     ],
 )
-def test_mistakes_are_told_before_training(finetune, arguments, message, tmp_path):
+def test_build_trainer_with_a_wrong_option_raises(finetune, arguments, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         finetune.build_trainer([*COMMON, *arguments, "--output_dir", str(tmp_path)])
 
 
-def test_a_model_of_other_classes_is_not_evaluated(finetune, tmp_path):
+def test_build_trainer_evaluating_a_model_of_other_classes_raises(finetune, tmp_path):
     run(finetune, *DIGITS, *SCRATCH, "--do_train", "--max_steps", 1, "--output_dir", tmp_path / "digits")
     for name in ("a", "b"):
         (tmp_path / "images" / name).mkdir(parents=True)
@@ -218,7 +223,7 @@ def test_a_model_of_other_classes_is_not_evaluated(finetune, tmp_path):
         finetune.build_trainer([*COMMON, *map(str, arguments), "--cache_dir", str(tmp_path / "cache")])
 
 
-def test_evaluation_goes_by_the_model_s_class_names(finetune, tmp_path, caplog):
+def test_finetune_evaluation_maps_labels_as_requested(finetune, tmp_path, caplog):
     digits = load_digits_dataset()["test"].select(range(60))
     names = {0: "cat", 1: "ant", 2: "bee"}
     for index, row in enumerate(digits):
@@ -250,7 +255,7 @@ def test_evaluation_goes_by_the_model_s_class_names(finetune, tmp_path, caplog):
     assert metrics(tmp_path / "evaluated")["eval_top1"] < expected
 
 
-def test_what_was_foreseen_is_told_in_a_line_and_a_fault_with_its_origin(tmp_path, monkeypatch):
+def test_finetune_expected_error_is_one_line_and_another_keeps_its_traceback(tmp_path, monkeypatch):
     options = [*COMMON, *DIGITS, *SCRATCH, "--do_train", "--max_steps", "3", "--logging_steps", "1"]
     monkeypatch.setattr(sys, "argv", ["finetune.py", *options, "--output_dir", str(tmp_path / "a")])
     with monkeypatch.context() as patch:
@@ -274,8 +279,8 @@ def test_what_was_foreseen_is_told_in_a_line_and_a_fault_with_its_origin(tmp_pat
         "accelerate launch --multi_gpu --num_processes 2 --main_process_port 0",
     ],
 )
-def test_two_processes_train_together(launcher, tmp_path):
-    """With TokenMixup off, two processes of batch 8 end with the weights of one of batch 16."""
+def test_finetune_on_two_processes_equals_one_process(launcher, tmp_path):
+    """Without TokenMixup, two processes with batches of 8 end with the weights of one with batches of 16."""
     options = [*DIGITS, *SCRATCH, "--do_train", "--do_eval", "--num_train_epochs", 1, "--save_strategy", "no"]
     options += ["--use_cpu", "--report_to", "none", "--max_train_samples", 64, "--seed", 3, "--optim", "sgd"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

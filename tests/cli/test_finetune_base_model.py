@@ -1,4 +1,4 @@
-"""scripts/finetune.py on a base model that was made for another task, classes or image size."""
+"""scripts/finetune.py with a base model of another task, other classes or another image size."""
 
 import json
 import logging
@@ -34,7 +34,7 @@ def base(tmp_path):
     return tmp_path / "base"
 
 
-def test_finetune_of_a_multi_label_model_at_another_size_publishes_a_single_label_one(base, tmp_path):
+def test_finetune_of_a_multi_label_model_at_another_size_saves_a_single_label_model(base, tmp_path):
     options = ["--model_name_or_path", base, "--ignore_mismatched_sizes", "--image_size", 24, "--do_train"]
     trainer = finetune(*MIXING, *options, "--output_dir", tmp_path / "out")
     assert trainer.state.log_history[0]["mixed_samples"] > 0

@@ -1,4 +1,4 @@
-"""scripts/finetune.py with LoRA, as a user runs it: from a trained model, resumed, evaluated without peft."""
+"""scripts/finetune.py with LoRA: training from a pretrained model, resuming, and evaluation without peft."""
 
 import json
 import sys
@@ -47,7 +47,7 @@ def metrics(folder):
     return json.loads((folder / "all_results.json").read_text())
 
 
-def test_adapt_resume_and_evaluate(finetune, base, tmp_path, monkeypatch, capsys):
+def test_finetune_with_lora_resumes_and_saves_the_merged_model(finetune, base, tmp_path, monkeypatch, capsys):
     options = ["--model_name_or_path", base, *MIXING, *LORA, "--do_train", "--do_eval", "--num_train_epochs", 2]
     options += ["--logging_steps", 1, "--save_strategy", "steps", "--save_steps", 4]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -85,7 +85,7 @@ def test_adapt_resume_and_evaluate(finetune, base, tmp_path, monkeypatch, capsys
         ("--lora_rank 2 --lora_target_modules query", "query is not a layer of TokenMixupViT"),
     ],
 )
-def test_mistakes_are_told_before_training(finetune, base, options, message, tmp_path):
+def test_build_trainer_with_a_wrong_lora_option_raises(finetune, base, options, message, tmp_path):
     options = options.replace("BASE", str(base)).split()
     with pytest.raises(ValueError, match=message):
         where = ["--model_name_or_path", base, "--ignore_mismatched_sizes", "--output_dir", tmp_path / "out"]

@@ -130,7 +130,7 @@ SCRIPTS = [
         "study", "rho --recipe digits-quickstart --values 0.1 --launcher true --output_dir {file} -- --use_cpu",
         "--output_dir must be a folder that can be made", "File exists",
     ),
-    main("study", "4 --report_only --output_dir {folder}", "No training of this study is finished in"),
+    main("study", "4 --report_only --output_dir {folder}", "No run of this study is finished in"),
     main("throughput", "--rounds 0 --recipe digits-quickstart", "--rounds must be at least 1", "got 0"),
     main(
         "throughput",

@@ -173,8 +173,9 @@ def _image_size_message(
 ) -> str:
     if processed == configured:
         return (
-            f"{type(model).__name__} cannot read the images of {processed[0]}x{processed[1]} pixels that the image "
-            f"processor makes: {reason} Use an image processor, an image_size and a patch_size that fit together."
+            f"{type(model).__name__} cannot read images of shape (channels, height, width) = {(3, *processed)}, as the "
+            f"image processor makes them: {reason} Pass an image processor, an image_size and a patch_size that belong "
+            "together."
         )
     sizes = {}
     for height, width in (processed, configured):
