@@ -79,7 +79,7 @@ def flags_of(command: str) -> frozenset[str]:
 
 
 def advised(path: Path) -> set[str]:
-    """The flags in the texts of a module and in its docstring, which is the help, without those of other docstrings."""
+    """The flags in a module's texts and in its docstring, which is its help, without those of other docstrings."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     documented = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)]
     docstrings = {id(node.body[0].value) for node in documented if isinstance(node.body[0], ast.Expr)}

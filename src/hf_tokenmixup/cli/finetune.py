@@ -173,9 +173,9 @@ def _image_size_message(
 ) -> str:
     if processed == configured:
         return (
-            f"{type(model).__name__} cannot read images of shape (channels, height, width) = {(3, *processed)}, as the "
-            f"image processor makes them: {reason} Pass an image processor, an image_size and a patch_size that belong "
-            "together."
+            f"{type(model).__name__} cannot read images of shape (channels, height, width) = {(3, *processed)}, as "
+            f"the image processor makes them: {reason} Pass an image processor, an image_size and a patch_size that "
+            "belong together."
         )
     sizes = {}
     for height, width in (processed, configured):
