@@ -75,8 +75,7 @@ def parse_options(arguments: Sequence[str]) -> tuple[EvalDataArguments, Namespac
     group.add_argument("--seed", type=int, default=42, help="Draws images (--max_eval_samples, --train_val_split).")
     group.add_argument("--json", metavar="FILE", type=Path, help="Write the result to this file.")
     group.add_argument("--update_card", action="store_true", help="Write the result into the model's card.")
-    group = add_hub_options(parser)
-    group.add_argument("--trust_remote_code", action="store_true", help="Run the code that comes with the model.")
+    add_hub_options(parser, remote_code=True)
     data_args, args, remaining = parser.parse_args_into_dataclasses(
         arguments, return_remaining_strings=True, look_for_args_file=False
     )

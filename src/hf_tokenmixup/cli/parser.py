@@ -114,13 +114,19 @@ class FullHelpAction(argparse.Action):
         parser.exit()
 
 
-def add_hub_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """Add the options for a model on the Hub, which `hub_kwargs` reads, and return their group."""
+def add_hub_options(parser: argparse.ArgumentParser, *, remote_code: bool = False) -> None:
+    """Add the options for a model on the Hub, which `hub_kwargs` reads.
+
+    Args:
+        parser: of the command.
+        remote_code: whether the command can run code that comes with a model.
+    """
     group = parser.add_argument_group("Hub")
     group.add_argument("--revision", help=REVISION_HELP)
     group.add_argument("--token", help=TOKEN_HELP)
     group.add_argument("--cache_dir", help=CACHE_DIR_HELP)
-    return group
+    if remote_code:
+        group.add_argument("--trust_remote_code", action="store_true", help="Run the code that comes with the model.")
 
 
 def hub_kwargs(args: argparse.Namespace) -> dict[str, str]:
