@@ -63,7 +63,7 @@ def test_a_skipped_step_moves_nothing(arguments, accumulation):
     # The third of four steps is bad, in its last image.
     trainer = in_order(TokenMixupTrainer(plain_vit(), args, train_dataset=Spoilt(16, 11)))
     trainer.train()
-    assert trainer._guard.skipped == 1 and trainer.state.global_step == 4
+    assert trainer.nonfinite.skipped == 1 and trainer.state.global_step == 4
     assert all(record["loss"] < 100 for record in trainer.state.log_history if "loss" in record)
 
     clean = Images(16)
@@ -117,7 +117,7 @@ def test_a_step_with_such_a_gradient_is_left_out_too(arguments):
     args = arguments(max_steps=4, skip_nonfinite_steps=1, **settings)
     trainer = in_order(TokenMixupTrainer(spoil_a_gradient(plain_vit(), 3), args, train_dataset=Images(16)))
     trainer.train()
-    assert trainer._guard.skipped == 1
+    assert trainer.nonfinite.skipped == 1
     without = torch.utils.data.Subset(Images(16), [*range(8), *range(12, 16)])
     other = in_order(TokenMixupTrainer(plain_vit(), arguments(max_steps=3, **settings), train_dataset=without))
     other.train()
@@ -131,7 +131,7 @@ def test_a_skipped_step_leaves_the_statistics_of_batch_norms(arguments, accumula
     args = arguments(max_steps=4, skip_nonfinite_steps=1, learning_rate=0.0, **settings)
     trainer = in_order(TokenMixupTrainer(resnet(), args, train_dataset=Spoilt(16, 11)))
     trainer.train()
-    assert trainer._guard.skipped == 1
+    assert trainer.nonfinite.skipped == 1
     clean = torch.utils.data.Subset(Images(16), [*range(8), *range(12, 16)])
     args = arguments(max_steps=3, learning_rate=0.0, **settings)
     other = in_order(TokenMixupTrainer(resnet(), args, train_dataset=clean))

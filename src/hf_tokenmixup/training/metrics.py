@@ -47,17 +47,17 @@ class MixingMetrics:
             for name, total in totals["sums"].items()
         }
 
-    def kept(self, accelerator: Accelerator) -> dict[str, Any]:
+    def state_dict(self, accelerator: Accelerator) -> dict[str, Any]:
         """What a checkpoint keeps of the steps since the last log line, as JSON has it. All processes call it."""
         return self._totals(accelerator) | {"steps": self._steps}
 
-    def restore(self, kept: Mapping[str, Any], accelerator: Accelerator) -> None:
-        """Take back what `kept` gave. The first process has it all, as sums over processes were kept."""
+    def load_state_dict(self, state: Mapping[str, Any], accelerator: Accelerator) -> None:
+        """Load what `state_dict` returned. The first process has it all, as sums over processes were kept."""
         share = 1 if accelerator.is_main_process else 0
         self._sums = {
-            name: torch.tensor(value * share, device=accelerator.device) for name, value in kept["sums"].items()
+            name: torch.tensor(value * share, device=accelerator.device) for name, value in state["sums"].items()
         }
-        self._images, self._steps = int(kept["images"]) * share, kept["steps"]
+        self._images, self._steps = int(state["images"]) * share, state["steps"]
 
     def _totals(self, accelerator: Accelerator) -> dict[str, Any]:
         """Sums over all processes, read from the device."""

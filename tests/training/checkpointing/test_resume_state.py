@@ -146,12 +146,12 @@ def test_the_best_checkpoint_of_a_folder_that_was_moved(arguments, tmp_path):
 def test_skipped_steps_are_counted_over_an_interruption(arguments):
     args = arguments(max_steps=2, save_strategy="steps", save_steps=1, skip_nonfinite_steps=3)
     trainer = TokenMixupTrainer(plain_vit(), args, train_dataset=Images(8))
-    kept = trainer.kept
-    trainer.kept = lambda: kept() | {"skipped_steps": 2}
+    kept = trainer.state_dict
+    trainer.state_dict = lambda: kept() | {"skipped_steps": 2}
     trainer.train()
     resumed = TokenMixupTrainer(plain_vit(), args, train_dataset=Images(8))
     resumed.train(resume_from_checkpoint=f"{args.output_dir}/checkpoint-1")
-    assert resumed._guard.skipped == 2
+    assert resumed.nonfinite.skipped == 2
 
 
 def test_a_checkpoint_of_another_trainer_is_gone_on_from(arguments):

@@ -41,21 +41,18 @@ def training_fingerprint(trainer: "TokenMixupTrainer") -> dict[str, Any]:
     return json.loads(json.dumps(plan))
 
 
-def check_resume_compatibility(
-    then: Mapping[str, Any], now: Mapping[str, Any], state: TrainerState, streamed: bool
-) -> None:
+def check_resume_compatibility(then: Mapping[str, Any], now: Mapping[str, Any], step: int, streamed: bool) -> None:
     """Compare a training's plan with that of the checkpoint it is resumed from; tell of what it takes otherwise.
 
     Args:
         then: what :func:`training_fingerprint` gave when the checkpoint was written.
         now: what it gives now.
-        state: of the resumed training.
+        step: that of the checkpoint.
         streamed: whether the images come as a stream.
 
     Raises:
-        ValueError: other images per step, another learning rate or weight decay, or nothing left to train.
+        ValueError: other images per step, another learning rate or weight decay.
     """
-    step = state.global_step
     if then["images_per_step"] != now["images_per_step"]:
         raise ValueError(
             f"The checkpoint of step {step} comes from steps of {then['images_per_step']} images, and here they have "
@@ -69,11 +66,6 @@ def check_resume_compatibility(
                 f"The optimizer of step {step} continues with the `{name}` it had, {_text(then[name])}, and not with "
                 f"{_text(now[name])}: resume with {_text(then[name])}. {NEW_RUN_HINT}"
             )
-    if step > state.max_steps:
-        raise ValueError(
-            f"The checkpoint of step {step} lies beyond the {state.max_steps} steps of this training, so nothing is "
-            "left to train: raise --num_train_epochs or --max_steps, or resume from an earlier checkpoint."
-        )
     old, new = then["settings"], now["settings"]
     changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
     if changed:
@@ -101,6 +93,19 @@ def check_resume_compatibility(
             "epoch comes in another order, in which some images come twice and some not at all.",
             *then["readers"],
             *now["readers"],
+        )
+
+
+def check_steps_left(state: TrainerState) -> None:
+    """Check that a resumed run has steps left, or ends at the step of its checkpoint.
+
+    Raises:
+        ValueError: The checkpoint is from a later step than the last of this run.
+    """
+    if state.global_step > state.max_steps:
+        raise ValueError(
+            f"The checkpoint of step {state.global_step} lies beyond the {state.max_steps} steps of this training, so "
+            "nothing is left to train: raise --num_train_epochs or --max_steps, or resume from an earlier checkpoint."
         )
 
 
