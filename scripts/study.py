@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 if __name__ == "__main__":
-    # The folder of this script comes first on the path, and its evaluate.py would hide the library of that name.
+    # sys.path starts with this folder, whose evaluate.py would shadow the library `evaluate`.
     with suppress(ValueError):
         sys.path.remove(str(Path(__file__).parent))
     from hf_tokenmixup.cli.study import entry_point

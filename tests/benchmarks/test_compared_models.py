@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from hf_tokenmixup.benchmarks.compared_models import IMAGE_SIZES, NUM_LABELS, PAPER_BASELINES, PaperModel, count_costs
 from hf_tokenmixup.benchmarks.model_presets import MODEL_PRESETS
 from hf_tokenmixup.benchmarks.tables import parameter_table
+from hf_tokenmixup.cli.recipes import load_recipe
 from hf_tokenmixup.evaluation.flops import count_macs, count_parameters
 from hf_tokenmixup.models import CctConfig, CctForImageClassification
 
@@ -97,7 +97,7 @@ def test_networks_have_the_original_s_parameters(reference, system, key):
     ],
 )
 def test_networks_mix_where_the_recipes_do(size, system, recipe):
-    options = yaml.safe_load((ROOT / "src" / "hf_tokenmixup" / "recipes" / f"{recipe}.yaml").read_text())
+    options = load_recipe(recipe)
     network = MODEL_PRESETS[size]
     with torch.device("meta"):
         config = network.build(**network.systems[system]).config

@@ -1,4 +1,4 @@
-"""scripts/benchmark.py as a user runs it: a network by size, a recipe, tables, JSON, mistakes."""
+"""scripts/benchmark.py: networks, recipes, tables, JSON and errors."""
 
 import json
 import runpy
@@ -37,7 +37,7 @@ def module():
 
 @pytest.fixture
 def script(module, monkeypatch):
-    """Without what only makes a measurement better."""
+    """The command with a tiny network and without a minimum run time."""
     monkeypatch.setitem(module.MODEL_PRESETS, "tiny", ModelPreset("tiny ViT", build, 8, SYSTEMS))
     monkeypatch.setattr(module, "MIN_RUN_TIME", 0.0)
     return module
@@ -45,7 +45,7 @@ def script(module, monkeypatch):
 
 @pytest.fixture
 def recipe(tmp_path):
-    """The digits, and a network for them."""
+    """A recipe with a small network on the digits."""
     options = {
         "dataset_name": "digits", "eval_split": "test", "model_type": "vit", "from_scratch": True, "do_train": True,
         "config_overrides": {key: value for key, value in VIT.items() if key != "num_labels"}, "bf16": True,
@@ -69,7 +69,7 @@ def table(text, title):
     return {cells[0]: cells[1:] for cells in ([cell.strip() for cell in row.split("   ") if cell] for row in rows)}
 
 
-def test_a_network_by_size(script, tmp_path, capsys):
+def test_benchmark_of_a_network_writes_tables_and_json(script, tmp_path, capsys):
     parts = ["--part", "training", "detection", "step"]
     result = run(script, tmp_path, "--model", "tiny", *parts, "--group_size", 4, 100, "--dtype", "bf16")
     text = capsys.readouterr().out
@@ -97,17 +97,17 @@ def test_a_network_by_size(script, tmp_path, capsys):
     assert table(text, "training step")["HTM"][-1] == f"{htm / plain:.3f}"
 
 
-def test_savers(script, tmp_path, capsys):
+def test_benchmark_of_optimizations_skips_unsupported_ones(script, tmp_path, capsys):
     result = run(script, tmp_path, "--model", "tiny", "--part", "savers", "--saver", "ema", "fp16", "foreach")
     savers, text = result["savers"], capsys.readouterr().out
     assert savers["system"] == "HTM + VTM" and list(savers["timings"]) == ["plain", "ema", "foreach"]
     shown = table(text.replace("\nfp16 was", "\n\nfp16 was"), "savers of HTM + VTM")
     memory = savers["peak_memory"]
     assert shown["ema"][-1] == f"{memory['ema'] / memory['plain']:.3f}" and memory["ema"] > memory["plain"]
-    assert "fp16 was left out: a CPU has no fp16 arithmetic" in text and list(savers["left_out"]) == ["fp16"]
+    assert "fp16 was skipped: a CPU has no fp16 arithmetic" in text and list(savers["left_out"]) == ["fp16"]
 
 
-def test_the_command_names_no_path(script, tmp_path):
+def test_benchmark_record_has_no_paths(script, tmp_path):
     result = run(script, tmp_path, "--model", "tiny", "--part", "step", "--rho", 0.01, "--batch_size", 5)
     assert result["command"].startswith("python scripts/benchmark.py --model tiny --part step --rho 0.01")
     assert str(tmp_path) not in json.dumps(result) and "torch" in result["versions"]
@@ -115,16 +115,16 @@ def test_the_command_names_no_path(script, tmp_path):
 
 
 def prepare(script, *arguments):
-    return script.prepare_subject(*script.parse_options([*map(str, arguments), *BRIEF]))
+    return script.build_setup(*script.parse_options([*map(str, arguments), *BRIEF]))
 
 
-def test_a_recipe_is_measured_on_its_images(script, recipe):
-    subject = prepare(script, "--recipe", recipe, "--rho", 0.02)
-    assert subject.name == "mine" and list(subject.systems) == ["HTM"] and subject.mixed_layer == 1
-    assert subject.model.training and subject.images.shape == (12, 3, 8, 8)
+def test_build_setup_with_a_recipe_has_its_images(script, recipe):
+    setup = prepare(script, "--recipe", recipe, "--rho", 0.02)
+    assert setup.name == "mine" and list(setup.systems) == ["HTM"] and setup.mixed_layer == 1
+    assert setup.model.training and setup.images.shape == (12, 3, 8, 8)
     # Unlike noise, digits are black for the greater part.
-    assert (subject.images == subject.images.min()).float().mean() > 0.2 and len(set(subject.labels.tolist())) > 2
-    config = script.training_models(subject.model, subject.systems)["HTM"].config
+    assert (setup.images == setup.images.min()).float().mean() > 0.2 and len(set(setup.labels.tolist())) > 2
+    config = script.training_models(setup.model, setup.systems)["HTM"].config
     assert (config.horizontal_tau, config.horizontal_rho, config.saliency_detector) == (None, 0.02, "attention")
     assert config.horizontal_layers == [1] and config.vertical_layers == [] and config.num_labels == 10
 
@@ -137,15 +137,15 @@ def test_a_recipe_is_measured_on_its_images(script, recipe):
         (["--horizontal_layers", 2, "--batch_size", 9], {"HTM": ([2], [])}, 2),
     ],
 )
-def test_options_of_the_training_override_the_recipe(script, recipe, options, systems, layer):
-    subject = prepare(script, "--recipe", recipe, *options)
-    models = script.training_models(subject.model, subject.systems)
+def test_build_setup_with_training_options_overrides_the_recipe(script, recipe, options, systems, layer):
+    setup = prepare(script, "--recipe", recipe, *options)
+    models = script.training_models(setup.model, setup.systems)
     layers = {name: (models[name].config.horizontal_layers, models[name].config.vertical_layers) for name in systems}
-    assert list(subject.systems) == list(systems) and layers == systems and subject.mixed_layer == layer
-    assert len(subject.labels) == (9 if "--batch_size" in options else 12)
+    assert list(setup.systems) == list(systems) and layers == systems and setup.mixed_layer == layer
+    assert len(setup.labels) == (9 if "--batch_size" in options else 12)
 
 
-def test_a_recipe_from_one_end_to_the_other(script, recipe, tmp_path, capsys):
+def test_benchmark_of_a_recipe_writes_tables_and_json(script, recipe, tmp_path, capsys):
     result = run(script, tmp_path, "--recipe", recipe, "--part", "detection", "training", "--vertical_layers", 2)
     assert list(result["detection"]["timings"]) == SALIENCY_DETECTORS
     systems = ["plain", "HTM", "VTM", "HTM + VTM", "HTM, gradient", "HTM, random", "HTM, full rollout"]
@@ -154,7 +154,7 @@ def test_a_recipe_from_one_end_to_the_other(script, recipe, tmp_path, capsys):
     assert not (tmp_path / "outputs").exists()
 
 
-def test_parameters_and_macs(script, tmp_path, monkeypatch, capsys):
+def test_benchmark_of_parameters_matches_the_paper(script, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(script, "PAPER_BASELINES", [PAPER_BASELINES[2], PAPER_BASELINES[8]])
     result = run(script, tmp_path, "--part", "parameters")
     rows = {row["system"]: row for row in result["parameters"]}
@@ -177,7 +177,10 @@ def test_parameters_and_macs(script, tmp_path, monkeypatch, capsys):
         (["--part", "speed"], "invalid choice: 'speed'"),
         (["--saver", "ema", "sleep"], "invalid choice: 'sleep'"),
         (["--model", "vit-huge"], "invalid choice: 'vit-huge'"),
-        (["--horizontal_layers", "2"], "--horizontal_layers 2 (--recipe takes finetune.py's)"),
+        (
+            ["--horizontal_layers", "2"],
+            "Unknown arguments: --horizontal_layers 2. Options of finetune.py need",
+        ),
         (["--model", "vit-tiny", "--recipe", "x"], "not allowed with argument --model"),
         (["--batch_size", "1"], "--batch_size must be at least 2, got 1"),
         (["--rounds", "1"], "--rounds must be at least 2, got 1"),
@@ -190,32 +193,32 @@ def test_parameters_and_macs(script, tmp_path, monkeypatch, capsys):
         (["--json", "."], "--json must name a file"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_built(script, arguments, message):
+def test_parse_options_with_a_wrong_value_raises(script, arguments, message):
     with pytest.raises(ValueError) as error:
         script.parse_options(arguments)
     assert message in str(error.value)
 
 
-def test_a_device_that_is_not_there(script, monkeypatch):
+def test_parse_options_with_a_missing_device_raises(script, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="no CUDA device for --device cuda:1: give --device cpu"):
+    with pytest.raises(ValueError, match="no CUDA device for --device cuda:1. Pass --device cpu"):
         script.parse_options(["--device", "cuda:1"])
 
 
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--horizontal_layers"], "mixes no tokens: give --horizontal_layers, --vertical_layers or both"),
-        (["--batch_size", 5000], "A batch of 5000 images was asked for, and there are 1437 to train on"),
+        (["--horizontal_layers"], "mixes no tokens. Pass --horizontal_layers, --vertical_layers or both"),
+        (["--batch_size", 5000], "The batch size is 5000, but there are 1437 images to train on"),
         (["--horizontal_layer", 1], "did you mean --horizontal_layers?"),
     ],
 )
-def test_a_recipe_that_cannot_be_measured(script, recipe, options, message):
+def test_build_setup_with_an_unsuitable_recipe_raises(script, recipe, options, message):
     with pytest.raises(ValueError, match=message):
         prepare(script, "--recipe", recipe, *options)
 
 
-def test_a_mistake_is_one_line(monkeypatch):
+def test_benchmark_error_is_one_line(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["benchmark.py", "--rounds", "1"])
     monkeypatch.setattr(sys, "path", [str(SCRIPT.parent), *sys.path])
     with pytest.raises(SystemExit) as ended:

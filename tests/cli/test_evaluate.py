@@ -1,4 +1,4 @@
-"""scripts/evaluate.py as a user runs it: any classifier, one process and two, errors, cards here and on the Hub."""
+"""scripts/evaluate.py: classifiers, processes, errors, and cards in folders and on the Hub."""
 
 import importlib
 import importlib.util
@@ -38,7 +38,7 @@ def script():
 
 
 def save(model, folder, names=DIGITS, size=16):
-    """A model whose classes do differ, with names."""
+    """Save a model with class names and different outputs for the classes."""
     torch.manual_seed(2)
     for module in model.modules():
         if isinstance(module, nn.Linear) and module.out_features == len(names):
@@ -61,7 +61,7 @@ def run(script, folder, *arguments):
     return json.loads(result.read_text())
 
 
-def test_counts_are_those_of_transformers_pipeline(script, tmp_path, capsys):
+def test_evaluate_counts_equal_those_of_the_pipeline(script, tmp_path, capsys):
     model = save(vit(), tmp_path / "model")
     result = run(script, tmp_path, model, "--dataset_name", "digits", "--batch_size", 50)
     split = load_digits_dataset()["test"]
@@ -92,7 +92,7 @@ def test_counts_are_those_of_transformers_pipeline(script, tmp_path, capsys):
         (resnet(), 16),
     ],
 )
-def test_any_classifier(script, tmp_path, model, size, caplog):
+def test_evaluate_accepts_any_classifier(script, tmp_path, model, size, caplog):
     if model.config.model_type == "resnet":
         model.classifier[1] = nn.Linear(16, 10)
     folder = save(model, tmp_path / "model", size=size)
@@ -102,7 +102,7 @@ def test_any_classifier(script, tmp_path, model, size, caplog):
     assert result["num_parameters"] == plain and "ScoreNet" not in caplog.text
 
 
-def test_the_command_repeats_the_measurement_and_tells_no_secret(script, tmp_path):
+def test_evaluate_recorded_command_reproduces_the_result_without_secrets(script, tmp_path):
     model = save(vit(), tmp_path / "model")
     options = ["--dataset_name=digits", "--token", "hf_secret", "--dtype", "bf16", "--max_eval_samples", 50]
     first = run(script, tmp_path, model, *options, "--seed", 7, "--token=hf_other")
@@ -118,12 +118,12 @@ def test_the_command_repeats_the_measurement_and_tells_no_secret(script, tmp_pat
     assert other["loss"] != first["loss"] and other["dataset_fingerprint"] == first["dataset_fingerprint"]
 
 
-def test_several_processes_are_in_the_command(script):
-    command = script.command(["m", "--update_card", "--batch_size", "8"], 4)
+def test_reproduce_command_of_several_processes_uses_torchrun(script):
+    command = script.reproduce_command(["m", "--update_card", "--batch_size", "8"], 4)
     assert command == "torchrun --nproc_per_node 4 scripts/evaluate.py m --batch_size 8"
 
 
-def test_classes_in_another_order(script, tmp_path, caplog):
+def test_evaluate_with_classes_in_another_order_needs_a_label_mapping(script, tmp_path, caplog):
     model = vit()
     backwards = save(model, tmp_path / "backwards", names=[f"digit_{name}" for name in reversed(DIGITS)])
     images = tmp_path / "images"
@@ -163,7 +163,7 @@ def write_split(folder, name, labels):
     Dataset.from_dict({"image": pictures, "label": labels}, features=features).to_parquet(folder / f"{name}.parquet")
 
 
-def test_a_share_of_the_training_split_is_taken_only_when_asked_for(script, tmp_path):
+def test_evaluate_without_an_evaluation_split_needs_a_fraction(script, tmp_path):
     model = save(vit(), tmp_path / "model")
     write_split(tmp_path / "data", "train", list(range(10)) * 10)
     options = [model, "--dataset_name", tmp_path / "data", "--cache_dir", tmp_path / "cache"]
@@ -194,20 +194,20 @@ def test_a_share_of_the_training_split_is_taken_only_when_asked_for(script, tmp_
         ([".", "--dataset_name", "digits", "--revision", "main"], "--revision is for models on the Hub, and . is a"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_opened(script, arguments, message):
+def test_parse_options_with_a_wrong_value_raises(script, arguments, message):
     with pytest.raises(ValueError) as error:
         script.parse_options(arguments)
     assert message in str(error.value)
 
 
-def test_processes_that_do_not_find_each_other(script, monkeypatch):
+def test_init_distributed_with_unconnected_processes_raises(script, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(script, "PartialState", lambda cpu: type("State", (), {"num_processes": 1}))
-    with pytest.raises(ValueError, match="2 processes were started and do not find each other: add --use_cpu"):
-        script.connect(False)
+    with pytest.raises(ValueError, match="WORLD_SIZE is 2, but the processes are not connected. Add --use_cpu"):
+        script.init_distributed(False)
 
 
-def test_the_card_of_a_folder(script, tmp_path, capsys):
+def test_evaluate_with_update_card_writes_the_card_of_a_folder(script, tmp_path, capsys):
     model = save(vit(), tmp_path / "model")
     (tmp_path / "model" / "README.md").write_text("---\nlicense: mit\n---\n\n# Mine\n")
     result = run(script, tmp_path, model, "--dataset_name", "digits", "--update_card")
@@ -229,7 +229,7 @@ def launch(command, folder, *arguments, environment=os.environ, **options):
     )
 
 
-def test_a_mistake_is_one_line(monkeypatch, tmp_path):
+def test_evaluate_error_is_one_line(monkeypatch, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "vits"}')
     monkeypatch.setattr(sys, "argv", ["evaluate.py", str(tmp_path), "--dataset_name", "digits", "--use_cpu"])
     with pytest.raises(SystemExit) as ended:
@@ -239,8 +239,8 @@ def test_a_mistake_is_one_line(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["evaluate.py", "finetune.py"])
-def test_the_library_evaluate_is_found_beside_the_script(monkeypatch, name, capsys):
-    """As a script is started: with its folder in front of all others."""
+def test_script_folder_does_not_shadow_the_library_evaluate(monkeypatch, name, capsys):
+    """Python starts a script with its folder at the start of sys.path."""
     monkeypatch.setattr(sys, "argv", [name, "--help"])
     for module in ("evaluate", "hf_tokenmixup.metrics"):
         monkeypatch.delitem(sys.modules, module, raising=False)
@@ -252,17 +252,16 @@ def test_the_library_evaluate_is_found_beside_the_script(monkeypatch, name, caps
     assert issubclass(importlib.import_module("hf_tokenmixup.metrics").TopKAccuracy, evaluate.Metric)
 
 
-def test_a_card_that_may_not_be_written_is_told_first(script, hub):
+def test_parse_options_with_a_read_only_card_raises(script, hub):
     hub.add_repo("alice/vit", {"config.json": "{}"})
     options = ["alice/vit", "--dataset_name", "digits", "--update_card"]
     for token in (["--token", "hf_reader"], ["--token", "hf_bob"], []):
-        with pytest.raises(ValueError, match="--update_card needs a token that may write to alice/vit: log in with"):
+        with pytest.raises(ValueError, match="--update_card needs a token that may write to alice/vit. Log in with"):
             script.parse_options([*options, *token])
     assert script.parse_options([*options, "--token", "hf_alice"])[1].update_card
 
 
-def test_a_model_and_a_dataset_on_the_hub(tmp_path):
-    """Opened by name, told apart by their commits, and the result goes into the model's card."""
+def test_evaluate_on_the_hub_records_commits_and_updates_the_card(tmp_path):
     save(vit(), tmp_path / "model")
     write_split(tmp_path / "data", "test", list(range(10)) * 3)
     with Hub({"hf_alice": "alice"}) as hub:
@@ -297,7 +296,7 @@ def test_a_model_and_a_dataset_on_the_hub(tmp_path):
         ("accelerate launch --multi_gpu --num_processes 2 --main_process_port 0", ["--use_cpu"]),
     ],
 )
-def test_two_processes_count_what_one_does(launcher, use_cpu, tmp_path):
+def test_evaluate_on_two_processes_equals_one_process(launcher, use_cpu, tmp_path):
     model = save(vit(), tmp_path / "model")
     options = [model, "--dataset_name", "digits", "--batch_size", 50, "--eval_split", "test"]
 

@@ -1,4 +1,4 @@
-"""scripts/finetune.py as a user runs it: train, resume, evaluate; on digits, image folders, with other models."""
+"""scripts/finetune.py: training, resuming and evaluation, on digits and image folders, and with other models."""
 
 import json
 import os
@@ -12,7 +12,13 @@ import torch
 from helpers.commands import HANG_S, SCRIPTS, open_script
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoImageProcessor, AutoModelForImageClassification, ResNetConfig, ViTForImageClassification
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    ResNetConfig,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from hf_tokenmixup import TokenMixupViTForImageClassification
 from hf_tokenmixup.data import load_digits_dataset
@@ -32,8 +38,8 @@ def finetune():
 
 
 def run(finetune, *arguments):
-    trainer = finetune.prepare([*COMMON, *map(str, arguments)])
-    finetune.run(trainer)
+    trainer = finetune.build_trainer([*COMMON, *map(str, arguments)])
+    finetune.train_and_evaluate(trainer)
     return trainer
 
 
@@ -41,19 +47,24 @@ def metrics(folder):
     return json.loads((folder / "all_results.json").read_text())
 
 
-def test_train_then_evaluate_alone(finetune, tmp_path, capsys):
+def test_finetune_evaluation_of_the_saved_model_repeats_the_result(finetune, tmp_path, capsys):
     out = tmp_path / "out"
     options = [*DIGITS, *SCRATCH, *MIXING, "--num_train_epochs", 2, "--logging_steps", 1, "--save_strategy", "no"]
     trainer = run(finetune, *options, "--do_train", "--do_eval", "--eval_strategy", "epoch", "--output_dir", out)
-    told = capsys.readouterr().out
-    assert all(f"{out}/{name}" in told for name in ("all_results.json", "training_log.jsonl", "training_curves.png"))
+    printed = capsys.readouterr().out
+    assert all(
+        f"{out}/{name}" in printed for name in ("all_results.json", "training_log.jsonl", "training_curves.png")
+    )
     result = metrics(out)
-    assert f"top-1 {result['eval_top1']:.2%}   top-5 {result['eval_top5']:.2%}" in told and f"model    {out}\n" in told
+    assert (
+        f"top-1 {result['eval_top1']:.2%}   top-5 {result['eval_top5']:.2%}" in printed
+        and f"model    {out}\n" in printed
+    )
     records = [json.loads(line) for line in (out / "training_log.jsonl").read_text().splitlines()]
     mixed = [record["mixed_samples"] for record in records if "mixed_samples" in record]
     assert len(mixed) == 10 and max(mixed) > 0
 
-    # What lies there is a plain ViT with its image processor and the digits' names.
+    # The folder has a plain ViT with its image processor and the names of the digits.
     model, info = ViTForImageClassification.from_pretrained(out, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and model.config.label2id["9"] == 9
     assert AutoImageProcessor.from_pretrained(out).size["height"] == 16
@@ -71,14 +82,14 @@ def test_train_then_evaluate_alone(finetune, tmp_path, capsys):
     assert f"{evaluated}/all_results.json" in capsys.readouterr().out
 
 
-def test_an_interrupted_training_goes_on_as_if_it_had_not_been(finetune, tmp_path):
-    """Stopped in the middle of an epoch: same weights at the end, ScoreNet's included, and the same log."""
+def test_finetune_resumed_run_equals_an_uninterrupted_run(finetune, tmp_path):
+    """A run stopped within an epoch ends with the same weights, ScoreNet included, and the same log."""
     options = [*DIGITS, *SCRATCH, *MIXING, "--do_train", "--do_eval", "--num_train_epochs", 2, "--logging_steps", 1]
     options += ["--save_steps", 3, "--mixup_alpha", 0.8, "--label_smoothing_factor", 0.1]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     expected = run(finetune, *options, "--output_dir", whole)
 
-    first = finetune.prepare([*COMMON, *map(str, options), "--output_dir", str(parts)])
+    first = finetune.build_trainer([*COMMON, *map(str, options), "--output_dir", str(parts)])
     first.add_callback(StopAt(7))
     first.train()
     resumed = run(finetune, *options, "--output_dir", parts, "--resume_from_checkpoint", "last")
@@ -92,21 +103,21 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(finetune, tmp_pat
     assert losses[0] == losses[1] and len(losses[0]) == 10
 
 
-def test_one_command_until_the_training_is_done(finetune, tmp_path, capsys):
-    """With --resume_from_checkpoint auto: begins, goes on, and at the end repeats nothing but the evaluation."""
+def test_finetune_with_resume_auto_starts_resumes_and_repeats_the_evaluation(finetune, tmp_path, capsys):
+    """The same command starts, resumes, and finally only repeats the evaluation."""
     options = [*COMMON, *DIGITS, *SCRATCH, "--do_train", "--do_eval", "--max_steps", "4", "--save_steps", "1"]
     options += ["--output_dir", str(tmp_path), "--resume_from_checkpoint", "auto"]
-    first = finetune.prepare(options)
+    first = finetune.build_trainer(options)
     assert first.args.resume_from_checkpoint is None
     first.add_callback(StopAt(2))
     first.train()
-    second = finetune.prepare(options)
+    second = finetune.build_trainer(options)
     assert second.args.resume_from_checkpoint == str(tmp_path / "checkpoint-2")
-    finetune.run(second)
+    finetune.train_and_evaluate(second)
     results, weights = metrics(tmp_path), load_file(tmp_path / "model.safetensors")
-    again = finetune.prepare(options)
+    again = finetune.build_trainer(options)
     assert again.args.resume_from_checkpoint == str(tmp_path / "checkpoint-4")
-    finetune.run(again)
+    finetune.train_and_evaluate(again)
     assert all(metrics(tmp_path)[name] == results[name] for name in ("eval_top1", "eval_loss", "train_loss"))
     repeated = load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(repeated[name], tensor) for name, tensor in weights.items())
@@ -122,7 +133,7 @@ def StopAt(step):  # noqa: N802
     return Stop()
 
 
-def test_the_best_model_is_what_is_left(finetune, tmp_path):
+def test_finetune_with_load_best_model_at_end_saves_the_best_model(finetune, tmp_path):
     options = [
         *DIGITS,
         *SCRATCH,
@@ -144,7 +155,7 @@ def test_the_best_model_is_what_is_left(finetune, tmp_path):
     assert metrics(tmp_path)["eval_top1"] == trainer.state.best_metric
 
 
-def test_image_folders_and_a_pretrained_vit_of_other_classes(finetune, tmp_path):
+def test_finetune_on_image_folders_replaces_the_classifier(finetune, tmp_path):
     digits = load_digits_dataset()
     for split, count in (("train", 40), ("test", 30)):
         for index, row in enumerate(digits[split].select(range(count))):
@@ -162,11 +173,11 @@ def test_image_folders_and_a_pretrained_vit_of_other_classes(finetune, tmp_path)
     assert metrics(out)["eval_top5"] == 1.0  # three classes
 
 
-def test_a_resnet_is_a_baseline(finetune, tmp_path):
+def test_finetune_of_a_resnet_trains_without_tokenmixup(finetune, tmp_path):
     config = ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1])
     overrides = {name: getattr(config, name) for name in ("embedding_size", "hidden_sizes", "depths")}
     options = ["--from_scratch", "--model_type", "resnet", "--config_overrides", json.dumps(overrides)]
-    trainer = finetune.prepare(
+    trainer = finetune.build_trainer(
         [
             *COMMON,
             *DIGITS,
@@ -183,16 +194,27 @@ def test_a_resnet_is_a_baseline(finetune, tmp_path):
             str(tmp_path),
         ]
     )
-    finetune.run(trainer)
+    finetune.train_and_evaluate(trainer)
     saved = AutoModelForImageClassification.from_pretrained(tmp_path)
     assert saved.config.model_type == "resnet" and saved.config.problem_type == "single_label_classification"
     assert 0 <= metrics(tmp_path)["eval_top1"] <= metrics(tmp_path)["eval_top5"] <= 1
 
 
+def test_validate_image_size_counts_no_flops_and_keeps_mode_and_attention(finetune, monkeypatch):
+    monkeypatch.setattr("torch.utils.flop_counter.FlopCounterMode.__enter__", lambda self: pytest.fail("counts FLOPs"))
+    model = ViTForImageClassification(ViTConfig(**TINY, attn_implementation="sdpa")).train()
+    finetune.validate_image_size(model, 16, 16)
+    assert model.training and model.config._attn_implementation == "sdpa"
+    with pytest.raises(
+        ValueError, match="makes images of 24x20 pixels, and the model is for 16x16. Pass --image_size 24"
+    ):
+        finetune.validate_image_size(model, 24, 20)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ([*DIGITS, *SCRATCH], "Nothing to do: give --do_train, --do_eval or both"),
+        ([*DIGITS, *SCRATCH], "Nothing to do: pass --do_train, --do_eval or both"),
         ([*DIGITS, "--do_train"], "No model was named"),
         ([*SCRATCH, "--do_train"], "Expected either --dataset_name or image folders"),
         ([*DIGITS, *SCRATCH, "--do_train", "--image_column_name", "picture"], "no column 'picture'; the columns are"),
@@ -203,22 +225,22 @@ def test_a_resnet_is_a_baseline(finetune, tmp_path):
         ([*DIGITS, *SCRATCH, "--do_train", "--mixup_alpha", "-1"], "mixup_alpha"),
     ],
 )
-def test_mistakes_are_told_before_training(finetune, arguments, message, tmp_path):
+def test_build_trainer_with_a_wrong_option_raises(finetune, arguments, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        finetune.prepare([*COMMON, *arguments, "--output_dir", str(tmp_path)])
+        finetune.build_trainer([*COMMON, *arguments, "--output_dir", str(tmp_path)])
 
 
-def test_a_model_of_other_classes_is_not_evaluated(finetune, tmp_path):
+def test_build_trainer_evaluating_a_model_of_other_classes_raises(finetune, tmp_path):
     run(finetune, *DIGITS, *SCRATCH, "--do_train", "--max_steps", 1, "--output_dir", tmp_path / "digits")
     for name in ("a", "b"):
         (tmp_path / "images" / name).mkdir(parents=True)
         Image.new("RGB", (16, 16)).save(tmp_path / "images" / name / "0.png")
     arguments = ["--model_name_or_path", tmp_path / "digits", "--validation_dir", tmp_path / "images", "--do_eval"]
     with pytest.raises(ValueError, match="The model knows 10 classes and the dataset has 2"):
-        finetune.prepare([*COMMON, *map(str, arguments), "--cache_dir", str(tmp_path / "cache")])
+        finetune.build_trainer([*COMMON, *map(str, arguments), "--cache_dir", str(tmp_path / "cache")])
 
 
-def test_evaluation_goes_by_the_model_s_class_names(finetune, tmp_path, caplog):
+def test_finetune_evaluation_maps_labels_as_requested(finetune, tmp_path, caplog):
     digits = load_digits_dataset()["test"].select(range(60))
     names = {0: "cat", 1: "ant", 2: "bee"}
     for index, row in enumerate(digits):
@@ -243,14 +265,14 @@ def test_evaluation_goes_by_the_model_s_class_names(finetune, tmp_path, caplog):
     model.config.label2id = {name: number for number, name in model.config.id2label.items()}
     model.save_pretrained(tmp_path / "out")
     with pytest.raises(ValueError, match=r"3 of 3 classes have other names in the two: 0 \('cat' and 'ant'\)"):
-        finetune.prepare([*COMMON, "--model_name_or_path", str(tmp_path / "out"), *map(str, evaluate)])
+        finetune.build_trainer([*COMMON, "--model_name_or_path", str(tmp_path / "out"), *map(str, evaluate)])
     run(finetune, "--model_name_or_path", tmp_path / "out", *evaluate, "--label_mapping", "name")
     assert metrics(tmp_path / "evaluated")["eval_top1"] == expected
     run(finetune, "--model_name_or_path", tmp_path / "out", *evaluate, "--label_mapping", "number")
     assert metrics(tmp_path / "evaluated")["eval_top1"] < expected
 
 
-def test_what_was_foreseen_is_told_in_a_line_and_a_fault_with_its_origin(tmp_path, monkeypatch):
+def test_finetune_expected_error_is_one_line_and_another_keeps_its_traceback(tmp_path, monkeypatch):
     options = [*COMMON, *DIGITS, *SCRATCH, "--do_train", "--max_steps", "3", "--logging_steps", "1"]
     monkeypatch.setattr(sys, "argv", ["finetune.py", *options, "--output_dir", str(tmp_path / "a")])
     with monkeypatch.context() as patch:
@@ -274,8 +296,8 @@ def test_what_was_foreseen_is_told_in_a_line_and_a_fault_with_its_origin(tmp_pat
         "accelerate launch --multi_gpu --num_processes 2 --main_process_port 0",
     ],
 )
-def test_two_processes_train_together(launcher, tmp_path):
-    """With TokenMixup off, two processes of batch 8 end with the weights of one of batch 16."""
+def test_finetune_on_two_processes_equals_one_process(launcher, tmp_path):
+    """Without TokenMixup, two processes with batches of 8 end with the weights of one with batches of 16."""
     options = [*DIGITS, *SCRATCH, "--do_train", "--do_eval", "--num_train_epochs", 1, "--save_strategy", "no"]
     options += ["--use_cpu", "--report_to", "none", "--max_train_samples", 64, "--seed", 3, "--optim", "sgd"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -1,4 +1,4 @@
-"""scripts/finetune.py on a base model that was made for another task, classes or image size."""
+"""scripts/finetune.py with a base model of another task, other classes or another image size."""
 
 import json
 import logging
@@ -19,8 +19,8 @@ MIXING = "--horizontal_layers 1 --horizontal_tau none --horizontal_rho 0 --verti
 
 def finetune(*arguments):
     script = open_script("finetune")
-    trainer = script.prepare([*COMMON, *map(str, arguments)])
-    script.run(trainer)
+    trainer = script.build_trainer([*COMMON, *map(str, arguments)])
+    script.train_and_evaluate(trainer)
     return trainer
 
 
@@ -34,7 +34,7 @@ def base(tmp_path):
     return tmp_path / "base"
 
 
-def test_finetune_of_a_multi_label_model_at_another_size_publishes_a_single_label_one(base, tmp_path):
+def test_finetune_of_a_multi_label_model_at_another_size_saves_a_single_label_model(base, tmp_path):
     options = ["--model_name_or_path", base, "--ignore_mismatched_sizes", "--image_size", 24, "--do_train"]
     trainer = finetune(*MIXING, *options, "--output_dir", tmp_path / "out")
     assert trainer.state.log_history[0]["mixed_samples"] > 0
@@ -50,6 +50,6 @@ def test_finetune_of_a_multi_label_model_at_another_size_publishes_a_single_labe
 def test_finetune_at_a_size_that_patches_do_not_divide_warns(tmp_path, caplog):
     network = ["--from_scratch", "--model_type", "vit", "--config_overrides", json.dumps(TINY | {"image_size": 19})]
     with caplog.at_level(logging.WARNING):
-        open_script("finetune").prepare([*COMMON, *network, "--do_train", "--output_dir", str(tmp_path / "out")])
+        open_script("finetune").build_trainer([*COMMON, *network, "--do_train", "--output_dir", str(tmp_path / "out")])
     assert "Images of 19x19 pixels" in caplog.text and "last 3 rows and 3 columns" in caplog.text
     assert "image_size 16 or 20" in caplog.text

@@ -1,4 +1,4 @@
-"""scripts/finetune.py with LoRA, as a user runs it: from a trained model, resumed, evaluated without peft."""
+"""scripts/finetune.py with LoRA: training from a pretrained model, resuming, and evaluation without peft."""
 
 import json
 import sys
@@ -34,12 +34,12 @@ def base(tmp_path_factory):
 
 
 def prepare(finetune, *arguments):
-    return finetune.prepare([*COMMON, *map(str, arguments)])
+    return finetune.build_trainer([*COMMON, *map(str, arguments)])
 
 
 def run(finetune, *arguments):
     trainer = prepare(finetune, *arguments)
-    finetune.run(trainer)
+    finetune.train_and_evaluate(trainer)
     return trainer
 
 
@@ -47,7 +47,7 @@ def metrics(folder):
     return json.loads((folder / "all_results.json").read_text())
 
 
-def test_adapt_resume_and_evaluate(finetune, base, tmp_path, monkeypatch, capsys):
+def test_finetune_with_lora_resumes_and_saves_the_merged_model(finetune, base, tmp_path, monkeypatch, capsys):
     options = ["--model_name_or_path", base, *MIXING, *LORA, "--do_train", "--do_eval", "--num_train_epochs", 2]
     options += ["--logging_steps", 1, "--save_strategy", "steps", "--save_steps", 4]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -79,13 +79,13 @@ def test_adapt_resume_and_evaluate(finetune, base, tmp_path, monkeypatch, capsys
     "options, message",
     [
         ("--lora_rank -1", "--lora_rank must be at least 1, or 0"),
-        ("--lora_alpha 4", "--lora_alpha belongs to LoRA, which is off"),
-        ("--lora_rank 2 --from_scratch", "--lora_rank adapts a trained model"),
-        ("--lora_rank 2 --output_dir BASE", "checkpoints hold the adapters alone and need the model in"),
-        ("--lora_rank 2 --lora_target_modules query", "query is no layer in TokenMixupViT"),
+        ("--lora_alpha 4", "--lora_alpha requires --lora_rank, such as 8"),
+        ("--lora_rank 2 --from_scratch", "--lora_rank adapts a pretrained model"),
+        ("--lora_rank 2 --output_dir BASE", "checkpoints contain only the adapters and need the unchanged model in"),
+        ("--lora_rank 2 --lora_target_modules query", "query is not a layer of TokenMixupViT"),
     ],
 )
-def test_mistakes_are_told_before_training(finetune, base, options, message, tmp_path):
+def test_build_trainer_with_a_wrong_lora_option_raises(finetune, base, options, message, tmp_path):
     options = options.replace("BASE", str(base)).split()
     with pytest.raises(ValueError, match=message):
         where = ["--model_name_or_path", base, "--ignore_mismatched_sizes", "--output_dir", tmp_path / "out"]

@@ -30,12 +30,12 @@ def source(tmp_path):
     return ["--dataset_name", str(folder), "--cache_dir", str(tmp_path / "cache")]
 
 
-def test_train_and_evaluate_with_and_without_streaming(source, tmp_path, capsys):
+def test_evaluate_with_streaming_equals_evaluate_without(source, tmp_path, capsys):
     finetune, out = open_script("finetune"), tmp_path / "out"
     options = [*COMMON, *source, *SCRATCH, *MIXING, "--do_train", "--do_eval", "--num_train_epochs", "1"]
-    trainer = finetune.prepare([*options, "--streaming", "--shuffle_buffer", "8", "--output_dir", str(out)])
+    trainer = finetune.build_trainer([*options, "--streaming", "--shuffle_buffer", "8", "--output_dir", str(out)])
     assert trainer.train_dataset.shuffle_buffer == 8
-    finetune.run(trainer)
+    finetune.train_and_evaluate(trainer)
     assert trainer.state.global_step == 9 and metrics(out)["eval_samples"] == 15
     assert "| 15 |" in (out / "README.md").read_text()
 
@@ -51,7 +51,7 @@ def test_train_and_evaluate_with_and_without_streaming(source, tmp_path, capsys)
         assert whole[name] == pytest.approx(metrics(out)[f"eval_{name}"], rel=1e-5)
 
 
-def test_mistakes_are_told_before_training(source, tmp_path):
+def test_build_trainer_with_a_wrong_streaming_option_raises(source, tmp_path):
     finetune = open_script("finetune")
     options = [*COMMON, *source, *SCRATCH, "--do_train", "--streaming", "--output_dir", str(tmp_path / "out")]
     for more, message in (
@@ -60,7 +60,7 @@ def test_mistakes_are_told_before_training(source, tmp_path):
         (["--shuffle_buffer", "0"], "--shuffle_buffer must be at least 1"),
     ):
         with pytest.raises(ValueError, match=message):
-            finetune.prepare([*options, *more])
+            finetune.build_trainer([*options, *more])
 
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -74,7 +74,7 @@ def launch(program, script, folder, *options):
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.__version__ < "2.7", reason="torch 2.6 restores no optimizer to the device 'cpu:0'")
-def test_two_processes_train_and_resume_on_a_stream(source, tmp_path):
+def test_finetune_resumed_on_a_stream_equals_an_uninterrupted_run(source, tmp_path):
     options = [*COMMON, *source, *SCRATCH, *MIXING, "--streaming", "--do_train", "--do_eval", "--max_steps", "7"]
     options += "--logging_steps 1 --save_steps 3 --dataloader_num_workers 2 --mixup_alpha 0.8".split()
     launch(TORCHRUN, "finetune", tmp_path, *options, "--output_dir", "whole")
@@ -94,7 +94,7 @@ def test_two_processes_train_and_resume_on_a_stream(source, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_evaluate_a_stream_as_one_does_the_stored_split(source, tmp_path):
+def test_evaluate_stream_on_two_processes_equals_one_process(source, tmp_path):
     options = [*COMMON, *source, *SCRATCH, "--do_train", "--max_steps", "5", "--output_dir", "model"]
     launch([sys.executable], "finetune", tmp_path, *options)
     options = [*COMMON, *source, "--model_name_or_path", "model", "--do_eval", "--streaming", "--output_dir", "both"]

@@ -1,4 +1,4 @@
-"""Every flag that a message, a help text or the README advises exists in the command that shows it."""
+"""Flags in messages, help texts and the documentation exist in their commands."""
 
 import argparse
 import ast
@@ -56,10 +56,10 @@ class ParserFound(Exception):
 
 @cache
 def flags_of(command: str) -> frozenset[str]:
-    """The options of a command, with those of its subcommands and of finetune where it takes them."""
+    """The options of a command and its subcommands, and those of finetune if the command accepts them."""
 
     def found(parser, *args, **kwargs):
-        # A recipe's name is looked for by a parser with one option.
+        # Parsers with one option search for a recipe.
         if len(parser._actions) > 1:
             raise ParserFound(parser)
         return parse_known_args(parser, *args, **kwargs)
@@ -79,7 +79,7 @@ def flags_of(command: str) -> frozenset[str]:
 
 
 def advised(path: Path) -> set[str]:
-    """The flags in the texts of a module, without those of its docstrings other than the module's own, the help."""
+    """The flags in a module's texts and in its docstring, which is its help, without those of other docstrings."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     documented = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)]
     docstrings = {id(node.body[0].value) for node in documented if isinstance(node.body[0], ast.Expr)}
@@ -102,12 +102,12 @@ def missing(path: Path, commands) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, "model_cards"])
-def test_command_advises_its_own_flags(command):
+def test_command_messages_name_existing_flags(command):
     assert missing(PACKAGE / "cli" / f"{command}.py", [command]) == {}
 
 
 @pytest.mark.parametrize("part", sorted(path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()))
-def test_library_advises_flags_that_each_command_has(part):
+def test_library_messages_name_flags_of_each_command(part):
     wrong = {}
     for path in sorted((PACKAGE / part).rglob("*.py")):
         name = path.relative_to(PACKAGE).as_posix()
@@ -120,7 +120,7 @@ def test_library_advises_flags_that_each_command_has(part):
     assert wrong == {}
 
 
-def test_exceptions_are_needed():
+def test_flag_exceptions_are_used():
     assert [(name, flag) for name, flag in EXCEPTIONS if flag not in advised(PACKAGE / name)] == []
 
 

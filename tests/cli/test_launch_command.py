@@ -1,4 +1,4 @@
-"""The command on a card carries what the launcher decided; an evaluation alone leaves no folder."""
+"""The launch command in a model card, and an evaluation without an output folder."""
 
 import pytest
 from accelerate.commands.launch import launch_command_parser
@@ -31,9 +31,7 @@ from hf_tokenmixup.training import TokenMixupTrainer, TokenMixupTrainingArgument
         ),
     ],
 )
-def test_launch_command_of_a_process_repeats_what_the_launcher_decided(
-    tmp_path, monkeypatch, environment, settings, command
-):
+def test_launch_command_has_the_launchers_settings(tmp_path, monkeypatch, environment, settings, command):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     settings = {"use_cpu": True, "report_to": "none", "output_dir": str(tmp_path)} | settings
@@ -47,7 +45,7 @@ def test_launch_command_options_are_those_of_accelerate():
     assert {*DYNAMO_OPTIONS, *FSDP_OPTIONS, *DEEPSPEED_OPTIONS} <= known
 
 
-def test_finetune_evaluation_alone_leaves_no_folder(tmp_path, monkeypatch, capsys):
+def test_finetune_evaluation_creates_no_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     model = ViTForImageClassification(ViTConfig(**VIT | {"num_labels": 10}))
     model.config.id2label = {number: str(number) for number in range(10)}
@@ -58,12 +56,12 @@ def test_finetune_evaluation_alone_leaves_no_folder(tmp_path, monkeypatch, capsy
     )
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     finetune = open_script("finetune")
-    trainer = finetune.prepare(words.split())
-    finetune.run(trainer)
+    trainer = finetune.build_trainer(words.split())
+    finetune.train_and_evaluate(trainer)
     assert "top-1" in capsys.readouterr().out
     assert {path.name for path in tmp_path.iterdir()} <= {"model", "cache"}
     assert trainer.eval_card_data["command"].endswith("--dtype=bf16")
     assert trainer.training_card_data.command.startswith("accelerate launch --mixed_precision bf16 ")
 
-    finetune.run(finetune.prepare([*words.split(), "--output_dir", "results"]))
+    finetune.train_and_evaluate(finetune.build_trainer([*words.split(), "--output_dir", "results"]))
     assert (tmp_path / "results" / "all_results.json").is_file()

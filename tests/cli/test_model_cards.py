@@ -1,4 +1,4 @@
-"""model_cards/: in step with template and recipes, true to the paper, and with snippets that run."""
+"""The cards in model_cards/ agree with template, recipes and paper, and their snippets run."""
 
 import json
 import re
@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from fake_hub.cards import check_card, read_card
 from helpers.commands import open_script
 from huggingface_hub import ModelCard
@@ -17,6 +16,7 @@ from PIL import Image
 from transformers import ViTImageProcessor
 
 from hf_tokenmixup.cli.arguments import parse_options
+from hf_tokenmixup.cli.recipes import RECIPES, load_recipe
 from hf_tokenmixup.hub import PAPER_RESULTS
 from hf_tokenmixup.models import FAMILIES, TokenMixupModelMixin
 
@@ -25,17 +25,13 @@ CARDS = sorted((ROOT / "model_cards").glob("*.md"), key=lambda path: path.name)
 SYSTEMS = [f"{start}-{ending}" for start in PAPER_RESULTS for ending in ("baseline", "htm", "vtm", "htm-vtm")]
 SMALL = {"hidden_size": 16, "num_hidden_layers": 5, "num_attention_heads": 2, "intermediate_size": 16}
 SMALL |= {"image_size": 16, "num_labels": 3, "id2label": {0: "cat", 1: "dog", 2: "owl"}}
-# Transformers alone, as where this package is not installed: it must not even be imported.
+# Runs snippets with transformers only, and checks that they do not import this package.
 ALONE = """
 import sys
 for name in sys.argv[1:]:
     exec(open(name).read(), {})
 assert "hf_tokenmixup" not in sys.modules
 """
-
-
-def recipe_of(name: str) -> dict:
-    return yaml.safe_load((ROOT / "src" / "hf_tokenmixup" / "recipes" / f"{name}.yaml").read_text())
 
 
 def blocks(name: str, language: str) -> list[str]:
@@ -50,11 +46,11 @@ def script():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder as after training all twelve: `outputs/NAME`, with small untrained models, and an image."""
+    """A folder with an image and `outputs/NAME` for every card, with a small untrained model."""
     folder = tmp_path_factory.mktemp("trained")
     Image.effect_noise((20, 20), 50).convert("RGB").save(folder / "image.png")
     for name in SYSTEMS:
-        recipe = recipe_of(name)
+        recipe = load_recipe(name)
         config_class, model_class = FAMILIES[recipe.get("model_type", "vit")]
         settings = {key: value for key, value in recipe.items() if hasattr(config_class(), key)}
         patch = {"patch_size": 4} if config_class.model_type == "vit" else {}
@@ -65,14 +61,14 @@ def trained(tmp_path_factory):
     return folder
 
 
-def test_cards_are_in_step_with_template_and_recipes(script):
-    assert script.find_outdated_cards(script.all_cards(), ROOT / "model_cards") == [], (
+def test_model_cards_are_up_to_date(script):
+    assert script.find_outdated_cards(script.build_cards(), ROOT / "model_cards") == [], (
         "run python scripts/model_cards.py"
     )
     assert sorted(path.stem for path in CARDS) == sorted(SYSTEMS)
 
 
-def test_check_names_what_is_out_of_step(script, tmp_path):
+def test_model_cards_check_names_outdated_files(script, tmp_path):
     folder = tmp_path / "cards"
     script.main(["--folder", str(folder)])
     script.main(["--folder", str(folder), "--check"])
@@ -84,15 +80,15 @@ def test_check_names_what_is_out_of_step(script, tmp_path):
     before = changed.read_text()
     with pytest.raises(SystemExit) as caught:
         script.main(["--folder", str(folder), "--check"])
-    assert f"{changed.name}, {missing.name}, unknown.md; run python" in str(caught.value.code)
+    assert f"{changed.name!r}, {missing.name!r}, 'unknown.md'; run python" in str(caught.value.code)
     assert changed.read_text() == before and not missing.exists()
-    with pytest.raises(SystemExit, match="unknown.md; remove it"):
+    with pytest.raises(SystemExit, match="'unknown.md'; remove it"):
         script.main(["--folder", str(folder)])
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_a_card_claims_nothing_that_was_not_measured(name):
-    recipe, card = recipe_of(name), ModelCard.load(ROOT / "model_cards" / f"{name}.md")
+def test_model_card_has_no_results(name):
+    recipe, card = load_recipe(name), ModelCard.load(ROOT / "model_cards" / f"{name}.md")
     metadata = read_card(str(card))
     assert check_card(str(card)) == ([], []) and {"model-index", "metrics"}.isdisjoint(metadata)
     assert metadata["datasets"] == [recipe["dataset_name"]]
@@ -112,9 +108,9 @@ def ending(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_figures_are_those_that_the_recipe_names(name):
+def test_paper_results_equal_those_in_the_recipe(name):
     row = PAPER_RESULTS[name.removesuffix(f"-{ending(name)}")].rows[ending(name)]
-    first_line = (ROOT / "src" / "hf_tokenmixup" / "recipes" / f"{name}.yaml").read_text().splitlines()[0]
+    first_line = (RECIPES / f"{name}.yaml").read_text().splitlines()[0]
     told = re.search(r"\(paper: Table (\d), ([\d.]+) top-1(?:, ([\d.]+) top-5)?\)", first_line)
     if told is None:
         assert name == "vit-b16-imagenet1k-baseline" and (row.top1, row.top5) == ("81.2", "-")
@@ -126,7 +122,7 @@ def test_figures_are_those_that_the_recipe_names(name):
     )
 
 
-def test_the_papers_parameters_are_those_of_its_models():
+def test_paper_parameters_equal_those_of_the_reference():
     counted = json.loads((ROOT / "tests" / "golden" / "param_counts.json").read_text())
     models = {"cct-7-3x1-cifar10": "cct_7_3x1_32/100cls", "cct-7-3x1-cifar100": "cct_7_3x1_32/100cls"}
     models["vit-b16-imagenet1k"] = "ViT-B_16/224/1000cls"
@@ -137,7 +133,7 @@ def test_the_papers_parameters_are_those_of_its_models():
             assert row.parameters == f"{count / 1e6:.{digits}f} M"
 
 
-def test_the_models_own_parameters_are_counted_without_scorenet():
+def test_model_card_counts_parameters_without_scorenet():
     counted = json.loads((ROOT / "tests" / "golden" / "param_counts.json").read_text())
     for name in SYSTEMS:
         model = "ViT-B_16/224" if name.startswith("vit") else "cct_7_3x1_32"
@@ -147,14 +143,14 @@ def test_the_models_own_parameters_are_counted_without_scorenet():
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_the_command_trains_what_the_card_tells_and_publishes_it(name):
+def test_model_card_command_has_the_values_of_the_card(name):
     (command,) = blocks(name, "bash")
     words = shlex.split(command)
     launcher, arguments = words[: words.index("scripts/finetune.py")], words[words.index("scripts/finetune.py") + 1 :]
     assert launcher[:2] == ["accelerate", "launch"]
     # This machine may lack the precision.
-    options = parse_options([*arguments, "--bf16", "false", "--use_cpu"], ROOT / "src" / "hf_tokenmixup" / "recipes")
-    training, tokenmixup = options[3], options[-1]
+    options = parse_options([*arguments, "--bf16", "false", "--use_cpu"])
+    training, tokenmixup = options.training, options.tokenmixup
     assert training.push_to_hub and training.hub_model_id.endswith(f"/{name}")
     text = ModelCard.load(ROOT / "model_cards" / f"{name}.md").text
     for key, value in tokenmixup.items():
@@ -165,7 +161,7 @@ def test_the_command_trains_what_the_card_tells_and_publishes_it(name):
     assert training.output_dir in text
 
 
-def test_snippets_for_transformers_run_without_this_package(trained, tmp_path):
+def test_model_card_transformers_snippet_runs_without_this_package(trained, tmp_path):
     files = []
     for name in SYSTEMS:
         files.append(tmp_path / f"{name}.py")
@@ -180,12 +176,12 @@ def test_snippets_for_transformers_run_without_this_package(trained, tmp_path):
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_snippets_for_this_package_open_what_can_be_trained_on(name, trained, monkeypatch):
+def test_model_card_package_snippet_loads_a_trainable_model(name, trained, monkeypatch):
     monkeypatch.chdir(trained)
     (snippet,) = blocks(name, "python")[1:]
     namespace = {}
     exec(snippet, namespace)
-    model, recipe = namespace["model"], recipe_of(name)
+    model, recipe = namespace["model"], load_recipe(name)
     assert isinstance(model, TokenMixupModelMixin)
     for key in ("horizontal_layers", "vertical_layers"):
         assert getattr(model.config, key) == recipe.get(key, [])

@@ -1,4 +1,4 @@
-"""How errors end a command: in one line, wherever they were raised."""
+"""Errors end a command with one line, also those of workers and of too little memory."""
 
 import sys
 from pathlib import Path
@@ -61,14 +61,14 @@ def test_finetune_broken_image_in_a_worker_ends_in_one_line(tmp_path, monkeypatc
     ],
     ids=["device", "cpu", "worker", "python"],
 )
-@pytest.mark.parametrize("step", ["prepare", "run"])
+@pytest.mark.parametrize("step", ["build_trainer", "train_and_evaluate"])
 def test_finetune_without_memory_names_the_batch_size(monkeypatch, step, error):
     finetune = open_script("finetune")
 
     def fail(*arguments):
         raise error
 
-    monkeypatch.setattr(finetune, "prepare", lambda arguments: None)
+    monkeypatch.setattr(finetune, "build_trainer", lambda arguments: None)
     monkeypatch.setattr(finetune, step, fail)
     with pytest.raises(SystemExit) as raised:
         finetune.entry_point()
@@ -83,7 +83,7 @@ def test_finetune_other_runtime_error_keeps_its_traceback(monkeypatch):
     def fail(arguments):
         raise RuntimeError("something else")
 
-    monkeypatch.setattr(finetune, "prepare", fail)
+    monkeypatch.setattr(finetune, "build_trainer", fail)
     with pytest.raises(RuntimeError, match="something else"):
         finetune.entry_point()
 
@@ -94,24 +94,24 @@ def test_finetune_missing_package_ends_in_one_line(monkeypatch):
     def prepare(arguments):
         raise ImportError("This needs peft: pip install peft")
 
-    monkeypatch.setattr(finetune, "prepare", prepare)
+    monkeypatch.setattr(finetune, "build_trainer", prepare)
     with pytest.raises(SystemExit) as raised:
         finetune.entry_point()
     assert raised.value.code.endswith("This needs peft: pip install peft")
 
 
 @pytest.mark.parametrize("words", ["--eval_steps 3", "--hub_model_id user/model"])
-def test_prepare_option_without_effect_warns(tmp_path, monkeypatch, caplog, words):
+def test_build_trainer_option_without_effect_warns(tmp_path, monkeypatch, caplog, words):
     Bench(tmp_path, tmp_path, monkeypatch).digits(*words.split())
     assert f"{words.split()[0]} has no effect without" in caplog.text
 
 
-def test_prepare_batches_of_one_image_warn(tmp_path, monkeypatch, caplog):
+def test_build_trainer_batches_of_one_image_warn(tmp_path, monkeypatch, caplog):
     Bench(tmp_path, tmp_path, monkeypatch).digits("--horizontal_layers", 1, "--per_device_train_batch_size", 1)
     assert "no effect in batches of one image" in caplog.text
 
 
-def test_run_best_model_without_an_evaluation_warns(tmp_path, monkeypatch, caplog):
+def test_train_and_evaluate_best_model_without_an_evaluation_warns(tmp_path, monkeypatch, caplog):
     steps = "--max_steps 1 --eval_strategy steps --eval_steps 1 --save_steps 1 --eval_delay 9 --load_best_model_at_end"
     bench = Bench(tmp_path, tmp_path, monkeypatch)
     bench.train(*DIGITS, *bench.network(), *steps.split())

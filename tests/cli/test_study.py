@@ -1,4 +1,4 @@
-"""scripts/study.py as a user runs it; but for the slow test, with a launcher that writes results without training."""
+"""scripts/study.py, mostly with a launcher that writes results without training."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ from observed_training import Moment, Order
 SCRIPT = SCRIPTS / "study.py"
 HTM = "cct-7-3x1-cifar100-htm"
 TABLE_4 = [HTM] + [f"{HTM}-{name}" for name in ("all-easy", "random-assignment", "random-tokens", "count-labels")]
-# A launcher: called with -m, the module of finetune, and its options. Its top-1 tells the recipe and the seed.
+# A launcher, called with -m, the module of finetune and its options. Its top-1 depends on recipe and seed.
 FAKE = """
 import json, os, pathlib, sys
 options = dict(zip(sys.argv[3::2], sys.argv[4::2]))
@@ -39,11 +39,11 @@ def script():
 
 @pytest.fixture
 def study(script, tmp_path, monkeypatch):
-    """Runs it with the launcher above; returns what was launched."""
+    """Run the command with the launcher above, and return the launched commands."""
     fake, calls = tmp_path / "fake.py", tmp_path / "calls.txt"
     fake.write_text(FAKE)
     monkeypatch.setenv("CALLS", str(calls))
-    # As on a machine without accelerator, whatever this one has.
+    # This machine may have an accelerator.
     monkeypatch.setattr(script.torch.accelerator, "is_available", lambda: False)
 
     def run(*arguments):
@@ -68,7 +68,7 @@ def top1(name, seed):
     return (len(name) + seed) / 10
 
 
-def test_a_table_is_run_row_by_row_and_resumed_seed_by_seed(study, tmp_path, capsys):
+def test_study_of_a_table_trains_missing_rows_of_each_seed(study, tmp_path, capsys):
     calls = study("4 --seeds 7 -- --num_train_epochs 3")
     assert launched_recipes(calls) == TABLE_4
     for call in calls:
@@ -96,13 +96,13 @@ def test_a_table_is_run_row_by_row_and_resumed_seed_by_seed(study, tmp_path, cap
         assert [row["recipe"] for row in csv.DictReader(file)] == TABLE_4
 
 
-def test_a_failing_row_does_not_stop_the_others(study, tmp_path, capsys, monkeypatch):
+def test_study_with_a_failing_row_trains_the_others(study, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("FAILING", TABLE_4[1])
     with pytest.raises(SystemExit) as caught:
         study("4")
     assert launched_recipes(study.launched) == TABLE_4
     message = caught.value.code
-    assert ": 1 of 5 trainings are not finished.\nwithout difficulty assessment, seed 42: " in message
+    assert ": 1 of 5 runs are not finished.\nwithout difficulty assessment, seed 42: " in message
     told = capsys.readouterr().out
     assert "  failed with status 1: finetune.py: No such luck.\n" in told
     assert "without difficulty assessment  0                82.85  -0.71\n" in told
@@ -117,18 +117,18 @@ def test_a_failing_row_does_not_stop_the_others(study, tmp_path, capsys, monkeyp
         ("kappa --values 80 999", [HTM.replace("htm", "vtm")], "Row 'kappa 999': vertical_kappa must be an integer"),
     ],
 )
-def test_study_with_a_row_that_cannot_be_trained_trains_the_others(study, capsys, arguments, trained, reason):
+def test_study_with_a_rejected_row_trains_the_others(study, capsys, arguments, trained, reason):
     with pytest.raises(SystemExit) as caught:
         study(arguments)
     assert launched_recipes(study.launched) == trained
-    assert ": 1 of 2 trainings are not finished." in caught.value.code and reason in caught.value.code
+    assert ": 1 of 2 runs are not finished." in caught.value.code and reason in caught.value.code
     told = capsys.readouterr().out
     # The reason is shown before anything runs, and the table has a line for the row.
     assert told.startswith(f"not trained: {reason}") and "[1/1] " in told
     assert f"{reason.split(chr(39))[1]}  " in told.rpartition("top-1")[2]
 
 
-def test_study_with_an_override_that_fits_some_rows_trains_these(study):
+def test_study_with_an_override_for_some_rows_trains_these_rows(study):
     with pytest.raises(SystemExit) as caught:
         study('5 -- --config_overrides {"num_hidden_layers":2}')
     assert "Row 'manifold mixup': manifold_mixup_layers must lie" in caught.value.code
@@ -136,7 +136,7 @@ def test_study_with_an_override_that_fits_some_rows_trains_these(study):
     assert recipes == ["cct-7-3x1-cifar100-baseline-no-input-mixing", "cct-7-3x1-cifar100-baseline"]
 
 
-def test_study_with_a_failure_that_rows_share_stops_with_one_message(study, tmp_path, monkeypatch):
+def test_study_with_a_shared_failure_stops_with_one_message(study, tmp_path, monkeypatch):
     monkeypatch.setenv("FAILING_ALL", "There is no dataset in {folder}.")
     with pytest.raises(SystemExit) as caught:
         study("4 --seeds 1 2")
@@ -147,14 +147,14 @@ def test_study_with_a_failure_that_rows_share_stops_with_one_message(study, tmp_
     assert str(tmp_path / "out" / f"{TABLE_4[1]}-seed-1" / "finetune.log") in message
 
 
-def test_study_with_failures_of_different_reasons_tries_every_row(study, monkeypatch):
+def test_study_with_different_failures_tries_every_row(study, monkeypatch):
     monkeypatch.setenv("FAILING_ALL", "No {name}.")
-    with pytest.raises(SystemExit, match="5 of 5 trainings are not finished"):
+    with pytest.raises(SystemExit, match="5 of 5 runs are not finished"):
         study("4")
     assert launched_recipes(study.launched) == TABLE_4
 
 
-def test_tables_and_sweeps_share_what_is_the_same_training(study, tmp_path):
+def test_study_tables_and_sweeps_share_equal_runs(study, tmp_path):
     study("4")
     calls = study("3")
     assert launched_recipes(calls) == [f"{HTM}-gradient-saliency", f"{HTM}-random-saliency"]
@@ -167,15 +167,15 @@ def test_tables_and_sweeps_share_what_is_the_same_training(study, tmp_path):
     assert call[:2] == ["--recipe", "digits-quickstart"] and "--vertical_kappa" not in call
 
 
-def test_results_of_other_options_are_refused_before_anything_runs(study, tmp_path):
+def test_study_with_runs_of_other_options_raises(study, tmp_path):
     study("4 -- --num_train_epochs 3")
     with pytest.raises(ValueError, match=f"{HTM}-seed-42 holds a training with other .* '3' there and '4' now"):
         study("5 -- --num_train_epochs 4")
     assert study.launched == []
 
 
-def test_report_only(study, tmp_path, capsys):
-    with pytest.raises(ValueError, match="No training of this study is finished in"):
+def test_study_with_report_only_trains_nothing(study, tmp_path, capsys):
+    with pytest.raises(ValueError, match="No run of this study is finished in"):
         study("4 --report_only")
     study("rho --values 0.1 0.2 --seeds 1 -- --num_train_epochs 3")
     study("rho --values 0.1 --seeds 2 -- --num_train_epochs 3")
@@ -201,23 +201,23 @@ def test_report_only(study, tmp_path, capsys):
         ("4 --values 3", "--values and --recipe are for rho, tau, kappa"),
         ("4 --seeds 1 1", "--seeds must be different numbers of at least 0, got 1 1"),
         ("4 --seeds x", "argument --seeds: invalid int value: 'x'"),
-        ("4 --num_train_epochs 3", "Not understood: --num_train_epochs 3. Options of finetune.py stand behind a --."),
-        ("4 -- --seed=3", "--seed is not for behind the --: here it is --seeds."),
-        ("4 --report_only -- --num_train_epochs 3", "leave out what stands behind the --"),
+        ("4 --num_train_epochs 3", "Unknown arguments: --num_train_epochs 3. Pass options of finetune.py after `--`."),
+        ("4 -- --seed=3", "--seed cannot be passed after `--`. Pass --seeds before `--`."),
+        ("4 --report_only -- --num_train_epochs 3", "--report_only runs no training. Remove the options after"),
         ("4 --launcher nothing-such", "--launcher must begin with a program that is installed, got 'nothing-such'"),
         ("4 -- --learning_rat 1", "Row 'HTM': There is no option --learning_rat: did you mean --learning_rate?"),
         ("4 -- --learning_rate x", "Row 'HTM': argument --learning_rate/--learning-rate: invalid float value: 'x'"),
         ("4 -- --mixup_alpha -1", "Row 'HTM': `mixup_alpha` must be a finite number"),
-        ("4 -- --horizontal_tau 1", "'HTM' and 'without difficulty assessment' are one and the same training"),
+        ("4 -- --horizontal_tau 1", "'HTM' and 'without difficulty assessment' are identical with"),
         ("4 -- --do_eval false --eval_strategy no", "a study needs both --do_train and --do_eval"),
         ('5 -- --config_overrides {"hiden_size":3}', "no attribute 'hiden_size': did you mean 'hidden_size'?"),
         ("rho --values -2 -1", "Row 'rho -2': horizontal_rho must be a finite number of at least 0"),
         ("kappa --values 999", "Row 'kappa 999': vertical_kappa must be an integer between 0 and 256"),
-        ("tau --recipe cct-7-3x1-cifar100-vtm", "tau has no effect in cct-7-3x1-cifar100-vtm: there are no horizon"),
+        ("tau --recipe cct-7-3x1-cifar100-vtm", "tau has no effect in cct-7-3x1-cifar100-vtm, which has no horizon"),
         ("tau --recipe cct-7-3x1-cifar100-htn", "There is no recipe 'cct-7-3x1-cifar100-htn': did you mean"),
     ],
 )
-def test_mistakes_are_told_before_anything_runs(script, arguments, message, tmp_path):
+def test_study_with_a_wrong_option_raises(script, arguments, message, tmp_path):
     own, _, overrides = arguments.partition(" -- ")
     launcher = [] if "--launcher" in own else ["--launcher", "python -c pass"]
     given = [] if "report_only" in own and not overrides else ["--", "--use_cpu", *overrides.split()]
@@ -232,8 +232,8 @@ TOY |= {"intermediate_size": 16}
 
 
 @pytest.mark.slow
-def test_two_rows_on_digits_stopped_and_resumed(tmp_path):
-    """A real study, ended by a signal in the middle of its second row."""
+def test_study_ended_by_a_signal_resumes(tmp_path):
+    """A study with real training, ended by a signal during its second row."""
     out, second = tmp_path / "out", tmp_path / "out" / "digits-quickstart-seed-1"
     command = [sys.executable, str(SCRIPT), "rho", "--values", "0.3", "0.02", "--recipe", "digits-quickstart"]
     command += ["--launcher", f"accelerate launch --num_processes 1 {OBSERVED} {tmp_path / 'order.json'}"]

@@ -1,4 +1,4 @@
-"""CPU threads: whose choice counts, and what a launched process computes with."""
+"""The number of CPU threads of a launched process."""
 
 import os
 import subprocess
@@ -42,7 +42,7 @@ sys.exit(subprocess.call([sys.executable, "-c", sys.argv[1]], env=environment))
         ([], {}, False),
     ],
 )
-def test_threads_chosen_by_launcher_for_each_parent_returns_whose_choice_it_was(command, environment, expected):
+def test_threads_chosen_by_launcher_detects_the_launchers_default(command, environment, expected):
     assert threads.threads_chosen_by_launcher(command, environment) is expected
 
 
@@ -54,7 +54,7 @@ def test_cores_per_process_divides_the_physical_cores(monkeypatch, processes, ex
 
 
 @pytest.mark.parametrize("physical, usable, expected", [(8, 2, 2), (None, 4, 4), (4, 8, 4)])
-def test_cores_per_process_stays_within_what_the_process_may_use(monkeypatch, physical, usable, expected):
+def test_cores_per_process_is_limited_to_usable_cores(monkeypatch, physical, usable, expected):
     monkeypatch.setattr(threads.psutil, "cpu_count", lambda logical: physical)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(usable), raising=False)
     assert threads.cores_per_process(1) == expected

@@ -1,4 +1,4 @@
-"""scripts/visualize.py as a user runs it: models of both families, datasets and files, several trainings, errors."""
+"""scripts/visualize.py: models of both families, datasets, files, runs and errors."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ def script():
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Folders: a plain ViT, a CCT with the settings of TokenMixup, and no model for pictures."""
+    """Folders of a plain ViT, a CCT with settings of TokenMixup, and an unsupported model."""
     folder = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
     for name, model in {
@@ -53,7 +53,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture
 def photos(tmp_path):
-    """Nine images, some in a folder within the folder, and a file that is none."""
+    """Nine images, some of them in a subfolder, and another file."""
     random = np.random.default_rng(0)
     (tmp_path / "photos" / "more").mkdir(parents=True)
     for number in range(9):
@@ -65,7 +65,7 @@ def photos(tmp_path):
 
 @pytest.fixture
 def run(script, tmp_path, monkeypatch, capsys):
-    """Runs a command; returns the figure that it saved."""
+    """Run a command, and return the figure that it saved."""
 
     def run_command(*arguments, output="picture.png"):
         figures = []
@@ -92,7 +92,7 @@ def title(figure):
     return " ".join(figure.get_suptitle().split())
 
 
-def test_saliency_of_a_dataset(run, models):
+def test_visualize_saliency_of_a_dataset_shows_labels(run, models):
     figure = run("saliency", models / "cct", "--dataset_name", "digits")
     assert headings(figure)[1:] == [
         "Gradient\nof the loss",
@@ -109,7 +109,7 @@ def test_saliency_of_a_dataset(run, models):
     np.testing.assert_allclose(shown, np.asarray(expected) / 255, atol=0.01)
 
 
-def test_files_are_labelled_by_the_model(run, models, photos):
+def test_visualize_files_shows_predicted_labels(run, models, photos):
     files = [photos / "3.png", photos / "0.png", photos / "more" / "7.png"]
     figure = run("saliency", models / "vit", "--images", *files)
     model = ViTForImageClassification.from_pretrained(models / "vit").eval()
@@ -125,7 +125,7 @@ def test_files_are_labelled_by_the_model(run, models, photos):
     np.testing.assert_allclose(np.asarray(rows[0, 0].images[0].get_array()), np.asarray(expected) / 255, atol=0.01)
 
 
-def test_of_a_folder_a_few_images_are_drawn(run, script, models, photos):
+def test_visualize_folder_samples_images(run, script, models, photos):
     assert len(captions(run("saliency", models / "vit", "--images", photos))) == 5
     assert len(captions(run("saliency", models / "vit", "--images", photos, "--max_samples", 7))) == 7
     found = [script.find_images([str(photos)], 4, 5, seed) for seed in (1, 1, 2, 3, 4)]
@@ -134,7 +134,7 @@ def test_of_a_folder_a_few_images_are_drawn(run, script, models, photos):
     assert len(script.find_images([str(photos / f"{number}.png") for number in range(6)], None, 5, 1)) == 6
 
 
-def test_horizontal(run, models):
+def test_visualize_horizontal_shows_mixed_images(run, models):
     figure = run("horizontal", models / "cct", "--dataset_name", "digits", output="a.pdf")
     assert "in front of layer 1: 6 of 6 images" in title(figure) and "rho = 0." in title(figure)
     assert len(figure.axes) == 6 * 7 + 1
@@ -144,7 +144,7 @@ def test_horizontal(run, models):
     assert set(captions(figure)) & set("0123456789") and not any("LABEL" in caption for caption in captions(figure))
 
 
-def test_only_easy_images_are_mixed_with_a_trained_scorenet(run, tmp_path):
+def test_visualize_horizontal_with_tau_mixes_easy_images(run, tmp_path):
     checkpoint = tmp_path / "checkpoint"
     model = tokenmixup_vit(num_labels=10, initializer_range=0.3)
     with torch.no_grad():
@@ -163,7 +163,7 @@ def test_only_easy_images_are_mixed_with_a_trained_scorenet(run, tmp_path):
         run("horizontal", checkpoint, *options, "--tau", 1.0, "--layer", 0)
 
 
-def test_vertical(run, models, photos):
+def test_visualize_vertical_shows_tokens_of_earlier_layers(run, models, photos):
     figure = run("vertical", models / "cct", "--images", photos)
     assert headings(figure) == ["Image", "From layer 0", "From layer 1"]
     assert "what layer 2 also" in title(figure) and "The 2 most" in title(figure)
@@ -171,7 +171,7 @@ def test_vertical(run, models, photos):
     assert headings(figure) == ["Image", "From layer 0"] and "4 further keys" in title(figure)
 
 
-def test_classes_that_are_not_the_model_s(run, models, photos, tmp_path):
+def test_visualize_with_other_classes_needs_a_label_mapping(run, models, photos, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(models / "cct", other)
     config = json.loads((other / "config.json").read_text())
@@ -196,7 +196,7 @@ def log(folder, *records):
     return folder
 
 
-def test_curves(run, tmp_path):
+def test_visualize_curves_shows_each_run(run, tmp_path):
     one = log(tmp_path / "one", {"epoch": 1, "eval_top1": 0.5, "replaced_tokens": 3.0})
     two = log(tmp_path / "deep" / "two", {"epoch": 1, "eval_top1": 0.25}, {"epoch": 2, "eval_top1": None})
     figure = run("curves", one, two)
@@ -228,13 +228,13 @@ def test_curves(run, tmp_path):
         ("horizontal {cct} --dataset_name digits --rho 2 --output a.png", "choose a rho well below"),
         ("horizontal {cct} --dataset_name digits --rho -1 --output a.png", "rho must be at least 0"),
         ("horizontal {cct} --dataset_name digits --max_samples 1 --rho 0 --output a.png", "more images"),
-        ("saliency {resnet} --dataset_name digits --output a.png", "types cct, vit, and .* 'resnet'"),
+        ("saliency {resnet} --dataset_name digits --output a.png", "types cct, vit, but .* 'resnet'"),
         ("saliency {cct} --dataset_name digits --kappa 3 --output a.png", "unrecognized arguments: --kappa"),
         ("curves {empty}", "required: --output"),
         ("draw {cct}", "invalid choice: 'draw'"),
     ],
 )  # fmt: skip
-def test_errors(script, models, tmp_path, monkeypatch, arguments, message):
+def test_visualize_with_a_wrong_option_raises(script, models, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     folders = {"cct": models / "cct", "resnet": models / "resnet", "empty": tmp_path / "empty"}
@@ -243,7 +243,7 @@ def test_errors(script, models, tmp_path, monkeypatch, arguments, message):
     assert not (tmp_path / "a.png").exists()
 
 
-def test_an_error_is_one_line_and_status_1(models, tmp_path):
+def test_visualize_error_is_one_line_with_status_1(models, tmp_path):
     command = [sys.executable, SCRIPT, "curves", tmp_path, "--output", tmp_path / "a.png"]
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert result.returncode == 1 and result.stdout == ""

@@ -67,8 +67,10 @@ def test_a_stranger_opens_what_a_training_pushed(finetune, hub, tmp_path, monkey
     image.save(tmp_path / "digit.png")
     expected = {}
     for family in MODELS:
-        trainer = finetune.prepare(arguments(family, tmp_path / family, "--hub_model_id", f"alice/digits-{family}"))
-        finetune.run(trainer)
+        trainer = finetune.build_trainer(
+            arguments(family, tmp_path / family, "--hub_model_id", f"alice/digits-{family}")
+        )
+        finetune.train_and_evaluate(trainer)
         model = trainer.model.published().eval()
         files = hub.files(f"alice/digits-{family}")
         code = {"configuration_cct.py", "modeling_cct.py"} if family == "cct" else set()
@@ -102,10 +104,10 @@ def test_publishing_a_folder_that_was_not_pushed(finetune, hub, tmp_path):
     """By scripts/publish.py, after an upload at the end of a training that broke off."""
     out = tmp_path / "out"
     first = ["--hub_model_id", "alice/first", "--hub_token", "hf_alice", "--hub_strategy", "end"]
-    trainer = finetune.prepare(arguments("cct", out, *first))
+    trainer = finetune.build_trainer(arguments("cct", out, *first))
     hub.refuse_next_upload()
     with pytest.raises(finetune.HubUploadError, match="hf-tokenmixup publish .*out alice/first"):
-        finetune.run(trainer)
+        finetune.train_and_evaluate(trainer)
     assert set(hub.files("alice/first")) == {".gitattributes"}
 
     environment = hub.environment("hf_alice", cache=tmp_path / "cache") | {"OMP_NUM_THREADS": "1"}
@@ -127,8 +129,10 @@ def test_the_command_in_a_card_repeats_its_results(finetune, tmp_path):
     data.to_parquet(tmp_path / "pictures" / "train.parquet")
     model = ["--model_type", "vit", "--from_scratch", "--config_overrides", json.dumps(MODELS["vit"])]
     options = ["--dataset_name", tmp_path / "pictures", "--train_val_split", 0.3, "--do_train", "--do_eval"]
-    trainer = finetune.prepare([*COMMON, *model, *map(str, [*options, "--max_steps", 2, "--output_dir", tmp_path])])
-    finetune.run(trainer)
+    trainer = finetune.build_trainer(
+        [*COMMON, *model, *map(str, [*options, "--max_steps", 2, "--output_dir", tmp_path])]
+    )
+    finetune.train_and_evaluate(trainer)
     metrics = json.loads((tmp_path / "eval_results.json").read_text())
     (line,) = re.findall(r"^python (scripts/evaluate.py .*)$", (tmp_path / "README.md").read_text(), re.MULTILINE)
     # The card names neither the folder of the data nor that of the model: a stranger has them elsewhere.

@@ -225,7 +225,7 @@ def test_checkpoints_that_are_cut_short_or_do_not_fit(arguments):
     full = arguments(save_strategy="steps", save_steps=1, output_dir=str(checkpoint.parent / "full"))
     TokenMixupTrainer(tokenmixup_vit(), full, train_dataset=Images(4)).train()
     checkpoint = Path(full.output_dir) / "checkpoint-1"
-    resume(adapt(), "holds no adapters .* or train without --lora_rank")
+    resume(adapt(), "has no adapters .* or train without LoRA")
 
 
 def test_checkpointed_layers_behind_frozen_embeddings(arguments):
@@ -259,7 +259,7 @@ def test_a_scorenet_that_would_not_train_is_told(arguments):
         model = peft.get_peft_model(tokenmixup_vit(horizontal_tau=1.0), config)
         trainer = TokenMixupTrainer(model, arguments(), train_dataset=Images(4), eval_dataset=Images(4))
         assert trainer.evaluate()["eval_loss"] > 0
-        with pytest.raises(ValueError, match=r"layer 1 would not train .*modules_to_save=\['classifier'\], without"):
+        with pytest.raises(ValueError, match=r"before layer 1 are frozen .*modules_to_save=\['classifier'\] without"):
             trainer.train()
     # A wrapper around the whole of it is right, and so is none where difficulties are not asked for.
     for in_full, tau in ((["scorenet"], 1.0), (None, None)):
@@ -304,11 +304,11 @@ def test_what_goes_up_while_training(hub, arguments, tmp_path):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"rank": 0}, "rank must be an integer of at least 1, got 0"),
-        ({"rank": 2.5}, "rank must be an integer of at least 1, got 2.5"),
-        ({"alpha": 0}, "alpha must be a finite number above 0, got 0"),
-        ({"dropout": 1.0}, "dropout must be a probability below 1, got 1.0"),
-        ({"target_modules": ["q_proj", "query"]}, "^query is no layer in TokenMixupViT.*k_proj, .*all-linear"),
+        ({"rank": 0}, "`rank` must be an integer of at least 1, got 0"),
+        ({"rank": 2.5}, "`rank` must be an integer of at least 1, got 2.5"),
+        ({"alpha": 0}, "`alpha` must be a finite number above 0, got 0"),
+        ({"dropout": 1.0}, "`dropout` must be a probability below 1, got 1.0"),
+        ({"target_modules": ["q_proj", "query"]}, "^query is not a layer of TokenMixupViT.*k_proj, .*all-linear"),
     ],
 )
 def test_settings_out_of_range(settings, message):
@@ -320,9 +320,9 @@ def test_settings_out_of_range(settings, message):
 
 
 def test_models_that_lora_has_no_default_for():
-    with pytest.raises(ValueError, match="no default of what LoRA is to adapt in ResNet.*name some of .*convolution"):
+    with pytest.raises(ValueError, match="no default target modules for ResNet.*Pass some of .*convolution"):
         add_lora(resnet())
-    with pytest.raises(ValueError, match="trains the `classifier` in full, and ViTModel has no part"):
+    with pytest.raises(ValueError, match="trains the `classifier` in full, but ViTModel has no module"):
         add_lora(plain_vit().vit, target_modules=["q_proj"])
 
 
@@ -338,9 +338,9 @@ def test_options():
     adapted = LoraArguments(lora_rank=3, lora_dropout=0.1, lora_target_modules=["k_proj"]).apply(model)
     config = adapted.peft_config["default"]
     assert (config.r, config.lora_alpha, config.lora_dropout, config.target_modules) == (3, 6, 0.1, {"k_proj"})
-    with pytest.raises(ValueError, match="--lora_rank must be at least 1, or 0 for no LoRA; got -1"):
+    with pytest.raises(ValueError, match="--lora_rank must be at least 1, or 0 for no LoRA, got -1"):
         LoraArguments(lora_rank=-1)
-    with pytest.raises(ValueError, match="--lora_alpha belongs to LoRA, which is off: give --lora_rank too"):
+    with pytest.raises(ValueError, match="--lora_alpha requires --lora_rank, such as 8"):
         LoraArguments(lora_alpha=16)
 
 

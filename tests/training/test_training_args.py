@@ -38,11 +38,11 @@ def test_flags(tmp_path):
 @pytest.mark.parametrize(
     ("environment", "settings", "message"),
     [
-        ({"ACCELERATE_MIXED_PRECISION": "fp16"}, {}, "`fp16`, asked for by the launcher, has no effect on a CPU"),
-        ({"ACCELERATE_MIXED_PRECISION": "fp8"}, {}, "`fp8`, asked for by the launcher, has no effect on a CPU"),
+        ({"ACCELERATE_MIXED_PRECISION": "fp16"}, {}, "`fp16`, set by the launcher, has no effect on a CPU"),
+        ({"ACCELERATE_MIXED_PRECISION": "fp8"}, {}, "`fp8`, set by the launcher, has no effect on a CPU"),
         ({"ACCELERATE_MIXED_PRECISION": "fp16", "ACCELERATE_USE_CPU": "1"}, {"use_cpu": False}, "no effect on a CPU"),
         ({}, {"fp16": True}, "`fp16` has no effect on a CPU.*`bf16=True`"),
-        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, {}, "4 steps .* is 1, .*`gradient_accumulation_steps=4`"),
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, {}, "4 steps .* is 1. .*`gradient_accumulation_steps=4`"),
         ({}, {"report_to": "mlflow"}, "'mlflow', which is not installed.*none"),
         ({}, {"report_to": ["tensorboard", "wandb"]}, "'wandb', which is not installed.*from tensorboard, none"),
     ],
@@ -90,9 +90,9 @@ def test_arguments_worker_settings_without_workers_are_dropped(arguments):
 
 def test_processes_that_are_not_connected_are_refused(arguments, monkeypatch):
     args = arguments()
-    # Set after the host has looked for other processes, which here would wait for them.
+    # Set after transformers has initialized its processes, since it would wait for a second one.
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="2 processes were started .*--use_cpu"):
-        args._check_distributed_init()
+    with pytest.raises(ValueError, match="WORLD_SIZE is 2, .*--use_cpu"):
+        args._validate_distributed_init()
     monkeypatch.setenv("WORLD_SIZE", "1")
-    args._check_distributed_init()
+    args._validate_distributed_init()

@@ -46,12 +46,12 @@ class Bench:
     def prepare(self, *arguments: Any, output_dir: Path | None = None) -> Any:
         """What finetune.py does up to the first step."""
         words = [*COMMON, "--cache_dir", self.folder / "cache", "--output_dir", output_dir or self.folder / "out"]
-        return open_script("finetune").prepare([*map(str, [*words, *arguments])])
+        return open_script("finetune").build_trainer([*map(str, [*words, *arguments])])
 
     def train(self, *arguments: Any, **options: Any) -> Any:
         """All that finetune.py does."""
         trainer = self.prepare("--do_train", *arguments, **options)
-        open_script("finetune").run(trainer)
+        open_script("finetune").train_and_evaluate(trainer)
         return trainer
 
     def digits(self, *arguments: Any, **changes: Any) -> Any:
@@ -66,9 +66,7 @@ class Bench:
         """The options of a recipe."""
         path = self.folder / "mine.yaml"
         path.write_bytes(recipe if isinstance(recipe, bytes) else recipe.encode())
-        return open_script("finetune").parse_options(
-            ["--use_cpu", "--recipe", str(path)], open_script("finetune").RECIPES
-        )
+        return open_script("finetune").parse_options(["--use_cpu", "--recipe", str(path)])
 
     def parquet(self, images: list, labels: list | None, label_type: Any = None, split: str = "train") -> Path:
         """A folder with a parquet file of images (of Pillow, or bytes) and labels."""

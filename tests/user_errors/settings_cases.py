@@ -6,18 +6,13 @@ from user_errors.harness import DIGITS, Bench, Mistake
 from hf_tokenmixup.training import training_args as arguments
 
 
-def flags(words: str, *told: str, error: type[BaseException] = ValueError) -> Mistake:
-    return Mistake(words, lambda bench: bench.digits(*words.split()), error, told)
+def flags(words: str, *told: str) -> Mistake:
+    return Mistake(words, lambda bench: bench.digits(*words.split()), ValueError, told)
 
 
 def removed(words: str, *told: str) -> list[Mistake]:
     """An option that newer versions of transformers have removed; none where this version still has it."""
     return [] if hasattr(TrainingArguments, words.split()[0].removeprefix("--")) else [flags(words, *told)]
-
-
-def parsed(words: str, *told: str) -> Mistake:
-    """What does not parse: argparse says so in one line, and exits with 2."""
-    return flags(words, *told, error=SystemExit)
 
 
 def recipe(name: str, text: str | bytes, *told: str) -> Mistake:
@@ -39,29 +34,29 @@ def zero_stage_3(bench: Bench):
 
 
 NOT_PARSED = [
-    parsed("--learning_rate x", "--learning_rate", "float", "'x'"),
-    parsed("--horizontal_layers one", "--horizontal_layers", "int", "'one'"),
-    parsed("--horizontal_layers 1,x", "--horizontal_layers", "int", "'x'"),
-    parsed("--horizontal_tau x", "--horizontal_tau", "a number or none expected", "'x'"),
-    parsed("--assignment_group_size x", "--assignment_group_size", "a whole number or none expected", "'x'"),
-    parsed("--vertical_kappa 2.5", "--vertical_kappa", "int", "'2.5'"),
-    parsed("--scorenet_detach yes", "--scorenet_detach", "true or false expected", "'yes'"),
-    parsed("--scorenet_pooling max", "--scorenet_pooling", "'max'", "'cls', 'mean', 'attention'"),
-    parsed("--saliency_detector grad", "--saliency_detector", "'grad'", "'gradient'"),
-    parsed("--assignment best", "--assignment", "'best'", "'optimal', 'random'"),
-    parsed("--label_mapping names", "--label_mapping", "'names'", "'strict', 'name', 'number'"),
-    parsed("--optim adma", "--optim", "'adma'", "adamw_torch"),
-    parsed("--bf16 maybe", "--bf16", "maybe", "true/false"),
-    parsed("--seed x", "--seed", "int", "'x'"),
-    parsed("--image_mean a b c", "--image_mean", "float", "'a'"),
-    parsed("--recipe", "--recipe", "expected one argument"),
+    flags("--learning_rate x", "--learning_rate", "float", "'x'"),
+    flags("--horizontal_layers one", "--horizontal_layers", "int", "'one'"),
+    flags("--horizontal_layers 1,x", "--horizontal_layers", "int", "'x'"),
+    flags("--horizontal_tau x", "--horizontal_tau", "expected a number or none", "'x'"),
+    flags("--assignment_group_size x", "--assignment_group_size", "expected a whole number or none", "'x'"),
+    flags("--vertical_kappa 2.5", "--vertical_kappa", "int", "'2.5'"),
+    flags("--scorenet_detach yes", "--scorenet_detach", "expected true or false", "'yes'"),
+    flags("--scorenet_pooling max", "--scorenet_pooling", "'max'", "'cls', 'mean', 'attention'"),
+    flags("--saliency_detector grad", "--saliency_detector", "'grad'", "'gradient'"),
+    flags("--assignment best", "--assignment", "'best'", "'optimal', 'random'"),
+    flags("--label_mapping names", "--label_mapping", "'names'", "'strict', 'name', 'number'"),
+    flags("--optim adma", "--optim", "'adma'", "adamw_torch"),
+    flags("--bf16 maybe", "--bf16", "maybe", "true/false"),
+    flags("--seed x", "--seed", "int", "'x'"),
+    flags("--image_mean a b c", "--image_mean", "float", "'a'"),
+    flags("--recipe", "--recipe", "expected one argument"),
 ]
 SETTINGS = [
     flags("--fp16", "fp16", "no effect on a CPU", "`bf16=True`"),
     recipe("an option that a recipe sets", "fp16: true", "fp16", "mine.yaml sets `fp16: true`", "`--fp16 false`"),
     Mistake("ZeRO stage 3", zero_stage_3, ValueError, ("ZeRO stage 3", "stage 1 or 2", "--fsdp")),
     flags("--horizontal_layer 1", "no option --horizontal_layer", "did you mean --horizontal_layers?"),
-    flags("1 2", "Not understood", "1 2"),
+    flags("1 2", "Unknown arguments", "1 2"),
     flags("--horizontal_layers 99", "horizontal_layers", "between 0 and 2", "[99]"),
     flags("--horizontal_layers -1", "horizontal_layers", "between 0 and 2", "[-1]"),
     flags("--horizontal_layers 1 1", "horizontal_layers", "each layer once", "[1, 1]"),
@@ -132,7 +127,7 @@ SETTINGS = [
     flags("--adam_beta1 2", "--optim adamw", "beta", "2.0"),
     flags("--metric_for_best_model top2", "--metric_for_best_model", "top1, top5, loss", "'top2'"),
     flags(
-        "--metric_for_best_model top1 --greater_is_better false", "--greater_is_better is False", "worst", "omit it"
+        "--metric_for_best_model top1 --greater_is_better false", "--greater_is_better is False", "worst", "Omit it"
     ),
     flags("--load_best_model_at_end", "--load_best_model_at_end", "save and eval strategy to match"),
     flags("--bf16 --fp16", "fp16 and bf16", "not both"),
@@ -174,20 +169,20 @@ RECIPES = [
     recipe("a recipe that is a word", "hello", "mine.yaml", "mapping of options to values", "got str"),
     recipe("no YAML", "a: [1\n", "mine.yaml", "not valid YAML", "line 2"),
     recipe("no text", b"\xff\xfe\x00", "mine.yaml", "text file in UTF-8", "0xff"),
-    recipe("a key twice", "seed: 1\nseed: 2\n", "mine.yaml", "'seed' stands there twice", "line 2"),
+    recipe("a key twice", "seed: 1\nseed: 2\n", "mine.yaml", "duplicate key 'seed'", "line 2"),
     recipe("a misspelt key", "learning_rat: 1\n", "'learning_rat'", "did you mean learning_rate?"),
     recipe("a key of transformers 4", "no_cuda: true\n", "'no_cuda', which was removed", "pass use_cpu"),
     recipe("a value of transformers 4", "optim: adamw_hf\n", "has optim: adamw_hf, which was removed", "adamw_torch"),
     recipe("a key with a dash", "learning-rate: 1\n", "'learning-rate'", "did you mean learning_rate?"),
-    recipe("a key that is a number", "1: 2\n", "the key 1, which is no option"),
+    recipe("a key that is a number", "1: 2\n", "the key 1, which is not an option"),
     recipe("a list for a number", "learning_rate: [1, 2]\n", "learning_rate must be a number", "[1, 2]"),
     recipe("an empty list for a switch", "do_train: []\n", "do_train must be true or false", "[]"),
     recipe("a mapping for a number", "learning_rate: {a: 1}\n", "learning_rate must be a number", "{'a': 1}"),
     recipe("a word for a number", "learning_rate: fast\n", "learning_rate must be a number", "'fast'"),
     recipe("a share for a count", "max_steps: 2.5\n", "max_steps must be a whole number", "2.5"),
-    recipe("true for layers", "horizontal_layers: true\n", "list, each of it a whole number", "True"),
-    recipe("a list of lists for layers", "horizontal_layers: [[1]]\n", "list, each of it a whole number", "[[1]]"),
-    recipe("nothing in a list", "horizontal_layers: [null]\n", "list, each of it a whole number", "[None]"),
+    recipe("true for layers", "horizontal_layers: true\n", "a list, each item a whole number", "True"),
+    recipe("a list of lists for layers", "horizontal_layers: [[1]]\n", "a list, each item a whole number", "[[1]]"),
+    recipe("nothing in a list", "horizontal_layers: [null]\n", "a list, each item a whole number", "[None]"),
     recipe("no choice", "save_strategy: no\n", "save_strategy must be one of no, steps, epoch, best", "False"),
     recipe("a number for a choice", "assignment: 1\n", "assignment must be one of optimal, random", "1"),
     recipe_named("a misspelt recipe", "digits-quikstart", "no recipe 'digits-quikstart'", "did you mean digits-quick"),

@@ -1,20 +1,20 @@
-"""What TokenMixup costs, measured in turn in one run, as tables and as JSON.
+"""Benchmark the overhead of TokenMixup, as tables and as JSON. The cases of a part are measured in turn.
 
   python scripts/benchmark.py                                            # ViT-S/16, batch 16, all parts
   python scripts/benchmark.py --model vit-base --batch_size 128 --dtype bf16 --part training --json costs.json
   python scripts/benchmark.py --model cct-7-3x1 --part step --batch_size 1024 --group_size 512 256 128
   python scripts/benchmark.py --recipe cct-7-3x1-cifar100-htm --dataset_name data/cifar100 --part detection training
 
-detection   finding salient tokens: by attention, by whole attention maps, full rollout, gradient, chance
-step        the horizontal step behind that: gain, transfer to the host and back, assignment, mixing; with --group_size
-            also assignment inside groups, and the share of the whole batch's gain that it keeps
+detection   saliency by attention, by complete attention maps, by full rollout, by gradient, and at random
+step        the horizontal step after detection: gain, transfer to the CPU and back, assignment, mixing; with
+            --group_size also assignment within groups, and the fraction of the batch's gain that it reaches
 training    forward and backward of the plain model, HTM, VTM, both, and HTM by each detector; peak memory of each
-savers      a step of HTM + VTM with its optimizer, plain and by each saver of memory or time (bf16, gradient
+savers      a training step of HTM + VTM, plain and with each optimization of memory or time (bf16, gradient
             checkpointing, torch.compile, ...); peak memory of each: weights, moments, gradients and activations
 parameters  parameters and MACs of the systems of the paper's Tables 1 and 2
 
---model is a network with fresh weights, on noise. --recipe is what that training starts with, its images too, and
-takes all options of finetune.py. Every image is easy, and with a rho of 0 every gain counts: the dearest case.
+--model is a network with initialized weights on random images. --recipe is the model and the images of a training run,
+and takes all options of finetune.py. Every image is easy, and with a rho of 0 every gain counts: the worst case.
 """
 
 import dataclasses
@@ -23,7 +23,8 @@ import os
 import re
 import sys
 import tempfile
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -52,64 +53,65 @@ from ..hub.paper_results import PAPER_RESULTS
 from ..models import TokenMixupModelMixin
 from ..models.labels import to_soft_targets
 from ..utils.environment import describe_hardware, library_versions, redact_command
-from .finetune import prepare
+from .finetune import build_trainer
+from .parser import CliParser
 from .program import check_output_file, invocation, run_command
 from .recipes import split_lists
 
 PARTS = ("detection", "step", "training", "savers", "parameters")
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-MIN_RUN_TIME = 0.02  # what is shorter is repeated
-DISABLE_TRAINING_EXTRAS = (
-    "--eval_strategy no --save_strategy no --load_best_model_at_end false --do_eval false --push_to_hub false"
+MIN_RUN_TIME = 0.02  # seconds; shorter calls are repeated
+# Nothing is evaluated or written, and the benchmark sets the precision.
+FORCED_OPTIONS = (
+    *("--do_train", "--do_eval", "false"),
+    *("--eval_strategy", "no", "--save_strategy", "no"),
+    *("--load_best_model_at_end", "false", "--push_to_hub", "false", "--report_to", "none"),
+    *("--bf16", "false", "--fp16", "false"),
 )
-FIXED = f"{DISABLE_TRAINING_EXTRAS} --do_train --bf16 false --fp16 false --report_to none".split()
 
 
-class Parser(ArgumentParser):
-    """Raises its errors, so that they are told like all others."""
-
-    def error(self, message: str) -> None:
-        raise ValueError(message)
-
-
-def parse_options(arguments: list[str]) -> tuple[Namespace, list[str]]:
-    """The options, and those of finetune.py that go with --recipe.
+def parse_options(arguments: Sequence[str]) -> tuple[Namespace, list[str]]:
+    """The options of the benchmark, and those of finetune.py for --recipe.
 
     Raises:
-        ValueError: for options that do not exist, do not parse or do not go together.
+        ValueError: An option does not exist, has a wrong value, or cannot be used with another one.
     """
-    parser = Parser(description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--part", nargs="+", choices=PARTS, default=PARTS, help="What to measure (all of it).")
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--model", choices=MODEL_PRESETS, default="vit-small", help="A network by size (vit-small).")
-    what.add_argument("--recipe", help="What a training starts with, by name (see hf_tokenmixup/recipes) or path.")
-    parser.add_argument("--batch_size", type=int, help="Images (16 for ViT, 64 for CCT; the recipe's own).")
-    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="bf16 and fp16: autocast.")
+    parser = CliParser(description=__doc__)
+    parser.add_argument("--part", nargs="+", choices=PARTS, default=PARTS, help="What to measure (all).")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--model", choices=MODEL_PRESETS, default="vit-small", help="Network (vit-small).")
+    source.add_argument("--recipe", help="Recipe of a training run, by name (see hf_tokenmixup/recipes) or path.")
+    parser.add_argument("--batch_size", type=int, help="Images (16 for ViT, 64 for CCT; the recipe's batch size).")
+    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="bf16 and fp16 use autocast.")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1.")
-    parser.add_argument("--rho", type=float, default=0.0, help="Least gain in saliency of a replaced token (0).")
-    parser.add_argument("--group_size", type=int, nargs="+", default=[], help="Also match inside groups of so many.")
+    parser.add_argument("--rho", type=float, default=0.0, help="Minimum gain in saliency of a replaced token (0).")
+    parser.add_argument("--group_size", type=int, nargs="+", default=[], help="Also assign within groups of N images.")
     parser.add_argument(
-        "--saver", nargs="+", choices=OPTIMIZATIONS, default=list(OPTIMIZATIONS), help="Which savers (all)."
+        "--saver",
+        nargs="+",
+        choices=OPTIMIZATIONS,
+        default=list(OPTIMIZATIONS),
+        help="Which optimizations (all).",
     )
-    parser.add_argument("--rounds", type=int, default=20, help="Measurements of each (20).")
-    parser.add_argument("--warmup", type=int, default=2, help="Calls of each before that (2).")
-    parser.add_argument("--threads", type=int, help="Threads on the CPU (torch's choice).")
+    parser.add_argument("--rounds", type=int, default=20, help="Measurements of each case (20).")
+    parser.add_argument("--warmup", type=int, default=2, help="Calls of each case before the measurements (2).")
+    parser.add_argument("--threads", type=int, help="CPU threads (torch's choice).")
     parser.add_argument("--json", metavar="FILE", type=Path, help="Write the results to this file.")
     args, others = parser.parse_known_args(split_lists(arguments, parser))
     if others and args.recipe is None:
-        raise ValueError(f"Not understood on the command line: {' '.join(others)} (--recipe takes finetune.py's).")
+        raise ValueError(f"Unknown arguments: {' '.join(others)}. Options of finetune.py need --recipe.")
     if args.recipe is not None and set(args.part) == {"parameters"}:
-        raise ValueError("--part parameters counts those of the paper's systems and reads no --recipe: omit it.")
-    for name, least in {"batch_size": 2, "rounds": 2, "warmup": 1, "threads": 1, "rho": 0}.items():
+        raise ValueError("--part parameters counts those of the paper's systems and reads no --recipe. Omit it.")
+    for name, minimum in {"batch_size": 2, "rounds": 2, "warmup": 1, "threads": 1, "rho": 0}.items():
         value = getattr(args, name)
-        if value is not None and not value >= least:
-            raise ValueError(f"--{name} must be at least {least}, got {value}.")
+        if value is not None and not value >= minimum:
+            raise ValueError(f"--{name} must be at least {minimum}, got {value}.")
     if min(args.group_size, default=2) < 2:
         raise ValueError(f"--group_size must be at least 2, got {min(args.group_size)}.")
     if not re.fullmatch(r"cpu|cuda(:\d+)?", args.device):
         raise ValueError(f"--device must be cpu, cuda or cuda:NUMBER, got {args.device}.")
     if args.device != "cpu" and not torch.cuda.is_available():
-        raise ValueError(f"There is no CUDA device for --device {args.device}: give --device cpu.")
+        raise ValueError(f"There is no CUDA device for --device {args.device}. Pass --device cpu.")
     if args.json is not None:
         check_output_file("--json", args.json)
     return args, others
@@ -117,7 +119,15 @@ def parse_options(arguments: list[str]) -> tuple[Namespace, list[str]]:
 
 @dataclass(frozen=True)
 class BenchmarkSetup:
-    """What is measured: a network, the changes of its settings that make each system, and a batch."""
+    """What is measured.
+
+    Attributes:
+        name: of the network or the recipe.
+        model: the network.
+        systems: changes of the model's settings by the name of the system.
+        images: (B, 3, H, W).
+        labels: (B,) class indices.
+    """
 
     name: str
     model: TokenMixupModelMixin
@@ -127,7 +137,7 @@ class BenchmarkSetup:
 
     @property
     def mixed_layer(self) -> int:
-        """The layer that HTM mixes in front of; for VTM alone the first that tokens are collected from."""
+        """Index of the layer whose input HTM mixes; with VTM alone, of the first layer that provides tokens."""
         settings = next(iter(self.systems.values()))
         return min(settings.get("horizontal_layers", self.model.config.horizontal_layers), default=0)
 
@@ -137,54 +147,57 @@ class BenchmarkSetup:
         return to_soft_targets(self.labels, self.model.config.num_labels)
 
 
-def network_subject(args: Namespace) -> BenchmarkSetup:
-    """A network by size, on noise."""
-    network = MODEL_PRESETS[args.model]
-    model = network.build()
-    batch_size, size = args.batch_size or network.batch_size, model.config.image_size
+def network_setup(args: Namespace) -> BenchmarkSetup:
+    """A network with random images."""
+    preset = MODEL_PRESETS[args.model]
+    model = preset.build()
+    batch_size, size = args.batch_size or preset.batch_size, model.config.image_size
     labels = torch.randint(model.config.num_labels, (batch_size,))
-    return BenchmarkSetup(network.name, model, network.systems, torch.randn(batch_size, 3, size, size), labels)
+    return BenchmarkSetup(preset.name, model, preset.systems, torch.randn(batch_size, 3, size, size), labels)
 
 
-def recipe_subject(args: Namespace, others: list[str]) -> BenchmarkSetup:
-    """What a training starts with.
+def recipe_setup(args: Namespace, others: Sequence[str]) -> BenchmarkSetup:
+    """The model and the images of a training run.
 
     Raises:
-        ValueError: for a training without TokenMixup, or with fewer images than the batch.
+        ValueError: The run has no TokenMixup, or fewer images than a batch.
     """
     with tempfile.TemporaryDirectory() as folder:
-        fixed = [*FIXED, "--use_cpu", str(args.device == "cpu"), "--output_dir", folder]
-        trainer = prepare(["--recipe", args.recipe, *others, *fixed])
+        forced = [*FORCED_OPTIONS, "--use_cpu", str(args.device == "cpu"), "--output_dir", folder]
+        trainer = build_trainer(["--recipe", args.recipe, *others, *forced])
     model, data = trainer.model, trainer.train_dataset
     horizontal, vertical = (getattr(model.config, f"{kind}_layers", []) for kind in ("horizontal", "vertical"))
     if not (horizontal or vertical):
-        raise ValueError(f"{args.recipe} mixes no tokens: give --horizontal_layers, --vertical_layers or both.")
+        raise ValueError(f"{args.recipe} mixes no tokens. Pass --horizontal_layers, --vertical_layers or both.")
     systems = {"HTM": {"vertical_layers": []}} if horizontal else {}
     systems |= {"VTM": {"horizontal_layers": []}} if vertical else {}
     systems |= {"HTM + VTM": {}} if horizontal and vertical else {}
     batch_size = args.batch_size or trainer.args.per_device_train_batch_size
     if len(data) < batch_size:
-        raise ValueError(f"A batch of {batch_size} images was asked for, and there are {len(data)} to train on.")
+        raise ValueError(
+            f"The batch size is {batch_size}, but there are {len(data)} images to train on. Pass a smaller "
+            "--batch_size."
+        )
     batch = collate([data[index] for index in torch.randperm(len(data))[:batch_size].tolist()])
     return BenchmarkSetup(Path(args.recipe).stem, model, systems, batch["pixel_values"], batch["labels"])
 
 
-def prepare_subject(args: Namespace, others: list[str]) -> BenchmarkSetup:
+def build_setup(args: Namespace, others: Sequence[str]) -> BenchmarkSetup:
     """What is measured, on its device, with every image easy."""
     torch.manual_seed(0)
-    subject = network_subject(args) if args.recipe is None else recipe_subject(args, others)
-    dearest = {"horizontal_tau": None, "horizontal_rho": args.rho, "saliency_detector": "attention"}
+    setup = network_setup(args) if args.recipe is None else recipe_setup(args, others)
+    worst_case = {"horizontal_tau": None, "horizontal_rho": args.rho, "saliency_detector": "attention"}
     return BenchmarkSetup(
-        subject.name,
-        subject.model.to(args.device).train(),
-        {name: settings | dearest for name, settings in subject.systems.items()},
-        subject.images.to(args.device),
-        subject.labels.to(args.device),
+        setup.name,
+        setup.model.to(args.device).train(),
+        {name: settings | worst_case for name, settings in setup.systems.items()},
+        setup.images.to(args.device),
+        setup.labels.to(args.device),
     )
 
 
-def measure_detection(subject: BenchmarkSetup, args: Namespace, timing: dict[str, Any]) -> dict[str, Any]:
-    cases = detection_cases(subject.model, subject.images, subject.targets, subject.mixed_layer)
+def measure_detection(setup: BenchmarkSetup, args: Namespace, timing: dict[str, Any]) -> dict[str, Any]:
+    cases = detection_cases(setup.model, setup.images, setup.targets, setup.mixed_layer)
     difference = (cases["attention"]() - cases["whole maps"]()).abs().max().item()
     timings = interleave(cases, reference="attention", **timing)
     print(f"\nsaliency detection\n{timing_table(timings, 'attention')}")
@@ -192,21 +205,20 @@ def measure_detection(subject: BenchmarkSetup, args: Namespace, timing: dict[str
     return {"reference": "attention", "timings": timings, "difference_to_whole_maps": difference}
 
 
-def measure_step(subject: BenchmarkSetup, args: Namespace, timing: dict[str, Any]) -> dict[str, Any]:
-    hidden = compute_layer_input(subject.model, subject.images, subject.mixed_layer)
-    saliency = layer_saliency(subject.model, hidden, subject.mixed_layer)
-    prefix, sizes = subject.model.config.num_prefix_tokens, valid_group_sizes(subject, args)
-    timings = interleave(step_cases(hidden, saliency, subject.targets, args.rho, prefix, sizes), **timing)
-    kept = {group_case(size): share for size, share in relative_gain(saliency, args.rho, sizes).items()}
-    print(f"\nhorizontal step\n{timing_table(timings, relative_gain=kept)}", flush=True)
-    return {"timings": timings, "relative_gain": kept}
+def measure_step(setup: BenchmarkSetup, args: Namespace, timing: dict[str, Any]) -> dict[str, Any]:
+    hidden = compute_layer_input(setup.model, setup.images, setup.mixed_layer)
+    saliency = layer_saliency(setup.model, hidden, setup.mixed_layer)
+    prefix, sizes = setup.model.config.num_prefix_tokens, valid_group_sizes(setup, args)
+    timings = interleave(step_cases(hidden, saliency, setup.targets, args.rho, prefix, sizes), **timing)
+    gains = {group_case(size): gain for size, gain in relative_gain(saliency, args.rho, sizes).items()}
+    print(f"\nhorizontal step\n{timing_table(timings, relative_gain=gains)}", flush=True)
+    return {"timings": timings, "relative_gain": gains}
 
 
-def measure_training(subject: BenchmarkSetup, args: Namespace, timing: dict[str, Any]) -> dict[str, Any]:
-    models = training_models(subject.model, subject.systems, valid_group_sizes(subject, args))
+def measure_training(setup: BenchmarkSetup, args: Namespace, timing: dict[str, Any]) -> dict[str, Any]:
+    models = training_models(setup.model, setup.systems, valid_group_sizes(setup, args))
     steps = {
-        name: training_step(model, subject.images, subject.labels, DTYPES[args.dtype])
-        for name, model in models.items()
+        name: training_step(model, setup.images, setup.labels, DTYPES[args.dtype]) for name, model in models.items()
     }
     timings = interleave(steps, reference="plain", **timing)
     weights = {name: sum(tensor.nbytes for tensor in model.parameters()) for name, model in models.items()}
@@ -215,29 +227,29 @@ def measure_training(subject: BenchmarkSetup, args: Namespace, timing: dict[str,
     return {"reference": "plain", "timings": timings, "peak_memory": memory}
 
 
-def measure_savers(subject: BenchmarkSetup, args: Namespace, timing: dict[str, Any]) -> dict[str, Any]:
-    name, settings = list(subject.systems.items())[-1]
-    model = clone_with_config(subject.model, **settings)
-    timings, memory, left_out = benchmark_optimizations(model, subject.images, subject.labels, args.saver, **timing)
+def measure_savers(setup: BenchmarkSetup, args: Namespace, timing: dict[str, Any]) -> dict[str, Any]:
+    name, settings = list(setup.systems.items())[-1]
+    model = clone_with_config(setup.model, **settings)
+    timings, memory, skipped = benchmark_optimizations(model, setup.images, setup.labels, args.saver, **timing)
     print(f"\nsavers of {name}\n{timing_table(timings, 'plain', peak_memory=memory)}")
-    for saver, reason in left_out.items():
-        print(f"{saver} was left out: {reason}")
+    for optimization, reason in skipped.items():
+        print(f"{optimization} was skipped: {reason}")
     sys.stdout.flush()
-    return {"reference": "plain", "system": name, "timings": timings, "peak_memory": memory, "left_out": left_out}
+    return {"reference": "plain", "system": name, "timings": timings, "peak_memory": memory, "left_out": skipped}
 
 
-def valid_group_sizes(subject: BenchmarkSetup, args: Namespace) -> list[int]:
-    return [size for size in args.group_size if size < len(subject.images)]
+def valid_group_sizes(setup: BenchmarkSetup, args: Namespace) -> list[int]:
+    return [size for size in args.group_size if size < len(setup.images)]
 
 
 def paper_systems() -> list[PaperModel]:
-    """All rows of Tables 1 and 2, those of the recipes last."""
+    """All rows of Tables 1 and 2, with those of the recipes at the end."""
     systems = list(PAPER_BASELINES)
     for benchmark, size in (("cct-7-3x1-cifar100", "cct-7-3x1"), ("vit-b16-imagenet1k", "vit-base")):
-        paper, network = PAPER_RESULTS[benchmark], MODEL_PRESETS[size]
+        paper, preset = PAPER_RESULTS[benchmark], MODEL_PRESETS[size]
         for row in paper.rows.values():
-            build = partial(build_network, size, network.systems.get(row.system, {}))
-            name = network.name if row.system == "baseline" else f"{network.name} + {row.system}"
+            build = partial(build_network, size, preset.systems.get(row.system, {}))
+            name = preset.name if row.system == "baseline" else f"{preset.name} + {row.system}"
             systems.append(PaperModel(paper.table, name, row.parameters, paper.macs, build))
     return systems
 
@@ -261,9 +273,9 @@ def measure_parameters() -> list[dict[str, Any]]:
     ]
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     args, others = parse_options(arguments)
-    # The profiler, which counts a CPU's memory, would tell about drivers that are not there.
+    # The profiler, which measures memory on a CPU, would warn about missing drivers.
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     if args.threads is not None:
         torch.set_num_threads(args.threads)
@@ -273,10 +285,10 @@ def main(arguments: list[str]) -> None:
     measures = {"detection": measure_detection, "step": measure_step, "training": measure_training}
     measures["savers"] = measure_savers
     if any(part in measures for part in args.part):
-        subject = prepare_subject(args, others)
+        setup = build_setup(args, others)
         results["setting"] = {
-            "model": subject.name,
-            "batch_size": len(subject.images),
+            "model": setup.name,
+            "batch_size": len(setup.images),
             "dtype": args.dtype,
             "hardware": describe_hardware(device=args.device),
             "rho": args.rho,
@@ -284,7 +296,7 @@ def main(arguments: list[str]) -> None:
         }
         print("{model}, batch {batch_size}, {dtype}, {hardware}, rho {rho:g}".format(**results["setting"]), flush=True)
         timing = {"rounds": args.rounds, "warmup": args.warmup, "device": args.device, "min_run_time": MIN_RUN_TIME}
-        results |= {part: measures[part](subject, args, timing) for part in measures if part in args.part}
+        results |= {part: measures[part](setup, args, timing) for part in measures if part in args.part}
     if "parameters" in args.part:
         results["parameters"] = measure_parameters()
     if args.json is not None:

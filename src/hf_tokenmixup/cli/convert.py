@@ -5,45 +5,50 @@
   python scripts/convert_weights.py model_best.pth.tar outputs/cct-htm --authors_tau 0.1 --horizontal_rho 0.01
   python scripts/convert_weights.py ViT-B_16.npz outputs/vit --image_size 384
 
-The authors' CCT and ViT, Compact-Transformers and the original ViT (.npz) are told apart by their names. Weights carry
-no settings of TokenMixup: with --recipe or one of its flags the folder holds the TokenMixup model, else the plain one.
+The formats are the authors' CCT and ViT, Compact-Transformers and the original ViT (.npz); the names of the weights
+identify them. Weight files contain no settings of TokenMixup: with --recipe or a flag for a setting, the folder has
+the TokenMixup model, otherwise the plain model.
 """
 
-import argparse
 import logging
 import sys
+from argparse import SUPPRESS, Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..conversion.convert import convert_weights
-from .arguments import optional_float, parse_options
+from .arguments import parse_options
+from .parser import CliParser, optional_float
 from .program import run_command
-from .recipes import RECIPES, split_lists
+from .recipes import split_lists
 
 SETTINGS = ("horizontal_layers", "vertical_layers", "horizontal_rho", "vertical_kappa")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def build_parser() -> CliParser:
+    parser = CliParser(description=__doc__)
     parser.add_argument("file", help="Weights: .pth, .pth.tar, .pt, .bin, .npz or .safetensors.")
-    parser.add_argument("output_dir", help="Folder to make.")
-    parser.add_argument("--recipe", help="Take settings of TokenMixup, image mean and deviation from this recipe.")
-    parser.add_argument("--horizontal_layers", type=int, nargs="*", metavar="LAYER", help="Where ScoreNet must lie.")
+    parser.add_argument("output_dir", help="New folder.")
+    parser.add_argument("--recipe", help="Recipe with settings of TokenMixup, image mean and standard deviation.")
+    parser.add_argument(
+        "--horizontal_layers",
+        type=int,
+        nargs="*",
+        metavar="LAYER",
+        help="Layers of HTM.",
+    )
     parser.add_argument("--vertical_layers", type=int, nargs="*", metavar="LAYER", help="Layers of VTM.")
     tau = parser.add_mutually_exclusive_group()
-    tau.add_argument(
-        "--horizontal_tau", type=optional_float, default=argparse.SUPPRESS, help="Tau in nats; none: all images."
-    )
-    tau.add_argument("--authors_tau", type=float, help="Tau of the authors' code, which divides the loss by ten.")
-    parser.add_argument("--horizontal_rho", type=float)
-    parser.add_argument("--vertical_kappa", type=int)
+    tau.add_argument("--horizontal_tau", type=optional_float, default=SUPPRESS, help="Tau in nats; none: all images.")
+    tau.add_argument("--authors_tau", type=float, help="Tau as in the authors' code, which divides the loss by ten.")
+    parser.add_argument("--horizontal_rho", type=float, help="Minimum gain in saliency of a replaced token.")
+    parser.add_argument("--vertical_kappa", type=int, help="Number of tokens from each earlier layer.")
     parser.add_argument("--image_size", type=int, nargs="+", metavar="PIXELS", help="Side, or height and width.")
-    parser.add_argument("--num_attention_heads", type=int, help="If it is not the usual one for the hidden size.")
-    parser.add_argument("--label_names", metavar="FILE", help="Class names in order, one a line.")
-    parser.add_argument("--image_mean", type=float, nargs="+", help="Per channel.")
-    parser.add_argument("--image_std", type=float, nargs="+", help="Per channel.")
+    parser.add_argument("--num_attention_heads", type=int, help="Heads, if not the usual number for the hidden size.")
+    parser.add_argument("--label_names", metavar="FILE", help="Text file with the class names in order, one per line.")
+    parser.add_argument("--image_mean", type=float, nargs="+", help="Normalization mean per channel.")
+    parser.add_argument("--image_std", type=float, nargs="+", help="Normalization standard deviation per channel.")
     return parser
 
 
@@ -51,7 +56,7 @@ def read_names(path: str) -> list[str]:
     """The lines of a text file.
 
     Raises:
-        ValueError: It cannot be read, or is no text in UTF-8.
+        ValueError: It cannot be read, or is not a text in UTF-8.
     """
     try:
         return Path(path).read_text(encoding="utf-8").splitlines()
@@ -62,17 +67,18 @@ def read_names(path: str) -> list[str]:
         ) from error
 
 
-def options(args: argparse.Namespace) -> dict[str, Any]:
-    """What ``convert_weights`` takes, flags before the recipe."""
+def conversion_kwargs(args: Namespace) -> dict[str, Any]:
+    """Keyword arguments of `convert_weights`; flags override the recipe."""
     settings: dict[str, Any] = {}
     mean, std = args.image_mean, args.image_std
     if args.recipe:
-        # Nothing is trained here: precision that this machine may lack must not stand in the way.
+        # This machine need not support the precision of the training.
         recipe = ["--recipe", args.recipe, "--bf16", "false", "--fp16", "false", "--use_cpu"]
-        model, *_, settings = parse_options(recipe, RECIPES)
-        mean, std = mean or model.image_mean, std or model.image_std
+        parsed = parse_options(recipe)
+        settings = dict(parsed.tokenmixup)
+        mean, std = mean or parsed.model.image_mean, std or parsed.model.image_std
     settings |= {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
-    # Here None is a value.
+    # None means that all images are mixed.
     if hasattr(args, "horizontal_tau"):
         settings["horizontal_tau"] = args.horizontal_tau
     if args.authors_tau is not None:
@@ -88,13 +94,13 @@ def options(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     parser = build_parser()
     args = parser.parse_args(split_lists(arguments, parser))
     logger = logging.getLogger("hf_tokenmixup.conversion")
     logger.setLevel(logging.INFO)
     logger.handlers = [logging.StreamHandler(sys.stdout)]
-    print(f"model    {convert_weights(args.file, args.output_dir, **options(args))}")
+    print(f"model    {convert_weights(args.file, args.output_dir, **conversion_kwargs(args))}")
 
 
 def entry_point() -> None:

@@ -1,4 +1,4 @@
-"""The `accelerate launch` command that repeats a run, with what the launcher decided and no option of the script."""
+"""The `accelerate launch` command of a run, with the launcher's settings and without the script's options."""
 
 import os
 
@@ -8,7 +8,7 @@ from ..training import TokenMixupTrainer
 from ..training.effective_settings import mixed_precision
 from ..utils.environment import strip_local_path
 
-# Options of accelerate launch and the variables in which it passes them on, with its defaults.
+# Options of accelerate launch, with the environment variables that it sets and its defaults.
 DYNAMO_OPTIONS = {
     "dynamo_mode": ("ACCELERATE_DYNAMO_MODE", "default"),
     "dynamo_use_fullgraph": ("ACCELERATE_DYNAMO_USE_FULLGRAPH", "false"),
@@ -36,7 +36,7 @@ SWITCHES = {"dynamo_use_fullgraph", "dynamo_use_dynamic", "dynamo_use_regional_c
 
 
 def launch_command(trainer: TokenMixupTrainer) -> str:
-    """`accelerate launch` with the options that a run had from its launcher, a configuration or the environment."""
+    """`accelerate launch` with the settings of a run from its launcher, a configuration file or the environment."""
     args, state = trainer.args, trainer.accelerator.state
     words = []
     if trainer.is_fsdp_enabled and not args.fsdp:
@@ -44,7 +44,7 @@ def launch_command(trainer: TokenMixupTrainer) -> str:
     elif trainer.is_deepspeed_enabled and not args.deepspeed:
         words += ["--use_deepspeed", *_given(DEEPSPEED_OPTIONS)]
     elif args.world_size > 1:
-        # Without it, accelerate starts a single process on a machine without GPU.
+        # Otherwise accelerate starts a single process on a machine without a GPU.
         words += ["--multi_gpu"]
     elif parse_flag_from_env("ACCELERATE_USE_CPU"):
         words += ["--cpu"]
@@ -65,7 +65,7 @@ def launch_command(trainer: TokenMixupTrainer) -> str:
 
 
 def _given(options: dict[str, tuple[str, str]]) -> list[str]:
-    """The options that the environment has with another value than the default."""
+    """The options whose environment variable differs from the default."""
     words = []
     for option, (variable, default) in options.items():
         value = os.environ.get(variable, "")

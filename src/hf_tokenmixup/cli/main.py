@@ -1,18 +1,18 @@
-"""`hf-tokenmixup COMMAND ...`: runs one of the commands of this folder."""
+"""`hf-tokenmixup COMMAND ...` runs a command of this folder."""
 
-import difflib
 import importlib
 import sys
 
+from ..utils.text import did_you_mean
 from .program import CONSOLE_COMMAND, exit_with
 
 COMMANDS = {
     "finetune": "train or fine-tune an image classifier with TokenMixup",
     "evaluate": "measure an image classifier: top-1, top-5, loss, images per second",
     "publish": "upload a model folder to the Hub",
-    "visualize": "draw saliency, mixed images, collected tokens and training curves",
-    "study": "train the rows of one of the paper's tables, or a sweep, and compare them",
-    "benchmark": "measure what TokenMixup costs",
+    "visualize": "plot saliency, mixed images, collected tokens and training curves",
+    "study": "train the rows of a table of the paper, or a sweep, and compare them",
+    "benchmark": "measure the overhead of TokenMixup",
     "throughput": "measure images per second of a training run",
     "convert": "convert released weights into a folder that from_pretrained opens",
 }
@@ -29,7 +29,7 @@ def usage() -> str:
 
 
 def entry_point() -> None:
-    """Run the command that the first argument names; `--help` and `--version` answer by themselves."""
+    """Run the command that the first argument names, or print the help or the version."""
     sys.argv[0] = CONSOLE_COMMAND
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -42,9 +42,7 @@ def entry_point() -> None:
         print(f"hf_tokenmixup {__version__}")
         return
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(COMMANDS)}."
-        exit_with(f"there is no command {name!r}: {hint}")
+        exit_with(f"there is no command {name!r}{did_you_mean(name, COMMANDS)} Commands: {', '.join(COMMANDS)}.")
     sys.argv[:] = [f"{CONSOLE_COMMAND} {name}", *arguments[1:]]
     importlib.import_module(f"{__package__}.{name}").entry_point()
 

@@ -1,4 +1,4 @@
-"""The image processor that belongs to a model."""
+"""The image processor of a model."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ def open_image_processor(name: str, **hub_options: Any) -> BaseImageProcessor:
     """The image processor of a model, by its folder or its name on the Hub.
 
     Raises:
-        ValueError: There is none, or it cannot be read.
+        ValueError: The model has none, or it cannot be read.
     """
     try:
         return AutoImageProcessor.from_pretrained(name, **hub_options)

@@ -1,4 +1,4 @@
-"""What all commands share: the name of the running program, and errors as one line."""
+"""The name of the running program, and errors as one line, for all commands."""
 
 import re
 import sys
@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-# A worker of a data loader that the system kills has, as a rule, taken too much memory.
-NO_MEMORY = (
+CONSOLE_COMMAND = "hf-tokenmixup"
+# The system usually kills a worker of a data loader for its memory.
+OUT_OF_MEMORY = re.compile(
     "out of memory|allocate memory|insufficient shared memory|DataLoader worker .*(killed by|exited unexpected)"
 )
-CONSOLE_COMMAND = "hf-tokenmixup"
 
 
 def program_name() -> str:
@@ -19,32 +19,32 @@ def program_name() -> str:
 
 
 def invocation(name: str) -> str:
-    """What runs command `name` after `python` or `accelerate launch`: its script, or its module outside of a clone."""
+    """What runs a command after `python` or `accelerate launch`: its script, or its module outside a clone."""
     program = Path(sys.argv[0])
     installed = program.name.startswith(CONSOLE_COMMAND) or program.resolve().parent == Path(__file__).parent
     return f"-m hf_tokenmixup.cli.{name}" if installed else f"scripts/{name}.py"
 
 
 def worker_error(error: BaseException) -> tuple[Path, str] | None:
-    """The file and the message of an error that torch passes on from a worker of a data loader, else None.
+    """The file and the message of an error in a worker of a data loader; None for another error.
 
-    The message that torch gives it is the traceback in the worker.
+    torch raises such an error again with the worker's traceback as its message.
     """
     text = str(error)
     files = re.findall(r'^  File "(.+)", line \d+, in ', text, re.MULTILINE)
     if not (text.startswith("Caught ") and " in DataLoader worker process " in text.partition("\n")[0] and files):
         return None
-    # torch names the type alone, a traceback its module too.
+    # torch writes only the name of the type, and a traceback also its module.
     last = re.search(rf"^([\w.]+\.)?{type(error).__name__}: ", text[text.rindex('  File "') :], re.MULTILINE)
     return last and (Path(files[-1]), last.string[last.end() :])
 
 
-def lack_of_memory(error: BaseException) -> str | None:
-    """The first line of an error of too little memory, of a device, the CPU or a data loader; None for another one."""
+def out_of_memory_message(error: BaseException) -> str | None:
+    """The first line of an out-of-memory error of a device, the CPU or a data loader; None for another error."""
     if not isinstance(error, MemoryError | RuntimeError):
         return None
     text = str(error).strip().partition("\n")[0]
-    if isinstance(error, MemoryError) or re.search(NO_MEMORY, str(error)):
+    if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error)):
         return text.rstrip(".") or type(error).__name__
     return None
 
@@ -53,7 +53,7 @@ def exit_with(error: object) -> NoReturn:
     """End the process with status 1 and one line on stderr."""
     in_worker = worker_error(error) if isinstance(error, BaseException) else None
     line = f"{program_name()}: {' '.join(str(in_worker[1] if in_worker else error).split())}"
-    # `hf_tokenmixup.training.peers`, where this process is one of several: the others end with it.
+    # Set by `hf_tokenmixup.training.peers` in one of several processes; the other processes end too.
     report = getattr(sys.excepthook, "report", None)
     if report is not None:
         report(line, show=True)
@@ -62,12 +62,16 @@ def exit_with(error: object) -> NoReturn:
 
 
 def check_output_file(option: str, path: Path) -> None:
-    """Make the folder of a file that is written at the end of a command, and try to write the file.
+    """Create the folder of a file that a command writes at its end, and check that the file can be written.
+
+    Args:
+        option: the flag that names the file.
+        path: of the file.
 
     Raises:
         ValueError: It cannot be written.
     """
-    file = next((place for place in (path, *path.parents) if place.is_file() and place != path), None)
+    file = next((parent for parent in path.parents if parent.is_file()), None)
     try:
         if path.is_dir() or file is not None:
             raise OSError(f"{file} is a file, not a folder" if file else f"{path} is a folder")
@@ -85,13 +89,18 @@ def check_output_file(option: str, path: Path) -> None:
 def run_command(
     main: Callable[[Sequence[str]], None], errors: tuple[type[BaseException], ...] = (ValueError, OSError)
 ) -> None:
-    """Run `main` with the command line's arguments; exceptions of the types `errors` end the process with one line."""
+    """Run `main` with the command line's arguments, and end the process with one line for an expected error.
+
+    Args:
+        main: of a command.
+        errors: types of expected errors. Errors of too little memory are expected too.
+    """
     try:
         main(sys.argv[1:])
     except errors as error:
         exit_with(error)
     except (MemoryError, RuntimeError) as error:
-        found = lack_of_memory(error)
-        if found is None:
+        message = out_of_memory_message(error)
+        if message is None:
             raise
-        exit_with(f"not enough memory ({found}). Use smaller batches or images, or fewer workers.")
+        exit_with(f"not enough memory ({message}). Use smaller batches or images, or fewer workers.")

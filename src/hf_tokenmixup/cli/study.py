@@ -6,20 +6,17 @@
   python scripts/study.py 4 --report_only
 
 Tables 3 (saliency detectors), 4 (ablation of HTM) and 5 (combinations with other mixups); sweeps rho, tau and kappa.
-What stands behind -- are options of finetune.py for every row. Each row and seed is trained by a process of its own;
-one that is finished is not run again, and one that was cut off goes on from its last checkpoint. Two of these commands
-share the work of one study, on a GPU each, if they have the same output folder.
+Options of finetune.py after -- apply to every row. Each row and seed is a run in a process of its own. A finished run
+is not repeated, and an interrupted one resumes from its last checkpoint. Two of these commands with the same output
+folder share the runs of a study, on a GPU each.
 """
 
-import argparse
-import io
 import shlex
 import shutil
 import signal
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
-from contextlib import redirect_stderr
 from pathlib import Path
 
 import torch
@@ -40,54 +37,48 @@ from ..studies.runner import (
     train,
 )
 from ..training.checkpointing.disk_space import check_writable
-from .arguments import Options, build_parser, parse_options
+from .arguments import ParsedArguments, build_parser, parse_options
+from .parser import CliParser
 from .program import program_name, run_command
-from .recipes import RECIPES, expand_recipe, split_lists
+from .recipes import expand_recipe, get_option_name, split_lists
 
 FINETUNE = ("-m", "hf_tokenmixup.cli.finetune")
 DEFAULT_SEED = 42
 OptionWords = dict[str, list[str]]
-# Options that are not for behind the --, and what says the same here.
-OWN_OPTIONS = {"recipe": "--recipe, for sweeps", "seed": "--seeds", "output_dir": "--output_dir"}
-OWN_OPTIONS |= {"resume_from_checkpoint": "nothing: it is done where there is a checkpoint"}
-OWN_OPTIONS |= {"push_to_hub": "scripts/publish.py, afterwards", "hub_model_id": "scripts/publish.py, afterwards"}
-
-
-class Parser(argparse.ArgumentParser):
-    """Raises its errors, so that they are told like all others."""
-
-    def error(self, message: str) -> None:
-        raise ValueError(message)
+# Options of finetune.py that cannot be passed after `--`, and what to do instead.
+RESERVED_OPTIONS = {
+    "recipe": "For a sweep, pass --recipe before `--`.",
+    "seed": "Pass --seeds before `--`.",
+    "output_dir": "Pass --output_dir before `--`.",
+    "resume_from_checkpoint": "A run with a checkpoint resumes by itself.",
+    "push_to_hub": "Run scripts/publish.py afterwards.",
+    "hub_model_id": "Run scripts/publish.py afterwards.",
+}
 
 
 def parse_arguments(arguments: Sequence[str]) -> tuple[Namespace, list[str]]:
-    """The study's own arguments, and those for finetune.py.
+    """The study's own arguments, and those of finetune.py.
 
     Raises:
-        ValueError: for arguments that do not exist, do not parse or do not go together.
+        ValueError: An argument does not exist, has a wrong value, or cannot be used with another one.
     """
     split = arguments.index("--") if "--" in arguments else len(arguments)
-    parser = Parser(
-        usage="%(prog)s STUDY [options] [-- options of finetune.py]",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = CliParser(usage="%(prog)s STUDY [options] [-- options of finetune.py]", description=__doc__)
     parser.add_argument("study", metavar="STUDY", help=f"{', '.join([*TABLES, *SWEEPS])}.")
     parser.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help=f"Seeds to train with ({DEFAULT_SEED}).")
     parser.add_argument("--values", nargs="+", metavar="VALUE", help="Values of a sweep.")
-    parser.add_argument("--recipe", help="What a sweep starts from (HTM or VTM of CCT-7/3x1 on CIFAR-100).")
+    parser.add_argument("--recipe", help="Recipe of a sweep (HTM or VTM of CCT-7/3x1 on CIFAR-100).")
     parser.add_argument(
         "--output_dir", type=Path, default=Path("outputs/studies"), help="One folder for all studies (%(default)s)."
     )
-    parser.add_argument("--launcher", default="accelerate launch", help="What starts a training (%(default)s).")
-    parser.add_argument("--report_only", action="store_true", help="Train nothing; tell what is there, of all seeds.")
+    parser.add_argument("--launcher", default="accelerate launch", help="Command that starts a run (%(default)s).")
+    parser.add_argument("--report_only", action="store_true", help="Run no training; show the results of all seeds.")
     args, unknown = parser.parse_known_args(split_lists(arguments[:split], parser))
     overrides = list(arguments[split + 1 :])
-    for name in sorted(OWN_OPTIONS.keys() & options_in(unknown)):
-        raise ValueError(f"There is no option --{name}: here it is {OWN_OPTIONS[name]}.")
+    for name in sorted(RESERVED_OPTIONS.keys() & option_names_in(unknown)):
+        raise ValueError(f"There is no option --{name}. {RESERVED_OPTIONS[name]}")
     if unknown:
-        raise ValueError(f"Not understood: {' '.join(unknown)}. Options of finetune.py stand behind a --.")
+        raise ValueError(f"Unknown arguments: {' '.join(unknown)}. Pass options of finetune.py after `--`.")
     if args.study not in TABLES | SWEEPS:
         raise ValueError(f"There is no study {args.study!r}. Studies: {', '.join([*TABLES, *SWEEPS])}.")
     if args.study in TABLES and (args.values or args.recipe):
@@ -95,18 +86,18 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[Namespace, list[str]]:
     if args.seeds and (min(args.seeds) < 0 or len(set(args.seeds)) < len(args.seeds)):
         raise ValueError(f"--seeds must be different numbers of at least 0, got {' '.join(map(str, args.seeds))}.")
     if args.report_only and overrides:
-        raise ValueError("--report_only trains nothing: leave out what stands behind the --.")
-    for name in sorted(OWN_OPTIONS.keys() & options_in(overrides)):
-        raise ValueError(f"--{name} is not for behind the --: here it is {OWN_OPTIONS[name]}.")
+        raise ValueError("--report_only runs no training. Remove the options after `--`.")
+    for name in sorted(RESERVED_OPTIONS.keys() & option_names_in(overrides)):
+        raise ValueError(f"--{name} cannot be passed after `--`. {RESERVED_OPTIONS[name]}")
     return args, overrides
 
 
-def options_in(arguments: Sequence[str]) -> set[str]:
-    return {word[2:].split("=")[0].replace("-", "_") for word in arguments if word.startswith("--")}
+def option_names_in(arguments: Sequence[str]) -> set[str]:
+    return {get_option_name(word) for word in arguments if word.startswith("--")}
 
 
 def build_study(args: Namespace) -> Study:
-    """The rows that were asked for."""
+    """The study that the arguments name."""
     if args.study in TABLES:
         return TABLES[args.study]
     sweep = SWEEPS[args.study]
@@ -117,76 +108,73 @@ def build_study(args: Namespace) -> Study:
 
 def row_options(row: Row, overrides: OptionWords) -> OptionWords:
     """All options that a row is trained with, by name."""
-    words = expand_recipe(["--recipe", row.recipe, *row.options], build_parser(""), RECIPES)
+    words = expand_recipe(["--recipe", row.recipe, *row.options], build_parser())
     return parse_option_words(words) | overrides
 
 
-def validate_row(row: Row, overrides: Sequence[str]) -> Options:
-    """See to it that finetune.py will take the options of a row and build its model.
+def validate_row(row: Row, overrides: Sequence[str]) -> ParsedArguments:
+    """Check that finetune.py accepts the options of a row and can build its model.
 
     Raises:
-        ValueError: as finetune.py would tell, with the row's name.
+        ValueError: It does not. The message has the row's name and that of finetune.py.
     """
-    # The accelerator is for the trainings.
-    elsewhere = ["--use_cpu"] if torch.accelerator.is_available() else []
-    told = io.StringIO()
+    # This process must not initialize the accelerator, which the runs use.
+    device = ["--use_cpu"] if torch.accelerator.is_available() else []
     try:
-        with redirect_stderr(told):
-            options = parse_options(["--recipe", row.recipe, *row.options, *overrides, *elsewhere], RECIPES)
+        options = parse_options(["--recipe", row.recipe, *row.options, *overrides, *device])
         if options.model.from_scratch and options.model.model_name_or_path is None:
-            changes = options.model.parse_config_overrides()
             with torch.device("meta"):
                 load_classifier(
                     model_type=options.model.model_type,
                     from_scratch=True,
                     tokenmixup=options.tokenmixup,
-                    config_overrides=changes,
+                    config_overrides=options.model.parse_config_overrides(),
                 )
-    except (ValueError, SystemExit) as error:
-        reason = told.getvalue().strip().rpartition("error: ")[2] if isinstance(error, SystemExit) else error
-        raise ValueError(f"Row {row.name!r}: {reason}") from error
+    except ValueError as error:
+        raise ValueError(f"Row {row.name!r}: {error}") from error
     if not (options.training.do_train and options.training.do_eval):
         raise ValueError(f"Row {row.name!r}: a study needs both --do_train and --do_eval.")
     return options
 
 
 def check_rows(study: Study, args: Namespace, overrides: Sequence[str]) -> dict[Row, str]:
-    """Check every row by itself, and that no two of them are the same training.
+    """Check every row, and that no two rows are the same run.
 
     Returns:
-        The rows that cannot be trained, and why not.
+        The rows that cannot be trained, with the reason.
 
     Raises:
-        ValueError: no row can be trained, with the reason of the first; or the study makes no sense.
+        ValueError: No row can be trained (with the reason of the first), two rows are the same run, or a sweep has no
+            effect.
     """
-    seen: dict[str, str] = {}
-    refused: dict[Row, ValueError] = {}
+    names: dict[str, str] = {}
+    errors: dict[Row, ValueError] = {}
     for row in study.rows:
         try:
             options = validate_row(row, overrides)
         except ValueError as error:
-            refused[row] = error
+            errors[row] = error
             continue
         if args.study in SWEEPS and not options.tokenmixup.get(SWEEPS[args.study].layers):
             layers = SWEEPS[args.study].layers
-            raise ValueError(f"{args.study} has no effect in {row.recipe}: there are no {layers}.")
+            raise ValueError(f"{args.study} has no effect in {row.recipe}, which has no {layers}.")
         content = str(sorted(row_options(row, parse_option_words(overrides)).items()))
-        if content in seen:
+        if content in names:
             raise ValueError(
-                f"The rows {seen[content]!r} and {row.name!r} are one and the same training with these options: leave "
-                "out what makes them so."
+                f"The rows {names[content]!r} and {row.name!r} are identical with these options. Remove the "
+                "option that sets what the rows vary."
             )
-        seen[content] = row.name
-    if len(refused) == len(study.rows):
-        raise refused[study.rows[0]]
-    return {row: str(error) for row, error in refused.items()}
+        names[content] = row.name
+    if len(errors) == len(study.rows):
+        raise errors[study.rows[0]]
+    return {row: str(error) for row, error in errors.items()}
 
 
 def find_launcher(text: str) -> list[str]:
-    """The words of a launcher, its program by its path: that beside this Python, else as the shell finds it.
+    """The words of a launcher with the path of its program, which is searched next to this Python and on PATH.
 
     Raises:
-        ValueError: if there is no such program.
+        ValueError: There is no such program.
     """
     try:
         words = shlex.split(text)
@@ -198,10 +186,10 @@ def find_launcher(text: str) -> list[str]:
     return [program, *words[1:]]
 
 
-def requests(
+def build_run_specs(
     rows: Sequence[Row], seeds: Sequence[int], launcher: list[str], overrides: OptionWords
 ) -> dict[tuple[Row, int], Request]:
-    """What each row is trained with, by row and seed; all rows with one seed first, which gives a table early."""
+    """The options of each run by row and seed, all rows of the first seed first, which completes a table early."""
     options = {row: row_options(row, overrides) for row in rows}
     return {
         (row, seed): Request(launcher, options[row] | {"seed": [str(seed)]}, overrides)
@@ -210,8 +198,8 @@ def requests(
     }
 
 
-def report(study: Study, args: Namespace, seeds: Sequence[int], request: Request) -> str:
-    """Write the results of what is finished, and return them as a table."""
+def save_report(study: Study, args: Namespace, seeds: Sequence[int], request: Request) -> str:
+    """Write the results of the finished runs, and return them as a table."""
     results = summarize(study, collect_top1(args.output_dir, study, seeds))
     overrides = {name: " ".join(words) for name, words in request.overrides.items()}
     save_results(study, results, args.output_dir, overrides=overrides, launcher=shlex.join(request.launcher))
@@ -224,68 +212,69 @@ def report(study: Study, args: Namespace, seeds: Sequence[int], request: Request
 
 
 def report_only(study: Study, args: Namespace) -> None:
-    """Print and write what is there, if it was all trained with the same options.
+    """Print and write the results of the finished runs.
 
     Raises:
-        ValueError: if there is nothing, or if it was not.
+        ValueError: No run is finished, or the runs have different options.
     """
     seeds = args.seeds or find_seeds(args.output_dir, study)
     folders = {(row, seed): run_dir(args.output_dir, row, seed) for row in study.rows for seed in seeds}
-    finished = {training: folder for training, folder in folders.items() if load_top1(folder) is not None}
+    finished = {run: folder for run, folder in folders.items() if load_top1(folder) is not None}
     first = next((request for folder in finished.values() if (request := load_run_spec(folder))), None)
     if first is None:
-        raise ValueError(f"No training of this study is finished in {args.output_dir}.")
-    expected = requests(study.rows, seeds, first.launcher, first.overrides)
-    for training, folder in finished.items():
-        check_run_spec(folder, expected[training])
-    print(report(study, args, seeds, first))
+        raise ValueError(f"No run of this study is finished in {args.output_dir}.")
+    expected = build_run_specs(study.rows, seeds, first.launcher, first.overrides)
+    for run, folder in finished.items():
+        check_run_spec(folder, expected[run])
+    print(save_report(study, args, seeds, first))
 
 
 def run_study(study: Study, args: Namespace, overrides: Sequence[str]) -> None:
-    """Train what is not finished, then print and write the results.
+    """Train the runs that are not finished, then print and write the results.
 
-    A row that cannot be trained with its settings does not stop the others. A failure that rows share does: the first
-    two fail alike before their first checkpoint, and nothing has been trained.
+    A row that cannot be trained with its settings does not stop the others. If no run has succeeded and the first two
+    rows fail with the same error before a checkpoint, the study stops.
 
     Raises:
-        ValueError: for a mistake in the options of every row, before anything is trained.
+        ValueError: The options of every row are wrong; nothing was trained.
+        SystemExit: Some runs are not finished.
     """
-    refused = check_rows(study, args, overrides)
+    rejected = check_rows(study, args, overrides)
     seeds, launcher = args.seeds or [DEFAULT_SEED], find_launcher(args.launcher)
-    rows = [row for row in study.rows if row not in refused]
-    asked = requests(rows, seeds, shlex.split(args.launcher), parse_option_words(overrides))
-    for (row, seed), request in asked.items():
-        check_run_spec(run_dir(args.output_dir, row, seed), request)
+    rows = [row for row in study.rows if row not in rejected]
+    run_specs = build_run_specs(rows, seeds, shlex.split(args.launcher), parse_option_words(overrides))
+    for (row, seed), run_spec in run_specs.items():
+        check_run_spec(run_dir(args.output_dir, row, seed), run_spec)
     check_writable(args.output_dir)
-    for reason in refused.values():
+    for reason in rejected.values():
         print(f"not trained: {reason}", flush=True)
-    reasons: dict[Path, str] = {}
-    failed_at_start: dict[str | None, Row] = {}
-    for number, ((row, seed), request) in enumerate(asked.items(), start=1):
-        print(f"[{number}/{len(asked)}] {row.name}, seed {seed}", flush=True)
+    failures: dict[Path, str] = {}
+    first_with_error: dict[str | None, Row] = {}
+    for number, ((row, seed), run_spec) in enumerate(run_specs.items(), start=1):
+        print(f"[{number}/{len(run_specs)}] {row.name}, seed {seed}", flush=True)
         folder = run_dir(args.output_dir, row, seed)
         command = [*launcher, *FINETUNE, "--recipe", row.recipe, *row.options, *overrides]
         command += ["--seed", str(seed), "--output_dir", str(folder)]
-        if unfinished := train(folder, request, command, tell=lambda line: print(f"  {line}", flush=True)):
-            reasons[folder] = f"{row.name}, seed {seed}: {unfinished.reason}"
-            # Only while every training has failed.
-            alike = failed_at_start.setdefault(unfinished.error, row) if len(reasons) == number else row
-            if unfinished.error and alike != row:
-                sys.exit(
-                    f"{program_name()}: {alike.name!r} and {row.name!r} fail for the same reason, so nothing else is "
-                    f"started. {unfinished.error} See {folder / LOG_FILE}."
-                )
-        report(study, args, seeds, request)
-    print(report(study, args, seeds, request))
-    # What another process trained may have come to its end by now.
-    unfinished = [reason for folder, reason in reasons.items() if load_top1(folder) is None]
-    unfinished = [*(reason for reason in refused.values() for _ in seeds), *unfinished]
-    if unfinished:
-        count = f"{len(unfinished)} of {len(study.rows) * len(seeds)} trainings are not finished."
-        sys.exit("\n".join([f"{program_name()}: {count}", *dict.fromkeys(unfinished)]))
+        if unfinished := train(folder, run_spec, command, tell=lambda line: print(f"  {line}", flush=True)):
+            failures[folder] = f"{row.name}, seed {seed}: {unfinished.reason}"
+            if unfinished.error and len(failures) == number:
+                other = first_with_error.setdefault(unfinished.error, row)
+                if other != row:
+                    sys.exit(
+                        f"{program_name()}: {other.name!r} and {row.name!r} fail for the same reason, so no other run "
+                        f"is started. {unfinished.error} See {folder / LOG_FILE}."
+                    )
+        save_report(study, args, seeds, run_spec)
+    print(save_report(study, args, seeds, run_spec))
+    # Another process may have finished its runs by now.
+    unfinished_runs = [reason for reason in rejected.values() for _ in seeds]
+    unfinished_runs += [reason for folder, reason in failures.items() if load_top1(folder) is None]
+    if unfinished_runs:
+        count = f"{len(unfinished_runs)} of {len(study.rows) * len(seeds)} runs are not finished."
+        sys.exit("\n".join([f"{program_name()}: {count}", *dict.fromkeys(unfinished_runs)]))
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     args, overrides = parse_arguments(arguments)
     study = build_study(args)
     if args.report_only:
@@ -293,18 +282,18 @@ def main(arguments: list[str]) -> None:
     run_study(study, args, overrides)
 
 
-def end(number: int, frame: object) -> None:
+def exit_on_signal(number: int, frame: object) -> None:
     sys.exit(128 + number)
 
 
 def entry_point() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, end)
+            signal.signal(number, exit_on_signal)
     try:
         run_command(main)
     except KeyboardInterrupt:
-        print(f"\n{program_name()}: stopped; the same command continues from here.", file=sys.stderr)
+        print(f"\n{program_name()}: interrupted; run the same command to resume.", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
 
 

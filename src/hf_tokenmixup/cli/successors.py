@@ -1,8 +1,8 @@
-"""Options of transformers 4 and of its image-classification examples, and what takes their place."""
+"""Options of transformers 4 and of its image-classification examples, and their replacements."""
 
 from collections.abc import Container, Iterable
 
-# The option, what to say of it, and the option that the answer names ("" if it names none).
+# The option, what happened to it and what to do, and the option that {} stands for ("" for none).
 SUCCESSORS: dict[str, tuple[str, str]] = {
     "warmup_ratio": ("was removed in transformers 5: pass a fraction of all steps, as in {} 0.1", "warmup_steps"),
     "num_warmup_steps": ("has another name: pass {}, a number of steps or a fraction of all", "warmup_steps"),
@@ -82,8 +82,8 @@ SUCCESSORS: dict[str, tuple[str, str]] = {
     ),
 }
 
-# Values of transformers 4, by their options.
-VALUES: dict[str, dict[str, str]] = {
+# Removed values, by their options.
+REMOVED_VALUES: dict[str, dict[str, str]] = {
     "optim": {
         "adamw_hf": "was removed from transformers: pass adamw_torch",
         "adamw_apex_fused": "was removed in transformers 5 with apex: pass adamw_torch_fused",
@@ -93,17 +93,17 @@ VALUES: dict[str, dict[str, str]] = {
 
 
 def successor_of_value(name: str, value: object, choices: Container[object]) -> str | None:
-    """What to do in place of a removed value of an option; None for one that is not listed, or is still there."""
-    return None if value in choices else VALUES.get(name, {}).get(str(value))
+    """What happened to a removed value of an option and what to do; None if it is not listed, or still a choice."""
+    return None if value in choices else REMOVED_VALUES.get(name, {}).get(str(value))
 
 
 def successor(name: str, known: Iterable[str], dashes: str = "--") -> str | None:
-    """What to do in place of a removed option; None for one that is not listed, or whose successor is not known.
+    """What happened to a removed option and what to do; None if it is not listed, or its replacement is not `known`.
 
     Args:
         name: of the option, without dashes.
-        known: the options that there are.
-        dashes: what a name in the answer begins with; empty for the keys of a recipe.
+        known: the existing options.
+        dashes: the prefix of options in the text; empty for the keys of a recipe.
     """
     text, option = SUCCESSORS.get(name, (None, ""))
     if text is None or option and option not in known:

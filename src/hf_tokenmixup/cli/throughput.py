@@ -1,40 +1,43 @@
-"""Images per second of a training: its input pipeline alone, its model alone, and both together.
+"""Images per second of a training run: the input pipeline alone, the model alone, and both together.
 
   python scripts/throughput.py --recipe cct-2-3x2-cifar10-cpu
   python scripts/throughput.py --recipe cct-7-3x1-cifar100-htm --dataloader_num_workers 16 --torch_compile
 
-Takes all options of finetune.py, and --warmup, --steps and --rounds. Nothing is kept.
+Takes all options of finetune.py, and --warmup, --steps and --rounds. Nothing is saved.
 """
 
-import argparse
 import tempfile
 from collections.abc import Sequence
 
 from transformers import PrinterCallback, ProgressCallback
 
 from ..benchmarks.throughput import measure_throughput
-from .finetune import prepare
+from .finetune import build_trainer
+from .parser import CliParser
 from .program import run_command
 
-UNTIMED = "--eval_strategy no --save_strategy no --logging_strategy no --load_best_model_at_end false --do_eval false"
-FIXED = f"{UNTIMED} --do_train --dataloader_drop_last true --push_to_hub false --report_to none".split()
+# Only training steps are timed, and nothing is written.
+FORCED_OPTIONS = (
+    *("--do_train", "--do_eval", "false"),
+    *("--eval_strategy", "no", "--save_strategy", "no", "--logging_strategy", "no"),
+    *("--load_best_model_at_end", "false", "--push_to_hub", "false", "--report_to", "none"),
+    *("--dataloader_drop_last", "true"),
+)
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--warmup", type=int, default=10, help="Steps that are not timed, at the start of a stretch.")
-    parser.add_argument("--steps", type=int, default=30, help="Timed steps of a stretch.")
-    parser.add_argument("--rounds", type=int, default=3, help="Stretches of each kind, in turn.")
+    parser = CliParser(description=__doc__)
+    parser.add_argument("--warmup", type=int, default=10, help="Steps before the timed ones of a round.")
+    parser.add_argument("--steps", type=int, default=30, help="Timed steps of a round.")
+    parser.add_argument("--rounds", type=int, default=3, help="Rounds; each times all three in turn.")
     args, options = parser.parse_known_args(arguments)
     for name in ("warmup", "steps", "rounds"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}.")
 
     with tempfile.TemporaryDirectory() as folder:
-        fixed = [*FIXED, "--max_steps", str(args.warmup + args.steps), "--output_dir", folder]
-        trainer = prepare([*options, *fixed])
+        forced = [*FORCED_OPTIONS, "--max_steps", str(args.warmup + args.steps), "--output_dir", folder]
+        trainer = build_trainer([*options, *forced])
         for callback in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(callback)
         results = measure_throughput(trainer, warmup=args.warmup, steps=args.steps, rounds=args.rounds)

@@ -1,4 +1,4 @@
-"""How weights and batches lie in memory, and what a compiler may expect of them; no value changes."""
+"""Helpers for memory formats and `torch.compile`; they change no values."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,14 +8,14 @@ from torch import nn
 
 
 def channels_last(images: torch.Tensor) -> torch.Tensor:
-    """Images (B, C, H, W) with their channels last in memory; another tensor as it is."""
+    """Images (B, C, H, W) in channels-last memory format; a tensor with other dimensions is unchanged."""
     return images.contiguous(memory_format=torch.channels_last) if images.dim() == 4 else images
 
 
 def align_optimizer_state_format(optimizer: torch.optim.Optimizer) -> None:
-    """Give an optimizer's moments the memory format of their weights, which a checkpoint may have had otherwise.
+    """Convert an optimizer's moments to the memory format of their weights, which may differ after loading.
 
-    A fused optimizer goes through both in the order of memory: in another format it would update by the wrong moments.
+    Fused optimizers index both by memory order, so the strides must be equal.
     """
     for weight, state in optimizer.state.items():
         for name, value in state.items():
@@ -24,9 +24,9 @@ def align_optimizer_state_format(optimizer: torch.optim.Optimizer) -> None:
 
 
 def mark_dynamic_batch_size(*tensors: torch.Tensor) -> None:
-    """Have ``torch.compile`` build one graph for every number of rows, where the model allows it.
+    """Let `torch.compile` build one graph for all batch sizes, if the model allows it.
 
-    Without, the last batch of an epoch, which is smaller, is compiled for anew.
+    Otherwise the smaller last batch of an epoch triggers a recompile.
     """
     for tensor in tensors:
         torch._dynamo.maybe_mark_dynamic(tensor, 0)
@@ -34,7 +34,7 @@ def mark_dynamic_batch_size(*tensors: torch.Tensor) -> None:
 
 @contextmanager
 def restore_weights_on_exit(model: nn.Module) -> Iterator[None]:
-    """Within it, `model` may be turned into another dtype; behind it, it has the tensors that it had."""
+    """Restore the tensors of weights and buffers on exit, so that `model` may be converted to another dtype."""
     weights = [(weight, weight.data) for weight in model.parameters()]
     buffers = [
         (module, name, tensor)

@@ -1,0 +1,162 @@
+"""The argument parser of all commands, its help, and the options that several commands have."""
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from transformers import HfArgumentParser, TrainingArguments
+
+TRANSFORMERS_OPTIONS = {item.name for item in dataclasses.fields(TrainingArguments)}
+# Versions of transformers before the renaming have this name from this package.
+TRANSFORMERS_OPTIONS |= {"activation_checkpointing_kwargs"}
+# Options of transformers that --help lists; --help_all lists the others too.
+COMMON_TRAINING_OPTIONS = (
+    "do_train",
+    "do_eval",
+    "output_dir",
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "optim",
+    "optim_args",
+    "weight_decay",
+    "max_grad_norm",
+    "label_smoothing_factor",
+    "bf16",
+    "fp16",
+    "torch_compile",
+    "activation_checkpointing",
+    "eval_strategy",
+    "save_strategy",
+    "save_total_limit",
+    "load_best_model_at_end",
+    "metric_for_best_model",
+    "logging_steps",
+    "report_to",
+    "seed",
+    "use_cpu",
+    "dataloader_num_workers",
+    "resume_from_checkpoint",
+    "push_to_hub",
+    "hub_model_id",
+)
+# Longer lists of choices are shown as NAME.
+MAX_CHOICES_SHOWN = 6
+
+REVISION_HELP = "Branch, tag or commit of the model on the Hub."
+TOKEN_HELP = "Token for the Hub (default: the one of `hf auth login`)."
+CACHE_DIR_HELP = "Folder of downloaded files."
+
+
+class CliParser(HfArgumentParser):
+    """Argument parser of all commands.
+
+    Raises a `ValueError` for an error, where argparse ends the process. Options cannot be abbreviated, and the help
+    shows a description with the line breaks that it has.
+    """
+
+    def __init__(self, dataclass_types: Sequence[type] | type | None = None, **kwargs):
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(dataclass_types, **kwargs)
+
+    def error(self, message: str) -> None:
+        raise ValueError(message)
+
+
+class ShortHelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Help without the less common options of transformers, usually with one line for each option."""
+
+    show_all = False
+
+    def add_argument(self, action: argparse.Action) -> None:
+        common = action.dest in COMMON_TRAINING_OPTIONS or action.dest not in TRANSFORMERS_OPTIONS
+        if (common or self.show_all) and not any(name.startswith("--no_") for name in action.option_strings):
+            super().add_argument(action)
+
+    def _metavar_formatter(self, action: argparse.Action, default_metavar: str) -> Callable[[int], tuple[str, ...]]:
+        if action.choices is not None and len(action.choices) > MAX_CHOICES_SHOWN:
+            return lambda size: ("NAME",) * size
+        return super()._metavar_formatter(action, default_metavar)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        names = ", ".join(name for name in action.option_strings if "-" not in name[2:])
+        if action.nargs in (0, "?"):
+            return names
+        metavar = action.type.__name__.upper() if isinstance(action.type, type) else "VALUE"
+        return f"{names} {self._format_args(action, metavar)}"
+
+
+class FullHelpFormatter(ShortHelpFormatter):
+    """Help with all options."""
+
+    show_all = True
+
+
+class FullHelpAction(argparse.Action):
+    """Prints the help with all options, and ends the process."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **kwargs):
+        super().__init__(option_strings, dest=argparse.SUPPRESS, default=argparse.SUPPRESS, nargs=0, **kwargs)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        parser.formatter_class = FullHelpFormatter
+        parser.print_help()
+        parser.exit()
+
+
+def add_hub_options(parser: argparse.ArgumentParser, *, remote_code: bool = False) -> None:
+    """Add the options for a model on the Hub, which `hub_kwargs` reads.
+
+    Args:
+        parser: of the command.
+        remote_code: whether the command can run code that comes with a model.
+    """
+    group = parser.add_argument_group("Hub")
+    group.add_argument("--revision", help=REVISION_HELP)
+    group.add_argument("--token", help=TOKEN_HELP)
+    group.add_argument("--cache_dir", help=CACHE_DIR_HELP)
+    if remote_code:
+        group.add_argument("--trust_remote_code", action="store_true", help="Run the code that comes with the model.")
+
+
+def hub_kwargs(args: argparse.Namespace) -> dict[str, str]:
+    """Keyword arguments for `from_pretrained`, from the options of `add_hub_options` that were given."""
+    return drop_none(revision=args.revision, token=args.token, cache_dir=args.cache_dir)
+
+
+def drop_none(**kwargs: Any) -> dict[str, Any]:
+    """The keyword arguments that are not None."""
+    return {name: value for name, value in kwargs.items() if value is not None}
+
+
+def optional_float(text: str) -> float | None:
+    """The type of an option that takes a number or `none`."""
+    try:
+        return None if text.lower() == "none" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number or none, got {text!r}") from None
+
+
+def optional_int(text: str) -> int | None:
+    """The type of an option that takes a whole number or `none`."""
+    try:
+        return None if text.lower() == "none" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a whole number or none, got {text!r}") from None
+
+
+def true_or_false(text: str) -> bool:
+    """The type of an option that takes `true` or `false`, and no number as `string_to_bool` of transformers does."""
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
+    return text.lower() == "true"

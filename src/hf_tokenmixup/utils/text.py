@@ -1,0 +1,34 @@
+"""Formatting of messages."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def format_list(items: Iterable[object], max_items: int = 5) -> str:
+    """Format the first items of a list for a message.
+
+    Args:
+        items: the items.
+        max_items: maximum number of items to show.
+
+    Returns:
+        The `repr` of the items, separated by commas: `'a', 'b'`, or `'a', 'b' and 7 more` for a longer list.
+    """
+    items = list(items)
+    more = f" and {len(items) - max_items} more" if len(items) > max_items else ""
+    return ", ".join(map(repr, items[:max_items])) + more
+
+
+def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """Format the end of a sentence about an unknown name.
+
+    Args:
+        name: the unknown name.
+        known: the existing names.
+        prefix: put before the suggestion, such as `--`.
+
+    Returns:
+        `: did you mean X?` with the most similar name, or a full stop if no name is similar.
+    """
+    similar = difflib.get_close_matches(name, list(known), n=1)
+    return f": did you mean {prefix}{similar[0]}?" if similar else "."
