@@ -17,8 +17,8 @@ from PIL import Image
 from transformers import ViTImageProcessor
 
 from hf_tokenmixup.cli.arguments import parse_options
-from hf_tokenmixup.hub import PAPER_RESULTS
 from hf_tokenmixup.models import FAMILIES, TokenMixupModelMixin
+from hf_tokenmixup.paper_results import PAPER_RESULTS
 
 ROOT = Path(__file__).parents[2]
 CARDS = sorted((ROOT / "model_cards").glob("*.md"), key=lambda path: path.name)

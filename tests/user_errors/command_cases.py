@@ -80,7 +80,7 @@ SCRIPTS = [
     evaluated("weights cut short", cut_weights, "cannot be read", "anew"),
     evaluated("no classifier among the weights", without_classifier, "2 of 56 tensors", "classifier.weight"),
     evaluated("another architecture", lambda bench: bench.model_like(model_type="deit"), "not those of a DeiT"),
-    evaluated("a processor of another size", other_size, "(3, 20, 20)", "(16*16)", "belong together"),
+    evaluated("a processor of another size", other_size, "(3, 20, 20)", "(16*16)", "patch_size that match"),
     evaluated("a batch of none", trained, "--batch_size must be at least 1", "got 0", arguments=("--batch_size", 0)),
     evaluated("no precision", trained, "--dtype", "'fp8'", "'bf16'", arguments=("--dtype", "fp8")),
     evaluated("a seed below 0", trained, "seed must be at least 0", "-1", arguments=("--seed", -1)),

@@ -37,20 +37,20 @@ from ..benchmarks.cases import (
     detection_cases,
     group_case,
     layer_saliency,
+    make_training_step,
     relative_gain,
     step_cases,
     training_models,
-    training_step,
 )
 from ..benchmarks.compared_models import PAPER_BASELINES, PaperModel, count_costs
 from ..benchmarks.model_presets import MODEL_PRESETS
 from ..benchmarks.optimizations import OPTIMIZATIONS, benchmark_optimizations
 from ..benchmarks.tables import parameter_table, timing_table
-from ..benchmarks.timing import interleave, peak_memory
+from ..benchmarks.timing import peak_memory, time_interleaved
 from ..data import collate
-from ..hub.paper_results import PAPER_RESULTS
 from ..models import TokenMixupModelMixin
 from ..models.labels import to_soft_targets
+from ..paper_results import PAPER_RESULTS
 from ..utils.environment import describe_hardware, library_versions, redact_command
 from .finetune import prepare
 from .program import check_output_file, invocation, run_command
@@ -141,7 +141,9 @@ def network_subject(args: Namespace) -> BenchmarkSetup:
     model = network.build()
     batch_size, size = args.batch_size or network.batch_size, model.config.image_size
     labels = torch.randint(model.config.num_labels, (batch_size,))
-    return BenchmarkSetup(network.name, model, network.systems, torch.randn(batch_size, 3, size, size), labels)
+    return BenchmarkSetup(
+        network.name, model, network.tokenmixup_configs, torch.randn(batch_size, 3, size, size), labels
+    )
 
 
 def recipe_subject(args: Namespace, others: list[str]) -> BenchmarkSetup:
@@ -184,7 +186,7 @@ def prepare_subject(args: Namespace, others: list[str]) -> BenchmarkSetup:
 def measure_detection(subject: BenchmarkSetup, args: Namespace, timing: dict[str, Any]) -> dict[str, Any]:
     cases = detection_cases(subject.model, subject.images, subject.targets, subject.mixed_layer)
     difference = (cases["attention"]() - cases["whole maps"]()).abs().max().item()
-    timings = interleave(cases, reference="attention", **timing)
+    timings = time_interleaved(cases, reference="attention", **timing)
     print(f"\nsaliency detection\n{timing_table(timings, 'attention')}")
     print(f"largest difference between attention and whole maps: {difference:.1g}", flush=True)
     return {"reference": "attention", "timings": timings, "difference_to_whole_maps": difference}
@@ -194,7 +196,7 @@ def measure_step(subject: BenchmarkSetup, args: Namespace, timing: dict[str, Any
     hidden = compute_layer_input(subject.model, subject.images, subject.mixed_layer)
     saliency = layer_saliency(subject.model, hidden, subject.mixed_layer)
     prefix, sizes = subject.model.config.num_prefix_tokens, valid_group_sizes(subject, args)
-    timings = interleave(step_cases(hidden, saliency, subject.targets, args.rho, prefix, sizes), **timing)
+    timings = time_interleaved(step_cases(hidden, saliency, subject.targets, args.rho, prefix, sizes), **timing)
     kept = {group_case(size): share for size, share in relative_gain(saliency, args.rho, sizes).items()}
     print(f"\nhorizontal step\n{timing_table(timings, relative_gain=kept)}", flush=True)
     return {"timings": timings, "relative_gain": kept}
@@ -203,10 +205,10 @@ def measure_step(subject: BenchmarkSetup, args: Namespace, timing: dict[str, Any
 def measure_training(subject: BenchmarkSetup, args: Namespace, timing: dict[str, Any]) -> dict[str, Any]:
     models = training_models(subject.model, subject.systems, valid_group_sizes(subject, args))
     steps = {
-        name: training_step(model, subject.images, subject.labels, DTYPES[args.dtype])
+        name: make_training_step(model, subject.images, subject.labels, DTYPES[args.dtype])
         for name, model in models.items()
     }
-    timings = interleave(steps, reference="plain", **timing)
+    timings = time_interleaved(steps, reference="plain", **timing)
     weights = {name: sum(tensor.nbytes for tensor in model.parameters()) for name, model in models.items()}
     memory = {name: weights[name] + peak_memory(step, args.device) for name, step in steps.items()}
     print(f"\ntraining step\n{timing_table(timings, 'plain', peak_memory=memory)}", flush=True)
@@ -234,8 +236,8 @@ def paper_systems() -> list[PaperModel]:
     for benchmark, size in (("cct-7-3x1-cifar100", "cct-7-3x1"), ("vit-b16-imagenet1k", "vit-base")):
         paper, network = PAPER_RESULTS[benchmark], MODEL_PRESETS[size]
         for row in paper.rows.values():
-            build = partial(build_network, size, network.systems.get(row.system, {}))
-            name = network.name if row.system == "baseline" else f"{network.name} + {row.system}"
+            build = partial(build_network, size, network.tokenmixup_configs.get(row.method, {}))
+            name = network.name if row.method == "baseline" else f"{network.name} + {row.method}"
             systems.append(PaperModel(paper.table, name, row.parameters, paper.macs, build))
     return systems
 

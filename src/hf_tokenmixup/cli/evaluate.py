@@ -35,7 +35,7 @@ from ..data import (
     load_streaming_image_dataset,
 )
 from ..data.transforms import ImageProcessorTransform, infer_image_processor_config
-from ..evaluation.evaluate import EvaluationResult, evaluate_classifier, model_revision
+from ..evaluation.evaluate import EvaluationResult, evaluate_classifier, resolve_model_revision
 from ..evaluation.flops import count_macs, count_parameters
 from ..hub import update_card
 from ..hub.eval_results import check_card
@@ -214,7 +214,7 @@ def main(arguments: list[str]) -> None:
     if not state.is_main_process:
         disable_progress_bar()
     validate_evaluated_task(load_config_dict(args.model, **hub_options(args)), args.model)
-    revision = model_revision(args.model, **hub_options(args))
+    revision = resolve_model_revision(args.model, **hub_options(args))
     model, image_size, data, images = prepare(options, args, None if Path(args.model).is_dir() else revision)
     model.to(state.device)
     macs = count_macs(model, image_size)

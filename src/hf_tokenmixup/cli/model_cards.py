@@ -13,8 +13,9 @@ from pathlib import Path
 import yaml
 
 from ..configuration import TokenMixupConfigMixin
-from ..hub import PAPER_RESULTS, PaperTable, TrainingCardData, build_untrained_model_card
+from ..hub import TrainingCardData, build_untrained_model_card
 from ..models import FAMILIES
+from ..paper_results import PAPER_RESULTS, PaperTable
 from .arguments import DataArguments, ModelArguments
 from .program import exit_with, run_command
 from .recipes import RECIPES

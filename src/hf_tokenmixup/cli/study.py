@@ -25,19 +25,19 @@ from pathlib import Path
 import torch
 
 from ..models import load_classifier
-from ..studies.definitions import SWEEPS, TABLES, Row, Study, sweep_study
+from ..studies.definitions import SWEEPS, TABLES, Study, StudyRow, sweep_study
 from ..studies.results import format_table, save_results, summarize
 from ..studies.runner import (
     LOG_FILE,
-    Request,
-    check_run_spec,
+    RunSpec,
     collect_top1,
     find_seeds,
     load_run_spec,
     load_top1,
     parse_option_words,
     run_dir,
-    train,
+    run_if_needed,
+    validate_run_spec,
 )
 from ..training.checkpointing.disk_space import check_writable
 from .arguments import Options, build_parser, parse_options
@@ -109,17 +109,17 @@ def build_study(args: Namespace) -> Study:
         return TABLES[args.study]
     sweep = SWEEPS[args.study]
     recipe = args.recipe or sweep.recipe
-    own = row_options(Row("", recipe), {}).get(sweep.setting)
+    own = row_options(StudyRow("", recipe), {}).get(sweep.setting)
     return sweep_study(args.study, recipe, args.values or sweep.values, " ".join(own) if own else None)
 
 
-def row_options(row: Row, overrides: OptionWords) -> OptionWords:
+def row_options(row: StudyRow, overrides: OptionWords) -> OptionWords:
     """All options that a row is trained with, by name."""
     words = expand_recipe(["--recipe", row.recipe, *row.options], build_parser(""), RECIPES)
     return parse_option_words(words) | overrides
 
 
-def validate_row(row: Row, overrides: Sequence[str]) -> Options:
+def validate_row(row: StudyRow, overrides: Sequence[str]) -> Options:
     """See to it that finetune.py will take the options of a row and build its model.
 
     Raises:
@@ -148,7 +148,7 @@ def validate_row(row: Row, overrides: Sequence[str]) -> Options:
     return options
 
 
-def check_rows(study: Study, args: Namespace, overrides: Sequence[str]) -> dict[Row, str]:
+def check_rows(study: Study, args: Namespace, overrides: Sequence[str]) -> dict[StudyRow, str]:
     """Check every row by itself, and that no two of them are the same training.
 
     Returns:
@@ -158,7 +158,7 @@ def check_rows(study: Study, args: Namespace, overrides: Sequence[str]) -> dict[
         ValueError: no row can be trained, with the reason of the first; or the study makes no sense.
     """
     seen: dict[str, str] = {}
-    refused: dict[Row, ValueError] = {}
+    refused: dict[StudyRow, ValueError] = {}
     for row in study.rows:
         try:
             options = validate_row(row, overrides)
@@ -197,18 +197,18 @@ def find_launcher(text: str) -> list[str]:
 
 
 def requests(
-    rows: Sequence[Row], seeds: Sequence[int], launcher: list[str], overrides: OptionWords
-) -> dict[tuple[Row, int], Request]:
+    rows: Sequence[StudyRow], seeds: Sequence[int], launcher: list[str], overrides: OptionWords
+) -> dict[tuple[StudyRow, int], RunSpec]:
     """What each row is trained with, by row and seed; all rows with one seed first, which gives a table early."""
     options = {row: row_options(row, overrides) for row in rows}
     return {
-        (row, seed): Request(launcher, options[row] | {"seed": [str(seed)]}, overrides)
+        (row, seed): RunSpec(launcher, options[row] | {"seed": [str(seed)]}, overrides)
         for seed in seeds
         for row in rows
     }
 
 
-def report(study: Study, args: Namespace, seeds: Sequence[int], request: Request) -> str:
+def report(study: Study, args: Namespace, seeds: Sequence[int], request: RunSpec) -> str:
     """Write the results of what is finished, and return them as a table."""
     results = summarize(study, collect_top1(args.output_dir, study, seeds))
     overrides = {name: " ".join(words) for name, words in request.overrides.items()}
@@ -235,7 +235,7 @@ def report_only(study: Study, args: Namespace) -> None:
         raise ValueError(f"No training of this study is finished in {args.output_dir}.")
     expected = requests(study.rows, seeds, first.launcher, first.overrides)
     for training, folder in finished.items():
-        check_run_spec(folder, expected[training])
+        validate_run_spec(folder, expected[training])
     print(report(study, args, seeds, first))
 
 
@@ -253,18 +253,18 @@ def run_study(study: Study, args: Namespace, overrides: Sequence[str]) -> None:
     rows = [row for row in study.rows if row not in refused]
     asked = requests(rows, seeds, shlex.split(args.launcher), parse_option_words(overrides))
     for (row, seed), request in asked.items():
-        check_run_spec(run_dir(args.output_dir, row, seed), request)
+        validate_run_spec(run_dir(args.output_dir, row, seed), request)
     check_writable(args.output_dir)
     for reason in refused.values():
         print(f"not trained: {reason}", flush=True)
     reasons: dict[Path, str] = {}
-    failed_at_start: dict[str | None, Row] = {}
+    failed_at_start: dict[str | None, StudyRow] = {}
     for number, ((row, seed), request) in enumerate(asked.items(), start=1):
         print(f"[{number}/{len(asked)}] {row.name}, seed {seed}", flush=True)
         folder = run_dir(args.output_dir, row, seed)
         command = [*launcher, *FINETUNE, "--recipe", row.recipe, *row.options, *overrides]
         command += ["--seed", str(seed), "--output_dir", str(folder)]
-        if unfinished := train(folder, request, command, tell=lambda line: print(f"  {line}", flush=True)):
+        if unfinished := run_if_needed(folder, request, command, log=lambda line: print(f"  {line}", flush=True)):
             reasons[folder] = f"{row.name}, seed {seed}: {unfinished.reason}"
             # Only while every training has failed.
             alike = failed_at_start.setdefault(unfinished.error, row) if len(reasons) == number else row

@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Sequence
 
 from ..evaluation.evaluate import EvaluationResult
+from ..paper_results import PaperTable
 from ..utils.environment import is_local_dataset, public_dataset
 from .card_redaction import as_hub_repo_id
 from .model_summary import ModelSummary
-from .paper_results import PaperTable
 
 RESULT_COLUMNS = ("dataset", "split", "images", "top-1", "top-5", "cross-entropy")
 
@@ -94,7 +94,7 @@ def paper_table(paper: PaperTable) -> str:
     return table(
         header,
         (
-            (row.system, row.parameters, paper.macs, row.top1, *([row.top5] if top5 else []))
+            (row.method, row.parameters, paper.macs, row.top1, *([row.top5] if top5 else []))
             for row in paper.rows.values()
         ),
     )

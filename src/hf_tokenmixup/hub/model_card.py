@@ -16,13 +16,13 @@ from transformers.utils import CONFIG_NAME
 
 from ..evaluation.evaluate import EvaluationResult
 from ..models import FAMILIES
+from ..paper_results import PaperTable, find_paper_results
 from ..utils.environment import public_dataset, strip_local_path
 from ..utils.redaction import is_secret_name
 from . import card_formatting as text
 from .card_redaction import as_hub_repo_id, redact_text, redact_value
 from .eval_results import eval_results, insert_eval_results, read_card
 from .model_summary import ModelSummary, describe
-from .paper_results import PaperTable, find_paper_results
 
 README_NAME = "README.md"
 SMALL_IMAGE_SIZE = 64
