@@ -152,23 +152,23 @@ SCRIPTS = [
         "publish: no model",
         lambda bench: bench.publish(bench.folder, "somebody/something"),
         ValueError,
-        ("holds no model", "a folder with config.json in it"),
+        ("contains no model", "config.json is missing"),
     ),
     published("no JSON", lambda bench: with_text(bench, "config.json", "{"), "config.json is not valid JSON", "again"),
     published("a list", lambda bench: with_text(bench, "config.json", "[]"), "must be a JSON object, got list"),
-    published("weights cut off", cut_weights, "model.safetensors is damaged or incomplete", "again"),
+    published("weights cut off", cut_weights, "model.safetensors is corrupted or truncated", "again"),
     published(
         "no index", lambda bench: with_text(bench, "model.safetensors.index.json", "{}"), "must have a weight_map"
     ),
     main("publish", "user/model {trained}", "There is no folder user/model", "name the folder first"),
     main("publish", "{trained} user/model --hub_token x", "--hub_token", "--token."),
-    main("publish", "{trained} user/model --license Apache", "license must be an identifier", "'Apache'"),
-    main("publish", "{trained} https://huggingface.co/user/model", "is no name for a repository", "USER/NAME"),
+    main("publish", "{trained} user/model --license Apache", "license must be a lowercase identifier", "'Apache'"),
+    main("publish", "{trained} https://huggingface.co/user/model", "is not a valid repository name", "USER/NAME"),
     Mistake(
         "publish: no repository",
         lambda bench: bench.publish(bench.trained, "a b c"),
         ValueError,
-        ("'a b c' is no name for a repository", "Repo id must use alphanumeric chars"),
+        ("'a b c' is not a valid repository name", "Repo id must use alphanumeric chars"),
     ),
 ]  # fmt: skip
 VERSIONS = [

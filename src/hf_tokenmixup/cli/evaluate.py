@@ -37,8 +37,8 @@ from ..data import (
 from ..data.transforms import ImageProcessorTransform, infer_image_processor_config
 from ..evaluation.evaluate import EvaluationResult, evaluate_classifier, resolve_model_revision
 from ..evaluation.flops import count_macs, count_parameters
-from ..hub import update_card
-from ..hub.eval_results import check_card
+from ..hub import update_model_card
+from ..hub.eval_results import validate_card
 from ..models import class_names, load_classifier, load_config_dict, validate_evaluated_task
 from ..training.peers import watch_peers
 from ..utils.environment import describe_hardware, describe_precision, library_versions, public_dataset, redact_command
@@ -116,7 +116,7 @@ def check_options(options: EvalDataArguments, args: Namespace) -> None:
     if options.max_eval_samples is not None:
         raise ValueError("A card's result is that of a whole split: leave out --max_eval_samples or --update_card.")
     if local:
-        check_card(Path(args.model))
+        validate_card(Path(args.model))
     else:
         if re.fullmatch("[0-9a-f]{40}", args.revision or ""):
             raise ValueError("--update_card writes to a branch, and --revision names a commit.")
@@ -269,7 +269,7 @@ def report(evaluation: EvaluationResult, args: Namespace) -> None:
         args.json.write_text(json.dumps(dataclasses.asdict(evaluation), indent=2) + "\n", encoding="utf-8")
         print(f"json        {args.json}")
     if args.update_card:
-        print(f"card        {update_card(args.model, evaluation, token=args.token, revision=args.revision)}")
+        print(f"card        {update_model_card(args.model, evaluation, token=args.token, revision=args.revision)}")
 
 
 def entry_point() -> None:

@@ -37,7 +37,7 @@ from ..data import (
 from ..data.transforms import infer_image_processor_config, resize_image_processor
 from ..evaluation.flops import count_macs
 from ..hub.model_card import TrainingCardData
-from ..hub.upload import HubUploadError, check_license
+from ..hub.upload import HubUploadError, validate_license
 from ..metrics import compute_metrics, top_classes
 from ..models import FAMILIES, border_hint, class_names, height_and_width, load_classifier
 from ..training import (
@@ -282,7 +282,7 @@ def prepare(arguments: Sequence[str]) -> TokenMixupTrainer:
     set_seed(args.seed)
     on_all_processes(lambda: check_writable(args.output_dir))
     if model_args.license is not None:
-        check_license(model_args.license, on_hub=args.push_to_hub, token=args.hub_token)
+        validate_license(model_args.license, on_hub=args.push_to_hub, token=args.hub_token)
     if args.resume_from_checkpoint is not None:
         args.resume_from_checkpoint = resolve_resume_checkpoint(args.resume_from_checkpoint, args.output_dir)
     elif args.do_train:

@@ -1,6 +1,7 @@
 """Model cards and uploads to the Hugging Face Hub."""
 
-from .model_card import TrainingCardData, build_model_card, build_untrained_model_card, eval_results, update_card
+from .eval_results import build_eval_results
+from .model_card import TrainingCardData, build_model_card, build_untrained_model_card, update_model_card
 from .upload import HubUploadError, create_and_check_repo, upload_model_folder
 
 __all__ = [
@@ -9,7 +10,7 @@ __all__ = [
     "build_model_card",
     "build_untrained_model_card",
     "create_and_check_repo",
-    "eval_results",
+    "build_eval_results",
     "upload_model_folder",
-    "update_card",
+    "update_model_card",
 ]
