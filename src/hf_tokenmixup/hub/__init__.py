@@ -7,10 +7,10 @@ from .upload import HubUploadError, create_and_check_repo, upload_model_folder
 __all__ = [
     "HubUploadError",
     "TrainingCardData",
+    "build_eval_results",
     "build_model_card",
     "build_untrained_model_card",
     "create_and_check_repo",
-    "build_eval_results",
-    "upload_model_folder",
     "update_model_card",
+    "upload_model_folder",
 ]
