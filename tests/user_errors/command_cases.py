@@ -134,7 +134,7 @@ SCRIPTS = [
     main(
         "throughput",
         "--recipe digits-quickstart --use_cpu --per_device_train_batch_size 2000 --warmup 1 --steps 1 --rounds 1",
-        "A step takes 2000 images", "the training split has ", "smaller per_device_train_batch_size",
+        "A step needs 2000 images", "the training split has ", "smaller per_device_train_batch_size",
     ),
     main("benchmark", "--json {file}/x.json", "--json must name a file", "is a file, not a folder"),
     main("convert", "{trained}/model.safetensors {folder}/new --label_names {folder}/no", "--label_names must be"),
