@@ -1,4 +1,4 @@
-"""Each saver's step is a training step: it moves the weights as the plain one does, and its memory is counted."""
+"""Optimized training steps update the weights as the baseline does, and their memory is counted."""
 
 import copy
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers.tiny_training import CLASSES, VIT, tokenmixup_vit
 
-from hf_tokenmixup.benchmarks import optimizations as benchmark_savers
+from hf_tokenmixup.benchmarks import optimizations
 from hf_tokenmixup.benchmarks.optimizations import (
     LEARNING_RATE,
     OPTIMIZATIONS,
@@ -18,9 +18,9 @@ from hf_tokenmixup.models import TokenMixupCctConfig, TokenMixupCctForImageClass
 from hf_tokenmixup.models.gradient_checkpointing import is_checkpointed
 
 CPU = torch.device("cpu")
-HERE = [name for name in OPTIMIZATIONS if unsupported_reason(name, CPU) is None]
-EAGER = [name for name in HERE if name not in ("torch_compile", "lora")]
-needs_peft = pytest.mark.skipif("lora" not in HERE, reason="peft is not installed")
+AVAILABLE = [name for name in OPTIMIZATIONS if unsupported_reason(name, CPU) is None]
+EAGER = [name for name in AVAILABLE if name not in ("torch_compile", "lora")]
+needs_peft = pytest.mark.skipif("lora" not in AVAILABLE, reason="peft is not installed")
 
 
 def vit():
@@ -47,8 +47,8 @@ def nbytes(tensors):
 
 @pytest.mark.parametrize("name", EAGER)
 @pytest.mark.parametrize("build", [vit, cct])
-def test_a_step_is_one_update_by_adamw(build, name, batch):
-    """AdamW's first update has the gradient's sign and the rate's length, so the values are bounded too."""
+def test_optimized_step_is_one_adamw_update(build, name, batch):
+    """The first update of AdamW is the learning rate times the sign of the gradient, which bounds the differences."""
     model = build()
     before = {name: tensor.clone() for name, tensor in model.named_parameters()}
     expected = copy.deepcopy(model)
@@ -61,13 +61,15 @@ def test_a_step_is_one_update_by_adamw(build, name, batch):
     assert is_checkpointed(model) == (name == "gradient_checkpointing")
     tolerance = 2.1 * LEARNING_RATE if name == "bf16" else 0.02 * LEARNING_RATE
     for key, parameter in expected.named_parameters():
-        large = parameter.grad.abs() > 1e-3 * parameter.grad.abs().max() + 1e-7  # else its sign is rounding
-        moved, wanted = (one.detach() - before[key] for one in (dict(model.named_parameters())[key], parameter))
-        assert ((moved - wanted).abs() <= tolerance + 1e-7)[large].all(), key
-        assert moved.any()
+        large = parameter.grad.abs() > 1e-3 * parameter.grad.abs().max() + 1e-7  # signs of smaller ones are rounding
+        update, expected_update = (
+            one.detach() - before[key] for one in (dict(model.named_parameters())[key], parameter)
+        )
+        assert ((update - expected_update).abs() <= tolerance + 1e-7)[large].all(), key
+        assert update.any()
 
 
-def test_each_saver_does_what_it_says(batch):
+def test_optimizations_have_their_settings(batch):
     steps = {name: OPTIMIZATIONS[name](vit(), *batch) for name in EAGER}
     assert steps["bf16"].autocast == torch.bfloat16 and not steps["bf16"].scaler.is_enabled()
     groups = {name: step.optimizer.param_groups[0] for name, step in steps.items()}
@@ -84,7 +86,7 @@ def test_each_saver_does_what_it_says(batch):
     torch.testing.assert_close(averaged, first.lerp(weight, 1 - ema.ema.decay))
 
 
-def test_fp16_scales_its_loss(batch):
+def test_fp16_step_scales_the_loss(batch):
     step = OPTIMIZATIONS["fp16"](vit(), *batch)
     before = step.model.classifier.weight.clone()
     step()
@@ -97,15 +99,15 @@ def test_fp16_scales_its_loss(batch):
 def test_lora_trains_adapters_classifier_and_scorenet(build, batch):
     step = OPTIMIZATIONS["lora"](build(), *batch)
     before = {name: tensor.clone() for name, tensor in step.model.named_parameters()}
-    step(), step()  # an adapter's first half has no gradient while its second is zero
+    step(), step()  # lora_A has no gradient while lora_B is zero
     moved = {name for name, tensor in step.model.named_parameters() if not torch.equal(tensor, before[name])}
     assert moved == {name for name in before if any(part in name for part in ("lora_", "classifier", "scorenet"))}
     assert any("lora_" in name for name in moved) and any("scorenet" in name for name in moved)
-    held = nbytes(before.values()) + 2 * nbytes(before[name] for name in moved)
-    assert held <= step.persistent_bytes() < held + 4 * len(before) + 1
+    expected = nbytes(before.values()) + 2 * nbytes(before[name] for name in moved)
+    assert expected <= step.persistent_bytes() < expected + 4 * len(before) + 1
 
 
-def test_what_is_held_between_steps(batch):
+def test_persistent_bytes_counts_weights_optimizer_states_and_ema(batch):
     step, ema = OptimizedTrainStep(vit(), *batch), OptimizedTrainStep(vit(), *batch, ema=True)
     weights = nbytes(step.model.parameters())
     assert (step.persistent_bytes(), ema.persistent_bytes()) == (weights, 2 * weights)
@@ -114,12 +116,12 @@ def test_what_is_held_between_steps(batch):
     assert step.persistent_bytes() == 3 * weights + counters
 
 
-def test_all_are_compared_with_the_plain_step(batch):
-    names = [name for name in HERE if name != "torch_compile"]
+def test_benchmark_optimizations_compares_with_baseline(batch):
+    names = [name for name in AVAILABLE if name != "torch_compile"]
     model = vit()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    timings, memory, left_out = benchmark_optimizations(model, *batch, [*names, "fp16"], rounds=2, warmup=1)
-    assert list(timings) == list(memory) == ["plain", *names] and list(left_out) == ["fp16"]
+    timings, memory, skipped = benchmark_optimizations(model, *batch, [*names, "fp16"], rounds=2, warmup=1)
+    assert list(timings) == list(memory) == ["plain", *names] and list(skipped) == ["fp16"]
     assert [name for name, timing in timings.items() if timing.ratio is None] == ["plain"]
     weights = nbytes(model.parameters())
     assert memory["plain"] > 4 * weights  # gradients too
@@ -128,23 +130,23 @@ def test_all_are_compared_with_the_plain_step(batch):
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_checkpointing_holds_fewer_activations(batch):
+def test_benchmark_optimizations_checkpointing_saves_memory(batch):
     images = torch.randn(64, 3, 8, 8)
     _, memory, _ = benchmark_optimizations(vit(), images, torch.zeros(64).long(), ["gradient_checkpointing"], rounds=2)
     assert memory["gradient_checkpointing"] < 0.8 * memory["plain"]
 
 
-def test_what_cannot_be_measured_is_said(monkeypatch):
+def test_unsupported_reason(monkeypatch):
     assert unsupported_reason("fp16", torch.device("cuda")) is None and "no fp16" in unsupported_reason("fp16", CPU)
-    monkeypatch.setattr(benchmark_savers, "find_spec", lambda name: None)
+    monkeypatch.setattr(optimizations, "find_spec", lambda name: None)
     assert unsupported_reason("lora", CPU) == "peft is not installed" and unsupported_reason("ema", CPU) is None
     monkeypatch.setattr(torch, "__version__", "2.6.0+cpu")
     assert "newer torch" in unsupported_reason("torch_compile", CPU)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("torch_compile" not in HERE, reason="plain ViT does not compile either")
-def test_the_compiled_step_is_the_plain_one(batch):
+@pytest.mark.skipif("torch_compile" not in AVAILABLE, reason="this torch cannot compile ViT")
+def test_compiled_step_matches_baseline(batch):
     plain, compiled = OptimizedTrainStep(vit(), *batch), OPTIMIZATIONS["torch_compile"](vit(), *batch)
     for _ in range(3):
         plain(), compiled()

@@ -1,4 +1,4 @@
-"""Throughput of loader, model and both, with a clock that the test turns."""
+"""Throughput of data loader, model and complete training, with a simulated clock."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ class Clock:
 
 @pytest.fixture
 def trainer(tmp_path, monkeypatch):
-    """Reading an image takes a second, a step of the model twelve."""
+    """A trainer for which an image takes `READ` seconds and a step of the model `STEP`."""
     clock = Clock()
     monkeypatch.setattr(throughput, "time", clock)
 
@@ -43,19 +43,19 @@ def trainer(tmp_path, monkeypatch):
     return TokenMixupTrainer(resnet(), args, train_dataset=Slow(14), data_collator=collate, callbacks=[SlowStep()])
 
 
-def test_each_part_is_timed_without_the_other(trainer):
+def test_measure_throughput_times_loader_and_model_separately(trainer):
     callbacks = list(trainer.callback_handler.callbacks)
-    results = measure_throughput(trainer, warmup=2, steps=5, rounds=2)
-    # In training the loader reads one batch ahead, in the warm-up too, and starts anew each epoch of three batches.
+    results = measure_throughput(trainer, warmup=2, steps=5, repeats=2)
+    # In training the loader prefetches one batch, during warm-up too, and restarts each epoch of three batches.
     assert results["loader"] == pytest.approx([1 / READ] * 3)
     assert results["model"] == pytest.approx([BATCH / STEP] * 3)
-    assert results["whole"][1] == pytest.approx(BATCH / (STEP + READ * BATCH), rel=0.1)
+    assert results["end_to_end"][1] == pytest.approx(BATCH / (STEP + READ * BATCH), rel=0.1)
     assert "get_train_dataloader" not in vars(trainer) and trainer.callback_handler.callbacks == callbacks
     assert torch.is_tensor(next(iter(trainer.get_train_dataloader()))["labels"])
 
 
 @pytest.mark.parametrize("numbers", [(2, 4, 1), (0, 7, 1), (7, 0, 1), (2, 5, 0)])
-def test_numbers_that_do_not_fit_are_refused(trainer, numbers):
-    warmup, steps, rounds = numbers
+def test_measure_throughput_invalid_numbers_raise(trainer, numbers):
+    warmup, steps, repeats = numbers
     with pytest.raises(ValueError, match="max_steps=7"):
-        measure_throughput(trainer, warmup=warmup, steps=steps, rounds=rounds)
+        measure_throughput(trainer, warmup=warmup, steps=steps, repeats=repeats)

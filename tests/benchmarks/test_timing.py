@@ -1,4 +1,4 @@
-"""Timing with a clock that the test turns, and memory against tensors counted by hand."""
+"""Timing with a simulated clock, and peak memory against tensors counted by hand."""
 
 import dataclasses
 import itertools
@@ -7,79 +7,83 @@ from statistics import median
 import pytest
 import torch
 
-from hf_tokenmixup.benchmarks import timing as benchmark
-from hf_tokenmixup.benchmarks.cases import training_models, training_step
+from hf_tokenmixup.benchmarks import timing
+from hf_tokenmixup.benchmarks.cases import make_training_step, training_models
 from hf_tokenmixup.benchmarks.model_presets import MODEL_PRESETS
 from hf_tokenmixup.benchmarks.tables import timing_table
-from hf_tokenmixup.benchmarks.timing import Quartiles, interleave, peak_memory
+from hf_tokenmixup.benchmarks.timing import Quartiles, peak_memory, time_interleaved
 
 
 class Clock:
-    """Calls take what they are told to, times a factor that may change from call to call."""
+    """A simulated clock. Calls take a fixed time multiplied by a factor that depends on the call's index."""
 
     def __init__(self):
         self.now = 0.0
         self.calls = []
-        self.factor = lambda number: 1.0
+        self.factor = lambda index: 1.0
 
     def perf_counter(self):
         return self.now
 
-    def call(self, name, seconds):
-        def called():
+    def make_call(self, name, seconds):
+        def call():
             self.now += seconds * self.factor(len(self.calls))
             self.calls.append(name)
 
-        return called
+        return call
 
 
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(benchmark, "time", clock)
+    monkeypatch.setattr(timing, "time", clock)
     return clock
 
 
-def test_every_call_stands_between_two_of_the_reference(clock):
-    cases = {name: clock.call(name, 1.0) for name in ("a", "ref", "b")}
-    timings = interleave(cases, reference="ref", rounds=2, warmup=3)
+def test_time_interleaved_measures_between_reference_calls(clock):
+    cases = {name: clock.make_call(name, 1.0) for name in ("a", "ref", "b")}
+    timings = time_interleaved(cases, reference="ref", rounds=2, warmup=3)
     warm, measured = clock.calls[: 3 * 4], clock.calls[3 * 4 :]
-    assert [warm.count(name) for name in cases] == [4, 4, 4]  # once more, to see how long they take
+    assert [warm.count(name) for name in cases] == [4, 4, 4]  # one more call estimates the latency
     assert measured == ["ref", "a", "ref", "b", "ref", "a", "ref", "b", "ref"]
     assert list(timings) == ["a", "ref", "b"] and timings["ref"].ratio is None
 
 
-def test_a_machine_that_slows_down_does_not_change_the_ratio(clock):
-    clock.factor = lambda number: 1 + 0.05 * number
-    cases = {"plain": clock.call("plain", 2.0), "more": clock.call("more", 3.0), "less": clock.call("less", 0.5)}
-    timings = interleave(cases, reference="plain", rounds=5)
+def test_time_interleaved_ratio_is_robust_to_slowdown(clock):
+    clock.factor = lambda index: 1 + 0.05 * index
+    cases = {
+        "plain": clock.make_call("plain", 2.0),
+        "more": clock.make_call("more", 3.0),
+        "less": clock.make_call("less", 0.5),
+    }
+    timings = time_interleaved(cases, reference="plain", rounds=5)
     assert dataclasses.astuple(timings["more"].ratio) == pytest.approx((1.5, 1.5, 1.5))
     assert dataclasses.astuple(timings["less"].ratio) == pytest.approx((0.25, 0.25, 0.25))
     assert timings["more"].seconds.low < timings["more"].seconds.median < timings["more"].seconds.high
 
 
-def test_median_and_quartiles(clock):
-    """Without a reference the calls come in turn: the measured ones are those numbered 6, 7, 8, ..."""
-    clock.factor = lambda number: 1 + number**2
-    timings = interleave({"a": clock.call("a", 1.0), "b": clock.call("b", 10.0)}, rounds=5)
+def test_time_interleaved_without_reference_returns_quartiles(clock):
+    """Calls alternate; the measured ones have the indices 6, 7, 8, ..."""
+    clock.factor = lambda index: 1 + index**2
+    timings = time_interleaved({"a": clock.make_call("a", 1.0), "b": clock.make_call("b", 10.0)}, rounds=5)
     assert clock.calls[6:] == ["a", "b"] * 5
     for name, first, seconds in (("a", 6, 1.0), ("b", 7, 10.0)):
-        own = [seconds * (1 + number**2) for number in range(first, first + 10, 2)]
+        samples = [seconds * (1 + index**2) for index in range(first, first + 10, 2)]
         spread = timings[name].seconds
-        assert (spread.low, spread.median, spread.high) == pytest.approx((own[1], median(own), own[3]))
+        assert (spread.low, spread.median, spread.high) == pytest.approx((samples[1], median(samples), samples[3]))
         assert timings[name].ratio is None
 
 
-def test_what_is_short_is_repeated(clock):
-    cases = {"short": clock.call("short", 0.003), "long": clock.call("long", 0.5)}
-    timings = interleave(cases, reference="long", rounds=4, warmup=1, min_run_time=0.02)
+def test_time_interleaved_repeats_short_calls(clock):
+    cases = {"short": clock.make_call("short", 0.003), "long": clock.make_call("long", 0.5)}
+    timings = time_interleaved(cases, reference="long", rounds=4, warmup=1, min_run_time=0.02)
     assert clock.calls[4:] == ["long", *(["short"] * 7 + ["long"]) * 4]
     assert timings["short"].seconds.median == pytest.approx(0.003)
     assert timings["short"].ratio.median == pytest.approx(0.006)
 
 
-def test_a_call_that_takes_no_time(clock):
-    timings = interleave({"nothing": clock.call("nothing", 0.0)}, rounds=2, min_run_time=1.0)
+def test_time_interleaved_call_without_duration(clock):
+    timings = time_interleaved({"nothing": clock.make_call("nothing", 0.0)}, rounds=2, min_run_time=1.0)
     assert timings["nothing"].seconds == Quartiles(0.0, 0.0, 0.0)
 
 
@@ -91,13 +95,13 @@ def test_a_call_that_takes_no_time(clock):
         ({"reference": "c"}, "one of 'a', 'b', got 'c'"),
     ],
 )
-def test_options_that_do_not_fit(options, message):
+def test_time_interleaved_invalid_arguments_raise(options, message):
     with pytest.raises(ValueError, match=message):
-        interleave({"a": int, "b": int}, **options)
+        time_interleaved({"a": int, "b": int}, **options)
 
 
-def test_on_cuda_the_device_keeps_the_time(monkeypatch, clock):
-    """The device is behind: what a call tells it to do takes a second there and nothing here."""
+def test_time_interleaved_on_cuda_uses_device_events(monkeypatch, clock):
+    """A call takes one second on the device and no time on the CPU."""
     device = {"now": 0.0, "waited": 0}
 
     class Event:
@@ -115,17 +119,17 @@ def test_on_cuda_the_device_keeps_the_time(monkeypatch, clock):
             return 1000 * (other.at - self.at)
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(benchmark, "synchronize", lambda device_: device.update(waited=device["waited"] + 1))
+    monkeypatch.setattr(timing, "synchronize", lambda device_: device.update(waited=device["waited"] + 1))
 
     def call():
         device["now"] += 1.0
 
-    timings = interleave({"a": call}, rounds=3, device="cuda", min_run_time=2.0)
+    timings = time_interleaved({"a": call}, rounds=3, device="cuda", min_run_time=2.0)
     assert timings["a"].seconds == Quartiles(1.0, 1.0, 1.0) and clock.now == 0
     assert device["now"] == 2 + 1 + 3 * 2
 
 
-def test_the_peak_is_that_of_what_lives_at_once():
+def test_peak_memory_counts_tensors_that_exist_at_once():
     def call():
         first = torch.ones(1000)
         second = torch.ones(500)
@@ -138,34 +142,34 @@ def test_the_peak_is_that_of_what_lives_at_once():
     assert peak_memory(lambda: None) == 0
 
 
-def test_temporary_tensors_inside_an_operation_count():
-    """The logarithms of the softmax, which no name holds; the loss and the sum of the classes' weights are numbers."""
+def test_peak_memory_counts_temporary_tensors_of_operations():
+    """Cross-entropy allocates the log-softmax, and scalars for the loss and the sum of class weights."""
     logits, labels = torch.zeros(1000, 10), torch.zeros(1000, dtype=torch.int64)
     assert peak_memory(lambda: torch.nn.functional.cross_entropy(logits, labels)) == 4 * (1000 * 10 + 2)
 
 
-def test_what_was_held_before_does_not_count():
-    held, kept = [torch.ones(5000)], []
+def test_peak_memory_ignores_tensors_from_before():
+    earlier, cache = [torch.ones(5000)], []
 
     def call():
-        held.clear()
-        if not kept:
-            kept.append(torch.ones(3000))  # as a cache is filled at first
+        earlier.clear()
+        if not cache:
+            cache.append(torch.ones(3000))
         return torch.ones(100)
 
     assert peak_memory(call) == 400
 
 
-def test_gradients_and_activations_count():
+def test_peak_memory_counts_gradients_and_activations():
     layer = torch.nn.Linear(100, 100, bias=False)
-    step = training_step(Sum(layer), torch.ones(1, 100), None)
-    # At the end of the backward pass: gradients of the weights and of the output; the loss, and its gradient of one.
+    step = make_training_step(SumLossModel(layer), torch.ones(1, 100), None)
+    # At the end of the backward pass: gradients of weights and output, the loss and its gradient.
     assert peak_memory(step) == 4 * (100 * 100 + 100 + 2)
     assert layer.weight.grad is None
 
 
-class Sum(torch.nn.Module):
-    """The sum of a layer's outputs as the loss."""
+class SumLossModel(torch.nn.Module):
+    """A model whose loss is the sum of its squared outputs."""
 
     def __init__(self, layer):
         super().__init__()
@@ -175,40 +179,45 @@ class Sum(torch.nn.Module):
         return type("Output", (), {"loss": self.layer(pixel_values).square().sum()})
 
 
-def test_tokenmixup_takes_hardly_more_memory_than_the_plain_model():
-    network = MODEL_PRESETS["cct-2-3x2"]
+def test_peak_memory_of_tokenmixup_is_close_to_base_model():
+    preset = MODEL_PRESETS["cct-2-3x2"]
     torch.manual_seed(0)
     images, labels = torch.randn(16, 3, 32, 32), torch.randint(10, (16,))
-    models = training_models(network.build().train(), {"HTM": network.systems["HTM"], "VTM": network.systems["VTM"]})
-    steps = {name: training_step(models[name], images, labels) for name in ("plain", "HTM", "VTM")}
+    configs = {name: preset.tokenmixup_configs[name] for name in ("HTM", "VTM")}
+    models = training_models(preset.build().train(), configs)
+    steps = {name: make_training_step(models[name], images, labels) for name in ("plain", "HTM", "VTM")}
     memory = {name: peak_memory(step) for name, step in steps.items()}
     assert memory == {name: peak_memory(step) for name, step in steps.items()}
-    # A layer's hidden states are 64 tokens of 128 numbers in float32 for each of 16 images.
+    # Hidden states of a layer: 16 images, 64 tokens, 128 dimensions, float32.
     hidden = 16 * 64 * 128 * 4
     assert memory["plain"] > 20 * hidden
     assert memory["plain"] < memory["HTM"] < 1.03 * memory["plain"] and memory["VTM"] < 1.03 * memory["plain"]
 
 
-def test_on_cuda_the_allocator_is_asked(monkeypatch):
+def test_peak_memory_on_cuda_reads_the_allocator(monkeypatch):
     calls = itertools.count()
-    asked = {"memory_allocated": 700, "max_memory_allocated": 1000}
-    for name, value in asked.items():
+    allocator = {"memory_allocated": 700, "max_memory_allocated": 1000}
+    for name, value in allocator.items():
         monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
     reset = []
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: reset.append(next(calls)))
     assert peak_memory(lambda: next(calls), "cuda") == 300
-    assert reset == [1]  # behind the first of two calls
+    assert reset == [1]  # after the first of two calls
 
 
-def test_memory_of_another_device():
-    with pytest.raises(ValueError, match="'cpu' and 'cuda', got 'meta'"):
+def test_peak_memory_other_device_raises():
+    with pytest.raises(ValueError, match="'cpu' or 'cuda' .*, got 'meta'"):
         peak_memory(int, "meta")
 
 
-def test_the_table_of_timings(clock):
-    cases = {"plain": clock.call("plain", 2.0), "HTM": clock.call("HTM", 2.02), "random": clock.call("r", 0.00002)}
-    timings = interleave(cases, reference="plain", rounds=2)
+def test_timing_table_shows_ratios_memory_and_gain(clock):
+    cases = {
+        "plain": clock.make_call("plain", 2.0),
+        "HTM": clock.make_call("HTM", 2.02),
+        "random": clock.make_call("r", 0.00002),
+    }
+    timings = time_interleaved(cases, reference="plain", rounds=2)
     memory = {"plain": 100 * 2**20, "HTM": 103 * 2**20, "random": 2**19}
     lines = timing_table(timings, "plain", peak_memory=memory).splitlines()
     assert [line.split() for line in lines[1:]] == [

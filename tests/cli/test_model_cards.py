@@ -17,8 +17,8 @@ from transformers import ViTImageProcessor
 
 from hf_tokenmixup.cli.arguments import parse_options
 from hf_tokenmixup.cli.recipes import RECIPES, load_recipe
-from hf_tokenmixup.hub import PAPER_RESULTS
 from hf_tokenmixup.models import FAMILIES, TokenMixupModelMixin
+from hf_tokenmixup.paper_results import PAPER_RESULTS
 
 ROOT = Path(__file__).parents[2]
 CARDS = sorted((ROOT / "model_cards").glob("*.md"), key=lambda path: path.name)
@@ -94,10 +94,10 @@ def test_model_card_has_no_results(name):
     assert metadata["datasets"] == [recipe["dataset_name"]]
     assert metadata.get("base_model") == recipe.get("model_name_or_path")
     assert ("tokenmixup" in metadata["tags"]) == ("baseline" not in name)
-    assert "## No weights yet" in card.text and "Not evaluated:" in card.text and "## Results" not in card.text
-    # The paper's figures stand under their heading alone.
+    assert "## No weights yet" in card.text and "Not evaluated:" in card.text and "## Results\n" not in card.text
+    # The paper's figures are in their own section only.
     sections = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", card.text, re.DOTALL | re.MULTILINE))
-    (figures,) = (sections.pop(title) for title in list(sections) if title.startswith("The paper"))
+    (figures,) = (sections.pop(title) for title in list(sections) if title == "Results in the paper")
     assert "Not measured here." in figures and "Choi, Choi and Kim, NeurIPS 2022" in figures
     for row in PAPER_RESULTS[name.removesuffix(f"-{ending(name)}")].rows.values():
         assert row.top1 in figures and not any(row.top1 in section for section in sections.values())

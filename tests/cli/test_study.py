@@ -82,7 +82,7 @@ def test_study_of_a_table_trains_missing_rows_of_each_seed(study, tmp_path, caps
 
     assert launched_recipes(study("4 --seeds 7 9 -- --num_train_epochs 3")) == TABLE_4
     told = capsys.readouterr().out
-    assert told.count("finished before") == 5 and "[6/10] HTM, seed 9\n  starts" in told
+    assert told.count("already finished") == 5 and "[6/10] HTM, seed 9\n  starts" in told
     lines = [line.split() for line in told.splitlines()]
     assert ["HTM", "2", f"{top1(HTM, 8):.2f}", "±", "0.14", "83.56"] in lines
     assert f"{top1(TABLE_4[2], 8):.2f} ± 0.14  +1.80  82.61  -0.95\n" in told
@@ -169,7 +169,7 @@ def test_study_tables_and_sweeps_share_equal_runs(study, tmp_path):
 
 def test_study_with_runs_of_other_options_raises(study, tmp_path):
     study("4 -- --num_train_epochs 3")
-    with pytest.raises(ValueError, match=f"{HTM}-seed-42 holds a training with other .* '3' there and '4' now"):
+    with pytest.raises(ValueError, match=f"{HTM}-seed-42 contains a run with other .* was '3' and is now '4'"):
         study("5 -- --num_train_epochs 4")
     assert study.launched == []
 
@@ -190,7 +190,7 @@ def test_study_with_report_only_trains_nothing(study, tmp_path, capsys):
     assert "rho 0.2  0\n" in capsys.readouterr().out
 
     study("rho --values 0.3 --seeds 1 -- --num_train_epochs 4")
-    with pytest.raises(ValueError, match="num_train_epochs is '4' there and '3' now"):
+    with pytest.raises(ValueError, match="num_train_epochs was '4' and is now '3'"):
         study("rho --values 0.1 0.3 --report_only")
 
 
@@ -255,7 +255,7 @@ def test_study_ended_by_a_signal_resumes(tmp_path):
 
     (tmp_path / "order.json").write_text(json.dumps(order._asdict()))
     told = subprocess.run(command, check=True, **run).stdout
-    assert "finished before\n[2/2] rho 0.02, seed 1\n  goes on from checkpoint-" in told
+    assert "already finished\n[2/2] rho 0.02, seed 1\n  resumes from checkpoint-" in told
     assert (out / "digits-quickstart-rho-0.3-seed-1" / "all_results.json").stat().st_mtime_ns == first
     steps = [json.loads(line) for line in (second / "training_log.jsonl").read_text().splitlines()]
     assert [record["step"] for record in steps if "loss" in record] == list(range(1, 21))

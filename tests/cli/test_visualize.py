@@ -119,7 +119,7 @@ def test_visualize_files_shows_predicted_labels(run, models, photos):
     assert captions(figure) == [f"LABEL_{number}" for number in logits.argmax(dim=1)]
     assert title(figure).endswith("Classes are the model's predictions.")
     # A plain ViT of three layers: the last one, as it has none with number 3.
-    assert "in front of layer 2" in title(figure)
+    assert "before layer 2" in title(figure)
     rows = np.array([axes for axes in figure.axes if axes.get_label() != "<colorbar>"]).reshape(3, 4)
     expected = Image.open(files[0]).resize((24, 16), Image.Resampling.BILINEAR)
     np.testing.assert_allclose(np.asarray(rows[0, 0].images[0].get_array()), np.asarray(expected) / 255, atol=0.01)
@@ -136,10 +136,10 @@ def test_visualize_folder_samples_images(run, script, models, photos):
 
 def test_visualize_horizontal_shows_mixed_images(run, models):
     figure = run("horizontal", models / "cct", "--dataset_name", "digits", output="a.pdf")
-    assert "in front of layer 1: 6 of 6 images" in title(figure) and "rho = 0." in title(figure)
+    assert "before layer 1: 6 of 6 images" in title(figure) and "rho = 0." in title(figure)
     assert len(figure.axes) == 6 * 7 + 1
     figure = run("horizontal", models / "vit", "--dataset_name", "digits", "--layer", 0, "--rho", 1e-4)
-    assert "in front of layer 0" in title(figure) and "rho = 0.0001" in title(figure)
+    assert "before layer 0" in title(figure) and "rho = 0.0001" in title(figure)
     # The model's classes have no names, the dataset's have.
     assert set(captions(figure)) & set("0123456789") and not any("LABEL" in caption for caption in captions(figure))
 
@@ -159,16 +159,16 @@ def test_visualize_horizontal_with_tau_mixes_easy_images(run, tmp_path):
     assert set(mixed) <= set("01234") and 1 < len(mixed) < 10 and f"{len(mixed)} of 10 images" in title(figure)
     figure = run("horizontal", checkpoint, *options, "--tau", "none")
     assert "10 of 10 images" in title(figure)
-    with pytest.raises(ValueError, match="layer 0 has none .*leave tau out"):
+    with pytest.raises(ValueError, match="layer 0 has none .*Omit tau"):
         run("horizontal", checkpoint, *options, "--tau", 1.0, "--layer", 0)
 
 
 def test_visualize_vertical_shows_tokens_of_earlier_layers(run, models, photos):
     figure = run("vertical", models / "cct", "--images", photos)
     assert headings(figure) == ["Image", "From layer 0", "From layer 1"]
-    assert "what layer 2 also" in title(figure) and "The 2 most" in title(figure)
+    assert "tokens that layer 2 also attends to" in title(figure) and "The 2 most" in title(figure)
     figure = run("vertical", models / "vit", "--images", photos, "--layer", 1, "--kappa", 4)
-    assert headings(figure) == ["Image", "From layer 0"] and "4 further keys" in title(figure)
+    assert headings(figure) == ["Image", "From layer 0"] and "4 additional keys" in title(figure)
 
 
 def test_visualize_with_other_classes_needs_a_label_mapping(run, models, photos, tmp_path):
@@ -208,7 +208,7 @@ def test_visualize_curves_shows_each_run(run, tmp_path):
     assert [line.get_label() for line in figure.axes[0].lines] == ["one", "two"]
     with pytest.raises(ValueError, match="named once"):
         run("curves", one, two, one)
-    with pytest.raises(ValueError, match="There is no log .*nothing"):
+    with pytest.raises(ValueError, match="nothing.* does not exist"):
         run("curves", one, tmp_path / "nothing")
 
 
@@ -223,9 +223,9 @@ def test_visualize_curves_shows_each_run(run, tmp_path):
         ("saliency {cct} --dataset_name digits --output a.jpg", "must end in .png or .pdf, got 'a.jpg'"),
         ("saliency {cct} --dataset_name digits --max_samples 0 --output a.png", "at least 1, got 0"),
         ("saliency {cct} --dataset_name digits --layer 3 --output a.png", "between 0 and 2, got 3"),
-        ("vertical {cct} --dataset_name digits --layer 0 --output a.png", "nothing lies before layer 0"),
+        ("vertical {cct} --dataset_name digits --layer 0 --output a.png", "layer 0 has no earlier layers"),
         ("vertical {cct} --dataset_name digits --kappa 97 --output a.png", "patch tokens, 96, got 97"),
-        ("horizontal {cct} --dataset_name digits --rho 2 --output a.png", "choose a rho well below"),
+        ("horizontal {cct} --dataset_name digits --rho 2 --output a.png", "use a much lower rho"),
         ("horizontal {cct} --dataset_name digits --rho -1 --output a.png", "rho must be at least 0"),
         ("horizontal {cct} --dataset_name digits --max_samples 1 --rho 0 --output a.png", "more images"),
         ("saliency {resnet} --dataset_name digits --output a.png", "types cct, vit, but .* 'resnet'"),
@@ -247,4 +247,8 @@ def test_visualize_error_is_one_line_with_status_1(models, tmp_path):
     command = [sys.executable, SCRIPT, "curves", tmp_path, "--output", tmp_path / "a.png"]
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert result.returncode == 1 and result.stdout == ""
-    assert result.stderr.startswith("visualize.py: There is no log") and result.stderr.count("\n") == 1
+    assert (
+        result.stderr.startswith("visualize.py: ")
+        and "does not exist" in result.stderr
+        and result.stderr.count("\n") == 1
+    )

@@ -1,4 +1,4 @@
-"""Results put into a card that is there already, or into a new one; in a folder and on the Hub."""
+"""Evaluation results inserted into existing and new model cards, in folders and on the Hub."""
 
 import re
 
@@ -11,12 +11,12 @@ from helpers.tiny_training import plain_vit, tokenmixup_vit
 from huggingface_hub import ModelCard, constants
 from huggingface_hub.errors import HfHubHTTPError
 
-from hf_tokenmixup.hub import build_model_card, eval_results, update_card
-from hf_tokenmixup.hub.eval_results import with_license
+from hf_tokenmixup.hub import build_eval_results, build_model_card, update_model_card
+from hf_tokenmixup.hub.eval_results import insert_license
 from hf_tokenmixup.models import CctConfig, CctForImageClassification
 
 FOREIGN = """---
-# Written by hand
+# Handwritten
 license: other
 license_name: mine   # keep me
 language: no
@@ -47,22 +47,22 @@ model-index: no metadata here
 
 
 def text_and_metadata(card: str) -> tuple[str, dict]:
-    """A card parted by hand."""
+    """Split a card without huggingface_hub."""
     block, text = re.fullmatch(r"\ufeff?---[\r\n]+(.*?[\r\n])---[\r\n]+(.*)", card, re.DOTALL).groups()
     return text, yaml.safe_load(block)
 
 
 @pytest.mark.parametrize("line_break", ["\n", "\r\n", "\r"])
-@pytest.mark.parametrize("mark", ["", "\ufeff"])
-def test_update_replaces_its_own_results_and_nothing_else(tmp_path, line_break, mark):
+@pytest.mark.parametrize("bom", ["", "\ufeff"])
+def test_update_replaces_matching_results_only(tmp_path, line_break, bom):
     path = tmp_path / "README.md"
-    old = mark + FOREIGN.replace("\n", line_break)
+    old = bom + FOREIGN.replace("\n", line_break)
     path.write_bytes(old.encode())
-    assert update_card(str(tmp_path), EVALUATION) == str(path)
+    assert update_model_card(str(tmp_path), EVALUATION) == str(path)
     new = path.read_bytes().decode()
-    assert new.startswith(mark) and set(re.findall(r"\r\n|\r|\n", new)) == {line_break}
+    assert new.startswith(bom) and set(re.findall(r"\r\n|\r|\n", new)) == {line_break}
 
-    # All lines but those of the results are there, in order.
+    # All lines except those of the results are unchanged.
     start, end = old.index("model-index"), old.index("# The last word")
     assert new.startswith(old[:start]) and new.endswith(old[end - len(line_break) :])
     text, metadata = text_and_metadata(new)
@@ -74,44 +74,44 @@ def test_update_replaces_its_own_results_and_nothing_else(tmp_path, line_break, 
     f1 = {**model_before["results"][0], "metrics": [{"type": "f1", "value": 0.25}]}
     assert model["results"] == [f1, *model_before["results"][1:], RESULT]
 
-    # A later evaluation, also on another revision of the data, takes the place of the earlier.
-    update_card(str(tmp_path), changed(top1=0.5, dataset_revision="new"))
+    # A later evaluation replaces the earlier one, even for another revision of the dataset.
+    update_model_card(str(tmp_path), changed(top1=0.5, dataset_revision="new"))
     later = text_and_metadata(path.read_bytes().decode())[1]["model-index"][0]["results"]
     assert later[:-1] == model["results"][:-1] and len(later) == len(model["results"])
     assert later[-1]["metrics"][0]["value"] == 0.5 and later[-1]["dataset"]["revision"] == "new"
-    update_card(str(tmp_path), EVALUATION)
+    update_model_card(str(tmp_path), EVALUATION)
     assert path.read_bytes().decode() == new
 
 
 @pytest.mark.parametrize("field", ["dataset", "dataset_config", "split"])
-def test_update_keeps_results_on_other_data(tmp_path, field):
+def test_update_keeps_results_for_other_data(tmp_path, field):
     build_model_card(mixing_config(), "alice/vit", FACTS, [EVALUATION]).save(tmp_path / "README.md")
-    update_card(str(tmp_path), changed(**{field: "another"}))
+    update_model_card(str(tmp_path), changed(**{field: "another"}))
     card = ModelCard.load(tmp_path / "README.md")
-    assert card.data.eval_results == eval_results(EVALUATION) + eval_results(changed(**{field: "another"}))
+    assert card.data.eval_results == build_eval_results(EVALUATION) + build_eval_results(changed(**{field: "another"}))
     assert card.text == build_model_card(mixing_config(), "alice/vit", FACTS, [EVALUATION]).text
 
 
-def test_update_keeps_results_on_other_local_folders(tmp_path):
+def test_update_keeps_results_for_other_local_folders(tmp_path):
     (tmp_path / "README.md").write_text("# A model\n")
     for name in ("cats", "dogs", "cats"):
-        update_card(str(tmp_path), changed(dataset=f"/data/{name}/val"))
+        update_model_card(str(tmp_path), changed(dataset=f"/data/{name}/val"))
     (model,) = read_card((tmp_path / "README.md").read_text())["model-index"]
     names = [result["dataset"]["name"] for result in model["results"]]
     assert sorted(names) == ["cats (local folder)", "dogs (local folder)"]
 
 
 @pytest.mark.parametrize("line_break", ["\n", "\r\n"])
-def test_with_license_changes_nothing_else(line_break):
+def test_insert_license_changes_nothing_else(line_break):
     old = FOREIGN.replace("\n", line_break)
-    new = with_license(old, "mit")
+    new = insert_license(old, "mit")
     lines = {line for line in new.split(line_break)} ^ {line for line in old.split(line_break)}
     assert lines == {"license: other", "license: mit"} and text_and_metadata(new)[0] == text_and_metadata(old)[0]
-    assert with_license("# A model\n", "mit") == "---\nlicense: mit\n---\n# A model\n"
+    assert insert_license("# A model\n", "mit") == "---\nlicense: mit\n---\n# A model\n"
 
 
 @pytest.mark.parametrize(
-    "block, text, others",
+    "block, text, other_metadata",
     [
         ("", "", {}),
         ("", "# A model\n\n---\n", {}),
@@ -125,14 +125,14 @@ def test_with_license_changes_nothing_else(line_break):
         ("---\nlicense: mit\n---", "", {"license": "mit"}),
     ],
 )
-def test_update_of_a_card_without_results(tmp_path, block, text, others):
+def test_update_card_without_results(tmp_path, block, text, other_metadata):
     folder = tmp_path / "vit"
     folder.mkdir()
     (folder / "README.md").write_bytes((block + text).encode())
-    update_card(str(folder), EVALUATION)
+    update_model_card(str(folder), EVALUATION)
     new = (folder / "README.md").read_bytes().decode()
-    assert check_card(new) == ([], []) and ModelCard(new).data.eval_results == eval_results(EVALUATION)
-    assert read_card(new.replace("\r\n", "\n")) == others | {"model-index": INDEX}
+    assert check_card(new) == ([], []) and ModelCard(new).data.eval_results == build_eval_results(EVALUATION)
+    assert read_card(new.replace("\r\n", "\n")) == other_metadata | {"model-index": INDEX}
     assert ModelCard(new).text == text and new.endswith(text) and new.count("\r\n") in (0, new.count("\n"))
 
 
@@ -147,52 +147,56 @@ def test_update_of_a_card_without_results(tmp_path, block, text, others):
         ("---\nmodel-index: [{name: a, results: [{task: b, metrics: [{type: c}]}]}]\n---\n", "list of models"),
     ],
 )
-def test_metadata_that_cannot_be_read_is_an_error_and_the_card_stays(tmp_path, old, message):
+def test_update_with_invalid_metadata_raises_and_keeps_the_card(tmp_path, old, message):
     (tmp_path / "README.md").write_text(old)
     with pytest.raises(ValueError, match=message):
-        update_card(str(tmp_path), EVALUATION)
+        update_model_card(str(tmp_path), EVALUATION)
     assert (tmp_path / "README.md").read_text() == old
 
 
 @pytest.mark.parametrize(
-    "model, told",
+    "model, expected_text",
     [
-        (lambda: CctForImageClassification(CctConfig.cct_2_3x2(num_labels=10)), "CCT-2/3x2, 0.28 M parameters"),
-        (tokenmixup_vit, "Its configuration has settings of"),
+        (lambda: CctForImageClassification(CctConfig.cct_2_3x2(num_labels=10)), "CCT-2/3x2 with 0.28 M parameters"),
+        (tokenmixup_vit, "Its configuration contains [TokenMixup]"),
     ],
 )
-def test_update_makes_a_card_where_none_is(tmp_path, monkeypatch, model, told):
+def test_update_creates_missing_card(tmp_path, monkeypatch, model, expected_text):
     folder = tmp_path / "converted"
     model().save_pretrained(folder)
     monkeypatch.chdir(folder)
-    assert update_card(".", EVALUATION) == "README.md"
+    assert update_model_card(".", EVALUATION) == "README.md"
     card = ModelCard.load(folder / "README.md")
-    assert check_card(str(card)) == ([], []) and card.data.eval_results == eval_results(EVALUATION)
-    assert card.text.startswith("\n# converted\n") and told in card.text and card.data.model_name == "converted"
+    assert check_card(str(card)) == ([], []) and card.data.eval_results == build_eval_results(EVALUATION)
+    assert (
+        card.text.startswith("\n# converted\n") and expected_text in card.text and card.data.model_name == "converted"
+    )
     assert str(tmp_path) not in str(card)
 
 
-def test_targets_that_are_none(tmp_path):
-    with pytest.raises(ValueError, match="neither a card .* nor a model"):
-        update_card(str(tmp_path), EVALUATION)
-    with pytest.raises(ValueError, match="neither a folder nor the name of a repository"):
-        update_card(str(tmp_path / "missing"), EVALUATION)
+def test_update_invalid_target_raises(tmp_path):
+    with pytest.raises(ValueError, match="neither a model card .* nor a model"):
+        update_model_card(str(tmp_path), EVALUATION)
+    with pytest.raises(ValueError, match="neither a folder nor a repository name"):
+        update_model_card(str(tmp_path / "missing"), EVALUATION)
 
 
 @pytest.fixture
 def reachable(hub, monkeypatch, tmp_path):
-    """The tests' Hub, with downloads from it too."""
+    """The fake Hub, with downloads enabled."""
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     return hub
 
 
-def test_update_on_the_hub_keeps_the_card_and_takes_the_hubs_rules(reachable):
+def test_update_on_hub_keeps_the_card_and_respects_permissions(reachable):
     foreign = FOREIGN.replace("language: no", "language: en").replace("\n", "\r\n")
     foreign = foreign.replace("  - task: {type: image-classification}\r\n\r\n", "\r\n")
     assert check_card(foreign) == ([], [])
     reachable.add_repo("alice/vit", {"README.md": foreign})
-    address = update_card("alice/vit", changed(command="python scripts/evaluate.py /home/me/vit"), token="hf_alice")
+    address = update_model_card(
+        "alice/vit", changed(command="python scripts/evaluate.py /home/me/vit"), token="hf_alice"
+    )
     repo = reachable.repo("alice/vit")
     commit = repo.branches["main"]
     assert address == f"{reachable.url}/alice/vit/commit/{commit.oid}"
@@ -202,32 +206,32 @@ def test_update_on_the_hub_keeps_the_card_and_takes_the_hubs_rules(reachable):
     assert "uoft-cs/cifar10, test" in commit.title and "python scripts/evaluate.py vit" in commit.message
     assert not reachable.sent("/home/me") and not reachable.sent("hf_alice")
     with pytest.raises(HfHubHTTPError):
-        update_card("alice/vit", changed(top1=0.1), token="hf_bob")
+        update_model_card("alice/vit", changed(top1=0.1), token="hf_bob")
     assert repo.branches["main"] == commit
 
 
-def test_update_makes_a_card_on_a_branch_of_the_hub(reachable, tmp_path):
+def test_update_creates_card_on_hub_branch(reachable, tmp_path):
     plain_vit().config.save_pretrained(tmp_path)
     reachable.add_repo("alice/vit", {"config.json": (tmp_path / "config.json").read_bytes()})
     reachable.repo("alice/vit").branches["measured"] = reachable.repo("alice/vit").branches["main"]
-    update_card("alice/vit", EVALUATION, token="hf_alice", revision="measured")
+    update_model_card("alice/vit", EVALUATION, token="hf_alice", revision="measured")
     card = ModelCard(reachable.files("alice/vit", "measured")["README.md"].decode())
-    assert check_card(str(card)) == ([], []) and card.data.eval_results == eval_results(EVALUATION)
+    assert check_card(str(card)) == ([], []) and card.data.eval_results == build_eval_results(EVALUATION)
     assert 'model="alice/vit")' in card.text and "README.md" not in reachable.files("alice/vit")
-    if int(huggingface_hub.__version__.split(".")[0]) >= 2:  # earlier clients ask huggingface.co
+    if int(huggingface_hub.__version__.split(".")[0]) >= 2:  # earlier versions send requests to huggingface.co
         card.validate()
 
 
-def test_a_change_in_between_is_not_overwritten(reachable, monkeypatch):
+def test_update_on_hub_raises_if_card_changed_since_read(reachable, monkeypatch):
     reachable.add_repo("alice/vit", {"README.md": "# Before\n"})
     download = huggingface_hub.HfApi.hf_hub_download
 
-    def then_change(*args, **kwargs):
+    def download_and_change(*args, **kwargs):
         path = download(*args, **kwargs)
         reachable.add_commit("alice/vit", {"README.md": "# Somebody's change\n"})
         return path
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "hf_hub_download", then_change)
+    monkeypatch.setattr(huggingface_hub.HfApi, "hf_hub_download", download_and_change)
     with pytest.raises(HfHubHTTPError):
-        update_card("alice/vit", EVALUATION, token="hf_alice")
+        update_model_card("alice/vit", EVALUATION, token="hf_alice")
     assert reachable.files("alice/vit")["README.md"] == b"# Somebody's change\n"

@@ -1,4 +1,4 @@
-"""Model cards: what they tell, and what they never tell."""
+"""Content of model cards, and what is never in them."""
 
 import dataclasses
 import re
@@ -14,11 +14,12 @@ from huggingface_hub import ModelCard
 from transformers import ResNetConfig, ViTConfig
 
 from hf_tokenmixup.configuration import TokenMixupConfigMixin
-from hf_tokenmixup.hub import TrainingCardData, build_model_card, eval_results, find_paper_results
+from hf_tokenmixup.hub import TrainingCardData, build_eval_results, build_model_card
 from hf_tokenmixup.models import CctConfig, TokenMixupCctConfig
+from hf_tokenmixup.paper_results import find_paper_results
 
 
-def test_metadata_is_what_was_run_and_comes_back(tmp_path):
+def test_metadata_round_trip(tmp_path):
     build_model_card(mixing_config(), "alice/vit", FACTS, [EVALUATION]).save(tmp_path / "README.md")
     written = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert check_card(written) == ([], [])
@@ -32,17 +33,17 @@ def test_metadata_is_what_was_run_and_comes_back(tmp_path):
         "model-index": INDEX,
     }
     card = ModelCard.load(tmp_path / "README.md")
-    assert card.data.eval_results == eval_results(EVALUATION) and card.data.model_name == "vit"
+    assert card.data.eval_results == build_eval_results(EVALUATION) and card.data.model_name == "vit"
     assert str(card) == written
 
 
-def test_the_text_tells_every_fact():
+def test_text_contains_every_fact():
     text = build_model_card(mixing_config(), "alice/vit", FACTS, [EVALUATION]).text
     row = "| `uoft-cs/cifar10` (plain_text) | test | 10,000 | 97.57 | 99.91 | 0.1235 |"
     assert row in text and f"```bash\n{EVALUATION.command}\n```" in text
-    assert "| multiply-accumulate operations for an image | 16.90 G |" in text
-    told = "2 x NVIDIA H100 80GB HBM3, bf16, batches of 64 in each of 2 processes. torch 2.6.0, timm 1.0.20."
-    assert all(part in text for part in (told, "`0a1b2c`", "`3d4e5f`", "`6a7b8c`"))
+    assert "| multiply-accumulate operations per image | 16.90 G |" in text
+    setup = "2 x NVIDIA H100 80GB HBM3, bf16, batches of 64 in each of 2 processes. torch 2.6.0, timm 1.0.20."
+    assert all(part in text for part in (setup, "`0a1b2c`", "`3d4e5f`", "`6a7b8c`"))
     assert f"```bash\n{FACTS.command}\n```" in text and "![Training curves](training_curves.png)" in text
     assert "| duration | 2 h 3 min |" in text and "| epochs | 29.5 |" in text
     assert "| recipe | `my-recipe` |" in text and "| split | train |" in text
@@ -52,15 +53,15 @@ def test_the_text_tells_every_fact():
         '| `lr_scheduler_kwargs` | {"min_lr": 1e-05} |',
     ]
     assert "\n".join(hyperparameters) in text
-    assert "of 8x8 pixels into 4 classes" in text and "In front of layer 1," in text and "In layer 2," in text
-    assert "No weights yet" not in text and "paper's figures" not in text
+    assert "of 8x8 pixels into 4 classes" in text and "Before layer 1," in text and "In layer 2," in text
+    assert "No weights yet" not in text and "Results in the paper" not in text
     resumed = build_model_card(
         mixing_config(), "alice/vit", dataclasses.replace(FACTS, resumed=True, seconds=59.6)
     ).text
-    assert "| duration | 1 min 0 s, of the last part alone: the training was resumed |" in resumed
+    assert "| duration | 1 min 0 s since the run was resumed |" in resumed
 
 
-def test_what_is_not_known_is_left_out():
+def test_unknown_facts_are_omitted():
     card = build_model_card(mixing_config(), "alice/vit", TrainingCardData())
     assert check_card(str(card)) == ([], [])
     assert {"base_model", "datasets", "metrics", "model-index"}.isdisjoint(read_card(str(card)))
@@ -79,26 +80,26 @@ def test_what_is_not_known_is_left_out():
     assert "Not evaluated here" in card.text
 
 
-def test_weights_of_unknown_origin_claim_no_training_and_no_license():
+def test_card_without_training_facts_claims_no_training_and_no_license():
     card = build_model_card(CctConfig(num_labels=10), "alice/cct", None, [EVALUATION])
     assert check_card(str(card)) == ([], []) and "license" not in read_card(str(card))
-    assert "How these weights were trained is not recorded here." in card.text
+    assert "The training of these weights is not recorded here." in card.text
     assert "license of these weights is not recorded" in card.text and "TokenMixup is" not in card.text
     assert read_card(str(card))["tags"] == ["image-classification", "hf_tokenmixup", "cct"]
 
 
 @pytest.mark.parametrize("make", [plain_vit, tokenmixup_vit, resnet])
-def test_parameters_are_those_of_the_published_model(make):
+def test_parameters_are_those_of_the_exported_model(make):
     model = make()
     published = model.published() if hasattr(model, "published") else model
     count = sum(parameter.numel() for parameter in published.parameters())
     text = build_model_card(model.config, "a/b").text
     assert f"| parameters | {count:,} |" in text
-    # What it is does not depend on whose configuration tells.
+    # The plain and the TokenMixup configuration give the same card.
     assert build_model_card(published.config, "a/b").text == text
 
 
-def test_names_of_architectures_and_classes():
+def test_model_and_class_names():
     named = [
         (CctConfig.cct_2_3x2(), "CCT-2/3x2"),
         (CctConfig.cvt_6_4(), "CVT-6/4"),
@@ -110,15 +111,15 @@ def test_names_of_architectures_and_classes():
         (ResNetConfig(), "`resnet`"),
     ]
     for config, name in named:
-        assert f"\n\n{name}, " in build_model_card(config, "a/b").text
+        assert f"\n\n{name} with " in build_model_card(config, "a/b").text
     names = {0: "cat|dog", 1: "a\nb"}
     text = build_model_card(ViTConfig(**VIT | {"num_labels": 2}, id2label=names), "a/b").text
-    assert "| their names | cat\\|dog, a b |" in text
-    assert "their names" not in build_model_card(ViTConfig(**VIT), "a/b").text
+    assert "| class names | cat\\|dog, a b |" in text
+    assert "class names" not in build_model_card(ViTConfig(**VIT), "a/b").text
 
 
-def test_settings_in_force_and_no_others():
-    def told(**settings):
+def test_settings_table_lists_active_settings_only():
+    def build(**settings):
         card = build_model_card(mixing_config(**settings), "a/b", FACTS)
         table = card.text.partition("### TokenMixup")[2].partition("##")[0]
         tagged = "tokenmixup" in read_card(str(card))["tags"]
@@ -127,26 +128,26 @@ def test_settings_in_force_and_no_others():
 
     everything = {item.name for item in dataclasses.fields(TokenMixupConfigMixin)}
     more = {"assignment_group_size": 8, "manifold_mixup_layers": [1]}
-    names, text = told(horizontal_tau=2.5, **more)
-    assert names == everything and "In front of layer 1, one drawn for each batch, images are blended" in text
+    names, text = build(horizontal_tau=2.5, **more)
+    assert names == everything and "Before layer 1, one of them per batch, [manifold mixup]" in text
     everything -= {"assignment_group_size", "manifold_mixup_layers", "manifold_mixup_alpha"}
-    names, text = told(horizontal_tau=2.5)
+    names, text = build(horizontal_tau=2.5)
     assert names == everything and "| `horizontal_tau` | 2.5 |" in text
-    names, text = told(vertical_layers=[], horizontal_layers=[0, 1, 2], horizontal_tau=None)
+    names, text = build(vertical_layers=[], horizontal_layers=[0, 1, 2], horizontal_tau=None)
     assert names == {name for name in everything if not name.startswith("vertical_")}
-    assert "| `horizontal_tau` | none |" in text and "In front of layers 0, 1 and 2," in text and "VTM)" not in text
+    assert "| `horizontal_tau` | none |" in text and "Before layers 0, 1 and 2," in text and "(VTM)" not in text
     assert "ScoreNet, which" in text
-    names, text = told(horizontal_layers=[])
+    names, text = build(horizontal_layers=[])
     vertical = {"vertical_layers", "vertical_kappa", "vertical_detach"}
     assert names == vertical | {"saliency_detector", "saliency_query", "saliency_route"}
-    assert "HTM)" not in text and "ScoreNet" not in text
-    names, text = told(saliency_detector="random")
+    assert "(HTM)" not in text and "ScoreNet" not in text
+    names, text = build(saliency_detector="random")
     assert names == everything - {"saliency_query", "saliency_route", "rollout_steps"}
-    names, text = told(horizontal_layers=[], vertical_layers=[])
+    names, text = build(horizontal_layers=[], vertical_layers=[])
     assert not names and ", without TokenMixup." in text
 
 
-def test_cct_opens_with_its_own_code_and_others_without():
+def test_snippets_use_trust_remote_code_for_cct_only():
     for config, requires_remote_code in (
         (TokenMixupCctConfig(), True),
         (mixing_config(), False),
@@ -158,16 +159,16 @@ def test_cct_opens_with_its_own_code_and_others_without():
         assert 'load_classifier("alice/model")' in text
 
 
-def test_the_papers_figures_come_with_its_recipes_alone():
+def test_paper_results_are_shown_for_recipes_of_the_paper_only():
     facts = dataclasses.replace(FACTS, recipe="scripts/recipes/cct-7-3x1-cifar100-htm-300.yaml")
     card = build_model_card(TokenMixupCctConfig(), "a/b", facts)
     assert "| HTM | 3.81 M | 0.95 G | 83.56 |\n" in card.text and "Not measured here." in card.text
     assert "model-index" not in read_card(str(card)) and find_paper_results("cct-2-3x2-cifar10-cpu") is None
-    given = build_model_card(mixing_config(), "a/b", FACTS, paper=find_paper_results("vit-b16-imagenet1k-htm"))
-    assert "| HTM | 87.3 M | 16.9 G | 82.37 | 96.29 |\n" in given.text
+    explicit = build_model_card(mixing_config(), "a/b", FACTS, paper=find_paper_results("vit-b16-imagenet1k-htm"))
+    assert "| HTM | 87.3 M | 16.9 G | 82.37 | 96.29 |\n" in explicit.text
 
 
-def test_no_path_and_no_token_gets_into_a_card(tmp_path, monkeypatch):
+def test_card_contains_no_local_path_and_no_token(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "outputs" / "vit").mkdir(parents=True)
     token = "hf_" + "aB3" * 11
@@ -195,13 +196,13 @@ def test_no_path_and_no_token_gets_into_a_card(tmp_path, monkeypatch):
     assert f"```bash\n{command}\n```" in card.text and "| recipe | `mine` |" in card.text
     assert "python scripts/evaluate.py vit --validation_dir val\n" in card.text
     assert "(curves.png)" in card.text and '| `others` | ["x", ""] |' in card.text
-    # A folder is none of the Hub's models, also where its name could be one.
+    # An existing folder is not a model on the Hub, even if its name is valid there.
     folder = build_model_card(mixing_config(), "outputs/vit", dataclasses.replace(FACTS, base_model="outputs/vit"))
     assert "base_model" not in read_card(str(folder)) and 'load_classifier("outputs/vit")' in folder.text
 
 
 @pytest.mark.parametrize("dataset", ["digits", "flowers", "images/train/x", "a b/c"])
-def test_only_names_of_the_hub_are_datasets(dataset):
+def test_datasets_metadata_contains_hub_names_only(dataset):
     card = build_model_card(
         mixing_config(), "a/b", dataclasses.replace(FACTS, dataset=dataset), [changed(dataset=dataset)]
     )
@@ -209,7 +210,7 @@ def test_only_names_of_the_hub_are_datasets(dataset):
     assert read_card(str(card))["model-index"][0]["results"][0]["dataset"]["type"] == dataset
 
 
-def test_build_card_with_a_license_names_it_and_without_names_none():
+def test_license_is_in_the_card_only_if_set():
     for training in (FACTS, None):
         for license in (None, "mit"):
             card = build_model_card(mixing_config(), "a/b", training, license=license)
@@ -220,7 +221,7 @@ def test_build_card_with_a_license_names_it_and_without_names_none():
 
 
 @pytest.mark.parametrize("folder", ["photos/train", "photos/val/", "photos"])
-def test_build_card_of_a_local_folder_claims_no_dataset_on_the_hub(folder, tmp_path, monkeypatch):
+def test_card_for_local_folder_has_no_hub_dataset(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / folder).mkdir(parents=True)
     for name in (folder, str(tmp_path / folder)):
@@ -234,26 +235,26 @@ def test_build_card_of_a_local_folder_claims_no_dataset_on_the_hub(folder, tmp_p
         assert (dataset["type"], dataset["name"]) == ("imagefolder", "photos (local folder)")
 
 
-def test_build_card_without_secret_hyperparameters():
+def test_card_omits_secret_hyperparameters():
     facts = dataclasses.replace(FACTS, hyperparameters={"hub_token": "s3cr3t", "proxy": "http://me:s3cr3t@host"})
     text = build_model_card(mixing_config(), "a/b", facts).text
     assert "s3cr3t" not in text and "hub_token" not in text and "| `proxy` | http://host |" in text
 
 
-def test_build_card_in_the_working_directory_has_a_title(tmp_path, monkeypatch):
+def test_card_for_working_directory_has_its_name_as_title(tmp_path, monkeypatch):
     (tmp_path / "digits").mkdir()
     monkeypatch.chdir(tmp_path / "digits")
     assert "\n# digits\n" in str(build_model_card(mixing_config(), "."))
 
 
-def test_a_loss_that_is_no_number_is_no_result():
-    assert [result.metric_type for result in eval_results(changed(loss=float("nan")))] == [
+def test_build_eval_results_omits_nonfinite_loss():
+    assert [result.metric_type for result in build_eval_results(changed(loss=float("nan")))] == [
         "accuracy",
         "top_5_accuracy",
     ]
 
 
-def test_the_built_package_carries_the_template(tmp_path):
+def test_built_package_contains_the_template(tmp_path):
     pytest.importorskip("setuptools")
     root = Path(__file__).parents[2]
     command = [sys.executable, "setup.py", "--quiet", "build_py", "--build-lib", str(tmp_path)]

@@ -1,4 +1,4 @@
-"""From `finetune.py --push_to_hub` to a stranger who has transformers and not this package."""
+"""From `finetune.py --push_to_hub` to a user who has transformers but not this package."""
 
 import json
 import re
@@ -22,7 +22,7 @@ SMALL = {"image_size": 16, "hidden_size": 16, "num_hidden_layers": 2, "num_atten
 SMALL |= {"intermediate_size": 32}
 MODELS = {"vit": SMALL | {"patch_size": 4}, "cct": SMALL}
 
-STRANGER = """
+CONSUMER = """
 import sys
 sys.modules["hf_tokenmixup"] = None
 import torch
@@ -30,7 +30,7 @@ from PIL import Image
 from transformers import AutoModelForImageClassification, pipeline
 
 expected = torch.load("expected.pt")
-for family, held in expected.items():
+for family, reference in expected.items():
     requires_remote_code = {"trust_remote_code": True} if family == "cct" else {}
     name = f"alice/digits-{family}"
     model, report = AutoModelForImageClassification.from_pretrained(
@@ -39,14 +39,14 @@ for family, held in expected.items():
     assert not any(report.values()), report
     assert type(model).__module__.startswith("transformers")
     for key, tensor in model.state_dict().items():
-        assert torch.equal(tensor, held["weights"][key]), key
+        assert torch.equal(tensor, reference["weights"][key]), key
     with torch.no_grad():
-        torch.testing.assert_close(model(held["pixels"]).logits, held["logits"])
+        torch.testing.assert_close(model(reference["pixels"]).logits, reference["logits"])
     answers = pipeline("image-classification", model=name, top_k=10, **requires_remote_code)(Image.open("digit.png"))
     scores = torch.zeros(10)
     for answer in answers:
         scores[int(answer["label"])] = answer["score"]
-    torch.testing.assert_close(scores, held["scores"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(scores, reference["scores"], rtol=1e-4, atol=1e-5)
 print("done")
 """
 
@@ -61,7 +61,7 @@ def arguments(family, out, *more):
     return [*COMMON, *DIGITS, *MIXING, *TRAINING, *model, "--output_dir", str(out), *more]
 
 
-def test_a_stranger_opens_what_a_training_pushed(finetune, hub, tmp_path, monkeypatch):
+def test_pushed_model_loads_without_this_package(finetune, hub, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_alice")
     image = load_digits_dataset()["test"][0]["image"].convert("RGB")
     image.save(tmp_path / "digit.png")
@@ -95,13 +95,12 @@ def test_a_stranger_opens_what_a_training_pushed(finetune, hub, tmp_path, monkey
 
     torch.save(expected, tmp_path / "expected.pt")
     environment = hub.environment(cache=tmp_path / "cache") | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", STRANGER]
+    command = [sys.executable, "-c", CONSUMER]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.endswith("done\n"), done.stderr[-3000:]
 
 
-def test_publishing_a_folder_that_was_not_pushed(finetune, hub, tmp_path):
-    """By scripts/publish.py, after an upload at the end of a training that broke off."""
+def test_publish_script_uploads_a_folder_after_failed_push(finetune, hub, tmp_path):
     out = tmp_path / "out"
     first = ["--hub_model_id", "alice/first", "--hub_token", "hf_alice", "--hub_strategy", "end"]
     trainer = finetune.build_trainer(arguments("cct", out, *first))
@@ -123,8 +122,8 @@ def test_publishing_a_folder_that_was_not_pushed(finetune, hub, tmp_path):
     assert not hub.sent(str(tmp_path)) and not hub.sent("hf_alice")
 
 
-def test_the_command_in_a_card_repeats_its_results(finetune, tmp_path):
-    """Here on images that were held out of the training split, which the command must find again."""
+def test_command_in_card_reproduces_its_results(finetune, tmp_path):
+    """The evaluation images are a fraction of the training split, which the command must select again."""
     data = load_digits_dataset()["train"].select(range(200))
     data.to_parquet(tmp_path / "pictures" / "train.parquet")
     model = ["--model_type", "vit", "--from_scratch", "--config_overrides", json.dumps(MODELS["vit"])]
@@ -135,7 +134,7 @@ def test_the_command_in_a_card_repeats_its_results(finetune, tmp_path):
     finetune.train_and_evaluate(trainer)
     metrics = json.loads((tmp_path / "eval_results.json").read_text())
     (line,) = re.findall(r"^python (scripts/evaluate.py .*)$", (tmp_path / "README.md").read_text(), re.MULTILINE)
-    # The card names neither the folder of the data nor that of the model: a stranger has them elsewhere.
+    # The card contains neither the path of the data nor that of the model.
     assert str(tmp_path) not in line
     line = line.replace(f" {tmp_path.name} ", f" {tmp_path} ").replace("=pictures", f"={tmp_path / 'pictures'}")
     command = [sys.executable, *shlex.split(line), "--use_cpu", "--json", str(tmp_path / "again.json")]

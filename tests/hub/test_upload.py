@@ -1,4 +1,4 @@
-"""Uploading: what goes up, who may, and what is said otherwise."""
+"""Uploads to the Hub: uploaded files, permissions and errors."""
 
 import json
 import shutil
@@ -12,7 +12,12 @@ from safetensors.torch import load_file
 from transformers import ViTImageProcessor
 
 from hf_tokenmixup import TokenMixupViTForImageClassification
-from hf_tokenmixup.hub.upload import check_license, create_and_check_repo, upload_model_folder, validate_model_folder
+from hf_tokenmixup.hub.upload import (
+    create_and_check_repo,
+    upload_model_folder,
+    validate_license,
+    validate_model_folder,
+)
 from hf_tokenmixup.models import TokenMixupViTConfig
 
 TINY = {"image_size": 8, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -28,7 +33,7 @@ def trained():
 
 @pytest.fixture
 def folder(trained, tmp_path):
-    """An output folder as a training leaves it: the published model, and much that is nobody's business."""
+    """An output folder of a training run: the exported model, and files that must not be uploaded."""
     folder = tmp_path / "output"
     trained.published().save_pretrained(folder)
     ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(folder)
@@ -40,7 +45,7 @@ def folder(trained, tmp_path):
     return folder
 
 
-def test_only_the_published_model_goes_up(hub, folder):
+def test_upload_model_folder_uploads_the_exported_model_only(hub, folder):
     upload_model_folder(folder, "alice/vit", token="hf_alice")
     files = hub.files("alice/vit")
     expected = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", ".gitattributes"}
@@ -51,7 +56,7 @@ def test_only_the_published_model_goes_up(hub, folder):
     assert not hub.sent(str(folder)) and not hub.sent("hf_alice")
 
 
-def test_again_changes_nothing_and_sends_no_weights(hub, folder):
+def test_upload_model_folder_again_sends_no_weights(hub, folder):
     upload_model_folder(folder, "alice/vit", token="hf_alice", private=True)
     assert hub.repo("alice/vit").private
     sent = len([request for request in hub.requests if "lfs-storage" in request.path])
@@ -59,49 +64,49 @@ def test_again_changes_nothing_and_sends_no_weights(hub, folder):
     assert len([request for request in hub.requests if "lfs-storage" in request.path]) == sent == 1
 
 
-def test_another_branch(hub, folder):
+def test_upload_model_folder_to_unknown_branch_raises(hub, folder):
     upload_model_folder(folder, "alice/vit", token="hf_alice")
     commit = hub.repo("alice/vit").resolve("main").oid
-    with pytest.raises(ValueError, match="The Hub refused alice/vit"):
+    with pytest.raises(ValueError, match="The Hub rejected alice/vit"):
         upload_model_folder(folder, "alice/vit", token="hf_alice", revision="no-such-branch")
     assert hub.repo("alice/vit").resolve("main").oid == commit
 
 
 @pytest.mark.parametrize(
-    ("token", "repo_id", "said"),
+    ("token", "repo_id", "message"),
     [
-        (None, "alice/vit", "does not know who you are: log in with `hf auth login`"),
-        ("hf_stale", "alice/vit", "does not accept the token: log in"),
-        ("hf_reader", "alice/vit", "may not write to alice/vit on the Hub, signed in as alice"),
-        ("hf_bob", "alice/vit", "may not write to alice/vit on the Hub, signed in as bob"),
-        ("hf_bob", "alice/there", "may not write to alice/there on the Hub, signed in as bob. Name a repository of"),
-        ("hf_alice", "alice/a name", "'alice/a name' is no name for a repository"),
+        (None, "alice/vit", "Not logged in to the Hub. Run `hf auth login`"),
+        ("hf_stale", "alice/vit", "The Hub rejected the token. Run `hf auth login`"),
+        ("hf_reader", "alice/vit", "No write access to alice/vit on the Hub, logged in as alice"),
+        ("hf_bob", "alice/vit", "No write access to alice/vit on the Hub, logged in as bob"),
+        ("hf_bob", "alice/there", "No write access to alice/there on the Hub, logged in as bob. Use a repository of"),
+        ("hf_alice", "alice/a name", "'alice/a name' is not a valid repository name"),
     ],
 )
-def test_who_may_not_write_is_told_before_anything_is_sent(hub, folder, token, repo_id, said):
+def test_upload_without_write_access_raises_before_sending(hub, folder, token, repo_id, message):
     hub.add_repo("alice/there", {"README.md": "there"})
     with pytest.raises(ValueError) as error:
         create_and_check_repo(repo_id, token=token)
-    assert said in str(error.value) and (token is None or token not in str(error.value))
+    assert message in str(error.value) and (token is None or token not in str(error.value))
     with pytest.raises(ValueError):
         upload_model_folder(folder, repo_id, token=token)
     assert set(hub.files("alice/there")) == {"README.md", ".gitattributes"} and not hub.sent("scorenet")
     assert not any(request.method == "PUT" for request in hub.requests)
 
 
-def test_a_name_alone_is_the_users(hub):
+def test_create_and_check_repo_adds_the_user_name(hub):
     assert create_and_check_repo("vit", token="hf_alice") == "alice/vit"
     assert create_and_check_repo("alice/vit", token="hf_alice") == "alice/vit"
 
 
-def test_no_hub_at_all(monkeypatch):
+def test_create_and_check_repo_unreachable_hub_raises(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(ValueError, match=r"connection to the Hub at http://127.0.0.1:9 failed \(ConnectError"):
         create_and_check_repo("alice/vit", token="hf_alice")
 
 
-def test_an_upload_that_breaks_off_can_be_repeated(hub, folder):
+def test_upload_model_folder_after_failure_can_be_repeated(hub, folder):
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     hub.refuse_next_upload(status=403)
     with pytest.raises(ValueError, match=r"Repeat the upload: `hf-tokenmixup publish .*output alice/vit`"):
@@ -113,11 +118,10 @@ def test_an_upload_that_breaks_off_can_be_repeated(hub, folder):
     assert set(hub.files("alice/vit")) == {".gitattributes"}
     upload_model_folder(folder, "alice/vit", token="hf_alice")
     assert hub.files("alice/vit")["model.safetensors"] == (folder / "model.safetensors").read_bytes()
-    kept = {path: path.read_bytes() for path in before}
-    assert kept == before
+    assert {path: path.read_bytes() for path in before} == before
 
 
-def test_publish_folder_leaves_out_local_folders_and_keeps_the_rest(hub, folder):
+def test_upload_model_folder_removes_local_paths_from_json(hub, folder):
     config = json.loads((folder / "config.json").read_text())
     config |= {"_name_or_path": str(folder.parent / "base"), "cache": str(Path.home() / "cache")}
     config |= {"id2label": {"0": "/m/01yrx", "1": "a/b", "2": "c"}}
@@ -131,11 +135,11 @@ def test_publish_folder_leaves_out_local_folders_and_keeps_the_rest(hub, folder)
     assert json.loads(files["adapter_config.json"]) == {"base_model_name_or_path": "", "r": 8}
     assert json.loads(files["training_log.jsonl"]) == {"epoch": 1.0, "file": "output"}
     assert not hub.sent(str(folder)) and not hub.sent(str(Path.home() / "cache"))
-    # The files on the disk stay as they are.
+    # Local files do not change.
     assert json.loads((folder / "config.json").read_text()) == config
 
 
-def test_publish_folder_with_a_license_puts_it_into_the_card(hub, folder):
+def test_upload_model_folder_inserts_the_license(hub, folder):
     upload_model_folder(folder, "alice/vit", token="hf_alice", license="mit")
     assert read_card(hub.files("alice/vit")["README.md"].decode()) == {"license": "mit"}
     (folder / "README.md").unlink()
@@ -148,38 +152,39 @@ def test_publish_folder_with_a_license_puts_it_into_the_card(hub, folder):
 
 
 @pytest.mark.parametrize(
-    ("license", "said"), [("Apache 2.0", "in lower case, such as apache-2.0"), ("apache2", "has no license 'apache2'")]
+    ("license", "message"),
+    [("Apache 2.0", "lowercase identifier .* such as apache-2.0"), ("apache2", "does not know the license 'apache2'")],
 )
-def test_publish_folder_with_an_unknown_license_sends_nothing(hub, folder, license, said):
+def test_upload_model_folder_with_unknown_license_raises_before_sending(hub, folder, license, message):
     before = (folder / "README.md").read_bytes()
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         upload_model_folder(folder, "alice/vit", token="hf_alice", license=license)
     assert (folder / "README.md").read_bytes() == before and not hub.sent("A model")
 
 
-def test_check_license_without_an_answer_takes_what_looks_like_one(monkeypatch):
+def test_validate_license_without_answer_checks_the_form_only(monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    check_license("apache2", on_hub=True)
+    validate_license("apache2", on_hub=True)
 
 
-def test_folders_that_hold_no_published_model(folder, tmp_path):
+def test_validate_model_folder_raises(folder, tmp_path):
     validate_model_folder(folder)
-    with pytest.raises(ValueError, match="holds no model"):
+    with pytest.raises(ValueError, match="contains no model"):
         validate_model_folder(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="checkpoint in training, ScoreNet included"):
+    with pytest.raises(ValueError, match="is a training checkpoint: it contains ScoreNet"):
         validate_model_folder(folder / "checkpoint-2")
     config = (folder / "config.json").read_text()
     (folder / "config.json").write_text(config.replace('"model_type": "vit"', '"model_type": "cct"'))
-    with pytest.raises(ValueError, match="no model type 'cct', and its code does not lie"):
+    with pytest.raises(ValueError, match="no model type 'cct', and .* does not contain its modeling code"):
         validate_model_folder(folder)
     (folder / "config.json").write_text(config)
     (folder / "preprocessor_config.json").unlink()
-    with pytest.raises(ValueError, match="no image processor"):
+    with pytest.raises(ValueError, match="contains no image processor"):
         validate_model_folder(folder)
     shutil.move(folder / "model.safetensors", folder / "model-00001-of-00002.safetensors")
-    with pytest.raises(ValueError, match="holds no weights"):
+    with pytest.raises(ValueError, match="contains no weights"):
         validate_model_folder(folder)
     shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
-    with pytest.raises(ValueError, match="lacks model-00002-of-00002.safetensors"):
+    with pytest.raises(ValueError, match="does not contain model-00002-of-00002.safetensors"):
         validate_model_folder(folder)

@@ -197,7 +197,7 @@ def test_autocast_in_the_graph_mixes_as_without():
 def test_compiled_to_machine_code(name):
     """By inductor, at the sizes that are trained."""
     network = MODEL_PRESETS[name]
-    settings = network.systems["HTM + VTM"] | {"horizontal_tau": None, "horizontal_rho": 0.0}
+    settings = network.tokenmixup_configs["HTM + VTM"] | {"horizontal_tau": None, "horizontal_rho": 0.0}
     set_seed(0)
     fewer = {"drop_path_rate": 0.0} if "cct" in name else {"num_hidden_layers": 5}
     model = network.build(**settings, **fewer).train()

@@ -81,7 +81,7 @@ def test_the_evaluation_in_a_card_is_that_of_the_published_model(arguments):
 
 def test_who_may_not_write_is_told_before_the_training(hub, arguments):
     hub.add_repo("alice/vit")
-    for token, said in (("hf_bob", "may not write to alice/vit"), ("hf_stale", "does not accept the token")):
+    for token, said in (("hf_bob", "No write access to alice/vit"), ("hf_stale", "rejected the token")):
         args = arguments(push_to_hub=True, hub_model_id="alice/vit", hub_token=token)
         with pytest.raises(HubUploadError, match=said):
             trainer_of(args)

@@ -1,4 +1,4 @@
-"""What pictures show, against the model's own training forward, whole attention maps, and brute force."""
+"""Traces against the training forward pass, full attention maps, and brute force."""
 
 import pytest
 import torch
@@ -49,11 +49,11 @@ LABELS = torch.tensor([0, 3, 1, 4])
 
 @pytest.fixture(params=FAMILIES)
 def build(request):
-    config_class, model_class, own = FAMILIES[request.param]
+    config_class, model_class, settings = FAMILIES[request.param]
 
     def build_model(attn_implementation="sdpa", **changes):
         torch.manual_seed(0)
-        config = config_class(**SIZES | own | changes, attn_implementation=attn_implementation)
+        config = config_class(**SIZES | settings | changes, attn_implementation=attn_implementation)
         return model_class(config).train()
 
     build_model.grid = GRIDS[request.param]
@@ -61,48 +61,48 @@ def build(request):
 
 
 def noise(height=12, width=20):
-    """Images of unlike strength, so that they differ in what is salient."""
+    """Images of different contrast, so that their saliency differs."""
     pixels = torch.randn(4, 3, height, width, generator=torch.Generator().manual_seed(1))
     return pixels * torch.linspace(0.5, 2, 4).view(4, 1, 1, 1)
 
 
-def whole_maps(build, pixels, **changes):
-    """Head-averaged attention of every layer, by transformers."""
+def attention_maps(build, pixels, **changes):
+    """Head-averaged attention of every layer from transformers."""
     model = build(attn_implementation="eager", **changes).eval()
     with torch.no_grad():
         maps = model(pixels, output_attentions=True, interpolate_pos_encoding=bool(changes) or None).attentions
     return [attention.mean(dim=1) for attention in maps], model.config
 
 
-def read(rollout, config, grid):
+def read_saliency(rollout, config, grid):
     row = rollout[:, 0] if config.saliency_query == "cls" else rollout.mean(dim=1)
     return row[:, config.num_prefix_tokens :].unflatten(1, grid)
 
 
 @pytest.mark.parametrize("layer", [0, 2, 3])
-def test_attention_maps_are_products_of_whole_maps(build, layer):
-    maps, config = whole_maps(build, noise())
+def test_attention_maps_are_products_of_attention_maps(build, layer):
+    maps, config = attention_maps(build, noise())
     rollout = maps[layer]
     for attention in maps[layer + 1 :]:
         rollout = attention @ rollout
-    found = saliency_maps(build(), noise(), LABELS, layer)
-    assert list(found) == ["gradient", "1-step", "full rollout"]
-    torch.testing.assert_close(found["1-step"], read(maps[layer], config, build.grid))
-    torch.testing.assert_close(found["full rollout"], read(rollout, config, build.grid))
-    assert torch.equal(found["1-step"], found["full rollout"]) == (layer == 3)
+    saliency = saliency_maps(build(), noise(), LABELS, layer)
+    assert list(saliency) == ["gradient", "1-step", "full rollout"]
+    torch.testing.assert_close(saliency["1-step"], read_saliency(maps[layer], config, build.grid))
+    torch.testing.assert_close(saliency["full rollout"], read_saliency(rollout, config, build.grid))
+    assert torch.equal(saliency["1-step"], saliency["full rollout"]) == (layer == 3)
 
 
-def test_images_of_another_size(build):
-    maps, config = whole_maps(build, noise(16, 8), image_size=16)
+def test_saliency_maps_of_other_image_size(build):
+    maps, config = attention_maps(build, noise(16, 8), image_size=16)
     model = build(image_size=16)
     grid = model.token_grid(16, 8)
     assert grid[0] == 2 * grid[1]
-    found = saliency_maps(model, noise(16, 8), LABELS, 3)
-    torch.testing.assert_close(found["full rollout"], read(maps[3], config, grid))
-    assert found["gradient"].shape == (4, *grid)
+    saliency = saliency_maps(model, noise(16, 8), LABELS, 3)
+    torch.testing.assert_close(saliency["full rollout"], read_saliency(maps[3], config, grid))
+    assert saliency["gradient"].shape == (4, *grid)
 
 
-def test_the_gradient_is_that_of_the_labels(build):
+def test_saliency_maps_gradient_matches_autograd(build):
     model = build()
     pixels = noise().requires_grad_(True)
     F.cross_entropy(model.eval()(pixels).logits, LABELS).backward()
@@ -116,7 +116,7 @@ def test_the_gradient_is_that_of_the_labels(build):
     assert not torch.allclose(saliency_maps(model, noise(), LABELS.flip(0), 1)["gradient"], expected)
 
 
-def test_nothing_is_drawn_and_the_model_stays_as_it_was(build):
+def test_inspection_uses_no_randomness_and_keeps_the_model(build):
     model = build(hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5, horizontal_layers=[1])
     model.get_transformer_layers()[2].eval()
     state = torch.get_rng_state()
@@ -129,13 +129,13 @@ def test_nothing_is_drawn_and_the_model_stays_as_it_was(build):
     assert model.training and not model.get_transformer_layers()[2].training
 
 
-def test_predictions_are_the_model_s(build):
+def test_predicted_classes_match_logits(build):
     model = build()
     predicted = predicted_classes(model, noise())
     assert torch.equal(predicted, model.eval()(noise()).logits.argmax(dim=1))
 
 
-def test_scaling():
+def test_min_max():
     maps = torch.tensor([[[1.0, 3.0], [2.0, 5.0]], [[4.0, 4.0], [4.0, 4.0]]])
     assert min_max(maps).tolist() == [[[0.0, 0.5], [0.25, 1.0]], [[0.0, 0.0], [0.0, 0.0]]]
 
@@ -150,30 +150,30 @@ def test_scaling():
         {"horizontal_tau": None, "assignment_group_size": 2},
     ],
 )
-def test_the_horizontal_step_is_that_of_training(build, settings):
+def test_trace_horizontal_mixup_matches_training_forward(build, settings):
     model = build(horizontal_layers=[1], horizontal_rho=0.001, **settings)
-    seen = trace_horizontal_mixup(model, noise(), LABELS, 1, tau=settings["horizontal_tau"])
+    trace = trace_horizontal_mixup(model, noise(), LABELS, 1, tau=settings["horizontal_tau"])
     trained = model(noise(), labels=LABELS)
     (step,) = trained.horizontal
-    assert torch.equal(seen.easy, step.easy) and torch.equal(seen.partner, step.partner)
-    assert torch.equal(seen.replaced.flatten(1), step.replaced) and step.replaced.any()
-    torch.testing.assert_close(seen.saliency.flatten(1), step.saliency)
-    torch.testing.assert_close(seen.mixed_targets, trained.targets)
-    assert seen.mixed == step.replaced.any(dim=1).nonzero().flatten().tolist()
-    assert seen.saliency.shape == (4, *build.grid) and (seen.layer, seen.rho) == (1, 0.001)
-    assert seen.detector == model.config.saliency_detector and seen.relabel == model.config.relabel
+    assert torch.equal(trace.easy, step.easy) and torch.equal(trace.partner, step.partner)
+    assert torch.equal(trace.replaced.flatten(1), step.replaced) and step.replaced.any()
+    torch.testing.assert_close(trace.saliency.flatten(1), step.saliency)
+    torch.testing.assert_close(trace.mixed_targets, trained.targets)
+    assert trace.mixed == step.replaced.any(dim=1).nonzero().flatten().tolist()
+    assert trace.saliency.shape == (4, *build.grid) and (trace.layer, trace.rho) == (1, 0.001)
+    assert trace.detector == model.config.saliency_detector and trace.relabel == model.config.relabel
 
 
-def test_a_threshold_leaves_difficult_images_alone(build):
+def test_trace_horizontal_mixup_tau_selects_easy_images(build):
     model = build(horizontal_layers=[1])
     difficulty = model(noise(), labels=LABELS).horizontal[0].difficulty
     tau = float(difficulty.sort().values[1:3].mean())
-    seen = trace_horizontal_mixup(model, noise(), LABELS, 1, tau=tau, rho=0.0)
-    assert seen.easy.tolist() == (difficulty < tau).tolist() and seen.easy.sum() == 2
-    assert set(seen.mixed) <= set(seen.easy.nonzero().flatten().tolist())
+    trace = trace_horizontal_mixup(model, noise(), LABELS, 1, tau=tau, rho=0.0)
+    assert trace.easy.tolist() == (difficulty < tau).tolist() and trace.easy.sum() == 2
+    assert set(trace.mixed) <= set(trace.easy.nonzero().flatten().tolist())
 
 
-def test_random_choices_follow_the_generator(build):
+def test_trace_horizontal_mixup_is_reproducible_with_generator(build):
     model = build(assignment="random", token_selection="random", saliency_detector="random")
     one, same, other = (
         trace_horizontal_mixup(model, noise(), LABELS, 2, rho=0.0, generator=torch.Generator().manual_seed(seed))
@@ -184,51 +184,51 @@ def test_random_choices_follow_the_generator(build):
 
 
 @pytest.mark.parametrize("settings", [{}, {"saliency_detector": "gradient"}])
-def test_brought_up_are_the_tokens_that_training_collects(build, monkeypatch, settings):
+def test_trace_vertical_memory_matches_training_forward(build, monkeypatch, settings):
     model = build(vertical_layers=[3], vertical_kappa=4, **settings)
     collected, tokens = [], VerticalMemory.tokens
     monkeypatch.setattr(VerticalMemory, "tokens", lambda self: collected.append(tokens(self)) or collected[-1])
-    seen = trace_vertical_memory(model, noise(), LABELS, 3)
+    trace = trace_vertical_memory(model, noise(), LABELS, 3)
     model(noise(), labels=LABELS)
-    assert (seen.layer, seen.grid, seen.tokens.shape) == (3, build.grid, (3, 4, 4))
+    assert (trace.layer, trace.grid, trace.tokens.shape) == (3, build.grid, (3, 4, 4))
     for layer, hidden in enumerate(layer_inputs(model, noise())[:3]):
-        index = seen.tokens[layer] + model.config.num_prefix_tokens
+        index = trace.tokens[layer] + model.config.num_prefix_tokens
         chosen = torch.stack([hidden[image, index[image]] for image in range(4)])
         torch.testing.assert_close(chosen, collected[0][:, 4 * layer : 4 * (layer + 1)])
 
 
-def test_brought_up_tokens_are_the_most_salient_ones(build):
-    seen = trace_vertical_memory(build(), noise(), LABELS, 2, kappa=3)
+def test_trace_vertical_memory_selects_most_salient_tokens(build):
+    trace = trace_vertical_memory(build(), noise(), LABELS, 2, kappa=3)
     for layer in range(2):
         saliency = saliency_maps(build(), noise(), LABELS, layer)["1-step"].flatten(1)
         expected = sorted(range(saliency.shape[1]), key=lambda token: -saliency[1, token])[:3]
-        assert seen.tokens[layer, 1].tolist() == expected
+        assert trace.tokens[layer, 1].tolist() == expected
 
 
 @pytest.mark.parametrize("size", [(12, 20), (13, 22)])
-def test_a_mixed_image_has_its_partner_s_pixels_in_replaced_cells(build, size):
+def test_render_mixed_images_has_partner_pixels_in_replaced_cells(build, size):
     model = build(image_size=12)
     pixels = noise(*size)
     cells = compute_token_grid(model, *size)
     rows, columns = model.token_grid(*size)
     assert (len(cells.rows), len(cells.columns)) == (rows + 1, columns + 1)
     assert cells.exact == (getattr(model.config, "tokenizer", "patch") == "patch")
-    seen = trace_horizontal_mixup(model, pixels, LABELS, 1, rho=0.0)
-    mixed = render_mixed_images(pixels, seen.partner, seen.replaced, cells)
+    trace = trace_horizontal_mixup(model, pixels, LABELS, 1, rho=0.0)
+    mixed = render_mixed_images(pixels, trace.partner, trace.replaced, cells)
     expected = pixels.clone()
     for image in range(4):
         for row in range(rows):
             for column in range(columns):
-                if seen.replaced[image, row, column]:
+                if trace.replaced[image, row, column]:
                     top, bottom = cells.rows[row], cells.rows[row + 1]
                     left, right = cells.columns[column], cells.columns[column + 1]
-                    part = pixels[seen.partner[image], :, top:bottom, left:right]
+                    part = pixels[trace.partner[image], :, top:bottom, left:right]
                     expected[image, :, top:bottom, left:right] = part
     assert torch.equal(mixed, expected) and not torch.equal(mixed, pixels)
 
 
-def test_cells_are_the_pixels_that_a_token_sees(build):
-    """Changing one pixel changes the token of its cell: alone where tokens are patches, too where they overlap."""
+def test_compute_token_grid_cells_contain_the_pixels_of_tokens(build):
+    """Changing a pixel changes the token of its cell, and no other token if tokens are patches."""
     model = build(image_size=12, position_embedding="none") if "cct" in build().config.model_type else build()
     size = model.config.image_size if isinstance(model.config.image_size, tuple) else (12, 12)
     cells, (_, columns) = compute_token_grid(model, *size), model.token_grid(*size)
@@ -246,30 +246,30 @@ def test_cells_are_the_pixels_that_a_token_sees(build):
         assert token in changed and (changed == [token] or not cells.exact)
 
 
-def test_patches_leave_pixels_over():
+def test_compute_token_grid_size_not_multiple_of_patch_size():
     model = TokenMixupViTForImageClassification(TokenMixupViTConfig(**SIZES | {"image_size": 12}))
     assert compute_token_grid(model, 13, 22) == TokenGrid((0, 4, 8, 12), (0, 4, 8, 12, 16, 20), exact=True)
 
 
 @pytest.mark.parametrize(
-    "observe, arguments, message",
+    "function, arguments, message",
     [
-        (saliency_maps, {"layer": 4}, "layer must lie between 0 and 3, got 4"),
-        (saliency_maps, {"layer": -1}, "layer must lie between 0 and 3, got -1"),
-        (trace_vertical_memory, {"layer": 0}, "between 1 and 3, as nothing lies before layer 0, got 0"),
-        (trace_vertical_memory, {"layer": 1, "kappa": 0}, "kappa must lie between 1 and .*, got 0"),
+        (saliency_maps, {"layer": 4}, "layer must be between 0 and 3, got 4"),
+        (saliency_maps, {"layer": -1}, "layer must be between 0 and 3, got -1"),
+        (trace_vertical_memory, {"layer": 0}, "between 1 and 3, got 0 .layer 0 has no earlier layers"),
+        (trace_vertical_memory, {"layer": 1, "kappa": 0}, "kappa must be between 1 and .*, got 0"),
         (trace_vertical_memory, {"layer": 1, "kappa": 61}, "number of patch tokens, (15|60), got 61"),
-        (trace_horizontal_mixup, {"layer": 2, "tau": 1.0}, "layer 2 has none .* leave tau out"),
+        (trace_horizontal_mixup, {"layer": 2, "tau": 1.0}, "layer 2 has none .* Omit tau"),
         (trace_horizontal_mixup, {"layer": 1, "rho": -0.1}, "rho must be at least 0, got -0.1"),
         (saliency_maps, {"layer": 1, "targets": torch.tensor([0, 1])}, r"shape \(B,\) = \(4,\)"),
         (trace_horizontal_mixup, {"layer": 1, "targets": torch.tensor([0, 1, 2, 5])}, "got 5 for image 3"),
     ],
 )
-def test_errors(build, observe, arguments, message):
+def test_invalid_arguments_raise(build, function, arguments, message):
     with pytest.raises(ValueError, match=message):
-        observe(build(horizontal_layers=[1]), noise(), **{"targets": LABELS} | arguments)
+        function(build(horizontal_layers=[1]), noise(), **{"targets": LABELS} | arguments)
 
 
-def test_a_model_without_our_layers():
-    with pytest.raises(ValueError, match="load_classifier opened, got ViTForImageClassification"):
+def test_layer_inputs_of_plain_model_raises():
+    with pytest.raises(ValueError, match="loaded with load_classifier, got ViTForImageClassification"):
         layer_inputs(plain_vit(), torch.zeros(1, 3, 8, 8))

@@ -1,4 +1,4 @@
-"""What is drawn: read from the figures' axes, and from the files."""
+"""Content of the figures, read from their axes and files."""
 
 import sys
 
@@ -8,19 +8,19 @@ import pytest
 import torch
 from matplotlib.colors import to_rgb
 
-from hf_tokenmixup.visualization import plots as pictures
+from hf_tokenmixup.visualization import plots
 from hf_tokenmixup.visualization.figure_utils import BLUE, ORANGE, save_figure
 from hf_tokenmixup.visualization.inspection import HorizontalMixTrace, VerticalMemoryTrace, min_max
 from hf_tokenmixup.visualization.plots import plot_horizontal_mixup, plot_saliency, plot_vertical_memory, short_name
 from hf_tokenmixup.visualization.token_grid import TokenGrid
 
-CELLS = TokenGrid(rows=(0, 4, 8), columns=(0, 3, 6, 9), exact=True)
+TOKEN_GRID = TokenGrid(rows=(0, 4, 8), columns=(0, 3, 6, 9), exact=True)
 IMAGES = torch.rand(3, 3, 8, 10, generator=torch.Generator().manual_seed(0))
 NAMES = ["Egyptian cat, Felis catus", "tabby", "black-and-tan coonhound"]
 
 
-def observation(**changes):
-    """Image 0 takes two tokens of image 2, of another class, image 2 one of image 0, image 1 none."""
+def make_trace(**changes):
+    """Image 0 gets two tokens of image 2, image 2 gets one of image 0, and image 1 none."""
     replaced = torch.zeros(3, 2, 3, dtype=torch.bool)
     replaced[0, 0, 1] = replaced[0, 1, 2] = replaced[2, 1, 0] = True
     values = {
@@ -45,98 +45,98 @@ def grid(figure, columns):
     return np.array(axes).reshape(-1, columns)
 
 
-def drawn(axes):
-    """The one picture in these axes, channels last."""
+def get_image(axes):
+    """The only image in the axes, channels last."""
     (image,) = axes.images
     return np.asarray(image.get_array())
 
 
-def seen(image):
+def channels_last(image):
     return image.permute(1, 2, 0).numpy()
 
 
-def test_saliency_stands_beside_its_image():
+def test_plot_saliency_shows_images_and_maps():
     maps = {"gradient": torch.rand(3, 2, 3), "1-step": torch.rand(3, 2, 3), "full rollout": torch.rand(3, 2, 3)}
-    figure = plot_saliency(IMAGES, maps, ["a", "b", "c"], CELLS, layer=2, num_layers=12, note="Guessed.")
+    figure = plot_saliency(IMAGES, maps, ["a", "b", "c"], TOKEN_GRID, layer=2, num_layers=12, note="Guessed.")
     panels = grid(figure, 4)
     assert [axes.get_title() for axes in panels[0]] == [
         "Image", "Gradient\nof the loss", "Attention, 1-step\n(layer 2)", "Attention, full rollout\n(layers 2 to 11)",
     ]  # fmt: skip
-    for number, row in enumerate(panels):
-        np.testing.assert_array_equal(drawn(row[0]), seen(IMAGES[number]))
-        assert row[0].get_xlabel() == "abc"[number]
+    for index, row in enumerate(panels):
+        np.testing.assert_array_equal(get_image(row[0]), channels_last(IMAGES[index]))
+        assert row[0].get_xlabel() == "abc"[index]
         for axes, saliency in zip(row[1:], maps.values(), strict=True):
-            np.testing.assert_array_equal(drawn(axes), min_max(saliency)[number].numpy())
+            np.testing.assert_array_equal(get_image(axes), min_max(saliency)[index].numpy())
             assert axes.images[0].norm.vmin == 0 and axes.images[0].norm.vmax == 1
             assert tuple(axes.images[0].get_extent()) == (-0.5, 8.5, 7.5, -0.5)
-    assert "in front of layer 2" in title(figure) and title(figure).endswith("Guessed.")
+    assert "before layer 2" in title(figure) and title(figure).endswith("Guessed.")
     (bar,) = [axes for axes in figure.axes if axes.get_label() == "<colorbar>"]
     assert "[0, 1]" in bar.get_ylabel() and bar.get_ylim() == (0, 1)
 
 
-def test_the_last_layer_s_rollout_is_its_own():
-    figure = plot_saliency(IMAGES, {"full rollout": torch.rand(3, 2, 3)}, "abc", CELLS, layer=3, num_layers=4)
+def test_plot_saliency_of_last_layer_has_single_layer_heading():
+    figure = plot_saliency(IMAGES, {"full rollout": torch.rand(3, 2, 3)}, "abc", TOKEN_GRID, layer=3, num_layers=4)
     assert grid(figure, 2)[0, 1].get_title() == "Attention, full rollout\n(layer 3)"
 
 
-def test_pairs_and_what_becomes_of_them():
-    figure = plot_horizontal_mixup(IMAGES, observation(), NAMES, CELLS)
+def test_plot_horizontal_mixup_shows_pairs_and_labels():
+    figure = plot_horizontal_mixup(IMAGES, make_trace(), NAMES, TOKEN_GRID)
     rows = grid(figure, 7)
     assert len(rows) == 2
-    image, saliency, partner, theirs, origin, mixed, label = rows[0]
-    for axes, number, color in ((image, 0, BLUE), (partner, 2, ORANGE)):
-        np.testing.assert_array_equal(drawn(axes), seen(IMAGES[number]))
-        assert axes.get_xlabel() == ["Egyptian cat", "", "black-and-tan coonh…"][number]
+    image, saliency, partner, partner_saliency, mask, mixed, label = rows[0]
+    for axes, index, color in ((image, 0, BLUE), (partner, 2, ORANGE)):
+        np.testing.assert_array_equal(get_image(axes), channels_last(IMAGES[index]))
+        assert axes.get_xlabel() == ["Egyptian cat", "", "black-and-tan coonh…"][index]
         assert axes.spines["left"].get_visible() and to_rgb(axes.spines["left"].get_edgecolor()) == to_rgb(color)
-    np.testing.assert_allclose(drawn(saliency), observation().saliency[0])
-    np.testing.assert_allclose(drawn(theirs), observation().saliency[2])
-    assert saliency.images[0].norm is theirs.images[0].norm
-    assert drawn(origin).tolist() == [[0, 1, 0], [0, 0, 1]] and origin.get_xlabel() == "2 of 6 replaced"
-    assert [to_rgb(color) for color in origin.images[0].cmap.colors] == [
+    np.testing.assert_allclose(get_image(saliency), make_trace().saliency[0])
+    np.testing.assert_allclose(get_image(partner_saliency), make_trace().saliency[2])
+    assert saliency.images[0].norm is partner_saliency.images[0].norm
+    assert get_image(mask).tolist() == [[0, 1, 0], [0, 0, 1]] and mask.get_xlabel() == "2 of 6 replaced"
+    assert [to_rgb(color) for color in mask.images[0].cmap.colors] == [
         to_rgb(BLUE),
         to_rgb(ORANGE),
     ]
     expected = IMAGES[0].clone()
     expected[:, 0:4, 3:6], expected[:, 4:8, 6:9] = IMAGES[2, :, 0:4, 3:6], IMAGES[2, :, 4:8, 6:9]
-    np.testing.assert_array_equal(drawn(mixed), seen(expected))
+    np.testing.assert_array_equal(get_image(mixed), channels_last(expected))
     assert [text.get_text() for text in label.texts] == ["25% Egyptian cat", "75% black-and-tan coonh…"]
     assert [(bar.get_x(), bar.get_width(), bar.get_facecolor()[:3]) for bar in label.patches] == [
         (0.0, 0.25, to_rgb(BLUE)),
         (0.25, 0.75, to_rgb(ORANGE)),
     ]
-    assert legend(figure) == ["the image itself", "its partner"]
+    assert legend(figure) == ["image", "partner"]
     assert "2 of 3 images are mixed" in title(figure) and "more than rho = 0.01" in title(figure)
     assert [text.get_text() for text in rows[1, 6].texts] == ["90% black-and-tan coonh…", "10% Egyptian cat"]
 
 
-def test_a_pair_of_one_class_keeps_its_label():
+def test_plot_horizontal_mixup_pair_of_one_class_has_one_label():
     targets = torch.eye(3)[[1, 1, 1]]
-    figure = plot_horizontal_mixup(IMAGES, observation(targets=targets, mixed_targets=targets), NAMES, CELLS)
+    figure = plot_horizontal_mixup(IMAGES, make_trace(targets=targets, mixed_targets=targets), NAMES, TOKEN_GRID)
     assert [text.get_text() for text in grid(figure, 7)[0, 6].texts] == ["100% tabby"]
 
 
-def test_the_picture_tells_the_settings_that_were_followed():
-    other = observation(detector="gradient", token_selection="random", relabel="count")
-    figure = plot_horizontal_mixup(IMAGES, other, NAMES, TokenGrid(CELLS.rows, CELLS.columns, exact=False))
-    assert "At random" in title(figure) and "number of tokens" in title(figure)
+def test_plot_horizontal_mixup_captions_follow_the_settings():
+    other = make_trace(detector="gradient", token_selection="random", relabel="count")
+    figure = plot_horizontal_mixup(IMAGES, other, NAMES, TokenGrid(TOKEN_GRID.rows, TOKEN_GRID.columns, exact=False))
+    assert "Random tokens" in title(figure) and "number of tokens" in title(figure)
     assert grid(figure, 7)[0, 5].get_title() == "Mixed image\n(approximately)"
     (bar,) = [axes for axes in figure.axes if axes.get_label() == "<colorbar>"]
-    assert "loss depends on" in bar.get_xlabel()
+    assert "gradient of the loss" in bar.get_xlabel()
 
 
-def test_without_a_pair_the_way_out_is_told():
-    nothing = observation(replaced=torch.zeros(3, 2, 3, dtype=torch.bool), easy=torch.tensor([True, False, False]))
-    with pytest.raises(ValueError, match=r"of 3 images, 1 easy ones, none .* rho = 0.01.*is within 0.17: choose"):
-        plot_horizontal_mixup(IMAGES, nothing, NAMES, CELLS)
-    none_easy = observation(replaced=nothing.replaced, easy=torch.zeros(3, dtype=torch.bool))
-    with pytest.raises(ValueError, match="0 easy ones, .* choose a higher tau"):
-        plot_horizontal_mixup(IMAGES, none_easy, NAMES, CELLS)
+def test_plot_horizontal_mixup_without_pair_raises_with_hint():
+    unmixed = make_trace(replaced=torch.zeros(3, 2, 3, dtype=torch.bool), easy=torch.tensor([True, False, False]))
+    with pytest.raises(ValueError, match=r"at rho = 0.01: 1 of 3 images are easy.* by up to 0.17: use"):
+        plot_horizontal_mixup(IMAGES, unmixed, NAMES, TOKEN_GRID)
+    none_easy = make_trace(replaced=unmixed.replaced, easy=torch.zeros(3, dtype=torch.bool))
+    with pytest.raises(ValueError, match="0 of 3 images are easy, .* use a higher tau"):
+        plot_horizontal_mixup(IMAGES, none_easy, NAMES, TOKEN_GRID)
 
 
-def test_tokens_brought_up_are_framed_and_numbered():
+def test_plot_vertical_memory_frames_and_ranks_tokens():
     tokens = torch.tensor([[[0, 4], [1, 2], [3, 5]], [[5, 3], [0, 1], [2, 4]]])
-    looked = VerticalMemoryTrace(layer=2, grid=(2, 3), tokens=tokens)
-    figure = plot_vertical_memory(IMAGES, looked, ["a", "b", "c"], CELLS)
+    trace = VerticalMemoryTrace(layer=2, grid=(2, 3), tokens=tokens)
+    figure = plot_vertical_memory(IMAGES, trace, ["a", "b", "c"], TOKEN_GRID)
     panels = grid(figure, 3)
     assert [axes.get_title() for axes in panels[0]] == ["Image", "From layer 0", "From layer 1"]
     axes = panels[0, 2]
@@ -146,42 +146,42 @@ def test_tokens_brought_up_are_framed_and_numbered():
     assert [(text.get_text(), text.xy) for text in axes.texts] == [("1", (8.5, 3.5)), ("2", (2.5, 3.5))]
     expected = 0.35 * IMAGES[0] + 0.65
     expected[:, 4:8, 6:9], expected[:, 4:8, 0:3] = IMAGES[0, :, 4:8, 6:9], IMAGES[0, :, 4:8, 0:3]
-    np.testing.assert_array_equal(drawn(axes), seen(expected))
-    assert "layer 2" in title(figure) and "4 further keys and values" in title(figure)
-    assert legend(figure) == ["token brought up to layer 2, 1 the most salient"]
+    np.testing.assert_array_equal(get_image(axes), channels_last(expected))
+    assert "layer 2" in title(figure) and "4 additional keys and values" in title(figure)
+    assert legend(figure) == ["token collected for layer 2, 1 is the most salient"]
 
 
-def test_many_tokens_are_not_numbered():
-    cells = TokenGrid(tuple(range(0, 9, 2)), tuple(range(0, 11, 2)), exact=False)
-    looked = VerticalMemoryTrace(layer=1, grid=(4, 5), tokens=torch.arange(10).expand(1, 3, 10))
-    figure = plot_vertical_memory(IMAGES, looked, ["a", "b", "c"], cells)
+def test_plot_vertical_memory_without_ranks_for_many_tokens():
+    token_grid = TokenGrid(tuple(range(0, 9, 2)), tuple(range(0, 11, 2)), exact=False)
+    trace = VerticalMemoryTrace(layer=1, grid=(4, 5), tokens=torch.arange(10).expand(1, 3, 10))
+    figure = plot_vertical_memory(IMAGES, trace, ["a", "b", "c"], token_grid)
     axes = grid(figure, 2)[0, 1]
     assert len(axes.collections[0].get_paths()) == 10 and not axes.texts
-    assert legend(figure) == ["token brought up to layer 1 (place approximate)"]
+    assert legend(figure) == ["token collected for layer 1 (approximate position)"]
 
 
-def test_png_and_pdf(tmp_path):
-    figure = plot_horizontal_mixup(IMAGES, observation(), NAMES, CELLS)
+def test_save_figure_png_and_pdf(tmp_path):
+    figure = plot_horizontal_mixup(IMAGES, make_trace(), NAMES, TOKEN_GRID)
     png = save_figure(figure, tmp_path / "new" / "a.PNG")
     pdf = save_figure(figure, str(tmp_path / "a.pdf"))
     assert png.read_bytes().startswith(b"\x89PNG") and pdf.read_bytes().startswith(b"%PDF")
-    picture = matplotlib.image.imread(png, format="png")
-    assert picture.shape[1] > 1000 and picture.std() > 0.1
+    pixels = matplotlib.image.imread(png, format="png")
+    assert pixels.shape[1] > 1000 and pixels.std() > 0.1
     with pytest.raises(ValueError, match=r"must end in .png or .pdf, got 'a.jpg'"):
         save_figure(figure, tmp_path / "a.jpg")
 
 
-@pytest.mark.parametrize("draw", ["saliency", "vertical"])
-def test_no_text_is_cut_off(draw):
-    """Even with a single narrow column, and rows and columns of unlike size."""
+@pytest.mark.parametrize("plot", ["saliency", "vertical"])
+def test_text_is_inside_the_figure(plot):
+    """A narrow image in a single row."""
     images = torch.rand(1, 3, 30, 6)
-    cells = TokenGrid((0, 15, 30), (0, 6), exact=False)
-    if draw == "saliency":
+    token_grid = TokenGrid((0, 15, 30), (0, 6), exact=False)
+    if plot == "saliency":
         maps = {"full rollout": torch.rand(1, 2, 1)}
-        figure = plot_saliency(images, maps, ["a name"], cells, layer=0, num_layers=12, note="Guessed. " * 9)
+        figure = plot_saliency(images, maps, ["a name"], token_grid, layer=0, num_layers=12, note="Guessed. " * 9)
     else:
-        looked = VerticalMemoryTrace(layer=1, grid=(2, 1), tokens=torch.zeros(1, 1, 1, dtype=torch.int64))
-        figure = plot_vertical_memory(images, looked, ["a name"], cells, note="Guessed. " * 9)
+        trace = VerticalMemoryTrace(layer=1, grid=(2, 1), tokens=torch.zeros(1, 1, 1, dtype=torch.int64))
+        figure = plot_vertical_memory(images, trace, ["a name"], token_grid, note="Guessed. " * 9)
     figure.canvas.draw()
     width, height = figure.canvas.get_width_height()
     texts = [figure._suptitle, *(axes.title for axes in figure.axes), *(axes.xaxis.label for axes in figure.axes)]
@@ -191,20 +191,20 @@ def test_no_text_is_cut_off(draw):
     assert all(box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height for box in boxes)
 
 
-def test_short_names():
+def test_short_name():
     assert short_name("tench, Tinca tinca") == "tench" and short_name("a" * 20) == "a" * 20
     assert short_name("a" * 21) == "a" * 19 + "…" and short_name("one two three", 5) == "one…"
 
 
-def test_pyplot_is_left_alone(tmp_path, monkeypatch):
+def test_plots_do_not_import_pyplot(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # an import would fail
-    figure = plot_horizontal_mixup(IMAGES, observation(), NAMES, CELLS)
+    figure = plot_horizontal_mixup(IMAGES, make_trace(), NAMES, TOKEN_GRID)
     save_figure(figure, tmp_path / "a.png")
     save_figure(figure, tmp_path / "a.pdf")
 
 
 @pytest.mark.parametrize(
-    ("share", "label"), [(0.0, "0%"), (0.004, "0.4%"), (0.01, "1%"), (0.5, "50%"), (0.996, "99.6%"), (1.0, "100%")]
+    ("fraction", "text"), [(0.0, "0%"), (0.004, "0.4%"), (0.01, "1%"), (0.5, "50%"), (0.996, "99.6%"), (1.0, "100%")]
 )
-def test_percent_of_a_mixed_label_is_neither_nothing_nor_all(share, label):
-    assert pictures._percent(share) == label
+def test_format_percent_does_not_round_to_0_or_100(fraction, text):
+    assert plots._format_percent(fraction) == text

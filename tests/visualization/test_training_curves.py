@@ -1,4 +1,4 @@
-"""The picture of a training, and of several."""
+"""Training curves of one run and of several runs."""
 
 import json
 import math
@@ -23,7 +23,7 @@ HISTORY = [
 
 @pytest.fixture
 def figure(monkeypatch):
-    """The figures that are saved."""
+    """Figures that are saved."""
     saved = []
     save = Figure.savefig
     monkeypatch.setattr(
@@ -36,7 +36,7 @@ def lines(axes) -> dict[str, tuple[list, list]]:
     return {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines}
 
 
-def test_three_panels_show_the_logged_values(tmp_path, figure):
+def test_plot_training_curves_shows_logged_values(tmp_path, figure):
     path = plot_training_curves(HISTORY, tmp_path / "new folder" / "curves.png")
     assert path == tmp_path / "new folder" / "curves.png"
     accuracy, loss, mixing = figure[0].axes
@@ -53,14 +53,14 @@ def test_three_panels_show_the_logged_values(tmp_path, figure):
     assert all(axes.get_xlabel() == "epoch" and axes.get_legend() for axes in figure[0].axes)
 
 
-def test_the_picture_is_not_empty(tmp_path):
-    drawn = matplotlib.image.imread(plot_training_curves(HISTORY, tmp_path / "a.png"))
+def test_plot_training_curves_draws_lines(tmp_path):
+    figure = matplotlib.image.imread(plot_training_curves(HISTORY, tmp_path / "a.png"))
     empty = matplotlib.image.imread(plot_training_curves([], tmp_path / "b.png"))
-    assert drawn.shape[1] > 1000
-    assert np.abs(drawn - empty).max() > 0.5
+    assert figure.shape[1] > 1000
+    assert np.abs(figure - empty).max() > 0.5
 
 
-def test_a_panel_without_values_says_so(tmp_path, figure):
+def test_plot_training_curves_notes_missing_values(tmp_path, figure):
     plot_training_curves([{"epoch": 0, "eval_loss": 1.0}], tmp_path / "curves.png")
     texts = [[text.get_text() for text in axes.texts] for axes in figure[0].axes]
     assert texts == [["no evaluation was logged"], [], ["no horizontal TokenMixup was logged"]]
@@ -70,11 +70,11 @@ def tick_labels(axis) -> list[str]:
     axis.axes.figure.draw_without_rendering()
     low, high = sorted(axis.get_view_interval())
     ticks = zip(axis.get_majorticklocs(), axis.get_majorticklabels(), strict=True)
-    return [label.get_text() for place, label in ticks if low <= place <= high]
+    return [label.get_text() for position, label in ticks if low <= position <= high]
 
 
 def constant_growth(start, step, **scale):
-    """A log whose values hardly change; `scale` are factors by key."""
+    """A log with small changes of its values; `scale` has factors by key."""
     return [
         {"epoch": 1000 + epoch / 100} | {key: factor * (start + step * epoch) for key, factor in scale.items()}
         for epoch in range(4)
@@ -82,18 +82,18 @@ def constant_growth(start, step, **scale):
 
 
 @pytest.mark.parametrize(("start", "step"), [(0.15, 1e-3), (0.9991, 1e-5), (0.0, 1e-6), (0.5, 0.1)])
-def test_ticks_of_narrow_ranges_differ(start, step, tmp_path, figure):
+def test_tick_labels_of_narrow_ranges_differ(start, step, tmp_path, figure):
     scale = {"eval_top1": 1, "loss": 15, "eval_loss": 1e-5, "mixed_samples": 1e6, "replaced_tokens": 3e7}
     log = constant_growth(start, step, **scale)
     plot_training_curves(log, tmp_path / "curves.png")
     for axes in [*plot_runs({"a": log, "b": log[:3]}).axes, *figure[0].axes]:
         for labels in map(tick_labels, (axes.xaxis, axes.yaxis)):
             assert len(labels) >= 2 and len(set(labels)) == len(labels), labels
-            # No label is to be added to an offset elsewhere.
+            # Labels are complete, without an offset text.
             assert not axes.yaxis.get_offset_text().get_text().startswith("+")
 
 
-def test_draw_runs_shows_no_accuracy_and_no_loss_that_cannot_be():
+def test_plot_runs_axis_limits_are_in_valid_range():
     for top1 in (0.0, 1.0):
         accuracy, loss = plot_runs({"a": [{"epoch": 1.0, "eval_top1": top1, "loss": 0.0}]}).axes
         assert accuracy.get_ylim()[0] >= 0 and accuracy.get_ylim()[1] <= 1 and loss.get_ylim()[0] >= 0
@@ -101,7 +101,7 @@ def test_draw_runs_shows_no_accuracy_and_no_loss_that_cannot_be():
         assert low <= top1 <= high and low < high
 
 
-def test_png_and_pdf(tmp_path):
+def test_plot_training_curves_png_and_pdf(tmp_path):
     assert plot_training_curves(HISTORY, tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert plot_training_curves(HISTORY, tmp_path / "a.pdf").read_bytes().startswith(b"%PDF")
     with pytest.raises(ValueError, match="must end in .png or .pdf, got 'a.svg'"):
@@ -115,7 +115,7 @@ OTHER = [
 MIXING = [{"epoch": 1.0, "mixed_samples": 2.0, "replaced_tokens": 40.0}]
 
 
-def test_runs_share_each_panel():
+def test_plot_runs_shows_all_runs_in_each_panel():
     figure = plot_runs({"htm": HISTORY, "baseline": OTHER, "short": MIXING})
     accuracy, training, evaluation, mixed, replaced = figure.axes
     assert lines(accuracy) == {"htm": ([1.0, 2.0], [0.25, 0.5]), "baseline": ([1.0, 3.0], [0.125, 0.375])}
@@ -123,7 +123,7 @@ def test_runs_share_each_panel():
     assert lines(evaluation) == {"htm": ([1.0], [1.5]), "baseline": ([1.0], [2.5])}
     assert lines(mixed) == {"htm": ([0.5, 1.0], [1.0, 4.0]), "short": ([1.0], [2.0])}
     assert lines(replaced) == {"short": ([1.0], [40.0])}
-    looks = {
+    styles = {
         name: {
             (line.get_color(), str(line._dash_pattern))
             for axes in figure.axes
@@ -132,43 +132,43 @@ def test_runs_share_each_panel():
         }
         for name in ("htm", "baseline", "short")
     }
-    assert [len(look) for look in looks.values()] == [1, 1, 1] and len(set.union(*looks.values())) == 3
+    assert [len(style) for style in styles.values()] == [1, 1, 1] and len(set.union(*styles.values())) == 3
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == [
         "htm (last 50.00% top-1)",
         "baseline (last 37.50% top-1)",
         "short",
     ]
-    assert [line.get_color() for line in legend.get_lines()] == [next(iter(look))[0] for look in looks.values()]
-    # Every point is within its panel, and a single one can be seen.
+    assert [line.get_color() for line in legend.get_lines()] == [next(iter(style))[0] for style in styles.values()]
+    # Every point is inside its axes, and a single point has a marker.
     for axes in figure.axes:
         for line in axes.lines:
             assert all(axes.viewLim.contains(*point) for point in line.get_xydata())
     assert replaced.lines[0].get_marker() == "o"
 
 
-def test_panels_without_values_are_left_out():
+def test_plot_runs_omits_panels_without_values():
     assert [axes.get_title(loc="left") for axes in plot_runs({"a": MIXING}).axes] == [
-        "Instances mixed by TokenMixup",
+        "Images mixed by TokenMixup",
         "Tokens replaced by TokenMixup",
     ]
     with pytest.raises(ValueError, match="None of a, b logged any of eval_top1, loss, "):
         plot_runs({"a": [], "b": [{"epoch": 1.0, "loss": math.nan}]})
 
 
-def test_values_that_are_no_numbers_are_skipped():
-    odd = [{"epoch": "one", "loss": 1.0}, {"epoch": 1.0, "loss": "x", "eval_loss": [1]}, {"epoch": 2.0, "loss": 3.0}]
-    (axes,) = plot_runs({"a": odd}).axes
+def test_plot_runs_skips_values_that_are_not_numbers():
+    log = [{"epoch": "one", "loss": 1.0}, {"epoch": 1.0, "loss": "x", "eval_loss": [1]}, {"epoch": 2.0, "loss": 3.0}]
+    (axes,) = plot_runs({"a": log}).axes
     assert lines(axes) == {"a": ([2.0], [3.0])}
 
 
-def test_ten_runs_look_different():
-    figure = plot_runs({str(number): OTHER for number in range(10)})
-    looks = {(line.get_color(), str(line._dash_pattern)) for line in figure.axes[0].lines}
-    assert len(looks) == 10
+def test_plot_runs_styles_of_ten_runs_differ():
+    figure = plot_runs({str(index): OTHER for index in range(10)})
+    styles = {(line.get_color(), str(line._dash_pattern)) for line in figure.axes[0].lines}
+    assert len(styles) == 10
 
 
-def test_a_log_is_read_as_it_was_written(tmp_path):
+def test_read_training_log(tmp_path):
     path = tmp_path / "training_log.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in OTHER))
     assert read_training_log(path) == OTHER
@@ -178,11 +178,11 @@ def test_a_log_is_read_as_it_was_written(tmp_path):
     path.write_text('{"epoch": 1.0}\n{"epo')
     with pytest.raises(ValueError, match="Line 2 of"):
         read_training_log(path)
-    with pytest.raises(ValueError, match="There is no log .*expected the output folder of a training"):
+    with pytest.raises(ValueError, match="none.jsonl does not exist"):
         read_training_log(tmp_path / "none.jsonl")
 
 
-def test_pyplot_is_left_alone(tmp_path):
+def test_training_curves_do_not_import_pyplot(tmp_path):
     code = (
         "import sys; from hf_tokenmixup.visualization import plot_runs, plot_training_curves, read_training_log;"
         f"plot_training_curves([], {str(tmp_path / 'curves.png')!r});"

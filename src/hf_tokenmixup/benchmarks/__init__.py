@@ -1,6 +1,6 @@
-"""Benchmarks: time and memory of the method's operations, of training steps and of complete runs."""
+"""Benchmarks: latency and memory of TokenMixup's operations and of training steps, and training throughput."""
 
 from .throughput import measure_throughput
-from .timing import Quartiles, Timing, interleave, peak_memory
+from .timing import Quartiles, Timing, peak_memory, time_interleaved
 
-__all__ = ["Quartiles", "Timing", "interleave", "measure_throughput", "peak_memory"]
+__all__ = ["Quartiles", "Timing", "measure_throughput", "peak_memory", "time_interleaved"]

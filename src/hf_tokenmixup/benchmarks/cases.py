@@ -1,4 +1,4 @@
-"""What the benchmark calls: saliency detection, the horizontal step in pieces, training steps; by the public path."""
+"""Benchmarked functions: saliency detection, the parts of a horizontal step, and training steps."""
 
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
@@ -13,28 +13,48 @@ from ..saliency import attention_saliency, eval_mode, gradient_saliency, random_
 from ..visualization.inspection import layer_inputs
 from .timing import Call
 
-CHUNK = 64  # images; the hidden states of all layers exist for so many at a time
+MAX_FORWARD_BATCH = 64  # limits the memory for hidden states of all layers
 
 
 def clone_with_config(model: TokenMixupModelMixin, **settings: Any) -> TokenMixupModelMixin:
-    """The same network with other settings of TokenMixup. It shares the weights, and has a ScoreNet of its own."""
+    """Copy a model with other TokenMixup settings. The copy shares the weights except those of its new ScoreNet."""
     config = type(model.config).from_dict(model.config.to_dict() | settings)
     config._attn_implementation = model.config._attn_implementation
-    other = type(model)(config)
+    clone = type(model)(config)
     weights = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if ".scorenet." not in name}
-    other.load_state_dict(weights, strict=False, assign=True)
-    return other.to(model.device).train(model.training)
+    clone.load_state_dict(weights, strict=False, assign=True)
+    return clone.to(model.device).train(model.training)
 
 
 def compute_layer_input(model: TokenMixupModelMixin, images: torch.Tensor, layer: int) -> torch.Tensor:
-    """(B, N, D) tokens that enter a layer of the plain model, of images (B, 3, H, W)."""
-    return torch.cat([layer_inputs(model, chunk)[layer] for chunk in images.split(CHUNK)])
+    """Compute the input of a layer of the base model.
+
+    Args:
+        model: ViT or CCT.
+        images: (B, 3, H, W), normalized.
+        layer: Index of the layer.
+
+    Returns:
+        (B, N, D) tokens.
+    """
+    return torch.cat([layer_inputs(model, chunk)[layer] for chunk in images.split(MAX_FORWARD_BATCH)])
 
 
 def layer_saliency(
     model: TokenMixupModelMixin, hidden: torch.Tensor, layer: int, steps: int = 0, route: str = "auto"
 ) -> torch.Tensor:
-    """(B, T) saliency by attention of the tokens (B, N, D) that enter a layer, with so many steps of rollout."""
+    """Detect saliency by attention.
+
+    Args:
+        model: ViT or CCT.
+        hidden: (B, N, D) tokens, the input of the layer.
+        layer: Index of the layer.
+        steps: Number of additional layers in the attention rollout.
+        route: See `saliency_route` in the configuration.
+
+    Returns:
+        (B, T) saliency of the patch tokens.
+    """
     layers, config = list(model.get_transformer_layers())[layer : layer + steps + 1], model.config
     return attention_saliency(layers, hidden, config.num_prefix_tokens, config.saliency_query, route)
 
@@ -42,25 +62,28 @@ def layer_saliency(
 def detection_cases(
     model: TokenMixupModelMixin, images: torch.Tensor, targets: torch.Tensor, layer: int
 ) -> dict[str, Call]:
-    """One saliency detection for the tokens that enter a layer, by each detector.
+    """Build one function per saliency detector for the input of a layer.
 
     Args:
         model: ViT or CCT.
-        images: (B, 3, H, W), normalised.
-        targets: (B, C) class distributions, which the gradient is taken for.
-        layer: its number.
+        images: (B, 3, H, W), normalized.
+        targets: (B, C) class probabilities for the gradient of the loss.
+        layer: Index of the layer.
 
     Returns:
-        Calls that return (B, T) by ``attention`` of the layer; the same by ``whole maps``, as ``output_attentions``
-        returns them; by ``full rollout`` through all that follow; by the loss's ``gradient``; and at ``random``.
+        Functions that return (B, T): `attention` of the layer; `whole maps`, the same from the attention maps of
+        `output_attentions`; `full rollout` through all later layers; `gradient` of the loss; and `random`.
     """
-    config, plain, hidden = model.config, model.published(), compute_layer_input(model, images, layer)
+    config, base_model, hidden = model.config, model.published(), compute_layer_input(model, images, layer)
     num_tokens = hidden.shape[1] - config.num_prefix_tokens
 
     def gradient() -> torch.Tensor:
-        with eval_mode(plain):
+        with eval_mode(base_model):
             return gradient_saliency(
-                lambda pixels: plain(pixel_values=pixels).logits, images, targets, config.token_grid(*images.shape[2:])
+                lambda pixels: base_model(pixel_values=pixels).logits,
+                images,
+                targets,
+                config.token_grid(*images.shape[2:]),
             )
 
     return {
@@ -80,39 +103,37 @@ def step_cases(
     num_prefix_tokens: int,
     group_sizes: Iterable[int] = (),
 ) -> dict[str, Call]:
-    """The horizontal step behind the detection, whole and in pieces, forward; every image is easy.
+    """Build functions for the forward pass of a horizontal step after saliency detection. Every image is easy.
 
     Args:
         hidden: (B, N, D) tokens.
         saliency: (B, T).
-        targets: (B, C) class distributions.
-        rho: least gain in saliency of a replaced token.
+        targets: (B, C) class probabilities.
+        rho: Minimum saliency gain of a replaced token.
         num_prefix_tokens: P.
-        group_sizes: for matching inside groups, see :func:`~hf_tokenmixup.functional.optimal_assignment`.
+        group_sizes: Group sizes for `functional.optimal_assignment`.
 
     Returns:
-        The calls ``gain`` on the device; ``transfer`` of gains to the host and of partners back, which is nothing on
-        a CPU; ``assignment`` on the host, by :func:`group_case` for each group size too; ``mixing`` of tokens and
-        targets; ``whole``.
+        `gain` on the device; `transfer` of gains to the CPU and of partners back, without cost if the device is a CPU;
+        `assignment` on the CPU, also once per group size under the name `group_case`; `mixing` of tokens and targets;
+        and `whole`, the complete step.
     """
     easy = torch.ones(len(saliency), dtype=torch.bool, device=saliency.device)
     gain = saliency_gain(saliency, rho)
-    host_gain, host_easy = gain.cpu(), easy.cpu()
-    host_partner = optimal_assignment(host_gain, host_easy)
-    partner = host_partner.to(saliency.device)
+    cpu_gain, cpu_easy = gain.cpu(), easy.cpu()
+    cpu_partner = optimal_assignment(cpu_gain, cpu_easy)
+    partner = cpu_partner.to(saliency.device)
 
     def mix() -> tuple[torch.Tensor, torch.Tensor]:
         replaced = replace_mask(saliency, partner, rho)
         tokens = mix_tokens(hidden, partner, replaced, num_prefix_tokens)
         return tokens, mix_targets(targets, saliency, partner, replaced)
 
-    groups = {
-        group_case(size): lambda size=size: optimal_assignment(host_gain, host_easy, size) for size in group_sizes
-    }
+    groups = {group_case(size): lambda size=size: optimal_assignment(cpu_gain, cpu_easy, size) for size in group_sizes}
     return {
         "gain": lambda: saliency_gain(saliency, rho),
-        "transfer": lambda: (gain.cpu(), host_partner.to(saliency.device)),
-        "assignment": lambda: optimal_assignment(host_gain, host_easy),
+        "transfer": lambda: (gain.cpu(), cpu_partner.to(saliency.device)),
+        "assignment": lambda: optimal_assignment(cpu_gain, cpu_easy),
         **groups,
         "mixing": mix,
         "whole": lambda: horizontal_mix(hidden, targets, saliency, easy, rho, num_prefix_tokens),
@@ -120,20 +141,20 @@ def step_cases(
 
 
 def group_case(size: int) -> str:
-    """The name of the assignment inside groups of at most so many images."""
+    """Return the name of the assignment within groups of up to `size` images."""
     return f"assignment, groups of {size}"
 
 
 def relative_gain(saliency: torch.Tensor, rho: float, group_sizes: Iterable[int]) -> dict[int, float]:
-    """Share of the whole batch's largest gain, Eq. (7), that matching inside groups reaches; every image is easy.
+    """Compute the total gain, Eq. (7), of an assignment within groups relative to that of the full batch.
 
     Args:
-        saliency: (B, T).
-        rho: least gain in saliency of a replaced token.
-        group_sizes: images of a group, at most.
+        saliency: (B, T). Every image is easy.
+        rho: Minimum saliency gain of a replaced token.
+        group_sizes: Maximum numbers of images per group.
 
     Returns:
-        The share in [0, 1] by group size; 1 where there is nothing to gain.
+        Fractions in [0, 1] by group size; 1 if the gain of the full batch is 0.
     """
     gain = saliency_gain(saliency, rho).cpu()
     easy = torch.ones(len(gain), dtype=torch.bool)
@@ -141,20 +162,20 @@ def relative_gain(saliency: torch.Tensor, rho: float, group_sizes: Iterable[int]
     def total(size: int | None) -> float:
         return gain.gather(1, optimal_assignment(gain, easy, size)[:, None]).sum().item()
 
-    whole = total(None)
-    return {size: total(size) / whole if whole else 1.0 for size in group_sizes}
+    full_batch = total(None)
+    return {size: total(size) / full_batch if full_batch else 1.0 for size in group_sizes}
 
 
-def training_step(
+def make_training_step(
     model: nn.Module, images: torch.Tensor, labels: torch.Tensor, autocast: torch.dtype | None = None
 ) -> Call:
-    """Forward and backward; the gradients are dropped, and no optimizer follows.
+    """Build a function that runs forward and backward and then deletes the gradients. It has no optimizer.
 
     Args:
-        model: in training mode.
+        model: A model in training mode.
         images: (B, 3, H, W).
-        labels: as the model takes them.
-        autocast: dtype of the forward; None: that of the weights.
+        labels: Labels for the model.
+        autocast: dtype for autocast. None: no autocast.
     """
 
     def step() -> None:
@@ -167,20 +188,27 @@ def training_step(
 
 
 def training_models(
-    model: TokenMixupModelMixin, systems: Mapping[str, dict[str, Any]], group_sizes: Iterable[int] = ()
+    model: TokenMixupModelMixin, settings_by_name: Mapping[str, dict[str, Any]], group_sizes: Iterable[int] = ()
 ) -> dict[str, nn.Module]:
-    """The plain model, each system, and the first system by each detector and with matching inside groups.
+    """Build the base model, the model with each setting, and variants of the first setting.
+
+    The variants have the other saliency detectors and an assignment within groups.
 
     Args:
-        model: whose weights all of them share.
-        systems: settings of TokenMixup by name.
-        group_sizes: images of a group, at most.
+        model: Model whose weights are shared.
+        settings_by_name: TokenMixup settings by name.
+        group_sizes: Maximum numbers of images per group.
+
+    Returns:
+        Models by name, the base model as `plain`.
     """
-    (first, settings), *_ = systems.items()
+    (first, settings), *_ = settings_by_name.items()
     config = clone_with_config(model, **settings).config
     variants = {"gradient": {"saliency_detector": "gradient"}, "random": {"saliency_detector": "random"}}
     if config.horizontal_layers:
         variants["full rollout"] = {"rollout_steps": config.num_hidden_layers - 1 - max(config.horizontal_layers)}
         variants |= {f"groups of {size}": {"assignment_group_size": size} for size in group_sizes}
-    systems = dict(systems) | {f"{first}, {name}": settings | more for name, more in variants.items()}
-    return {"plain": model.published()} | {name: clone_with_config(model, **more) for name, more in systems.items()}
+    all_settings = dict(settings_by_name)
+    all_settings |= {f"{first}, {name}": settings | changes for name, changes in variants.items()}
+    clones = {name: clone_with_config(model, **values) for name, values in all_settings.items()}
+    return {"plain": model.published()} | clones

@@ -1,4 +1,4 @@
-"""A training step with its optimizer, plain and with each saver of memory or time."""
+"""Training steps with an optimizer: the baseline and each option that saves memory or time."""
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
@@ -12,26 +12,26 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from ..models.gradient_checkpointing import enable_checkpointing
-from .timing import Timing, interleave, peak_memory
+from .timing import Timing, peak_memory, time_interleaved
 
 LEARNING_RATE = 1e-5
 LORA_RANK = 8
-LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "qkv"]  # queries, keys and values of ViT and of CCT
+LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "qkv"]  # query, key and value projections of ViT and CCT
 BASELINE = "plain"
 
 
 class OptimizedTrainStep:
-    """Forward, backward and an update by AdamW, as a call.
+    """A callable training step: forward, backward and an AdamW update.
 
     Args:
-        model: in training mode. It is trained, so each step needs its own.
+        model: A model in training mode. Its weights change, so every step needs its own model.
         images: (B, 3, H, W).
-        labels: as the model takes them.
-        autocast: dtype of the forward; None: that of the weights.
-        scale_loss: against underflow, as fp16 needs it.
-        compiled: by ``torch.compile``.
-        ema: follow the weights with their moving average.
-        optimizer: how AdamW goes through the weights (``fused``, ``foreach``); torch's choice if empty.
+        labels: Labels for the model.
+        autocast: dtype for autocast. None: no autocast.
+        scale_loss: Scale the loss against underflow, which fp16 requires.
+        compiled: Use `torch.compile`.
+        ema: Update an exponential moving average of the weights.
+        optimizer: Further arguments of AdamW, such as `fused` or `foreach`.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class OptimizedTrainStep:
             self.ema.update(self.model)
 
     def persistent_bytes(self) -> int:
-        """What stays between steps: weights, buffers, the optimizer's moments, the moving average."""
+        """Count the bytes of weights, buffers, optimizer states and the moving average."""
         models = [self.model] if self.ema is None else [self.model, self.ema.module]
         tensors = [tensor for model in models for tensor in (*model.parameters(), *model.buffers())]
         moments = [value for state in self.optimizer.state.values() for value in state.values()]
@@ -82,7 +82,7 @@ def _channels_last(model: nn.Module, images: torch.Tensor, labels: torch.Tensor)
 
 
 def _lora(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> OptimizedTrainStep:
-    """Adapters on queries, keys and values; the classifier and ScoreNet are trained whole."""
+    """Add LoRA adapters to query, key and value projections; classifier and ScoreNet stay trainable."""
     from peft import LoraConfig, get_peft_model
 
     model = get_peft_model(model, LoraConfig(r=LORA_RANK, target_modules=LORA_TARGETS))
@@ -92,7 +92,7 @@ def _lora(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> Optim
     return OptimizedTrainStep(model, images, labels)
 
 
-# How to make the step, from a model of its own, images and labels. A further saver is a further line.
+# Name to factory(model, images, labels).
 OPTIMIZATIONS: dict[str, Callable[[nn.Module, torch.Tensor, torch.Tensor], OptimizedTrainStep]] = {
     "bf16": partial(OptimizedTrainStep, autocast=torch.bfloat16),
     "fp16": partial(OptimizedTrainStep, autocast=torch.float16, scale_loss=True),
@@ -107,56 +107,62 @@ OPTIMIZATIONS: dict[str, Callable[[nn.Module, torch.Tensor, torch.Tensor], Optim
 }
 
 
-def unsupported_reason(saver: str, device: torch.device) -> str | None:
-    """Why a saver cannot be measured here; None if it can."""
-    if saver == "fp16" and device.type == "cpu":
+def unsupported_reason(name: str, device: torch.device) -> str | None:
+    """Explain why an optimization cannot be measured on this device or installation. None if it can."""
+    if name == "fp16" and device.type == "cpu":
         return "a CPU has no fp16 arithmetic"
-    if saver == "torch_compile" and torch.__version__.startswith("2.6."):
+    if name == "torch_compile" and torch.__version__.startswith("2.6."):
         return "transformers needs a newer torch for it"
-    if saver == "lora" and find_spec("peft") is None:
+    if name == "lora" and find_spec("peft") is None:
         return "peft is not installed"
     return None
 
 
 class OptimizationResults(NamedTuple):
-    """What :func:`benchmark_optimizations` measured, each by name; ``left_out`` says why."""
+    """Results of `benchmark_optimizations`, by name.
+
+    Attributes:
+        timings: Latency of a step.
+        peak_memory: Bytes at the peak of a step.
+        skipped: Reasons why optimizations were not measured.
+    """
 
     timings: dict[str, Timing]
     peak_memory: dict[str, int]
-    left_out: dict[str, str]
+    skipped: dict[str, str]
 
 
 def benchmark_optimizations(
     model: nn.Module,
     images: torch.Tensor,
     labels: torch.Tensor,
-    savers: Iterable[str] = tuple(OPTIMIZATIONS),
+    names: Iterable[str] = tuple(OPTIMIZATIONS),
     **timing: Any,
 ) -> OptimizationResults:
-    """Time and memory of a training step with its optimizer, by each saver and plain.
+    """Measure latency and memory of a training step with its optimizer, for the baseline and each optimization.
 
-    Two steps exist at a time, the plain one and another, so that the device need not hold the models of all.
-    The memory is :meth:`OptimizedTrainStep.persistent_bytes` and :func:`~hf_tokenmixup.benchmarks.timing.peak_memory`
-    of the step: weights, moments, gradients, activations, and what they need on the way.
+    Only the baseline and one other model exist at a time, to limit the memory. Peak memory is the sum of
+    `OptimizedTrainStep.persistent_bytes` and `timing.peak_memory`: weights, optimizer states, gradients, activations
+    and temporary tensors, but not the images.
 
     Args:
-        model: in training mode; it is copied.
-        images: (B, 3, H, W), which are in no sum.
-        labels: as the model takes them.
-        savers: of :data:`OPTIMIZATIONS`.
-        timing: see :func:`~hf_tokenmixup.benchmarks.timing.interleave`.
+        model: A model in training mode; it is copied.
+        images: (B, 3, H, W).
+        labels: Labels for the model.
+        names: Keys of `OPTIMIZATIONS`.
+        timing: Arguments of `timing.time_interleaved`.
     """
     device = images.device
-    left_out = {name: reason for name in savers if (reason := unsupported_reason(name, device))}
-    plain = OptimizedTrainStep(copy.deepcopy(model), images, labels)
+    skipped = {name: reason for name in names if (reason := unsupported_reason(name, device))}
+    baseline = OptimizedTrainStep(copy.deepcopy(model), images, labels)
     timings, memory = {}, {}
-    for name in savers:
-        if name in left_out:
+    for name in names:
+        if name in skipped:
             continue
         step = OPTIMIZATIONS[name](copy.deepcopy(model), images, labels)
-        pair = interleave({BASELINE: plain, name: step}, reference=BASELINE, **timing)
+        pair = time_interleaved({BASELINE: baseline, name: step}, reference=BASELINE, **timing)
         timings = {BASELINE: pair[BASELINE]} | timings | {name: pair[name]}
         memory[name] = peak_memory(step, device) + step.persistent_bytes()
         del step
-    memory = {BASELINE: peak_memory(plain, device) + plain.persistent_bytes()} | memory
-    return OptimizationResults(timings, memory, left_out)
+    memory = {BASELINE: peak_memory(baseline, device) + baseline.persistent_bytes()} | memory
+    return OptimizationResults(timings, memory, skipped)

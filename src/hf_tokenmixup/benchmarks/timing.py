@@ -1,4 +1,4 @@
-"""Timing what is to be compared in turn, and the memory that a call takes at its peak."""
+"""Latency of several functions measured in turn, and peak memory of a function."""
 
 import json
 import math
@@ -19,34 +19,36 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True)
 class Quartiles:
-    """Median and quartiles of repeated measurements."""
+    """Median, first and third quartile of repeated measurements."""
 
     median: float
     low: float
     high: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> "Quartiles":
-        """Of at least two values."""
-        low, _, high = quantiles(values, n=4, method="inclusive")
-        return cls(median(values), low, high)
+    def from_samples(cls, samples: Sequence[float]) -> "Quartiles":
+        """Compute the quartiles of at least two samples."""
+        low, _, high = quantiles(samples, n=4, method="inclusive")
+        return cls(median(samples), low, high)
 
 
 @dataclass(frozen=True)
 class Timing:
-    """How long a call takes.
+    """Latency of a function.
 
     Attributes:
-        seconds: of one call.
-        ratio: to the reference's calls before and after it; None for the reference, and where there is none.
+        seconds: Seconds per call.
+        ratio: Ratio to the reference's calls before and after; None for the reference, and without a reference.
     """
 
     seconds: Quartiles
     ratio: Quartiles | None = None
 
 
-def interleave(
-    cases: Mapping[str, Call],
+# torch.utils.benchmark measures one statement after the other. Here every round measures all functions, each between
+# two calls of the reference, so that a slow phase of the machine affects all of them and cancels in the ratios.
+def time_interleaved(
+    functions: Mapping[str, Call],
     *,
     reference: str | None = None,
     rounds: int = 20,
@@ -54,39 +56,41 @@ def interleave(
     min_run_time: float = 0.0,
     device: torch.device | str = "cpu",
 ) -> dict[str, Timing]:
-    """Time calls in turn, so that a slow moment of the machine hits all of them.
+    """Measure the latency of functions in turn.
 
-    With a reference, every call stands between two of it and is divided by their mean.
+    With a reference, every measurement is divided by the mean of the reference's measurements before and after it.
 
     Args:
-        cases: what to call, by name.
-        reference: the name of the call that the others are compared with.
-        rounds: how often each is measured.
-        warmup: calls of each beforehand that are not measured.
-        min_run_time: a shorter call is repeated until a measurement takes so long, and divided by the number.
-        device: where the work is done. On CUDA the time is that between two events on the device.
+        functions: Functions by name.
+        reference: Name of the function that the others are compared with.
+        rounds: Number of measurements per function.
+        warmup: Number of calls per function before the first measurement.
+        min_run_time: Seconds per measurement. Shorter functions are called repeatedly.
+        device: Device of the computation. On CUDA, time is measured by events on the device.
 
     Returns:
-        The timing of each, by name, in the order of ``cases``.
+        Timings by name, in the order of `functions`.
 
     Raises:
-        ValueError: fewer than two rounds, less than one warm-up, or a reference that is none of the cases.
+        ValueError: rounds is below 2, warmup is below 1, or reference is not in functions.
     """
     if rounds < 2 or warmup < 1:
-        raise ValueError(f"Expected rounds of at least 2 and a warmup of at least 1, got {rounds} and {warmup}.")
-    if reference is not None and reference not in cases:
-        raise ValueError(f"The reference must be one of {', '.join(map(repr, cases))}, got {reference!r}.")
+        raise ValueError(f"rounds must be at least 2 and warmup at least 1, got {rounds} and {warmup}.")
+    if reference is not None and reference not in functions:
+        raise ValueError(f"reference must be one of {', '.join(map(repr, functions))}, got {reference!r}.")
     device = torch.device(device)
-    for call in cases.values():
+    for function in functions.values():
         for _ in range(warmup):
-            call()
-    times = {name: _repetitions(measure_latency(call, 1, device), min_run_time) for name, call in cases.items()}
+            function()
+    repeats = {
+        name: _num_repeats(measure_latency(function, 1, device), min_run_time) for name, function in functions.items()
+    }
 
     def measure(name: str) -> float:
-        return measure_latency(cases[name], times[name], device)
+        return measure_latency(functions[name], repeats[name], device)
 
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
-    ratios: dict[str, list[float]] = {name: [] for name in cases if name != reference}
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    ratios: dict[str, list[float]] = {name: [] for name in functions if name != reference}
     before = measure(reference) if reference else math.nan
     for _ in range(rounds):
         for name in ratios:
@@ -97,56 +101,58 @@ def interleave(
                 ratios[name].append(2 * seconds[name][-1] / (before + after))
                 before = after
     return {
-        name: Timing(Quartiles.of(values), Quartiles.of(ratios[name]) if ratios.get(name) else None)
-        for name, values in seconds.items()
+        name: Timing(
+            Quartiles.from_samples(samples), Quartiles.from_samples(ratios[name]) if ratios.get(name) else None
+        )
+        for name, samples in seconds.items()
     }
 
 
-def measure_latency(call: Call, times: int, device: torch.device) -> float:
-    """Seconds of one of so many calls in a row, until the device has done all of them."""
+def measure_latency(function: Call, repeats: int, device: torch.device) -> float:
+    """Measure the mean seconds per call over `repeats` calls, including the work on the device."""
     synchronize(device)
     if device.type == "cuda":
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
-        for _ in range(times):
-            call()
+        for _ in range(repeats):
+            function()
         end.record()
         end.synchronize()
-        return start.elapsed_time(end) / 1000 / times
+        return start.elapsed_time(end) / 1000 / repeats
     start = time.perf_counter()
-    for _ in range(times):
-        call()
+    for _ in range(repeats):
+        function()
     synchronize(device)
-    return (time.perf_counter() - start) / times
+    return (time.perf_counter() - start) / repeats
 
 
-def peak_memory(call: Call, device: torch.device | str = "cpu") -> int:
-    """Bytes of tensors at the peak of a call, above what was held before it.
+def peak_memory(function: Call, device: torch.device | str = "cpu") -> int:
+    """Measure the peak memory of tensors during a call, in bytes above what was allocated before.
 
-    On CUDA torch's allocator keeps the count. On a CPU the profiler records every tensor's memory as it is taken and
-    given back, the temporary ones inside an operation too; so the number is exact and the same each time, which the
-    memory of the process is not. Scratch memory that a library takes by itself is not in it.
+    On CUDA, torch's caching allocator counts. On CPU, the profiler records every allocation of a tensor, temporary
+    ones inside operations too, so unlike the memory of the process the number is exact and reproducible. Memory that a
+    library allocates itself is not included.
 
     Args:
-        call: called twice: what the first call leaves behind for good does not count.
-        device: where the tensors lie, a CPU or CUDA.
+        function: Is called twice. What the first call allocates permanently does not count.
+        device: Device of the tensors, CPU or CUDA.
 
     Raises:
-        ValueError: for another kind of device.
+        ValueError: The device is neither a CPU nor a CUDA device.
     """
     device = torch.device(device)
     if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"Memory is measured on the device types 'cpu' and 'cuda', got {device.type!r}.")
-    call()
+        raise ValueError(f"device must be of type 'cpu' or 'cuda' to measure memory, got {device.type!r}.")
+    function()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        call()
+        function()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        call()
+        function()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(path))
@@ -159,5 +165,5 @@ def peak_memory(call: Call, device: torch.device | str = "cpu") -> int:
     return max(0, max(event["args"]["Total Allocated"] for event in records) - before)
 
 
-def _repetitions(seconds: float, min_run_time: float) -> int:
+def _num_repeats(seconds: float, min_run_time: float) -> int:
     return max(1, math.ceil(min_run_time / seconds)) if seconds > 0 else 1

@@ -38,20 +38,20 @@ from ..benchmarks.cases import (
     detection_cases,
     group_case,
     layer_saliency,
+    make_training_step,
     relative_gain,
     step_cases,
     training_models,
-    training_step,
 )
 from ..benchmarks.compared_models import PAPER_BASELINES, PaperModel, count_costs
 from ..benchmarks.model_presets import MODEL_PRESETS
 from ..benchmarks.optimizations import OPTIMIZATIONS, benchmark_optimizations
 from ..benchmarks.tables import parameter_table, timing_table
-from ..benchmarks.timing import interleave, peak_memory
+from ..benchmarks.timing import peak_memory, time_interleaved
 from ..data import collate
-from ..hub.paper_results import PAPER_RESULTS
 from ..models import TokenMixupModelMixin
 from ..models.labels import to_soft_targets
+from ..paper_results import PAPER_RESULTS
 from ..utils.environment import describe_hardware, library_versions, redact_command
 from .finetune import build_trainer
 from .parser import CliParser
@@ -153,7 +153,9 @@ def network_setup(args: Namespace) -> BenchmarkSetup:
     model = preset.build()
     batch_size, size = args.batch_size or preset.batch_size, model.config.image_size
     labels = torch.randint(model.config.num_labels, (batch_size,))
-    return BenchmarkSetup(preset.name, model, preset.systems, torch.randn(batch_size, 3, size, size), labels)
+    return BenchmarkSetup(
+        preset.name, model, preset.tokenmixup_configs, torch.randn(batch_size, 3, size, size), labels
+    )
 
 
 def recipe_setup(args: Namespace, others: Sequence[str]) -> BenchmarkSetup:
@@ -199,7 +201,7 @@ def build_setup(args: Namespace, others: Sequence[str]) -> BenchmarkSetup:
 def measure_detection(setup: BenchmarkSetup, args: Namespace, timing: dict[str, Any]) -> dict[str, Any]:
     cases = detection_cases(setup.model, setup.images, setup.targets, setup.mixed_layer)
     difference = (cases["attention"]() - cases["whole maps"]()).abs().max().item()
-    timings = interleave(cases, reference="attention", **timing)
+    timings = time_interleaved(cases, reference="attention", **timing)
     print(f"\nsaliency detection\n{timing_table(timings, 'attention')}")
     print(f"largest difference between attention and whole maps: {difference:.1g}", flush=True)
     return {"reference": "attention", "timings": timings, "difference_to_whole_maps": difference}
@@ -209,7 +211,7 @@ def measure_step(setup: BenchmarkSetup, args: Namespace, timing: dict[str, Any])
     hidden = compute_layer_input(setup.model, setup.images, setup.mixed_layer)
     saliency = layer_saliency(setup.model, hidden, setup.mixed_layer)
     prefix, sizes = setup.model.config.num_prefix_tokens, valid_group_sizes(setup, args)
-    timings = interleave(step_cases(hidden, saliency, setup.targets, args.rho, prefix, sizes), **timing)
+    timings = time_interleaved(step_cases(hidden, saliency, setup.targets, args.rho, prefix, sizes), **timing)
     gains = {group_case(size): gain for size, gain in relative_gain(saliency, args.rho, sizes).items()}
     print(f"\nhorizontal step\n{timing_table(timings, relative_gain=gains)}", flush=True)
     return {"timings": timings, "relative_gain": gains}
@@ -218,9 +220,10 @@ def measure_step(setup: BenchmarkSetup, args: Namespace, timing: dict[str, Any])
 def measure_training(setup: BenchmarkSetup, args: Namespace, timing: dict[str, Any]) -> dict[str, Any]:
     models = training_models(setup.model, setup.systems, valid_group_sizes(setup, args))
     steps = {
-        name: training_step(model, setup.images, setup.labels, DTYPES[args.dtype]) for name, model in models.items()
+        name: make_training_step(model, setup.images, setup.labels, DTYPES[args.dtype])
+        for name, model in models.items()
     }
-    timings = interleave(steps, reference="plain", **timing)
+    timings = time_interleaved(steps, reference="plain", **timing)
     weights = {name: sum(tensor.nbytes for tensor in model.parameters()) for name, model in models.items()}
     memory = {name: weights[name] + peak_memory(step, args.device) for name, step in steps.items()}
     print(f"\ntraining step\n{timing_table(timings, 'plain', peak_memory=memory)}", flush=True)
@@ -248,8 +251,8 @@ def paper_systems() -> list[PaperModel]:
     for benchmark, size in (("cct-7-3x1-cifar100", "cct-7-3x1"), ("vit-b16-imagenet1k", "vit-base")):
         paper, preset = PAPER_RESULTS[benchmark], MODEL_PRESETS[size]
         for row in paper.rows.values():
-            build = partial(build_network, size, preset.systems.get(row.system, {}))
-            name = preset.name if row.system == "baseline" else f"{preset.name} + {row.system}"
+            build = partial(build_network, size, preset.tokenmixup_configs.get(row.method, {}))
+            name = preset.name if row.method == "baseline" else f"{preset.name} + {row.method}"
             systems.append(PaperModel(paper.table, name, row.parameters, paper.macs, build))
     return systems
 

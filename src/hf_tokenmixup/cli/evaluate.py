@@ -36,10 +36,10 @@ from ..data import (
     load_streaming_image_dataset,
 )
 from ..data.transforms import ImageProcessorTransform, infer_image_processor_config
-from ..evaluation.evaluate import EvaluationResult, evaluate_classifier, model_revision
+from ..evaluation.evaluate import EvaluationResult, evaluate_classifier, resolve_model_revision
 from ..evaluation.flops import count_macs, count_parameters
-from ..hub import update_card
-from ..hub.eval_results import check_card
+from ..hub import update_model_card
+from ..hub.eval_results import validate_card
 from ..models import class_names, load_classifier, load_config_dict, validate_evaluated_task
 from ..training.peers import watch_peers
 from ..utils.environment import describe_hardware, describe_precision, library_versions, public_dataset, redact_command
@@ -117,7 +117,7 @@ def validate_card_options(data_args: EvalDataArguments, args: Namespace) -> None
     if data_args.max_eval_samples is not None:
         raise ValueError("A card's result is that of a whole split. Remove --max_eval_samples or --update_card.")
     if Path(args.model).is_dir():
-        check_card(Path(args.model))
+        validate_card(Path(args.model))
         return
     if re.fullmatch("[0-9a-f]{40}", args.revision or ""):
         raise ValueError("--update_card writes to a branch, and --revision names a commit.")
@@ -223,7 +223,7 @@ def main(arguments: Sequence[str]) -> None:
     if not state.is_main_process:
         disable_progress_bar()
     validate_evaluated_task(load_config_dict(args.model, **hub_kwargs(args)), args.model)
-    revision = model_revision(args.model, **hub_kwargs(args))
+    revision = resolve_model_revision(args.model, **hub_kwargs(args))
     setup = load_setup(data_args, args, None if Path(args.model).is_dir() else revision)
     model, data = setup.model.to(state.device), setup.data
     macs = count_macs(model, setup.image_size)
@@ -277,7 +277,7 @@ def save_result(evaluation: EvaluationResult, args: Namespace) -> None:
         args.json.write_text(json.dumps(dataclasses.asdict(evaluation), indent=2) + "\n", encoding="utf-8")
         print(f"json        {args.json}")
     if args.update_card:
-        print(f"card        {update_card(args.model, evaluation, token=args.token, revision=args.revision)}")
+        print(f"card        {update_model_card(args.model, evaluation, token=args.token, revision=args.revision)}")
 
 
 def entry_point() -> None:

@@ -39,7 +39,7 @@ from ..data import (
 from ..data.transforms import infer_image_processor_config, resize_image_processor
 from ..evaluation.flops import use_eager_attention
 from ..hub.model_card import TrainingCardData
-from ..hub.upload import HubUploadError, check_license
+from ..hub.upload import HubUploadError, validate_license
 from ..metrics import compute_metrics, top_classes
 from ..models import FAMILIES, border_hint, class_names, height_and_width, load_classifier
 from ..saliency import eval_mode
@@ -345,7 +345,7 @@ def validate_run(options: ParsedArguments) -> None:
     model_args, args = options.model, options.training
     on_all_processes(lambda: check_writable(args.output_dir))
     if model_args.license is not None:
-        check_license(model_args.license, on_hub=args.push_to_hub, token=args.hub_token)
+        validate_license(model_args.license, on_hub=args.push_to_hub, token=args.hub_token)
     if options.lora.lora_rank:
         validate_lora_args(model_args, args)
     if args.resume_from_checkpoint is not None:

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..configuration import TokenMixupConfigMixin
-from ..hub import PAPER_RESULTS, PaperTable, TrainingCardData, build_untrained_model_card
+from ..hub import TrainingCardData, build_untrained_model_card
 from ..models import FAMILIES
+from ..paper_results import PAPER_RESULTS, PaperTable
 from ..utils.text import format_list
 from .arguments import DataArguments, ModelArguments
 from .parser import CliParser

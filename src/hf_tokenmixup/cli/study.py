@@ -22,19 +22,19 @@ from pathlib import Path
 import torch
 
 from ..models import load_classifier
-from ..studies.definitions import SWEEPS, TABLES, Row, Study, sweep_study
+from ..studies.definitions import SWEEPS, TABLES, Study, StudyRow, sweep_study
 from ..studies.results import format_table, save_results, summarize
 from ..studies.runner import (
     LOG_FILE,
-    Request,
-    check_run_spec,
+    RunSpec,
     collect_top1,
     find_seeds,
     load_run_spec,
     load_top1,
     parse_option_words,
     run_dir,
-    train,
+    run_if_needed,
+    validate_run_spec,
 )
 from ..training.checkpointing.disk_space import check_writable
 from .arguments import ParsedArguments, build_parser, parse_options
@@ -102,17 +102,17 @@ def build_study(args: Namespace) -> Study:
         return TABLES[args.study]
     sweep = SWEEPS[args.study]
     recipe = args.recipe or sweep.recipe
-    own = row_options(Row("", recipe), {}).get(sweep.setting)
+    own = row_options(StudyRow("", recipe), {}).get(sweep.setting)
     return sweep_study(args.study, recipe, args.values or sweep.values, " ".join(own) if own else None)
 
 
-def row_options(row: Row, overrides: OptionWords) -> OptionWords:
+def row_options(row: StudyRow, overrides: OptionWords) -> OptionWords:
     """All options that a row is trained with, by name."""
     words = expand_recipe(["--recipe", row.recipe, *row.options], build_parser())
     return parse_option_words(words) | overrides
 
 
-def validate_row(row: Row, overrides: Sequence[str]) -> ParsedArguments:
+def validate_row(row: StudyRow, overrides: Sequence[str]) -> ParsedArguments:
     """Check that finetune.py accepts the options of a row and can build its model.
 
     Raises:
@@ -131,13 +131,13 @@ def validate_row(row: Row, overrides: Sequence[str]) -> ParsedArguments:
                     config_overrides=options.model.parse_config_overrides(),
                 )
     except ValueError as error:
-        raise ValueError(f"Row {row.name!r}: {error}") from error
+        raise ValueError(f"StudyRow {row.name!r}: {error}") from error
     if not (options.training.do_train and options.training.do_eval):
-        raise ValueError(f"Row {row.name!r}: a study needs both --do_train and --do_eval.")
+        raise ValueError(f"StudyRow {row.name!r}: a study needs both --do_train and --do_eval.")
     return options
 
 
-def check_rows(study: Study, args: Namespace, overrides: Sequence[str]) -> dict[Row, str]:
+def check_rows(study: Study, args: Namespace, overrides: Sequence[str]) -> dict[StudyRow, str]:
     """Check every row, and that no two rows are the same run.
 
     Returns:
@@ -148,7 +148,7 @@ def check_rows(study: Study, args: Namespace, overrides: Sequence[str]) -> dict[
             effect.
     """
     names: dict[str, str] = {}
-    errors: dict[Row, ValueError] = {}
+    errors: dict[StudyRow, ValueError] = {}
     for row in study.rows:
         try:
             options = validate_row(row, overrides)
@@ -187,18 +187,18 @@ def find_launcher(text: str) -> list[str]:
 
 
 def build_run_specs(
-    rows: Sequence[Row], seeds: Sequence[int], launcher: list[str], overrides: OptionWords
-) -> dict[tuple[Row, int], Request]:
+    rows: Sequence[StudyRow], seeds: Sequence[int], launcher: list[str], overrides: OptionWords
+) -> dict[tuple[StudyRow, int], RunSpec]:
     """The options of each run by row and seed, all rows of the first seed first, which completes a table early."""
     options = {row: row_options(row, overrides) for row in rows}
     return {
-        (row, seed): Request(launcher, options[row] | {"seed": [str(seed)]}, overrides)
+        (row, seed): RunSpec(launcher, options[row] | {"seed": [str(seed)]}, overrides)
         for seed in seeds
         for row in rows
     }
 
 
-def save_report(study: Study, args: Namespace, seeds: Sequence[int], request: Request) -> str:
+def save_report(study: Study, args: Namespace, seeds: Sequence[int], request: RunSpec) -> str:
     """Write the results of the finished runs, and return them as a table."""
     results = summarize(study, collect_top1(args.output_dir, study, seeds))
     overrides = {name: " ".join(words) for name, words in request.overrides.items()}
@@ -225,7 +225,7 @@ def report_only(study: Study, args: Namespace) -> None:
         raise ValueError(f"No run of this study is finished in {args.output_dir}.")
     expected = build_run_specs(study.rows, seeds, first.launcher, first.overrides)
     for run, folder in finished.items():
-        check_run_spec(folder, expected[run])
+        validate_run_spec(folder, expected[run])
     print(save_report(study, args, seeds, first))
 
 
@@ -244,18 +244,18 @@ def run_study(study: Study, args: Namespace, overrides: Sequence[str]) -> None:
     rows = [row for row in study.rows if row not in rejected]
     run_specs = build_run_specs(rows, seeds, shlex.split(args.launcher), parse_option_words(overrides))
     for (row, seed), run_spec in run_specs.items():
-        check_run_spec(run_dir(args.output_dir, row, seed), run_spec)
+        validate_run_spec(run_dir(args.output_dir, row, seed), run_spec)
     check_writable(args.output_dir)
     for reason in rejected.values():
         print(f"not trained: {reason}", flush=True)
     failures: dict[Path, str] = {}
-    first_with_error: dict[str | None, Row] = {}
+    first_with_error: dict[str | None, StudyRow] = {}
     for number, ((row, seed), run_spec) in enumerate(run_specs.items(), start=1):
         print(f"[{number}/{len(run_specs)}] {row.name}, seed {seed}", flush=True)
         folder = run_dir(args.output_dir, row, seed)
         command = [*launcher, *FINETUNE, "--recipe", row.recipe, *row.options, *overrides]
         command += ["--seed", str(seed), "--output_dir", str(folder)]
-        if unfinished := train(folder, run_spec, command, tell=lambda line: print(f"  {line}", flush=True)):
+        if unfinished := run_if_needed(folder, run_spec, command, log=lambda line: print(f"  {line}", flush=True)):
             failures[folder] = f"{row.name}, seed {seed}: {unfinished.reason}"
             if unfinished.error and len(failures) == number:
                 other = first_with_error.setdefault(unfinished.error, row)

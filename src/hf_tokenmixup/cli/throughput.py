@@ -40,15 +40,15 @@ def main(arguments: Sequence[str]) -> None:
         trainer = build_trainer([*options, *forced])
         for callback in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(callback)
-        results = measure_throughput(trainer, warmup=args.warmup, steps=args.steps, rounds=args.rounds)
+        results = measure_throughput(trainer, warmup=args.warmup, steps=args.steps, repeats=args.rounds)
 
     print(
         f"batch {trainer.args.train_batch_size}, {trainer.args.dataloader_num_workers} workers, {trainer.args.device}"
     )
     for name, (low, middle, high) in results.items():
-        print(f"{name:8} {middle:8.0f} images/s  ({low:.0f} to {high:.0f})")
+        print(f"{name:10} {middle:8.0f} images/s  ({low:.0f} to {high:.0f})")
     slower = min(results["loader"][1], results["model"][1])
-    print(f"The whole reaches {results['whole'][1] / slower:.0%} of the slower of its parts.")
+    print(f"The whole reaches {results['end_to_end'][1] / slower:.0%} of the slower of its parts.")
 
 
 def entry_point() -> None:

@@ -3,4 +3,4 @@
 from .convert import convert_weights
 from .released_weights import detect_format, load_released_weights
 
-__all__ = ["convert_weights", "load_released_weights", "detect_format"]
+__all__ = ["convert_weights", "detect_format", "load_released_weights"]

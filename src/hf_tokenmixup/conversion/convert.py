@@ -1,4 +1,4 @@
-"""Turns a released weight file into a folder that ``from_pretrained`` opens: config, safetensors, image processor."""
+"""Conversion of a released weight file to a folder for `from_pretrained`: config, safetensors, image processor."""
 
 import dataclasses
 import difflib
@@ -13,12 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.layers import to_2tuple
 from transformers import PreTrainedModel, ViTImageProcessor
 
 from ..configuration import TokenMixupConfigMixin
 from ..models import FAMILIES
-from .infer_config import height_and_width, infer_config_kwargs, refusal
-from .released_weights import FORMATS, ConvertedStateDict, detect_format, load_released_weights, rename, source_name
+from .infer_config import conversion_error, infer_config_kwargs
+from .released_weights import (
+    FORMATS,
+    ConvertedStateDict,
+    convert_state_dict,
+    detect_format,
+    get_original_name,
+    load_released_weights,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -36,73 +44,73 @@ def convert_weights(
     image_mean: Sequence[float] | None = None,
     image_std: Sequence[float] | None = None,
 ) -> Path:
-    """Convert a released weight file; either the whole folder comes into being or nothing.
+    """Convert a released weight file. The output folder is written atomically.
 
-    What cannot be seen in the file, and is told in the log: ScoreNet that is left out, and an assumed normalisation.
+    Warnings are logged if ScoreNet weights are dropped or the normalization statistics are assumed.
 
     Args:
-        path: weights of the authors' CCT or ViT, of Compact-Transformers, or of the original ViT (``.npz``).
-        output_dir: a folder that does not exist yet, or is empty.
-        horizontal_layers: layers of HTM, to be checked; None takes those where ScoreNet lies in the file.
-        vertical_layers: layers of VTM; None takes those whose query, key and value are stored apart, if any.
-        settings: of TokenMixup, by the names of its configuration, tau in nats. With these or with layers given the
-            folder holds the TokenMixup model with ScoreNet, else the plain model without.
-        image_size: pixels, or height and width; None: those of the file. Learned positions are interpolated.
-        num_attention_heads: H; None takes the usual number for the hidden size, or that of the ``.npz``.
-        label_names: of the classes in order.
-        image_mean: per channel of images in [0, 1]; None: 0.5.
-        image_std: per channel; None: 0.5.
+        path: Weights of the authors' CCT or ViT, of Compact-Transformers, or of the original ViT (`.npz`).
+        output_dir: A folder that does not exist or is empty.
+        horizontal_layers: Indices of the layers with HTM, which must be those with ScoreNet in the file. None: those.
+        vertical_layers: Indices of the layers with VTM. None: those with separate query, key and value in the file.
+        settings: TokenMixup settings by name; tau is in nats. With settings or layers, the folder contains the
+            TokenMixup model with ScoreNet, otherwise the plain model.
+        image_size: Pixels, or height and width; learned positions are interpolated. None: that of the file.
+        num_attention_heads: Number of attention heads. None: that of the `.npz` file, or the usual number for the
+            hidden size.
+        label_names: Class names in order.
+        image_mean: Mean per channel for images in [0, 1]. None: 0.5.
+        image_std: Standard deviation per channel. None: 0.5.
 
     Returns:
-        The folder.
+        The output folder.
 
     Raises:
-        ValueError: for a file that cannot be read safely or is of no known format; one error with every name that maps
-            nowhere, is missing or has a wrong shape; for settings that do not fit, and for a folder that is not empty.
+        ValueError: The file cannot be read safely, has an unknown format, or does not match the architecture (the
+            message lists all unknown and missing tensors and wrong shapes); an argument is invalid; or the output
+            folder is not empty.
     """
     path, output_dir = Path(path), Path(output_dir)
     if output_dir.exists() and not (output_dir.is_dir() and not any(output_dir.iterdir())):
-        raise ValueError(f"The output folder must be new or empty, and {output_dir} is not: name another.")
-    given = _tokenmixup_settings(settings, horizontal_layers, vertical_layers)
+        raise ValueError(f"output_dir must be new or empty, and {output_dir} is not. Choose another folder.")
+    tokenmixup_kwargs = _build_tokenmixup_kwargs(settings, horizontal_layers, vertical_layers)
     weights = load_released_weights(path)
-    kind = detect_format(weights)
-    logger.info("%s: %s", path.name, FORMATS[kind])
-    vertical = sorted(
-        int(match[1]) for name in weights if (match := re.search(r"blocks\.(\d+)\.self_attn\.query\.weight$", name))
-    )
-    renamed = rename(kind, weights)
-    attributes = infer_config_kwargs(kind, path.name, weights, renamed, image_size, num_attention_heads)
-    attributes |= _labels(label_names, attributes["num_labels"])
-    normalisation = _normalisation(image_mean, image_std, attributes["num_channels"])
-    family = "cct" if kind == "cct" else "vit"
-    has_cls = attributes.get("pooling", "cls") == "cls"
-    if given is None:
-        model_class = FAMILIES[family][1].base_model_class
+    weight_format = detect_format(weights)
+    logger.info("%s: %s", path.name, FORMATS[weight_format])
+    converted = convert_state_dict(weight_format, weights)
+    config_kwargs = infer_config_kwargs(weight_format, path.name, weights, converted, image_size, num_attention_heads)
+    config_kwargs |= _build_label_kwargs(label_names, config_kwargs["num_labels"])
+    normalization = _build_normalization(image_mean, image_std, config_kwargs["num_channels"])
+    family = "cct" if weight_format == "cct" else "vit"
+    model_class = FAMILIES[family][1]
+    if tokenmixup_kwargs is None:
+        model_class = model_class.base_model_class
     else:
-        model_class = FAMILIES[family][1]
-        stored = sorted({int(name.split(".")[2]) for name in renamed.tensors if ".scorenet." in name})
-        if sorted(given.setdefault("horizontal_layers", stored)) != stored:
+        stored_layers = sorted({int(name.split(".")[2]) for name in converted.tensors if ".scorenet." in name})
+        if sorted(tokenmixup_kwargs.setdefault("horizontal_layers", stored_layers)) != stored_layers:
             raise ValueError(
-                f"In {path.name} ScoreNet lies in the layers {stored}, and horizontal_layers are "
-                f"{given['horizontal_layers']}: give {stored} or leave them out. For HTM elsewhere convert without "
-                "settings and open the folder with horizontal_layers for training: ScoreNet then starts untrained."
+                f"horizontal_layers is {tokenmixup_kwargs['horizontal_layers']}, but {path.name} has ScoreNet weights "
+                f"for the layers {stored_layers}. Pass {stored_layers} or omit horizontal_layers. For HTM in other "
+                "layers, convert without settings and load the folder with horizontal_layers: ScoreNet is then newly "
+                "initialized."
             )
-        given.setdefault("vertical_layers", vertical)
-        attributes |= {"scorenet_pooling": "cls", "saliency_query": "cls"} if has_cls else {}
-        attributes |= given
-    config = model_class.config_class(**attributes)
-    logger.info("%d layers of width %d", config.num_hidden_layers, config.hidden_size)
+        tokenmixup_kwargs.setdefault("vertical_layers", _find_vertical_layers(weights))
+        if config_kwargs.get("pooling", "cls") == "cls":
+            config_kwargs |= {"scorenet_pooling": "cls", "saliency_query": "cls"}
+        config_kwargs |= tokenmixup_kwargs
+    config = model_class.config_class(**config_kwargs)
+    logger.info("%d layers, hidden size %d", config.num_hidden_layers, config.hidden_size)
     with torch.device("meta"):
         model = model_class(config)
-    _drop_unused_scorenet_weights(renamed, model, plain=given is None)
-    _load(path.name, kind, model, renamed)
-    height, width = height_and_width(config.image_size)
-    processor = ViTImageProcessor(size={"height": height, "width": width}, **normalisation)
-    _write(model.eval(), processor, output_dir)
+    _drop_unused_scorenet_weights(converted, model, is_plain=tokenmixup_kwargs is None)
+    _load_state_dict(path.name, weight_format, model, converted)
+    height, width = to_2tuple(config.image_size)
+    processor = ViTImageProcessor(size={"height": height, "width": width}, **normalization)
+    _save(model.eval(), processor, output_dir)
     return output_dir
 
 
-def _tokenmixup_settings(
+def _build_tokenmixup_kwargs(
     settings: dict[str, Any] | None, horizontal_layers: Sequence[int] | None, vertical_layers: Sequence[int] | None
 ) -> dict[str, Any] | None:
     layers = {"horizontal_layers": horizontal_layers, "vertical_layers": vertical_layers}
@@ -112,78 +120,89 @@ def _tokenmixup_settings(
     known = [item.name for item in dataclasses.fields(TokenMixupConfigMixin)]
     for name in settings or {}:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            raise ValueError(
-                f"TokenMixup has no setting {name!r}"
-                + (f": did you mean {near[0]!r}?" if near else f"; it has {', '.join(known)}.")
-            )
+            similar = difflib.get_close_matches(name, known, n=1)
+            hint = f"Did you mean {similar[0]!r}?" if similar else f"Settings: {', '.join(known)}."
+            raise ValueError(f"TokenMixup has no setting {name!r}. {hint}")
     return {**(settings or {}), **layers}
 
 
-def _drop_unused_scorenet_weights(renamed: ConvertedStateDict, model: PreTrainedModel, plain: bool) -> None:
-    known = model.state_dict()
-    unused = [name for name in renamed.tensors if ".scorenet." in name and name not in known]
-    if not plain:  # with a CLS token the authors' layers hold a pooling that they never use
+def _find_vertical_layers(weights: dict[str, torch.Tensor]) -> list[int]:
+    """List the layers of the authors' CCT that store query, key and value separately."""
+    matches = (re.search(r"blocks\.(\d+)\.self_attn\.query\.weight$", name) for name in weights)
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def _drop_unused_scorenet_weights(converted: ConvertedStateDict, model: PreTrainedModel, is_plain: bool) -> None:
+    expected = model.state_dict()
+    unused = [name for name in converted.tensors if ".scorenet." in name and name not in expected]
+    if not is_plain:
+        # With a CLS token, the authors' layers have an attention pooling that is never used.
         unused = [name for name in unused if ".scorenet.attention." in name]
     for name in unused:
-        del renamed.tensors[name]
+        del converted.tensors[name]
     if unused:
-        why = "the plain model has no ScoreNet" if plain else "this ScoreNet reads the CLS token"
-        logger.warning("left out, as %s: %s", why, ", ".join(sorted(renamed.sources[name] for name in unused)))
+        reason = "the plain model has no ScoreNet" if is_plain else "ScoreNet uses the CLS token"
+        names = ", ".join(sorted(converted.original_names[name] for name in unused))
+        logger.warning("Ignoring %s: %s.", names, reason)
 
 
-def _load(file: str, kind: str, model: PreTrainedModel, renamed: ConvertedStateDict) -> None:
-    problems, expected = list(renamed.problems), model.state_dict()
-    for name, tensor in renamed.tensors.items():
-        source = renamed.sources[name]
+def _load_state_dict(file: str, weight_format: str, model: PreTrainedModel, converted: ConvertedStateDict) -> None:
+    problems, expected = list(converted.problems), model.state_dict()
+    for name, tensor in converted.tensors.items():
+        original_name = converted.original_names[name]
         if name not in expected:
-            problems.append(f"{source}: no place for it in this architecture")
-        elif tensor.shape != (0,) and tensor.shape != expected[name].shape:  # (0,): told by ``rename`` already
-            problems.append(f"{source}: shape {tuple(expected[name].shape)} expected, got {tuple(tensor.shape)}")
-    problems += [f"{source_name(kind, name)}: missing" for name in expected if name not in renamed.tensors]
+            problems.append(f"{original_name}: not part of this architecture")
+        elif tensor.shape != (0,) and tensor.shape != expected[name].shape:  # (0,) is already in `problems`
+            problems.append(
+                f"{original_name}: shape {tuple(expected[name].shape)} expected, got {tuple(tensor.shape)}"
+            )
+    missing = [name for name in expected if name not in converted.tensors]
+    problems += [f"{get_original_name(weight_format, name)}: missing" for name in missing]
     if problems:
-        raise refusal(file, kind, problems)
-    # Each its own memory: a file may hold one tensor under two names.
-    model.load_state_dict({name: tensor.clone() for name, tensor in renamed.tensors.items()}, assign=True)
+        raise conversion_error(file, weight_format, problems)
+    # Clone, as a file may store one tensor under two names.
+    model.load_state_dict({name: tensor.clone() for name, tensor in converted.tensors.items()}, assign=True)
 
 
-def _labels(names: Sequence[str] | None, classes: int) -> dict[str, Any]:
+def _build_label_kwargs(names: Sequence[str] | None, num_labels: int) -> dict[str, Any]:
     if names is None:
         return {}
     names = list(names)
-    if len(names) != classes or len(set(names)) != classes:
+    if len(names) != num_labels or len(set(names)) != num_labels:
         raise ValueError(
-            f"label_names must be {classes} different names, as the file has {classes} classes, got {len(names)} "
-            f"({len(set(names))} different)."
+            f"label_names must have {num_labels} different names, as the file has {num_labels} classes, got "
+            f"{len(names)} ({len(set(names))} different)."
         )
     return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
 
 
-def _normalisation(mean: Sequence[float] | None, std: Sequence[float] | None, channels: int) -> dict[str, list[float]]:
+def _build_normalization(
+    mean: Sequence[float] | None, std: Sequence[float] | None, num_channels: int
+) -> dict[str, list[float]]:
     if mean is None or std is None:
         logger.warning(
-            "The file does not tell how images were normalised: 0.5 is put down per channel for what of image_mean "
-            "and image_std is not given."
+            "The file has no normalization statistics, so 0.5 per channel is used. Set image_mean and image_std to "
+            "change this."
         )
     result = {}
     for name, values in (("image_mean", mean), ("image_std", std)):
-        values = [0.5] * channels if values is None else [float(value) for value in values]
-        if len(values) != channels or not all(map(math.isfinite, values)):
-            raise ValueError(f"{name} must be {channels} numbers, one per channel, got {values}.")
+        values = [0.5] * num_channels if values is None else [float(value) for value in values]
+        if len(values) != num_channels or not all(map(math.isfinite, values)):
+            raise ValueError(f"{name} must have {num_channels} finite numbers, one per channel, got {values}.")
         result[name] = values
     if min(result["image_std"]) <= 0:
         raise ValueError(f"image_std must be positive, got {result['image_std']}.")
     return result
 
 
-def _write(model: PreTrainedModel, processor: ViTImageProcessor, folder: Path) -> None:
+def _save(model: PreTrainedModel, processor: ViTImageProcessor, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
-    unfinished.mkdir()
+    temporary_dir = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
+    temporary_dir.mkdir()
     try:
-        model.save_pretrained(unfinished)
-        processor.save_pretrained(unfinished)
-        os.replace(unfinished, folder)
+        model.save_pretrained(temporary_dir)
+        processor.save_pretrained(temporary_dir)
+        os.replace(temporary_dir, folder)
     except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(temporary_dir, ignore_errors=True)
         raise

@@ -1,6 +1,13 @@
-"""Evaluation: accuracy of a classifier, its parameters and multiply-accumulate operations."""
+"""Evaluation: accuracy, number of parameters and multiply-accumulate operations of a classifier."""
 
-from .evaluate import EvaluationResult, MetricSums, evaluate_classifier, model_revision
+from .evaluate import EvaluationResult, MetricSums, evaluate_classifier, resolve_model_revision
 from .flops import count_macs, count_parameters
 
-__all__ = ["MetricSums", "EvaluationResult", "count_macs", "count_parameters", "evaluate_classifier", "model_revision"]
+__all__ = [
+    "EvaluationResult",
+    "MetricSums",
+    "count_macs",
+    "count_parameters",
+    "evaluate_classifier",
+    "resolve_model_revision",
+]

@@ -1,4 +1,4 @@
-"""How well a classifier does on a split, and what it costs."""
+"""Accuracy, loss and throughput of a classifier on a split."""
 
 import hashlib
 import time
@@ -22,10 +22,29 @@ from ..saliency import eval_mode
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationResult:
-    """One measurement, with all that repeats it.
+    """Result of an evaluation, and what is needed to reproduce it.
 
-    Shares (`top1`, `top5`) lie in [0, 1]; `loss` is the mean cross-entropy in nats; `macs` are multiply-accumulate
-    operations of one image's forward pass; `images_per_second` counts loading and is that of all processes together.
+    Attributes:
+        model: Name on the Hub, or a folder.
+        model_revision: See `resolve_model_revision`.
+        num_parameters: Number of parameters.
+        macs: Multiply-accumulate operations per image.
+        dataset: Name on the Hub, or a folder.
+        dataset_config: Configuration of the dataset.
+        dataset_revision: Commit of the dataset on the Hub.
+        dataset_fingerprint: Fingerprint of the loaded data.
+        split: Name of the split.
+        num_images: Number of images.
+        top1: Top-1 accuracy in [0, 1].
+        top5: Top-5 accuracy in [0, 1].
+        loss: Mean cross-entropy in nats.
+        images_per_second: Throughput of all processes together, including data loading.
+        batch_size: Images per batch and process.
+        num_processes: Number of processes.
+        hardware: Devices, such as `2 x NVIDIA H100 80GB HBM3`.
+        dtype: Precision of the forward pass, such as `bf16`.
+        command: Command line that reproduces the result.
+        versions: Versions of the libraries by name.
     """
 
     model: str
@@ -50,7 +69,7 @@ class EvaluationResult:
     versions: dict[str, str] = field(default_factory=dict)
 
     def table(self) -> str:
-        """The results and what they were measured on, one a line."""
+        """Format the result for a terminal, one value per line."""
         dataset = " ".join(filter(None, (self.dataset, self.dataset_config)))
         processes = f", {self.num_processes} processes" if self.num_processes > 1 else ""
         rows = {
@@ -72,15 +91,20 @@ class EvaluationResult:
 class MetricSums:
     """Sums over images.
 
-    `top1` and `top5` of them have their label first and among the first five, `not_finite` have a loss that is
-    infinite or NaN; `loss` is the sum of their cross-entropies in nats, `seconds` the time of the slowest process.
+    Attributes:
+        num_images: Number of images.
+        top1: Images whose label has the highest logit.
+        top5: Images whose label is among the five highest logits.
+        loss: Sum of the cross-entropies in nats.
+        num_nonfinite: Images whose loss is infinite or NaN.
+        seconds: Time of the slowest process.
     """
 
     num_images: int = 0
     top1: int = 0
     top5: int = 0
     loss: float = 0.0
-    not_finite: int = 0
+    num_nonfinite: int = 0
     seconds: float = 0.0
 
 
@@ -94,39 +118,40 @@ def evaluate_classifier(
     state: PartialState | None = None,
     progress: bool = False,
 ) -> MetricSums:
-    """Classify every image of a split exactly once, in evaluation mode, on the device where the model lies.
+    """Evaluate a classifier on every image of a split exactly once, in evaluation mode on the model's device.
 
-    With several processes (`state`), process r of n reads images r, r + n, r + 2n, ...: none is read twice, none is
-    left out, and no batch is padded. All of them return the same. A stream is shared as
-    `ImageClassificationIterableDataset` says.
+    With several processes, process r of n reads images r, r + n, r + 2n, ...: no image is read twice or skipped, and
+    no batch is padded. All processes return the same. An iterable dataset distributes its shards itself.
 
     Args:
-        batch_size: of each process; the last batch may be smaller.
-        num_workers: processes that load images, for each process here; 0: none.
-        dtype: float32, or a half precision in which autocast computes what it may; the weights stay as they are.
-        state: accelerate's; None: this process reads all images.
-        progress: show a bar, where there is a terminal.
+        model: An image classifier.
+        data: The split.
+        batch_size: Images per batch and process. The last batch may be smaller.
+        num_workers: Data loading processes per process; 0 loads in the process itself.
+        dtype: float32, or a half precision for autocast. The weights keep their dtype.
+        state: State of accelerate's processes. None: this process reads all images.
+        progress: Show a progress bar.
 
     Returns:
-        The sums. Where logits are equal, the class of the lower number comes first. With fewer than five classes every
-        image counts for top-5.
+        The sums. Of classes with equal logits, the lower index ranks first. With fewer than five classes, every image
+        counts for top-5.
 
     Raises:
-        ValueError: no images, a batch size below 1, a label that the model has no class for, or logits that are not
-            finite.
+        ValueError: The split is empty, batch_size is below 1, num_workers is negative, a label has no class in the
+            model, or the loss of an image is not finite.
     """
     if batch_size < 1 or num_workers < 0:
         raise ValueError(
-            f"Expected a batch_size of at least 1 and no negative num_workers, got {batch_size} and {num_workers}."
+            f"batch_size must be at least 1 and num_workers at least 0, got {batch_size} and {num_workers}."
         )
     rank, world = (state.process_index, state.num_processes) if state is not None else (0, 1)
     if isinstance(data, ImageClassificationIterableDataset):
-        share = data.share(rank, world, batch_size)
-        num_workers = min(num_workers, share.num_shards)
+        shard = data.share(rank, world, batch_size)
+        num_workers = min(num_workers, shard.num_shards)
     else:
-        share = Subset(data, range(rank, len(data), world))
+        shard = Subset(data, range(rank, len(data), world))
     loader = DataLoader(
-        share,
+        shard,
         batch_size=batch_size,
         num_workers=num_workers,
         collate_fn=collate,
@@ -137,30 +162,29 @@ def evaluate_classifier(
     start = time.perf_counter()
     with eval_mode(model), torch.inference_mode():
         batches = [
-            _count_batch(model, batch, dtype)
-            for batch in tqdm(loader, unit="batch", disable=None if progress else True)
+            _sum_batch(model, batch, dtype) for batch in tqdm(loader, unit="batch", disable=None if progress else True)
         ]
-    counts = _total([*batches, MetricSums(seconds=time.perf_counter() - start)])
+    sums = _total([*batches, MetricSums(seconds=time.perf_counter() - start)])
     if world > 1:
-        counts = _total(gather_object([counts]))
-    if counts.num_images == 0:
-        raise ValueError("There is no image to evaluate on: the split is empty.")
-    if counts.not_finite:
+        sums = _total(gather_object([sums]))
+    if sums.num_images == 0:
+        raise ValueError("The split is empty: there are no images to evaluate on.")
+    if sums.num_nonfinite:
         raise ValueError(
-            f"The loss of {counts.not_finite} of {counts.num_images} images is infinite or not a number with "
-            f"{str(dtype).removeprefix('torch.')}: try float32, and look into the weights if that does not help."
+            f"The loss of {sums.num_nonfinite} of {sums.num_images} images is not finite in "
+            f"{str(dtype).removeprefix('torch.')}. Use float32, and check the weights for infinities and NaN."
         )
-    return counts
+    return sums
 
 
-def _count_batch(model: PreTrainedModel, batch: dict[str, torch.Tensor], dtype: torch.dtype) -> MetricSums:
+def _sum_batch(model: PreTrainedModel, batch: dict[str, torch.Tensor], dtype: torch.dtype) -> MetricSums:
     device, labels = model.device, batch["labels"]
     with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
         logits = model(pixel_values=batch["pixel_values"].to(device, model.dtype, non_blocking=True)).logits
     if labels.max() >= logits.shape[-1]:
         raise ValueError(
-            f"The model has {logits.shape[-1]} classes, and an image the label {labels.max()}: give the data the "
-            "label_map that build_label_mapping returns."
+            f"The model has {logits.shape[-1]} classes, but an image has the label {labels.max()}. Pass the label_map "
+            "that build_label_mapping returns to the dataset."
         )
     labels, logits = labels.to(device), logits.float()
     ranks, losses = rank_of_label(logits, labels), cross_entropy(logits, labels, reduction="none")
@@ -169,7 +193,7 @@ def _count_batch(model: PreTrainedModel, batch: dict[str, torch.Tensor], dtype: 
         top1=int((ranks < 1).sum()),
         top5=int((ranks < 5).sum()),
         loss=losses.cpu().double().sum().item(),
-        not_finite=int((~losses.isfinite()).sum()),
+        num_nonfinite=int((~losses.isfinite()).sum()),
     )
 
 
@@ -179,37 +203,46 @@ def _total(parts: Sequence[MetricSums]) -> MetricSums:
 
 
 def rank_of_label(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """How many classes come before the label: (B, C) logits, (B,) labels -> (B,) int64.
+    """Rank of the label among the logits of an image, 0 for the highest.
 
-    Those of higher logit, and those of equal logit and lower number: half precision makes many equal, and `topk` puts
-    these in no particular order.
-    """
-    own = logits.gather(1, labels[:, None])
-    lower = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
-    return ((logits > own) | ((logits == own) & lower)).sum(1)
-
-
-def model_revision(name_or_path: str, **hub_options) -> str | None:
-    """What tells a model's weights from others: its commit on the Hub, or the SHA-256 of its folder's weight files.
-
-    The latter reads `sha256:` and the first 16 hexadecimal digits, over the files in the order of their names; None if
-    there are none.
+    Of equal logits, which are frequent in half precision, the lower class index ranks first. `topk` returns them in
+    any order.
 
     Args:
+        logits: (B, C).
+        labels: (B,) int64.
+
+    Returns:
+        (B,) int64.
+    """
+    label_logits = logits.gather(1, labels[:, None])
+    lower = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
+    return ((logits > label_logits) | ((logits == label_logits) & lower)).sum(1)
+
+
+def resolve_model_revision(name_or_path: str, **hub_options) -> str | None:
+    """Identify the weights of a model by its commit on the Hub or by a hash of its weight files.
+
+    Args:
+        name_or_path: Name on the Hub, or a folder.
         hub_options: `revision` (branch, tag or commit), `token`, `cache_dir`.
 
+    Returns:
+        The commit; for a folder, `sha256:` and the first 16 digits of the SHA-256 of the weight files in the order of
+        their names. None for a folder without weight files.
+
     Raises:
-        OSError: there is no such model on the Hub, or the Hub cannot be reached.
+        OSError: The Hub has no such model, or cannot be reached.
     """
     folder = Path(name_or_path)
     if not folder.is_dir():
-        # The configuration's own note of its commit is gone from newer versions of transformers.
+        # Newer versions of transformers do not store the commit in the configuration.
         return extract_commit_hash(cached_file(name_or_path, CONFIG_NAME, **hub_options), None)
     digest = hashlib.sha256()
     files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     for file in files:
-        for part in _read_chunks(file):
-            digest.update(part)
+        for chunk in _read_chunks(file):
+            digest.update(chunk)
     return f"sha256:{digest.hexdigest()[:16]}" if files else None
 
 
@@ -219,5 +252,5 @@ def _format_version(version: str | None) -> str:
 
 def _read_chunks(file: Path, size: int = 2**24) -> Iterator[bytes]:
     with file.open("rb") as stream:
-        while part := stream.read(size):
-            yield part
+        while chunk := stream.read(size):
+            yield chunk

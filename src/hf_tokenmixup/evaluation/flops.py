@@ -1,4 +1,4 @@
-"""What a classifier costs: parameters, and multiply-accumulate operations of an image."""
+"""Number of parameters and multiply-accumulate operations (MACs) of a classifier."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,56 +11,57 @@ from transformers import PreTrainedModel
 
 from ..saliency import eval_mode
 
-# Both factors differ from image to image; a layer's weights go into a plain matrix product.
+# Products of two activations. Layers with weights use `mm` and `addmm`.
 _BATCHED_PRODUCTS = (torch.ops.aten.bmm, torch.ops.aten.baddbmm)
 
 
 def count_parameters(model: nn.Module) -> int:
-    """The number of parameters, trained or not; shared ones count once."""
+    """Count parameters, trainable or not. Shared parameters count once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def count_macs(model: PreTrainedModel, image_size: Sequence[int], *, weights_only: bool = False) -> int:
-    """Multiply-accumulate operations of one image's forward pass in evaluation: half of torch's count of its flops.
+def count_macs(model: PreTrainedModel, image_size: Sequence[int], *, exclude_attention_products: bool = False) -> int:
+    """Count the multiply-accumulate operations of a forward pass for one image: half of torch's FLOP count.
 
-    Matrix products and convolutions count, attention's among them with any implementation; biases, normalisation,
-    activations and softmax do not. The model is left as it was; it may lie on the meta device.
+    Matrix products and convolutions count, including those of attention with any implementation. Biases,
+    normalization, activations and softmax do not. The model is not changed, and it may be on the meta device.
 
     Args:
-        image_size: (3, H, W), as the model reads it.
-        weights_only: leave out products of activations with each other, which are attention's: what counters of layers
-            find, and what the paper's Tables 1 and 2 hold.
+        model: An image classifier.
+        image_size: Channels, height and width of the model's input.
+        exclude_attention_products: Do not count the products of queries with keys and of attention with values. FLOP
+            counters that count per layer give this number, and so do Tables 1 and 2 of the paper.
 
     Raises:
-        ValueError: the model takes no images of this size.
+        ValueError: The model does not accept images of this size.
     """
     image = torch.zeros(1, *image_size, device=model.device, dtype=model.dtype)
     counter = FlopCounterMode(display=False)
-    # Fused kernels are not counted by every torch (on a CPU by 2.6, say), or not at all: take the plain products.
+    # Some versions of torch do not count fused attention kernels (torch 2.6 on CPU), so use plain matrix products.
     with eval_mode(model), use_eager_attention(model), sdpa_kernel(SDPBackend.MATH), torch.no_grad(), counter:
         try:
             model(pixel_values=image)
         except (RuntimeError, ValueError, LookupError, ArithmeticError) as error:
             raise ValueError(
-                f"{type(model).__name__} cannot read images of shape (channels, height, width) = {tuple(image_size)}, "
-                f"as the image processor makes them: {' '.join(str(error).split())} Give it an image processor, an "
-                "image_size and a patch_size that belong together."
+                f"{type(model).__name__} does not accept images of shape (channels, height, width) = "
+                f"{tuple(image_size)}, which the image processor returns: {' '.join(str(error).split())} Use an image "
+                "processor, image_size and patch_size that match."
             ) from error
     flops = counter.get_total_flops()
-    if weights_only:
+    if exclude_attention_products:
         flops -= sum(counter.get_flop_counts()["Global"].get(product, 0) for product in _BATCHED_PRODUCTS)
     return flops // 2
 
 
 @contextmanager
 def use_eager_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, `eager` in place of an attention that is neither that nor torch's `scaled_dot_product_attention`."""
-    chosen = getattr(model.config, "_attn_implementation", None)
-    if chosen in (None, "eager", "sdpa"):
+    """Replace attention implementations other than `eager` and `sdpa` by `eager` inside the context."""
+    original = getattr(model.config, "_attn_implementation", None)
+    if original in (None, "eager", "sdpa"):
         yield
         return
     model.set_attn_implementation("eager")
     try:
         yield
     finally:
-        model.set_attn_implementation(chosen)
+        model.set_attn_implementation(original)

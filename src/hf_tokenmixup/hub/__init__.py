@@ -1,20 +1,16 @@
 """Model cards and uploads to the Hugging Face Hub."""
 
-from .model_card import TrainingCardData, build_model_card, build_untrained_model_card, eval_results, update_card
-from .paper_results import PAPER_RESULTS, PaperRow, PaperTable, find_paper_results
+from .eval_results import build_eval_results
+from .model_card import TrainingCardData, build_model_card, build_untrained_model_card, update_model_card
 from .upload import HubUploadError, create_and_check_repo, upload_model_folder
 
 __all__ = [
-    "PAPER_RESULTS",
-    "PaperTable",
-    "PaperRow",
     "HubUploadError",
     "TrainingCardData",
+    "build_eval_results",
     "build_model_card",
     "build_untrained_model_card",
     "create_and_check_repo",
-    "eval_results",
-    "find_paper_results",
+    "update_model_card",
     "upload_model_folder",
-    "update_card",
 ]

@@ -1,104 +1,111 @@
-"""Tables and phrases of a model card, in Markdown."""
+"""Markdown tables and phrases of a model card."""
 
 from collections.abc import Iterable, Sequence
 
 from ..evaluation.evaluate import EvaluationResult
+from ..paper_results import PaperTable
 from ..utils.environment import is_local_dataset, public_dataset
 from .card_redaction import as_hub_repo_id
 from .model_summary import ModelSummary
-from .paper_results import PaperTable
 
 RESULT_COLUMNS = ("dataset", "split", "images", "top-1", "top-5", "cross-entropy")
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table; nothing where there are no rows."""
-    rows = [[_cell(value) for value in row] for row in rows]
+# transformers.modelcard.make_markdown_table rounds numbers, needs distinct column names and does not escape `|`.
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Format a table in Markdown. Empty without rows."""
+    rows = [[_format_cell(value) for value in row] for row in rows]
     if not rows:
         return ""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def on_hub(name: str | None, kind: str = "") -> str | None:
-    """A link for a name of the Hub (of `kind` `datasets/`), the name itself for another."""
+def hub_link(name: str | None, repo_type: str = "") -> str | None:
+    """Format the name of a model or dataset, as a link if it is on the Hub.
+
+    Args:
+        name: Name on the Hub, name of a folder, or None.
+        repo_type: Prefix of the URL, `datasets/` for datasets.
+    """
     if not name:
         return None
     if is_local_dataset(name):
-        folder, local, what = name.partition(" (local ")
-        return f"`{folder}`{local}{what}" if local else name
-    return f"[`{name}`](https://huggingface.co/{kind}{name})" if as_hub_repo_id(name) else f"`{name}`"
+        folder, separator, description = name.partition(" (local ")
+        return f"`{folder}`{separator}{description}" if separator else name
+    return f"[`{name}`](https://huggingface.co/{repo_type}{name})" if as_hub_repo_id(name) else f"`{name}`"
 
 
-def layers(numbers: Sequence[int]) -> str:
-    """`layer 3`, `layers 1, 2 and 5`."""
-    if not numbers:
+def format_layers(indices: Sequence[int]) -> str:
+    """Format layer indices: `layer 3`, `layers 1, 2 and 5`."""
+    if not indices:
         return ""
-    *most, last = map(str, numbers)
-    return f"layers {', '.join(most)} and {last}" if most else f"layer {last}"
+    *first, last = map(str, indices)
+    return f"layers {', '.join(first)} and {last}" if first else f"layer {last}"
 
 
-def millions(count: int) -> str:
-    """`86.57 M`."""
+def format_millions(count: int) -> str:
+    """Format a count in millions: `86.57 M`."""
     return f"{count / 1e6:.2f} M"
 
 
-def duration(seconds: float) -> str:
-    """In whole hours and minutes, or minutes and seconds, or seconds."""
-    minutes, rest = divmod(round(seconds), 60)
+def format_duration(seconds: float) -> str:
+    """Format a duration as `2 h 3 min`, `3 min 20 s` or `20 s`."""
+    minutes, seconds = divmod(round(seconds), 60)
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
-def versions(libraries: dict[str, str]) -> str:
-    """`torch 2.6.0, transformers 5.9.0`."""
-    return ", ".join(f"{name} {version}" for name, version in libraries.items())
+def format_versions(versions: dict[str, str]) -> str:
+    """Format versions of libraries: `torch 2.6.0, transformers 5.9.0`."""
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
 def model_table(model: ModelSummary, macs: int | None) -> str:
-    """What the configuration tells of a model's size and classes."""
+    """Format the size and the classes of a model as a table.
+
+    Args:
+        model: Summary of the model.
+        macs: Multiply-accumulate operations per image, if known.
+    """
     rows = [("parameters", f"{model.num_parameters:,}")]
-    rows += [("multiply-accumulate operations for an image", f"{macs / 1e9:.2f} G")] if macs else []
+    rows += [("multiply-accumulate operations per image", f"{macs / 1e9:.2f} G")] if macs else []
     rows += [*model.sizes, ("classes", model.num_labels)]
-    rows += [("their names", ", ".join(model.class_names))] if model.class_names else []
-    return table(("model", model.name), rows)
+    rows += [("class names", ", ".join(model.class_names))] if model.class_names else []
+    return markdown_table(("model", model.name), rows)
 
 
 def result_row(evaluation: EvaluationResult) -> tuple[str, ...]:
-    """The figures of an evaluation, under :data:`RESULT_COLUMNS`."""
+    """Format the values of an evaluation for the columns in `RESULT_COLUMNS`."""
     dataset = public_dataset(evaluation.dataset)
-    dataset = on_hub(dataset) if is_local_dataset(dataset) else f"`{dataset}`"
+    dataset = hub_link(dataset) if is_local_dataset(dataset) else f"`{dataset}`"
     dataset += f" ({evaluation.dataset_config})" if evaluation.dataset_config else ""
-    accuracies = (f"{100 * share:.2f}" for share in (evaluation.top1, evaluation.top5))
+    accuracies = (f"{100 * accuracy:.2f}" for accuracy in (evaluation.top1, evaluation.top5))
     return dataset, evaluation.split, f"{evaluation.num_images:,}", *accuracies, f"{evaluation.loss:.4f}"
 
 
-def circumstances(evaluation: EvaluationResult) -> str:
-    """What an evaluation was made with, in sentences."""
+def evaluation_setup(evaluation: EvaluationResult) -> str:
+    """Describe hardware, precision, batch size, versions and revisions of an evaluation in sentences."""
     batches = f"batches of {evaluation.batch_size}"
     batches += f" in each of {evaluation.num_processes} processes" if evaluation.num_processes > 1 else ""
     parts = [f"{evaluation.hardware}, {evaluation.dtype}, {batches}."]
-    parts += [f"{versions(evaluation.versions)}."] if evaluation.versions else []
-    parts += [f"Revision of the model: `{evaluation.model_revision}`."] if evaluation.model_revision else []
-    parts += [f"Revision of the dataset: `{evaluation.dataset_revision}`."] if evaluation.dataset_revision else []
-    fingerprint = evaluation.dataset_fingerprint
-    parts += [f"Fingerprint of the data: `{fingerprint}`."] if fingerprint else []
+    parts += [f"{format_versions(evaluation.versions)}."] if evaluation.versions else []
+    parts += [f"Model revision: `{evaluation.model_revision}`."] if evaluation.model_revision else []
+    parts += [f"Dataset revision: `{evaluation.dataset_revision}`."] if evaluation.dataset_revision else []
+    parts += [f"Dataset fingerprint: `{evaluation.dataset_fingerprint}`."] if evaluation.dataset_fingerprint else []
     return " ".join(parts)
 
 
 def paper_table(paper: PaperTable) -> str:
-    """The paper's figures, in percent."""
-    top5 = [row.top5 for row in paper.rows.values() if row.top5]
-    header = ("the paper's system", "parameters in training", "MACs", "top-1", *(["top-5"] if top5 else []))
-    return table(
-        header,
-        (
-            (row.system, row.parameters, paper.macs, row.top1, *([row.top5] if top5 else []))
-            for row in paper.rows.values()
-        ),
-    )
+    """Format the paper's results in percent as a table."""
+    header = ["method", "parameters during training", "MACs", "top-1"]
+    rows = [[row.method, row.parameters, paper.macs, row.top1] for row in paper.rows.values()]
+    if any(row.top5 for row in paper.rows.values()):
+        header.append("top-5")
+        rows = [[*cells, row.top5] for cells, row in zip(rows, paper.rows.values(), strict=True)]
+    return markdown_table(header, rows)
 
 
-def _cell(value: object) -> str:
+def _format_cell(value: object) -> str:
     return " ".join(str(value).split()).replace("|", "\\|")

@@ -1,4 +1,4 @@
-"""Keeps what belongs to one machine or one person out of a card: folders of a disk, tokens."""
+"""Removal of secrets and local paths from model cards and uploaded JSON files."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ _PATH_KEYS = {"_name_or_path", "name_or_path", "best_model_checkpoint"}
 
 
 def as_hub_repo_id(name: str | None) -> str | None:
-    """The name if it is one of the Hub's, `owner/name`; None for a folder and for anything else."""
+    """Return a name of the form `owner/name` that is valid on the Hub. None for a folder or any other name."""
     if name is None or name.count("/") != 1 or Path(name).exists():
         return None
     try:
@@ -25,9 +25,15 @@ def as_hub_repo_id(name: str | None) -> str | None:
 
 
 def redact_json(path: Path) -> bytes | None:
-    """A JSON file without folders of this machine; None if it names none, or is another kind of file.
+    """Remove local paths from a `.json` or `.jsonl` file. The file on disk does not change.
 
-    A text that only looks like a path, such as the class `/m/01yrx`, stays.
+    A value that only looks like a path, such as the class name `/m/01yrx`, stays.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The new content. None if nothing changes, or if the file is of another kind or not valid JSON.
     """
     if path.suffix not in (".json", ".jsonl"):
         return None
@@ -37,35 +43,37 @@ def redact_json(path: Path) -> bytes | None:
         contents = [json.loads(line) for line in lines]
     except (OSError, ValueError):
         return None
-    public = [_without_folders(content) for content in contents]
-    if public == contents:
+    redacted = [_remove_local_paths(content) for content in contents]
+    if redacted == contents:
         return None
     if path.suffix == ".jsonl":
-        return "".join(json.dumps(content) + "\n" for content in public).encode()
-    return (json.dumps(public[0], indent=2, ensure_ascii=False) + "\n").encode()
+        return "".join(json.dumps(content) + "\n" for content in redacted).encode()
+    return (json.dumps(redacted[0], indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _without_folders(content: Any, key: str = "") -> Any:
+def _remove_local_paths(content: Any, key: str = "") -> Any:
     if isinstance(content, dict):
-        return {name: _without_folders(value, name) for name, value in content.items()}
+        return {name: _remove_local_paths(value, name) for name, value in content.items()}
     if isinstance(content, list):
-        return [_without_folders(value) for value in content]
+        return [_remove_local_paths(value) for value in content]
     if not isinstance(content, str):
         return content
     path = Path(content)
     if key == "base_model_name_or_path":
-        # A name would be looked up on the Hub.
+        # peft would look up a folder name on the Hub.
         return "" if path.is_absolute() or path.exists() else content
-    places = (Path.home(), Path.cwd())
-    local = path.is_absolute() and (key in _PATH_KEYS or path.exists() or any(map(path.is_relative_to, places)))
-    return path.name if local and path.name else content
+    local_folders = (Path.home(), Path.cwd())
+    is_local = path.is_absolute() and (
+        key in _PATH_KEYS or path.exists() or any(map(path.is_relative_to, local_folders))
+    )
+    return path.name if is_local and path.name else content
 
 
 def redact_text(text: str) -> str:
-    """A text, a command say, without secrets, and with the last part alone of paths into one machine's folders."""
+    """Remove secrets from a text such as a command, and shorten local paths to their last part."""
     return public_paths(remove_secrets(text).strip())
 
 
 def redact_value(value: Any) -> str:
-    """A setting's value as others may read it."""
+    """Format the value of a setting without secrets and local paths."""
     return redact_text(value if isinstance(value, str) else json.dumps(value, default=str))

@@ -1,4 +1,4 @@
-"""Model cards: metadata that the Hub reads, and a text that says what was run and measured, and nothing else."""
+"""Model cards: metadata for the Hub, and a text with the recorded facts of training and evaluation."""
 
 import dataclasses
 import json
@@ -16,13 +16,13 @@ from transformers.utils import CONFIG_NAME
 
 from ..evaluation.evaluate import EvaluationResult
 from ..models import FAMILIES
+from ..paper_results import PaperTable, find_paper_results
 from ..utils.environment import public_dataset, strip_local_path
 from ..utils.redaction import is_secret_name
 from . import card_formatting as text
 from .card_redaction import as_hub_repo_id, redact_text, redact_value
-from .eval_results import eval_results, insert_eval_results, read_card
-from .model_summary import ModelSummary, describe
-from .paper_results import PaperTable, find_paper_results
+from .eval_results import build_eval_results, insert_eval_results, read_card
+from .model_summary import ModelSummary, summarize_model
 
 README_NAME = "README.md"
 SMALL_IMAGE_SIZE = 64
@@ -30,23 +30,23 @@ SMALL_IMAGE_SIZE = 64
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingCardData:
-    """What was run; what is not known is None or empty, and left out of the card.
+    """Facts about a training run. Those that are None or empty are omitted from the card.
 
-    Args:
-        base_model: its name on the Hub; None from scratch or for a folder.
-        dataset: its name on the Hub, or its folder, of which only a name gets into the card.
-        dataset_config: configuration of the dataset.
-        train_split: the split that was trained on.
-        recipe: its name in scripts/recipes.
-        command: as a stranger would repeat it.
-        hyperparameters: by name, in the order to be shown in.
-        hardware: `2 x NVIDIA H100 80GB HBM3`.
-        seconds: how long the training took.
-        epochs: how many were trained.
-        resumed: the training was, and `seconds` are those of its last part alone.
-        versions: of the libraries, by name.
-        curves: file name of a picture beside the card.
-        license: of the weights, an identifier of the Hub; None: the card names none.
+    Attributes:
+        base_model: Name on the Hub of the model that training started from; None from scratch or for a folder.
+        dataset: Name on the Hub, or a folder, of which only the name is shown.
+        dataset_config: Configuration of the dataset.
+        train_split: Split used for training.
+        recipe: Name of the recipe.
+        command: Command line that reproduces the run.
+        hyperparameters: Hyperparameters by name, in the order of the card.
+        hardware: Devices, such as `2 x NVIDIA H100 80GB HBM3`.
+        seconds: Duration of the run.
+        epochs: Number of epochs.
+        resumed: The run was resumed, and `seconds` counts only the last part.
+        versions: Versions of the libraries by name.
+        curves: File name of a figure next to the card.
+        license: License of the weights, an identifier of the Hub. None: the card has no license.
     """
 
     base_model: str | None = None
@@ -74,18 +74,18 @@ def build_model_card(
     *,
     license: str | None = None,
 ) -> ModelCard:
-    """The card of a trained model. No token and no path into this machine's folders gets into it.
+    """Build the card of a trained model. Tokens and local paths are removed.
 
     Args:
-        config: of the published model, or of the TokenMixup model it comes from.
-        repo_id: where the model is opened from: its name on the Hub, or a folder.
-        training: None if it is not known, as for converted weights.
-        evaluations: what was measured, each an entry of the metadata's `model-index` too.
-        paper: the paper's figures; None takes those of the recipe, if it is one of the paper's.
-        license: of the weights, instead of that of `training`.
+        config: Configuration of the exported plain model, or of the TokenMixup model.
+        repo_id: Name on the Hub or folder that the model is loaded from.
+        training: Facts about the training run; None if unknown, as for converted weights.
+        evaluations: Evaluation results, for the text and for `model-index` in the metadata.
+        paper: Results of the paper to show. None: those of the recipe, if the paper reports any.
+        license: License of the weights; replaces that of `training`.
 
     Raises:
-        ValueError: for a configuration of no image classifier, or with settings that do not fit it.
+        ValueError: The configuration is not that of an image classifier, or has invalid TokenMixup settings.
     """
     return _render(config, repo_id, training, evaluations, paper, license, trained=True)
 
@@ -93,63 +93,65 @@ def build_model_card(
 def build_untrained_model_card(
     config: PreTrainedConfig, folder: str, training: TrainingCardData, paper: PaperTable | None = None
 ) -> ModelCard:
-    """The card of what a recipe would train, which says that it was not.
+    """Build the card of a model that a recipe trains and that has no weights yet.
 
     Args:
-        config: of that model.
-        folder: where the recipe puts it.
-        training: with the recipe, and with a command that trains and publishes.
-        paper: as in :func:`build_model_card`.
+        config: Configuration of the model.
+        folder: Output folder of the recipe.
+        training: Facts about the run, with a command that trains and uploads the model.
+        paper: Results of the paper to show. None: those of the recipe, if the paper reports any.
     """
     return _render(config, folder, training, (), paper, None, trained=False)
 
 
-def update_card(
+def update_model_card(
     target: str, evaluation: EvaluationResult, token: str | None = None, revision: str | None = None
 ) -> str:
-    """Put a result into the metadata of a model's card, which keeps everything else; makes a card where none is.
+    """Insert an evaluation result into the metadata of a model card. Creates the card if there is none.
 
-    Results of the same task, dataset, configuration, split and metric are replaced.
+    Results for the same task, dataset, configuration, split and metric are replaced. Nothing else changes.
 
     Args:
-        target: a folder, or a repository on the Hub.
-        evaluation: the result.
-        token: for the Hub, if not the one of the log-in.
-        revision: a branch of the repository, `main` if None.
+        target: A folder, or a repository on the Hub.
+        evaluation: The result.
+        token: Token for the Hub. None: that of the login.
+        revision: Branch of the repository. None: `main`.
 
     Returns:
-        The path of the card, or the address of the commit.
+        The path of the card, or the URL of the commit.
 
     Raises:
-        ValueError: for a target that is neither, for metadata that cannot be read, and for a folder with neither a
-            card nor a model.
-        HfHubHTTPError: if the Hub refuses, also because the repository changed meanwhile.
+        ValueError: The target is neither a folder nor a repository name, its metadata is invalid, or the folder has
+            neither a card nor a model.
+        HfHubHTTPError: The Hub rejected the commit, for example because the repository has changed in the meantime.
     """
     if Path(target).is_dir():
         return _update_folder(Path(target), evaluation)
     try:
         validate_repo_id(target)
     except HFValidationError as error:
-        raise ValueError(f"{target!r} is neither a folder nor the name of a repository: {error}") from error
+        raise ValueError(f"{target!r} is neither a folder nor a repository name: {error}") from error
     return _update_repository(target, evaluation, HfApi(token=token), revision)
 
 
 def _update_folder(folder: Path, evaluation: EvaluationResult) -> str:
     path = folder / README_NAME
-    # Absolute, so that the folder that one is in has a name too.
+    # `.` has no name of its own.
     name = folder.resolve().name
     if path.exists():
-        card = insert_eval_results(read_card(path), name, eval_results(evaluation))
+        card = insert_eval_results(read_card(path), name, build_eval_results(evaluation))
     elif (folder / CONFIG_NAME).exists():
         card = str(build_model_card(AutoConfig.from_pretrained(folder), name, evaluations=[evaluation]))
     else:
-        raise ValueError(f"{folder} holds neither a card ({README_NAME}) nor a model ({CONFIG_NAME}): name another.")
+        raise ValueError(
+            f"{folder} contains neither a model card ({README_NAME}) nor a model ({CONFIG_NAME}). Use another folder."
+        )
     path.write_bytes(card.encode())
     return str(path)
 
 
 def _update_repository(repo_id: str, evaluation: EvaluationResult, api: HfApi, revision: str | None) -> str:
-    # Read from and written on top of one and the same commit, so that nobody's change in between is lost.
+    # `parent_commit` makes the commit fail if the card has changed since it was read.
     head = api.model_info(repo_id, revision=revision).sha
     try:
         old = Path(api.hf_hub_download(repo_id, README_NAME, revision=head)).read_bytes().decode()
@@ -157,7 +159,7 @@ def _update_repository(repo_id: str, evaluation: EvaluationResult, api: HfApi, r
         config = AutoConfig.from_pretrained(Path(api.hf_hub_download(repo_id, CONFIG_NAME, revision=head)).parent)
         card = str(build_model_card(config, repo_id, evaluations=[evaluation]))
     else:
-        card = insert_eval_results(old, _title(repo_id), eval_results(evaluation))
+        card = insert_eval_results(old, _title(repo_id), build_eval_results(evaluation))
     return api.upload_file(
         path_or_fileobj=card.encode(),
         path_in_repo=README_NAME,
@@ -178,39 +180,43 @@ def _render(
     license: str | None,
     trained: bool,
 ) -> ModelCard:
-    model, source = describe(config), strip_local_path(source)
+    model, source = summarize_model(config), strip_local_path(source)
     facts = _redact(training) if training else None
     license = license or (facts.license if facts else None)
     paper = paper or (find_paper_results(facts.recipe) if facts else None)
     return ModelCard.from_template(
         _metadata(model, source, facts, evaluations, license),
-        # The template engine drops the last line break.
+        # Jinja removes one line break at the end.
         template_str=(files(__package__) / "templates" / "model_card.md").read_text(encoding="utf-8") + "\n",
         title=_title(source),
         source=json.dumps(source),
         trained=trained,
         training=facts,
         model=model,
-        parameters=text.millions(model.num_parameters),
+        parameters=text.format_millions(model.num_parameters),
         size=text.model_table(model, next((item.macs for item in evaluations if item.macs), None)),
-        mixing=model.uses_tokenmixup,
-        mixable=config.model_type in FAMILIES and config.num_hidden_layers > 1,
-        horizontal=text.layers(model.horizontal_layers),
-        vertical=text.layers(model.vertical_layers),
-        manifold=text.layers(model.manifold_layers),
-        small=model.image_size is not None and max(model.image_size) <= SMALL_IMAGE_SIZE,
-        settings=text.table(("setting", "value", ""), ((f"`{name}`", *rest) for name, *rest in model.settings)),
-        dataset=facts and text.on_hub(facts.dataset, "datasets/"),
-        start=facts and text.on_hub(facts.base_model),
-        run=facts and text.table(("", ""), _run(facts)),
+        uses_tokenmixup=model.uses_tokenmixup,
+        supports_tokenmixup=config.model_type in FAMILIES and config.num_hidden_layers > 1,
+        horizontal=text.format_layers(model.horizontal_layers),
+        vertical=text.format_layers(model.vertical_layers),
+        manifold=text.format_layers(model.manifold_layers),
+        is_low_resolution=model.image_size is not None and max(model.image_size) <= SMALL_IMAGE_SIZE,
+        settings=text.markdown_table(
+            ("setting", "value", ""), ((f"`{name}`", *rest) for name, *rest in model.settings)
+        ),
+        dataset_link=facts and text.hub_link(facts.dataset, "datasets/"),
+        base_model_link=facts and text.hub_link(facts.base_model),
+        training_table=facts and text.markdown_table(("", ""), _training_rows(facts)),
         hyperparameters=facts
-        and text.table(
+        and text.markdown_table(
             ("hyperparameter", "value"), ((f"`{name}`", value) for name, value in facts.hyperparameters.items())
         ),
-        results=text.table(text.RESULT_COLUMNS, map(text.result_row, evaluations)),
-        evaluations=[{"command": redact_text(item.command), "with": text.circumstances(item)} for item in evaluations],
+        results=text.markdown_table(text.RESULT_COLUMNS, map(text.result_row, evaluations)),
+        evaluations=[
+            {"command": redact_text(item.command), "setup": text.evaluation_setup(item)} for item in evaluations
+        ],
         paper=paper,
-        figures=paper and text.paper_table(paper),
+        paper_results=paper and text.paper_table(paper),
     )
 
 
@@ -221,7 +227,7 @@ def _metadata(
     evaluations: Sequence[EvaluationResult],
     license: str | None,
 ) -> ModelCardData:
-    results = [result for evaluation in evaluations for result in eval_results(evaluation)]
+    results = [result for evaluation in evaluations for result in build_eval_results(evaluation)]
     tags = ["image-classification", "hf_tokenmixup", *(["tokenmixup"] if model.uses_tokenmixup else []), model.family]
     return ModelCardData(
         base_model=training.base_model if training else None,
@@ -237,37 +243,38 @@ def _metadata(
 
 
 def _redact(training: TrainingCardData) -> TrainingCardData:
-    """The same facts, of those that tell of one machine what others may know."""
-    given = training.hyperparameters.items()
+    """Remove secrets and local paths from the facts about a training run."""
     return dataclasses.replace(
         training,
         base_model=as_hub_repo_id(training.base_model),
         dataset=training.dataset and public_dataset(training.dataset),
         recipe=training.recipe and PureWindowsPath(training.recipe).name.removesuffix(".yaml"),
         command=training.command and redact_text(training.command),
-        hyperparameters={name: redact_value(value) for name, value in given if not is_secret_name(name)},
+        hyperparameters={
+            name: redact_value(value) for name, value in training.hyperparameters.items() if not is_secret_name(name)
+        },
         curves=training.curves and PureWindowsPath(training.curves).name,
     )
 
 
-def _run(training: TrainingCardData) -> list[tuple[str, str]]:
-    dataset = text.on_hub(training.dataset, "datasets/")
+def _training_rows(training: TrainingCardData) -> list[tuple[str, str]]:
+    dataset = text.hub_link(training.dataset, "datasets/")
     if dataset and training.dataset_config:
         dataset += f" ({training.dataset_config})"
-    last_part = ", of the last part alone: the training was resumed" if training.resumed else ""
+    resumed = " since the run was resumed" if training.resumed else ""
     rows = {
         "dataset": dataset,
         "split": training.train_split,
-        "starting from": text.on_hub(training.base_model),
+        "base model": text.hub_link(training.base_model),
         "recipe": training.recipe and f"`{training.recipe}`",
         "epochs": training.epochs is not None and f"{training.epochs:g}",
         "hardware": training.hardware,
-        "duration": training.seconds is not None and text.duration(training.seconds) + last_part,
-        "versions": text.versions(training.versions),
+        "duration": training.seconds is not None and text.format_duration(training.seconds) + resumed,
+        "versions": text.format_versions(training.versions),
     }
     return [(name, value) for name, value in rows.items() if value]
 
 
 def _title(source: str) -> str:
-    # The working directory has a name too.
+    # `.` has no name of its own.
     return PureWindowsPath(source).name or Path(source).resolve().name

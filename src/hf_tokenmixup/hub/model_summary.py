@@ -1,10 +1,11 @@
-"""What a model is, read off its configuration: name, size, and the settings of TokenMixup that are in force."""
+"""Summary of a model from its configuration: name, size and active TokenMixup settings."""
 
 import dataclasses
 import json
 from dataclasses import dataclass
 
 import torch
+from timm.layers import to_2tuple
 from transformers import AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 
 from ..configuration import TokenMixupConfigMixin
@@ -12,15 +13,27 @@ from ..models import FAMILIES
 
 MAX_CLASS_NAMES = 20
 _VIT_SIZES = {(192, 12): "Ti", (384, 12): "S", (768, 12): "B", (1024, 24): "L", (1280, 32): "H"}
-_HORIZONTAL = ("horizontal_", "scorenet_", "rollout_steps", "assignment", "token_selection", "relabel")
+_HORIZONTAL_PREFIXES = ("horizontal_", "scorenet_", "rollout_steps", "assignment", "token_selection", "relabel")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSummary:
-    """A classifier in words and numbers; what its configuration does not tell is None or empty.
+    """Facts about an image classifier. Those that are unknown are None or empty.
 
-    `settings` are (name, value, meaning) of those in force. `requires_remote_code`: transformers has no such model, so
-    it opens with the code that lies beside the weights.
+    Attributes:
+        name: Name of the architecture and size, such as `ViT-B/16`.
+        family: Model type of the configuration.
+        num_parameters: Number of parameters of the plain model.
+        num_labels: Number of classes.
+        class_names: Names of the classes, if there are up to `MAX_CLASS_NAMES`.
+        image_size: Height and width in pixels.
+        sizes: Names and values for the model's table.
+        horizontal_layers: Indices of the layers with HTM.
+        vertical_layers: Indices of the layers with VTM.
+        manifold_layers: Indices of the layers with manifold mixup.
+        settings: Name, value and description of each active setting.
+        requires_remote_code: transformers does not implement the model, so it is loaded with the code that is stored
+            next to the weights.
     """
 
     name: str
@@ -38,37 +51,38 @@ class ModelSummary:
 
     @property
     def uses_tokenmixup(self) -> bool:
-        """Whether HTM or VTM is on; manifold mixup is neither."""
+        """Whether HTM or VTM is enabled. Manifold mixup does not count."""
         return bool(self.horizontal_layers or self.vertical_layers)
 
 
-def describe(config: PreTrainedConfig) -> ModelSummary:
-    """Describe an image classifier; parameters are counted without the memory for them.
+def summarize_model(config: PreTrainedConfig) -> ModelSummary:
+    """Summarize an image classifier. Parameters are counted on the meta device.
 
     Args:
-        config: of any classifier that transformers knows or that this package adds, with or without our settings.
+        config: Configuration of any image classifier of transformers or of this package.
 
     Raises:
-        ValueError: for a configuration of no image classifier, or with settings of TokenMixup that do not fit it.
+        ValueError: The configuration is not that of an image classifier, or has invalid TokenMixup settings.
     """
     family = FAMILIES.get(config.model_type)
     settings = family[0].from_dict(config.to_dict()) if family else None
-    mixing = settings is not None and settings.tokenmixup_enabled
-    # The names that transformers makes up where none were given tell nothing.
+    enabled = settings is not None and settings.tokenmixup_enabled
+    image_size = getattr(config, "image_size", None)
+    # transformers names classes LABEL_0, LABEL_1, ... if it gets no names.
     names = [name for _, name in sorted(config.id2label.items())]
-    told = len(names) <= MAX_CLASS_NAMES and not all(name.startswith("LABEL_") for name in names)
+    show_names = len(names) <= MAX_CLASS_NAMES and not all(name.startswith("LABEL_") for name in names)
     return ModelSummary(
         name=_name(config),
         family=config.model_type,
         num_parameters=_num_parameters(config),
         num_labels=config.num_labels,
-        class_names=names if told else [],
-        image_size=_pair(getattr(config, "image_size", None)),
+        class_names=names if show_names else [],
+        image_size=None if image_size is None else to_2tuple(image_size),
         sizes=_sizes(config, settings),
-        horizontal_layers=sorted(settings.horizontal_layers) if mixing else [],
-        vertical_layers=sorted(settings.vertical_layers) if mixing else [],
-        manifold_layers=sorted(settings.manifold_mixup_layers) if mixing else [],
-        settings=_active_settings(settings) if mixing else [],
+        horizontal_layers=sorted(settings.horizontal_layers) if enabled else [],
+        vertical_layers=sorted(settings.vertical_layers) if enabled else [],
+        manifold_layers=sorted(settings.manifold_mixup_layers) if enabled else [],
+        settings=_active_settings(settings) if enabled else [],
         requires_remote_code=family is not None
         and not family[1].base_model_class.__module__.startswith("transformers."),
     )
@@ -94,9 +108,9 @@ def _sizes(config: PreTrainedConfig, settings: TokenMixupConfigMixin | None) -> 
     tokens = f"{settings.num_patch_tokens}" + (" and a CLS token" if settings.num_prefix_tokens else "")
     return [
         ("layers", str(config.num_hidden_layers)),
-        ("width", str(config.hidden_size)),
+        ("hidden size", str(config.hidden_size)),
         ("heads", str(config.num_attention_heads)),
-        ("width of the MLP", str(config.intermediate_size)),
+        ("MLP size", str(config.intermediate_size)),
         ("tokens", tokens),
     ]
 
@@ -114,23 +128,25 @@ def _plain_model(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def _active_settings(settings: TokenMixupConfigMixin) -> list[tuple[str, str, str]]:
-    off = () if settings.horizontal_layers else _HORIZONTAL
-    off += () if settings.vertical_layers else ("vertical_",)
-    off += () if settings.horizontal_layers or settings.vertical_layers else ("saliency_",)
-    off += () if settings.saliency_detector == "attention" else ("saliency_query", "saliency_route", "rollout_steps")
-    off += () if settings.manifold_mixup_layers else ("manifold_",)
-    off += () if settings.assignment_group_size else ("assignment_group_size",)
+    """List name, value and description of the settings that have an effect."""
+    is_active_by_prefix = {
+        _HORIZONTAL_PREFIXES: settings.horizontal_layers,
+        ("vertical_",): settings.vertical_layers,
+        ("saliency_",): settings.horizontal_layers or settings.vertical_layers,
+        ("saliency_query", "saliency_route", "rollout_steps"): settings.saliency_detector == "attention",
+        ("manifold_",): settings.manifold_mixup_layers,
+        ("assignment_group_size",): settings.assignment_group_size,
+    }
+    inactive = tuple(
+        prefix for prefixes, is_active in is_active_by_prefix.items() if not is_active for prefix in prefixes
+    )
     rows = []
     for item in dataclasses.fields(TokenMixupConfigMixin):
-        if not item.name.startswith(off):
+        if not item.name.startswith(inactive):
             value = getattr(settings, item.name)
-            rows.append((item.name, "none" if value is None else _plain(value), item.metadata["help"]))
+            rows.append((item.name, "none" if value is None else _format_value(value), item.metadata["help"]))
     return rows
 
 
-def _plain(value: object) -> str:
+def _format_value(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _pair(size: object) -> tuple[int, int] | None:
-    return None if size is None else tuple(size) if isinstance(size, list | tuple) else (size, size)

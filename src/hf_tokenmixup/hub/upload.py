@@ -1,4 +1,4 @@
-"""What goes up to the Hub, and whether it may: asked before a training rather than after it."""
+"""Upload of models to the Hub, with checks that can run before training."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, constants
 
-# HTTPError is that of the client's HTTP library, for a connection that cannot be made or breaks.
+# HTTPError is that of the HTTP library of huggingface_hub, for failed connections.
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import build_hf_headers, filter_repo_objects, get_session
 from safetensors import SafetensorError, safe_open
@@ -20,10 +20,10 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from .card_redaction import redact_json
-from .eval_results import read_card, with_license
+from .eval_results import insert_license, read_card
 from .model_card import build_model_card
 
-# An allow-list: an output folder also holds checkpoints, optimizer states and files that name local paths.
+# An output folder also contains checkpoints, optimizer states and files with local paths.
 UPLOAD_PATTERNS = {
     "allow_patterns": [
         "README.md",
@@ -39,38 +39,38 @@ UPLOAD_PATTERNS = {
         "training_log.jsonl",
         "training_curves.png",
     ],
-    # `*` stands for slashes too.
+    # `*` matches slashes too.
     "ignore_patterns": ["*/*"],
 }
 PROCESSOR_NAMES = ("preprocessor_config.json", "processor_config.json")
 
 
 class HubUploadError(ValueError):
-    """The Hub does not take it; the message says why and what to do. Nothing on the disk has changed."""
+    """Raised when the Hub rejects an upload or the upload fails. Local files are unchanged."""
 
 
 def create_and_check_repo(repo_id: str, *, token: str | None = None, private: bool | None = None) -> str:
-    """Create a model repository where there is none, and make sure that one may write to it.
+    """Create a model repository if it does not exist, and check write access.
 
     Args:
-        repo_id: `user/name`, or `name` alone for the user of the token.
-        token: default: that of `hf auth login` or of the environment variable HF_TOKEN.
-        private: whether a new repository is private.
+        repo_id: `user/name`, or `name` for the user of the token.
+        token: Token for the Hub. None: that of `hf auth login` or of the environment variable HF_TOKEN.
+        private: Make a new repository private.
 
     Returns:
         The full name, `user/name`.
 
     Raises:
-        HubUploadError: nobody is logged in, the token is not known or may not write there, the name is none that
-            the Hub takes, or the Hub cannot be reached; says what to do.
+        HubUploadError: Nobody is logged in, the token is invalid or has no write access, the name is invalid, or the
+            Hub cannot be reached.
     """
     api = HfApi(token=token)
     try:
-        claimed = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        api.auth_check(claimed, write=True)
+        full_name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        api.auth_check(full_name, write=True)
     except (HTTPError, OSError, ValueError) as error:
-        raise HubUploadError(explain(error, api, repo_id)) from error
-    return claimed
+        raise HubUploadError(format_hub_error(error, api, repo_id)) from error
+    return full_name
 
 
 def upload_model_folder(
@@ -84,31 +84,36 @@ def upload_model_folder(
     license: str | None = None,
     blocking: bool = True,
 ) -> CommitInfo | Future[CommitInfo]:
-    """Upload the published model that lies in a folder, and nothing else of it.
+    """Upload the exported model in a folder. Only files that match `UPLOAD_PATTERNS` are uploaded.
 
-    The model card is addressed to the repository first, see :func:`update_card_repo_id`. All of it can be repeated:
-    what went up before an interruption is not sent again, and the repository changes only by one commit at the very
-    end. Folders of this machine that a JSON file names are not published, see :func:`commit_files`.
+    The repository name in the model card is updated first, see `update_card_repo_id`. Local paths in JSON files are
+    removed, see `commit_files`. The repository changes by one commit at the end, so a failed upload can be repeated.
+    Files that are already uploaded are not sent again.
 
     Args:
-        folder: with config, safetensors and image processor, as a training or `convert_weights.py` leaves it.
-        repo_id, token, private: as in :func:`create_and_check_repo`.
-        revision: branch to upload to, default `main`.
-        message: of the commit.
-        license: of the weights, put into the card; None leaves the card's own.
-        blocking: False uploads in the background and returns a future, from which errors come as the client has them.
+        folder: Output folder of a training run or of `convert_weights`, with config, safetensors and image processor.
+        repo_id: `user/name`, or `name` for the user of the token.
+        token: Token for the Hub. None: that of `hf auth login` or of the environment variable HF_TOKEN.
+        private: Make a new repository private.
+        revision: Branch to upload to. None: `main`.
+        message: Commit message.
+        license: License of the weights for the model card. None keeps that of the card.
+        blocking: False uploads in the background and returns a future, which raises the errors of huggingface_hub.
+
+    Returns:
+        The commit, or a future of it.
 
     Raises:
-        ValueError: the folder holds no published model.
-        HubUploadError: one may not write there, or the upload breaks off.
+        ValueError: The folder does not contain an exported model, or the license is invalid.
+        HubUploadError: There is no write access, or the upload failed.
     """
     validate_model_folder(folder)
     folder = Path(folder)
     if license is not None:
-        check_license(license)
+        validate_license(license)
     repo_id = create_and_check_repo(repo_id, token=token, private=private)
     if license is not None:
-        check_license(license, on_hub=True, token=token)
+        validate_license(license, on_hub=True, token=token)
     update_card_repo_id(folder, repo_id, license)
     api = HfApi(token=token)
     upload = partial(commit_files, api, folder, repo_id, message=message, revision=revision, **UPLOAD_PATTERNS)
@@ -116,12 +121,12 @@ def upload_model_folder(
         return api.run_as_future(upload)
     try:
         return upload()
-    # RuntimeError: the client tells so of an upload to the storage that broke off.
+    # huggingface_hub raises RuntimeError if an upload to the storage fails.
     except (HTTPError, OSError, RuntimeError) as error:
         branch = "" if revision is None else f" --revision {shlex.quote(revision)}"
         raise HubUploadError(
-            f"{explain(error, api, repo_id)} The model in {folder} is complete and the repository has no part of it. "
-            f"Repeat the upload: `hf-tokenmixup publish {shlex.quote(str(folder))} {repo_id}{branch}`."
+            f"{format_hub_error(error, api, repo_id)} The local model in {folder} is complete and the repository is "
+            f"unchanged. Repeat the upload: `hf-tokenmixup publish {shlex.quote(str(folder))} {repo_id}{branch}`."
         ) from error
 
 
@@ -137,18 +142,18 @@ def commit_files(
     ignore_patterns: list[str] | None = None,
     changed: Mapping[str, bytes] | None = None,
 ) -> CommitInfo:
-    """Upload files of a folder in one commit, JSON files without folders of this machine.
+    """Upload files of a folder in one commit. Local paths are removed from JSON files.
 
     Args:
-        api: With the token.
-        folder: The files on the disk stay as they are.
+        api: Client with the token.
+        folder: Folder, whose files do not change.
         repo_id: Name of the repository.
-        message: Of the commit.
-        revision: Branch, default `main`.
+        message: Commit message.
+        revision: Branch. None: `main`.
         path_in_repo: Folder in the repository.
-        allow_patterns: Which paths within `folder` to upload; None: all.
-        ignore_patterns: Which of these not to upload.
-        changed: Contents to upload instead of those on the disk, by path within `folder`.
+        allow_patterns: Patterns of paths within `folder` to upload. None: all.
+        ignore_patterns: Patterns of paths to exclude.
+        changed: Contents by path within `folder` that replace those on disk.
     """
     folder = Path(folder)
     paths = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
@@ -163,21 +168,21 @@ def commit_files(
     return api.create_commit(repo_id, operations, commit_message=message, revision=revision)
 
 
-def check_license(license: str, *, on_hub: bool = False, token: str | None = None) -> None:
-    """Check an identifier of a license.
+def validate_license(license: str, *, on_hub: bool = False, token: str | None = None) -> None:
+    """Check a license identifier.
 
     Args:
-        license: As the Hub names it.
-        on_hub: Ask the Hub, which knows all identifiers; without an answer from it any that looks like one is taken.
-        token: For the Hub.
+        license: License identifier of the Hub.
+        on_hub: Also ask the Hub, which knows all identifiers. If it does not answer, only the form is checked.
+        token: Token for the Hub.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The identifier is invalid.
     """
     if not re.fullmatch(r"[a-z0-9]+(?:[.+-]+[a-z0-9]+)*\+*", license) or license in ("none", "null", "no", "yes"):
         raise ValueError(
-            f"license must be an identifier of the Hub in lower case, such as apache-2.0, mit, cc-by-nc-4.0 or other; "
-            f"got {license!r}."
+            "license must be a lowercase identifier of the Hub, such as apache-2.0, mit, cc-by-nc-4.0 or other, got "
+            f"{license!r}."
         )
     if not on_hub:
         return
@@ -189,41 +194,46 @@ def check_license(license: str, *, on_hub: bool = False, token: str | None = Non
     except (HTTPError, OSError, ValueError, LookupError, TypeError):
         return
     if errors:
-        raise ValueError(f"The Hub has no license {license!r}: {' '.join(map(str, errors))}")
+        raise ValueError(f"The Hub does not know the license {license!r}: {' '.join(map(str, errors))}")
 
 
 def validate_model_folder(folder: str | Path) -> None:
-    """
+    """Check that a folder contains an exported model and an image processor.
+
     Raises:
-        ValueError: `folder` holds no model in the published form, or no image processor.
+        ValueError: The model or the image processor is missing, or the folder is a training checkpoint.
     """
     folder = Path(folder)
     if not (folder / CONFIG_NAME).is_file():
-        raise ValueError(f"{folder} holds no model: expected a folder with {CONFIG_NAME} in it.")
+        raise ValueError(f"{folder} contains no model: {CONFIG_NAME} is missing. Choose the output folder of a run.")
     names = _tensor_names(folder)
     if any(".scorenet." in name for name in names):
         raise ValueError(
-            f"{folder} is a checkpoint in training, ScoreNet included. The published form lies in the output folder "
-            "above it; or make it: `model.published().save_pretrained(...)`."
+            f"{folder} is a training checkpoint: it contains ScoreNet. Use its parent folder, or export the model "
+            "with `model.published().save_pretrained(...)`."
         )
     config = _read_json(folder / CONFIG_NAME)
     if config.get("model_type") not in CONFIG_MAPPING_NAMES and not config.get("auto_map"):
         raise ValueError(
-            f"Transformers has no model type {config.get('model_type')!r}, and its code does not lie in {folder}: "
-            "open the model with `load_classifier(folder, plain=True)` and save it there again with `save_pretrained`."
+            f"transformers has no model type {config.get('model_type')!r}, and {folder} does not contain its modeling "
+            "code. Load the model with `load_classifier(folder, plain=True)` and save it with `save_pretrained`."
         )
     if not any((folder / name).is_file() for name in PROCESSOR_NAMES):
         raise ValueError(
-            f"{folder} holds no image processor, without which nobody can use the model: save it there with "
+            f"{folder} contains no image processor, which the model needs. Add it with "
             "`image_processor.save_pretrained(...)`."
         )
 
 
 def update_card_repo_id(folder: Path, repo_id: str, license: str | None = None) -> None:
-    """Have the card in `folder` name `repo_id` where it says how to open and to evaluate the model.
+    """Replace the model name in the card of a folder: in the title, the metadata, and the snippets and commands.
 
-    A training that did not upload writes the folder there. Where there is no card, one is made. `license` replaces the
-    card's own.
+    A run without upload writes its output folder there. If the folder has no card, a new one is written.
+
+    Args:
+        folder: Folder of the model.
+        repo_id: Name of the repository.
+        license: License that replaces that of the card.
     """
     path = folder / "README.md"
     if not path.is_file():
@@ -231,7 +241,7 @@ def update_card_repo_id(folder: Path, repo_id: str, license: str | None = None) 
         return
     card = read_card(path)
     if license is not None:
-        card = with_license(card, license)
+        card = insert_license(card, license)
         path.write_bytes(card.encode())
     found = re.search(r'pipeline\("image-classification", model=("(?:[^"\\]|\\.)+")', card)
     if not found or json.loads(found[1]) == repo_id:
@@ -247,34 +257,34 @@ def update_card_repo_id(folder: Path, repo_id: str, license: str | None = None) 
     path.write_bytes(card.encode())
 
 
-def explain(error: Exception, api: HfApi, repo_id: str) -> str:
-    """What went wrong between here and the Hub and what to do about it, without any token."""
+def format_hub_error(error: Exception, api: HfApi, repo_id: str) -> str:
+    """Format an error of huggingface_hub with a hint. The text contains no token."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set, so nothing can be uploaded: unset it."
+        return "HF_HUB_OFFLINE is set, so nothing can be uploaded. Unset it."
     if status == 401:
-        known = api.token or constants.HF_TOKEN_PATH and Path(constants.HF_TOKEN_PATH).is_file()
-        trouble = "does not accept the token" if known else "does not know who you are"
+        has_token = api.token or constants.HF_TOKEN_PATH and Path(constants.HF_TOKEN_PATH).is_file()
+        problem = "The Hub rejected the token" if has_token else "Not logged in to the Hub"
         return (
-            f"The Hub {trouble}: log in with `hf auth login`, or set the environment variable HF_TOKEN to a token "
-            "with write permission."
+            f"{problem}. Run `hf auth login`, or set the environment variable HF_TOKEN to a token with write "
+            "permission."
         )
     if status == 403:
         return (
-            f"You may not write to {repo_id} on the Hub{_format_user(api)}. Name a repository of your own, USER/NAME, "
-            "or use a token with write permission."
+            f"No write access to {repo_id} on the Hub{_format_user(api)}. Use a repository of your own, USER/NAME, or "
+            "a token with write permission."
         )
     if isinstance(error, HfHubHTTPError):
-        return f"The Hub refused {repo_id}: {error.server_message or _first_line(error)}."
+        return f"The Hub rejected {repo_id}: {error.server_message or _first_line(error)}."
     if isinstance(error, ValueError):
         reason = _first_line(error).removesuffix(" Use `repo_type` argument if needed.")
-        return f"{repo_id!r} is no name for a repository: {reason} Name it USER/NAME."
+        return f"{repo_id!r} is not a valid repository name: {reason} Use USER/NAME."
     return f"The connection to the Hub at {api.endpoint} failed ({type(error).__name__}: {_first_line(error)})."
 
 
 def _format_user(api: HfApi) -> str:
     try:
-        return f", signed in as {api.whoami()['name']}"
+        return f", logged in as {api.whoami()['name']}"
     except (HTTPError, OSError, ValueError):
         return ""
 
@@ -285,23 +295,25 @@ def _first_line(error: Exception) -> str:
 
 
 def _tensor_names(folder: Path) -> list[str]:
-    """Names of all tensors in the safetensors files of `folder`."""
+    """List the names of all tensors in the safetensors files of a folder."""
     single, index = folder / SAFE_WEIGHTS_NAME, folder / SAFE_WEIGHTS_INDEX_NAME
     if index.is_file():
         weights = _read_json(index).get("weight_map")
         if not isinstance(weights, dict):
-            raise ValueError(f"{index} must have a weight_map, as save_pretrained writes it. Copy it again.")
+            raise ValueError(f"{index} must have a weight_map, as save_pretrained writes it. Copy or save it again.")
         missing = sorted({name for name in weights.values() if not (folder / name).is_file()})
         if missing:
-            raise ValueError(f"{folder} lacks {', '.join(missing)}, which its {index.name} names.")
+            raise ValueError(
+                f"{folder} does not contain {', '.join(missing)}, listed in {index.name}. Copy or save them again."
+            )
         return list(weights)
     if not single.is_file():
-        raise ValueError(f"{folder} holds no weights: expected {SAFE_WEIGHTS_NAME} or {SAFE_WEIGHTS_INDEX_NAME}.")
+        raise ValueError(f"{folder} contains no weights: expected {SAFE_WEIGHTS_NAME} or {SAFE_WEIGHTS_INDEX_NAME}.")
     try:
         with safe_open(single, framework="pt") as file:
             return list(file.keys())
     except SafetensorError as error:
-        raise ValueError(f"{single} is damaged or incomplete ({error}). Copy or save it again.") from error
+        raise ValueError(f"{single} is corrupted or truncated ({error}). Copy or save it again.") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:

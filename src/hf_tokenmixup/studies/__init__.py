@@ -1,1 +1,1 @@
-"""Studies: the paper's tables as training runs, and their results."""
+"""Studies: the paper's ablation tables and sweeps as training runs, and their results."""

@@ -1,19 +1,25 @@
-"""The paper's studies as data: the rows of its Tables 3, 4 and 5, and sweeps over one setting.
+"""The paper's studies: the rows of Tables 3, 4 and 5, and sweeps over one setting.
 
-A row is a recipe, and in a sweep one option more. `study_runs` trains rows, `study_results` sums them up.
+A row is a recipe; a row of a sweep adds one option. `runner` trains rows, `results` aggregates their accuracies.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..paper_results import get_paper_top1
+
 
 @dataclass(frozen=True)
-class Row:
-    """One line of a study.
+class StudyRow:
+    """One row of a study.
 
-    `name` is what its table calls it, `recipe` a name or path, `paper` the top-1 that the paper reports, in percent;
-    `options` are further command-line options, and `key` names its folder. Rows of one key are one training.
+    Attributes:
+        name: Label in the study's table.
+        recipe: Name or path of a recipe.
+        paper: Top-1 accuracy in percent that the paper reports; None if it reports none.
+        options: Further command-line options.
+        variant: Suffix of `key` that distinguishes rows of one recipe.
     """
 
     name: str
@@ -24,22 +30,37 @@ class Row:
 
     @property
     def key(self) -> str:
+        """Prefix of the row's output folders. Rows with the same key are the same training run."""
         return Path(self.recipe).name.removesuffix(".yaml") + self.variant
 
 
 @dataclass(frozen=True)
 class Study:
-    """Rows, and the number of the one that the others are compared with; `name` names the files of its results."""
+    """Rows to compare.
+
+    Attributes:
+        name: File name of the results, without its suffix.
+        title: Heading of the table.
+        rows: The rows in order.
+        reference: Index of the row that the others are compared with.
+    """
 
     name: str
     title: str
-    rows: tuple[Row, ...]
+    rows: tuple[StudyRow, ...]
     reference: int = 0
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A setting to vary, the setting `layers` without which it has no effect, and what is varied if not told."""
+    """A sweep over one setting.
+
+    Attributes:
+        setting: Name of the setting.
+        layers: Name of the setting that must not be empty, as the sweep has no effect otherwise.
+        recipe: Default recipe.
+        values: Default values.
+    """
 
     setting: str
     layers: str
@@ -49,43 +70,48 @@ class Sweep:
 
 PAPER_MODEL_AND_DATASET = "CCT-7/3x1 on CIFAR-100"
 _CCT = "cct-7-3x1-cifar100"
-_HTM = Row("HTM", f"{_CCT}-htm", 83.56)
 _MIXING = "input mixup & CutMix"
+
+
+def _paper_row(name: str, recipe_suffix: str) -> StudyRow:
+    recipe = f"{_CCT}-{recipe_suffix}"
+    return StudyRow(name, recipe, get_paper_top1(recipe))
+
 
 TABLES = {
     "3": Study(
         "table3",
         "Table 3: saliency detectors of HTM",
         (
-            Row("attention", _HTM.recipe, _HTM.paper),
-            Row("gradient", f"{_CCT}-htm-gradient-saliency", 83.28),
-            Row("random", f"{_CCT}-htm-random-saliency", 83.05),
+            _paper_row("attention", "htm"),
+            _paper_row("gradient", "htm-gradient-saliency"),
+            _paper_row("random", "htm-random-saliency"),
         ),
     ),
     "4": Study(
         "table4",
         "Table 4: ablation of HTM",
         (
-            _HTM,
-            Row("without difficulty assessment", f"{_CCT}-htm-all-easy", 82.85),
-            Row("without optimal assignment", f"{_CCT}-htm-random-assignment", 82.61),
-            Row("without token-level mixup", f"{_CCT}-htm-random-tokens", 83.05),
-            Row("without saliency-based labels", f"{_CCT}-htm-count-labels", 82.62),
+            _paper_row("HTM", "htm"),
+            _paper_row("without difficulty assessment", "htm-all-easy"),
+            _paper_row("without optimal assignment", "htm-random-assignment"),
+            _paper_row("without token-level mixup", "htm-random-tokens"),
+            _paper_row("without saliency-based labels", "htm-count-labels"),
         ),
     ),
     "5": Study(
         "table5",
         "Table 5: combinations of mixups",
         (
-            Row("CCT", f"{_CCT}-baseline-no-input-mixing", 76.80),
-            Row("manifold mixup", f"{_CCT}-manifold-no-input-mixing", 76.72),
-            Row("HTM", f"{_CCT}-htm-no-input-mixing", 77.34),
-            Row("VTM", f"{_CCT}-vtm-no-input-mixing", 78.18),
-            Row(_MIXING, f"{_CCT}-baseline", 82.87),
-            Row(f"{_MIXING}, manifold mixup", f"{_CCT}-manifold", 80.08),
-            Row(f"{_MIXING}, HTM", _HTM.recipe, _HTM.paper),
-            Row(f"{_MIXING}, VTM", f"{_CCT}-vtm", 83.54),
-            Row(f"{_MIXING}, HTM, VTM", f"{_CCT}-htm-vtm", 83.57),
+            _paper_row("CCT", "baseline-no-input-mixing"),
+            _paper_row("manifold mixup", "manifold-no-input-mixing"),
+            _paper_row("HTM", "htm-no-input-mixing"),
+            _paper_row("VTM", "vtm-no-input-mixing"),
+            _paper_row(_MIXING, "baseline"),
+            _paper_row(f"{_MIXING}, manifold mixup", "manifold"),
+            _paper_row(f"{_MIXING}, HTM", "htm"),
+            _paper_row(f"{_MIXING}, VTM", "vtm"),
+            _paper_row(f"{_MIXING}, HTM, VTM", "htm-vtm"),
         ),
     ),
 }
@@ -98,31 +124,31 @@ SWEEPS = {
 }
 
 
-def sweep_study(name: str, recipe: str, values: Sequence[str], own: str | None = None) -> Study:
-    """One row for each value of a setting.
+def sweep_study(name: str, recipe: str, values: Sequence[str], recipe_value: str | None = None) -> Study:
+    """Build a study with one row for each value of a setting.
 
     Args:
         name: `rho`, `tau` or `kappa`.
-        recipe: name or path.
-        values: as on a command line.
-        own: the value that the recipe has. Its row is the recipe as it is, which shares its training with the tables,
-            and what the others are compared with; without it that is the first row.
+        recipe: Name or path of a recipe.
+        values: Values as on a command line.
+        recipe_value: Value of the setting in the recipe. Its row is the unchanged recipe, so its training run is
+            shared with the tables, and it is the reference. If no row has this value, the first row is the reference.
 
     Raises:
-        ValueError: for a value that is given twice.
+        ValueError: Two values are equal.
     """
-    for number, value in enumerate(values):
-        if any(_values_equal(value, other) for other in values[:number]):
+    for index, value in enumerate(values):
+        if any(_values_equal(value, other) for other in values[:index]):
             raise ValueError(f"The values of a sweep must differ, got {' '.join(values)}.")
-    base = _ROWS_BY_RECIPE.get(recipe, Row("", recipe))
+    base = _ROWS_BY_RECIPE.get(recipe, StudyRow("", recipe))
     setting = SWEEPS[name].setting
     rows = tuple(
-        Row(f"{name} {value}", recipe, base.paper)
-        if _values_equal(value, own)
-        else Row(f"{name} {value}", recipe, options=(f"--{setting}", value), variant=f"-{name}-{value}")
+        StudyRow(f"{name} {value}", recipe, base.paper)
+        if _values_equal(value, recipe_value)
+        else StudyRow(f"{name} {value}", recipe, options=(f"--{setting}", value), variant=f"-{name}-{value}")
         for value in values
     )
-    reference = next((number for number, row in enumerate(rows) if not row.options), 0)
+    reference = next((index for index, row in enumerate(rows) if not row.options), 0)
     return Study(f"{name}-{base.key}", f"Sweep of {name} ({setting}): {base.key}", rows, reference)
 
 

@@ -1,4 +1,4 @@
-"""What came out of a study: mean and deviation over seeds, beside the paper's figures; as text, JSON and CSV."""
+"""Results of a study: mean and standard deviation over seeds next to the paper's figures, as text, JSON and CSV."""
 
 import csv
 import io
@@ -10,78 +10,92 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from .definitions import PAPER_MODEL_AND_DATASET, Row, Study
+from ..utils.tables import format_text_table
+from .definitions import PAPER_MODEL_AND_DATASET, Study, StudyRow
 
 
 @dataclass(frozen=True)
 class RowResult:
-    """A row's top-1 in percent by seed, and the differences of its mean and of the paper's figure to the reference."""
+    """Accuracies of one row.
 
-    row: Row
+    Attributes:
+        row: The row.
+        top1: Top-1 accuracy in percent by seed.
+        difference: Difference of the mean to that of the reference row; None if either is missing.
+        paper_difference: The same for the paper's figures.
+    """
+
+    row: StudyRow
     top1: Mapping[int, float]
     difference: float | None = None
     paper_difference: float | None = None
 
     @property
     def mean(self) -> float | None:
+        """Mean over the seeds; None without any seed."""
         return mean(self.top1.values()) if self.top1 else None
 
     @property
-    def deviation(self) -> float | None:
-        """The sample's standard deviation; None with fewer than two seeds."""
+    def std(self) -> float | None:
+        """Sample standard deviation; None with fewer than two seeds."""
         return stdev(self.top1.values()) if len(self.top1) > 1 else None
 
 
 def summarize(study: Study, top1: Mapping[str, Mapping[int, float]]) -> list[RowResult]:
-    """Results of a study's rows in order.
+    """Compare the rows of a study with its reference row.
 
     Args:
-        study: the rows.
-        top1: percent by seed, by the rows' keys; rows without any are there with no seed.
+        study: The rows.
+        top1: Top-1 accuracy in percent by seed, by the keys of the rows. Rows without results may be missing.
+
+    Returns:
+        One result per row, in order.
     """
     reference = study.rows[study.reference]
-    expected = RowResult(reference, top1.get(reference.key, {})).mean
+    reference_mean = RowResult(reference, top1.get(reference.key, {})).mean
     results = []
     for row in study.rows:
-        found = RowResult(row, top1.get(row.key, {}))
-        here, paper = None, None
+        result = RowResult(row, top1.get(row.key, {}))
+        difference, paper_difference = None, None
         if row is not reference:
-            here = _difference(found.mean, expected)
-            paper = _difference(row.paper, reference.paper)
-        results.append(RowResult(row, found.top1, here, paper))
+            difference = _difference(result.mean, reference_mean)
+            paper_difference = _difference(row.paper, reference.paper)
+        results.append(RowResult(row, result.top1, difference, paper_difference))
     return results
 
 
 def format_table(study: Study, results: Sequence[RowResult]) -> str:
-    """The results for a terminal; columns of the paper only where it has figures."""
+    """Format results for a terminal, with columns for the paper if it reports any of the rows."""
     seeds = sorted({seed for result in results for seed in result.top1})
     header = ["", "n", "top-1", "diff"]
-    told = any(result.row.paper is not None for result in results)
-    if told:
+    has_paper = any(result.row.paper is not None for result in results)
+    if has_paper:
         header += ["paper", "diff"]
     lines = [header]
     for result in results:
-        here = _number(result.mean) + ("" if result.deviation is None else f" ± {result.deviation:.2f}")
-        line = [result.row.name, str(len(result.top1)), here, _number(result.difference, "+")]
-        if told:
-            line += [_number(result.row.paper), _number(result.paper_difference, "+")]
+        top1 = _format_number(result.mean) + ("" if result.std is None else f" ± {result.std:.2f}")
+        line = [result.row.name, str(len(result.top1)), top1, _format_number(result.difference, "+")]
+        if has_paper:
+            line += [_format_number(result.row.paper), _format_number(result.paper_difference, "+")]
         lines.append(line)
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    table = (
-        "  ".join(cell.rjust(width) if number else cell.ljust(width) for number, (cell, width) in enumerate(pairs))
-        for pairs in (list(zip(line, widths, strict=True)) for line in lines)
-    )
     note = "top-1 in percent" + (", mean ± standard deviation" if len(seeds) > 1 else "")
     if seeds:
         note += f", {'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}"
     note += f"; differences to {study.rows[study.reference].name}"
-    if told:
-        note += f"; the paper's: {PAPER_MODEL_AND_DATASET}"
-    return "\n".join([study.title, note, "", *(line.rstrip() for line in table)])
+    if has_paper:
+        note += f"; paper: {PAPER_MODEL_AND_DATASET}"
+    return "\n".join([study.title, note, "", format_text_table(lines)])
 
 
-def save_results(study: Study, results: Sequence[RowResult], folder: Path, **about: Any) -> None:
-    """Write `NAME.json` and `NAME.csv` for a study of that name; `about` goes into the former as it is."""
+def save_results(study: Study, results: Sequence[RowResult], folder: Path, **metadata: Any) -> None:
+    """Write the results to `NAME.json` and `NAME.csv`, where NAME is that of the study.
+
+    Args:
+        study: The study.
+        results: One result per row, in order.
+        folder: Output folder, created if missing.
+        metadata: Further entries of the JSON file.
+    """
     rows = [
         {
             "row": result.row.name,
@@ -89,14 +103,19 @@ def save_results(study: Study, results: Sequence[RowResult], folder: Path, **abo
             "options": " ".join(result.row.options),
             "n": len(result.top1),
             "top1_mean": result.mean,
-            "top1_std": result.deviation,
+            "top1_std": result.std,
             "difference": result.difference,
             "paper_top1": result.row.paper,
             "paper_difference": result.paper_difference,
         }
         for result in results
     ]
-    content = {"study": study.title, "unit": "percent", "compared_with": study.rows[study.reference].name, **about}
+    content = {
+        "study": study.title,
+        "unit": "percent",
+        "compared_with": study.rows[study.reference].name,
+        **metadata,
+    }
     content["rows"] = [
         row | {"top1": {str(seed): result.top1[seed] for seed in sorted(result.top1)}}
         for row, result in zip(rows, results, strict=True)
@@ -110,16 +129,16 @@ def save_results(study: Study, results: Sequence[RowResult], folder: Path, **abo
 
 
 def atomic_write_text(path: Path, text: str) -> None:
-    """Write a file that whoever reads finds whole, the old one or the new one, also if this process is killed."""
+    """Write a file in UTF-8 so that readers never see a partial one, even if this process is killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_bytes(text.encode())
-    unfinished.replace(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(text.encode())
+    temporary.replace(path)
 
 
 def _difference(value: float | None, reference: float | None) -> float | None:
     return None if value is None or reference is None else round(value - reference, 6)
 
 
-def _number(value: float | None, sign: str = "") -> str:
+def _format_number(value: float | None, sign: str = "") -> str:
     return "" if value is None else f"{value:{sign}.2f}"

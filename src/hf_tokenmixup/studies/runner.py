@@ -1,7 +1,7 @@
-"""One training of a study: a folder that holds its result, or a checkpoint to go on from, and what it was asked for.
+"""Training runs of a study: each has a folder with its settings and its result, or a checkpoint to resume from.
 
-A training counts as finished once its evaluation is written. A folder whose training was given other options is never
-gone on with and never counted. For Linux and macOS: folders are held by file locks.
+A run is finished once its evaluation results are written. A folder with a run of other settings is neither resumed nor
+counted. Linux and macOS only, as folders are locked with `fcntl`.
 """
 
 import fcntl
@@ -18,20 +18,39 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..training.checkpointing.integrity import find_checkpoint_error, list_checkpoints
-from .definitions import Row, Study
+from .definitions import Study, StudyRow
 from .results import atomic_write_text
 
 RUN_SPEC_FILE, RESULTS_FILE, LOG_FILE = "study.json", "all_results.json", "finetune.log"
-# Where it writes, how it starts and how it reads: none of this changes what is trained.
-IGNORED_OPTIONS = """recipe output_dir resume_from_checkpoint token hub_token license cache_dir report_to disable_tqdm
-    dataloader_num_workers dataloader_persistent_workers dataloader_pin_memory""".split()
+# These options do not change the trained model: output, credentials, resuming and data loading.
+IGNORED_OPTIONS = (
+    "recipe",
+    "output_dir",
+    "resume_from_checkpoint",
+    "token",
+    "hub_token",
+    "license",
+    "cache_dir",
+    "report_to",
+    "disable_tqdm",
+    "dataloader_num_workers",
+    "dataloader_persistent_workers",
+    "dataloader_pin_memory",
+)
 TERMINATE_TIMEOUT_S = 60.0
-OWN_ERROR = "finetune.py: "
+FINETUNE_ERROR_PREFIX = "finetune.py: "
+MAX_DIFFERENCES = 3
 
 
 @dataclass(frozen=True)
-class Request:
-    """What a training is asked for, by option: all `options`, and which of them were given beside the recipe."""
+class RunSpec:
+    """Settings of a training run, saved in its folder.
+
+    Attributes:
+        launcher: Words of the launcher's command line.
+        options: All options that change the trained model, by name.
+        overrides: The options among them that replace those of the recipe.
+    """
 
     launcher: list[str]
     options: dict[str, list[str]]
@@ -40,16 +59,21 @@ class Request:
 
 @dataclass(frozen=True)
 class Unfinished:
-    """Why a training is not finished, and the error, if any, that finetune.py ended with before a checkpoint."""
+    """Outcome of a run that did not finish.
+
+    Attributes:
+        reason: One sentence for the report.
+        error: Message of finetune.py if it failed before its first checkpoint.
+    """
 
     reason: str
     error: str | None = None
 
 
 def parse_option_words(words: Sequence[str]) -> dict[str, list[str]]:
-    """The options of a command line by name, each with its words; of one that is repeated the last.
+    """Parse the words of a command line into values by option name; the last of repeated options is used.
 
-    Without those that have no effect on what is trained, the tokens among them.
+    Options in `IGNORED_OPTIONS`, tokens among them, are omitted.
     """
     options: dict[str, list[str]] = {}
     current: list[str] = []
@@ -62,109 +86,112 @@ def parse_option_words(words: Sequence[str]) -> dict[str, list[str]]:
     return {name: values for name, values in options.items() if name not in IGNORED_OPTIONS}
 
 
-def run_dir(output_dir: Path, row: Row, seed: int) -> Path:
-    """Where a row is trained with a seed; model cards take the folder's name for a title."""
+def run_dir(output_dir: Path, row: StudyRow, seed: int) -> Path:
+    """Return the output folder for a row and seed. Its name is also the title of the model card."""
     return output_dir / f"{row.key}-seed-{seed}"
 
 
 def find_seeds(output_dir: Path, study: Study) -> list[int]:
-    """The seeds that there are folders of."""
-    starts = [f"{row.key}-seed-" for row in study.rows]
-    names = {path.name.removeprefix(start) for start in starts for path in output_dir.glob(f"{start}*")}
+    """List the seeds that have an output folder, in ascending order."""
+    prefixes = [f"{row.key}-seed-" for row in study.rows]
+    names = {path.name.removeprefix(prefix) for prefix in prefixes for path in output_dir.glob(f"{prefix}*")}
     return sorted(int(name) for name in names if name.isdigit())
 
 
 def collect_top1(output_dir: Path, study: Study, seeds: Sequence[int]) -> dict[str, dict[int, float]]:
-    """Top-1 in percent of what is finished, by the rows' keys and by seed."""
+    """Read the top-1 accuracy of finished runs in percent, by the keys of the rows and by seed."""
     found = {row.key: {seed: load_top1(run_dir(output_dir, row, seed)) for seed in seeds} for row in study.rows}
     return {key: {seed: 100 * top1 for seed, top1 in row.items() if top1 is not None} for key, row in found.items()}
 
 
 def load_top1(folder: Path) -> float | None:
-    """Top-1 in [0, 1] of a finished training; None for one that is not."""
+    """Read the top-1 accuracy of a run, in [0, 1]. None if the run is not finished."""
     return _read_json(folder / RESULTS_FILE).get("eval_top1")
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that is whole; one in whose writing a training was killed is passed over."""
+def find_last_checkpoint(folder: Path) -> Path | None:
+    """Return the latest complete checkpoint, without warning about incomplete ones, as finetune.py does on resume."""
     return next(
         (checkpoint for checkpoint in list_checkpoints(folder) if find_checkpoint_error(checkpoint) is None), None
     )
 
 
-def load_run_spec(folder: Path) -> Request | None:
-    """What the training in a folder was asked for; None where no study has written it."""
+def load_run_spec(folder: Path) -> RunSpec | None:
+    """Read the settings of the run in a folder. None if no study has written any."""
     content = _read_json(folder / RUN_SPEC_FILE)
-    return Request(**content) if content.keys() == {item.name for item in fields(Request)} else None
+    return RunSpec(**content) if content.keys() == {item.name for item in fields(RunSpec)} else None
 
 
-def check_run_spec(folder: Path, request: Request) -> None:
-    """See to it that a folder holds nothing, or a training of this request.
+def validate_run_spec(folder: Path, spec: RunSpec) -> None:
+    """Check that a folder is unused or contains a run with these settings.
 
     Raises:
-        ValueError: names what differs, and the ways out.
+        ValueError: The folder contains another run; the message lists the differences.
     """
-    if load_top1(folder) is None and last_checkpoint(folder) is None:
+    if load_top1(folder) is None and find_last_checkpoint(folder) is None:
         return
-    held = load_run_spec(folder)
-    remedy = "Give another --output_dir, or remove that folder to train anew."
-    if held is None:
-        raise ValueError(f"{folder} holds a training that was not started by this script. {remedy}")
-    differences = _differences(_flatten(held), _flatten(request))
+    existing = load_run_spec(folder)
+    hint = "Choose another output_dir or delete this folder."
+    if existing is None:
+        raise ValueError(f"{folder} contains a run that was not created by study.py. {hint}")
+    differences = _list_differences(_flatten(existing), _flatten(spec))
     if differences:
         raise ValueError(
-            f"{folder} holds a training with other options: {'; '.join(differences)}. Repeat the options it was "
-            f"trained with. {remedy}"
+            f"{folder} contains a run with other options: {'; '.join(differences)}. Repeat the options of that run. "
+            f"{hint}"
         )
 
 
-def train(folder: Path, request: Request, command: Sequence[str], tell: Callable[[str], None]) -> Unfinished | None:
-    """Train in a folder, unless that is done; go on from the checkpoint there is.
+def run_if_needed(
+    folder: Path, spec: RunSpec, command: Sequence[str], log: Callable[[str], None]
+) -> Unfinished | None:
+    """Train in a folder unless the run is finished. Resumes from the latest complete checkpoint.
 
     Args:
-        folder: made if it is not there.
-        request: what `command` says.
-        command: of finetune.py, without the checkpoint to go on from.
-        tell: is called with a line when it starts and when it ends.
+        folder: Output folder of the run, created if missing.
+        spec: Settings that `command` has.
+        command: Command line of finetune.py without a checkpoint to resume from.
+        log: Is called with one line at the start and one at the end.
 
     Returns:
-        None if it is finished, else why not.
+        None if the run is finished, otherwise the reason why not.
 
     Raises:
-        ValueError: for a folder that holds a training of another request.
+        ValueError: The folder contains a run with other settings.
     """
-    with _lock_run_dir(folder) as log:
-        if log is None:
-            tell("another process trains it, and it is passed over")
-            return Unfinished(f"trained by another process, which has {folder} on its command line")
-        check_run_spec(folder, request)
+    with _lock_run_dir(folder) as log_file:
+        if log_file is None:
+            log("skipped: locked by another process")
+            return Unfinished(f"locked by another process, whose command line contains {folder}")
+        validate_run_spec(folder, spec)
         if (top1 := load_top1(folder)) is not None:
-            tell(f"top-1 {top1:.2%}, finished before")
+            log(f"top-1 {top1:.2%}, already finished")
             return None
-        atomic_write_text(folder / RUN_SPEC_FILE, json.dumps(asdict(request), indent=2) + "\n")
-        checkpoint = last_checkpoint(folder)
-        # A row that was stopped between its model and its results starts again, over that model.
+        atomic_write_text(folder / RUN_SPEC_FILE, json.dumps(asdict(spec), indent=2) + "\n")
+        checkpoint = find_last_checkpoint(folder)
+        # A run that was stopped between its model and its results starts again, over that model.
         resume = ["--resume_from_checkpoint", str(checkpoint) if checkpoint else "auto"]
-        tell(f"{f'goes on from {checkpoint.name}' if checkpoint else 'starts'}; log: {folder / LOG_FILE}")
-        start, begin = time.monotonic(), log.tell()
-        status = run_training([*command, *resume], log)
+        log(f"{f'resumes from {checkpoint.name}' if checkpoint else 'starts'}; log: {folder / LOG_FILE}")
+        start, log_start = time.monotonic(), log_file.tell()
+        status = run_process([*command, *resume], log_file)
     if (top1 := load_top1(folder)) is not None:
-        tell(f"top-1 {top1:.2%}, after {time.monotonic() - start:.0f} s")
+        log(f"top-1 {top1:.2%}, after {time.monotonic() - start:.0f} s")
         return None
-    reason = failure_reason((folder / LOG_FILE).read_bytes()[begin:].decode(errors="replace"))
-    tell(f"failed with status {status}: {reason}")
-    own = reason.startswith(OWN_ERROR) and last_checkpoint(folder) is None
-    error = reason.removeprefix(OWN_ERROR).replace(str(folder), "FOLDER") if own else None
+    reason = find_failure_reason((folder / LOG_FILE).read_bytes()[log_start:].decode(errors="replace"))
+    log(f"failed with status {status}: {reason}")
+    error = None
+    if reason.startswith(FINETUNE_ERROR_PREFIX) and find_last_checkpoint(folder) is None:
+        error = reason.removeprefix(FINETUNE_ERROR_PREFIX).replace(str(folder), "FOLDER")
     return Unfinished(f"status {status}, see {folder / LOG_FILE}", error)
 
 
-def run_training(command: Sequence[str], log: BinaryIO) -> int:
-    """Run a training to its end and return its exit status; all that it prints goes into the log.
+def run_process(command: Sequence[str], log_file: BinaryIO) -> int:
+    """Run a command with its output in a log file, and return its exit status.
 
-    It gets a process group of its own, which is ended if this process is interrupted meanwhile.
+    The command has a process group of its own, which is terminated if this process is interrupted.
     """
     process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        command, stdin=subprocess.DEVNULL, stdout=log_file, stderr=subprocess.STDOUT, start_new_session=True
     )
     try:
         return process.wait()
@@ -173,33 +200,35 @@ def run_training(command: Sequence[str], log: BinaryIO) -> int:
         raise
 
 
-def failure_reason(log: str) -> str:
-    """The line of a log that tells why finetune.py failed: its own message, else the exception, else the last line."""
+def find_failure_reason(log: str) -> str:
+    """Find the line of a log that explains a failure: finetune.py's message, an exception, or the last line."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    own = [line for line in lines if line.startswith(OWN_ERROR)]
-    # The launcher's own exception comes last, and tells nothing.
-    raised = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line) and "CalledProcess" not in line]
-    return (own or raised or lines or ["it printed nothing"])[-1]
+    messages = [line for line in lines if line.startswith(FINETUNE_ERROR_PREFIX)]
+    # The launcher's own exception comes last and only repeats the command.
+    exceptions = [
+        line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line) and "CalledProcess" not in line
+    ]
+    return (messages or exceptions or lines or ["no output"])[-1]
 
 
 @contextmanager
 def _lock_run_dir(folder: Path) -> Iterator[BinaryIO | None]:
-    """Hold a folder, as the open log of its training; None while another process trains in it.
+    """Lock a folder and yield its open log file. Yields None if another process has the lock.
 
-    Whoever inherits the log, as the training does, goes on holding the folder, also if this process is killed.
+    The training process inherits the file and with it the lock, so the folder stays locked if this process is killed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOG_FILE).open("ab") as log:
+    with (folder / LOG_FILE).open("ab") as log_file:
         try:
-            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(log_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield None
         else:
-            yield log
+            yield log_file
 
 
 def _terminate_process_group(process: subprocess.Popen) -> None:
-    """End a process and those that it started, which may still be writing a checkpoint when it is gone itself."""
+    """Terminate a process and its children. Children may still write a checkpoint after the process has exited."""
     with suppress(OSError):
         os.killpg(process.pid, signal.SIGTERM)
         deadline = time.monotonic() + TERMINATE_TIMEOUT_S
@@ -213,7 +242,7 @@ def _terminate_process_group(process: subprocess.Popen) -> None:
 
 
 def _read_json(path: Path) -> dict:
-    """The content of a file; empty where there is none, or where a process was killed while it wrote."""
+    """Read a JSON object. Empty if the file is missing, or incomplete because its writer was killed."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -221,16 +250,21 @@ def _read_json(path: Path) -> dict:
     return content if isinstance(content, dict) else {}
 
 
-def _flatten(request: Request) -> dict[str, list[str]]:
-    return request.options | {"launcher": request.launcher}
+def _flatten(spec: RunSpec) -> dict[str, list[str]]:
+    return spec.options | {"launcher": spec.launcher}
 
 
-def _differences(held: Mapping[str, list[str]], asked: Mapping[str, list[str]]) -> list[str]:
-    """Up to three differences in words, and how many more there are."""
-    names = sorted(name for name in held.keys() | asked.keys() if held.get(name) != asked.get(name))
-    told = [f"{name} is {_value(held.get(name))} there and {_value(asked.get(name))} now" for name in names]
-    return told if len(told) <= 3 else [*told[:3], f"and {len(told) - 3} more"]
+def _list_differences(existing: Mapping[str, list[str]], requested: Mapping[str, list[str]]) -> list[str]:
+    """Describe up to `MAX_DIFFERENCES` differences, and count the others."""
+    names = sorted(name for name in existing.keys() | requested.keys() if existing.get(name) != requested.get(name))
+    differences = [
+        f"{name} was {_format_value(existing.get(name))} and is now {_format_value(requested.get(name))}"
+        for name in names
+    ]
+    if len(differences) <= MAX_DIFFERENCES:
+        return differences
+    return [*differences[:MAX_DIFFERENCES], f"and {len(differences) - MAX_DIFFERENCES} more"]
 
 
-def _value(words: list[str] | None) -> str:
-    return "not given" if words is None else repr(" ".join(words))
+def _format_value(words: list[str] | None) -> str:
+    return "not set" if words is None else repr(" ".join(words))

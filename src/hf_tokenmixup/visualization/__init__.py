@@ -1,4 +1,4 @@
-"""Figures of training runs, and of what TokenMixup does to images."""
+"""Figures of training runs and of TokenMixup in a model."""
 
 from .figure_utils import save_figure, validate_figure_path
 from .inspection import (
@@ -19,21 +19,21 @@ __all__ = [
     "HorizontalMixTrace",
     "TokenGrid",
     "VerticalMemoryTrace",
-    "validate_figure_path",
+    "compute_token_grid",
+    "layer_inputs",
+    "min_max",
     "plot_horizontal_mixup",
     "plot_runs",
     "plot_saliency",
-    "plot_vertical_memory",
-    "render_mixed_images",
-    "layer_inputs",
-    "min_max",
-    "trace_horizontal_mixup",
-    "trace_vertical_memory",
     "plot_training_curves",
+    "plot_vertical_memory",
     "predicted_classes",
     "read_training_log",
+    "render_mixed_images",
     "saliency_maps",
     "save_figure",
     "short_name",
-    "compute_token_grid",
+    "trace_horizontal_mixup",
+    "trace_vertical_memory",
+    "validate_figure_path",
 ]

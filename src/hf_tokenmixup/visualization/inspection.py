@@ -1,34 +1,39 @@
-"""What a model's TokenMixup looks at and does, as numbers for pictures: saliency, mixed batches, tokens brought up.
+"""Inspection of TokenMixup in a model: saliency maps, mixed batches, and tokens collected for vertical layers.
 
-All of it in evaluation mode: no dropout, and no parameter receives a gradient. Shapes: B images, R x K the grid of
-their T patch tokens, C classes.
+The model is in evaluation mode, without dropout, and no parameter receives a gradient. Shapes: B images, R x K token
+grid with T patch tokens, C classes.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from timm.layers import to_2tuple
 
 from ..functional import difficulty, horizontal_mix, select_salient_tokens
 from ..models import TokenMixupModelMixin
 from ..models.labels import to_soft_targets, validate_label_shape
 from ..saliency import attention_saliency, eval_mode, gradient_saliency, random_saliency
-from .token_grid import pair
 
 
 @dataclass(frozen=True)
 class HorizontalMixTrace:
-    """What a horizontal step in front of `layer` does to a batch.
+    """Result of a horizontal step on a batch.
+
+    `rho`, `detector`, `token_selection` and `relabel` are settings of `TokenMixupConfigMixin`.
 
     Attributes:
-        layer: its number.
-        rho, detector, token_selection, relabel: the settings that the step followed, see
-            :class:`~hf_tokenmixup.configuration.TokenMixupConfigMixin`.
-        easy: (B,) bool, the images that were to be mixed.
-        saliency: (B, R, K) of the tokens that entered.
-        partner: (B,) int64, itself where nothing was to be mixed.
-        replaced: (B, R, K) bool.
-        targets, mixed_targets: (B, C) class distributions before and after.
+        layer: Index of the layer after the step.
+        rho: Minimum saliency gain of a replaced token.
+        detector: Saliency detector.
+        token_selection: Selection of replaced tokens.
+        relabel: Mixing of labels.
+        easy: (B,) bool, images that may be mixed.
+        saliency: (B, R, K) saliency of the layer's input.
+        partner: (B,) int64, index of each image's partner; its own index if it is not mixed.
+        replaced: (B, R, K) bool, tokens taken from the partner.
+        targets: (B, C) class probabilities before the step.
+        mixed_targets: (B, C) class probabilities after the step.
     """
 
     layer: int
@@ -45,19 +50,19 @@ class HorizontalMixTrace:
 
     @property
     def mixed(self) -> list[int]:
-        """The images with a replaced token."""
+        """Indices of the images with replaced tokens."""
         return self.replaced.flatten(1).any(dim=1).nonzero().flatten().tolist()
 
 
 @dataclass(frozen=True)
 class VerticalMemoryTrace:
-    """Which tokens vertical layer `layer` attends to besides its own.
+    """Tokens of earlier layers that a vertical layer attends to.
 
     Attributes:
-        layer: its number, L.
+        layer: Index of the vertical layer, L.
         grid: R and K.
-        tokens: (L, B, kappa) int64, for each earlier layer and image the salient patch tokens, the most salient first,
-            counted row by row through the grid.
+        tokens: (L, B, kappa) int64, indices of salient patch tokens in row-major order, by earlier layer and image.
+            The most salient token is first.
     """
 
     layer: int
@@ -66,42 +71,50 @@ class VerticalMemoryTrace:
 
 
 def layer_inputs(model: TokenMixupModelMixin, pixel_values: torch.Tensor) -> Sequence[torch.Tensor]:
-    """The tokens (B, N, D) that enter each layer of the plain model, for images (B, 3, H, W) of any size.
+    """Compute the input of each layer without mixing.
+
+    Args:
+        model: ViT or CCT, loaded with `load_classifier`.
+        pixel_values: (B, 3, H, W), normalized, of any size.
+
+    Returns:
+        (B, N, D) tokens for each layer.
 
     Raises:
-        ValueError: for a model without TokenMixup's layers.
+        ValueError: The model has no TokenMixup layers.
     """
-    _check_model(model)
+    _validate_model(model)
     with eval_mode(model), torch.no_grad():
-        return model(pixel_values, output_hidden_states=True, **_sizes(model, pixel_values)).hidden_states
+        return model(
+            pixel_values, output_hidden_states=True, **_interpolation_kwargs(model, pixel_values)
+        ).hidden_states
 
 
 def predicted_classes(model: TokenMixupModelMixin, pixel_values: torch.Tensor) -> torch.Tensor:
-    """(B,) int64 class of the highest logit, for images (B, 3, H, W) of any size."""
+    """Predict the classes of images (B, 3, H, W) of any size, as (B,) int64."""
     with eval_mode(model), torch.no_grad():
-        return model(pixel_values, **_sizes(model, pixel_values)).logits.argmax(dim=1)
+        return model(pixel_values, **_interpolation_kwargs(model, pixel_values)).logits.argmax(dim=1)
 
 
 def saliency_maps(
     model: TokenMixupModelMixin, pixel_values: torch.Tensor, targets: torch.Tensor, layer: int
 ) -> dict[str, torch.Tensor]:
-    """Saliency of the tokens that enter a layer, by three detectors (the paper's Figure 3).
+    """Compute the saliency of a layer's input by three detectors (Figure 3 of the paper).
 
     Args:
-        model: ViT or CCT as :func:`~hf_tokenmixup.models.load_classifier` opens it.
-        pixel_values: (B, 3, H, W), normalised, of any size.
-        targets: class indices (B,) or distributions (B, C), which the gradient is taken for.
-        layer: its number.
+        model: ViT or CCT, loaded with `load_classifier`.
+        pixel_values: (B, 3, H, W), normalized, of any size.
+        targets: Class indices (B,) or probabilities (B, C) for the gradient of the loss.
+        layer: Index of the layer.
 
     Returns:
-        (B, R, K) as detected, not scaled, under ``gradient`` (of the loss with respect to the pixels, the same for
-        every layer), ``1-step`` (attention of this layer) and ``full rollout`` (attention through this layer and all
-        that follow).
+        Unscaled saliency (B, R, K) by `gradient` (of the loss with respect to the pixels, equal for all layers),
+        `1-step` (attention of this layer) and `full rollout` (attention through this and all later layers).
 
     Raises:
-        ValueError: for a layer that does not exist, or targets that do not fit.
+        ValueError: The layer does not exist, or the targets are invalid.
     """
-    _check_layer(model, layer)
+    _validate_layer(model, layer)
     targets = _to_soft_targets(model, targets, len(pixel_values))
     config, layers = model.config, list(model.get_transformer_layers())[layer:]
     hidden = layer_inputs(model, pixel_values)[layer]
@@ -114,7 +127,7 @@ def saliency_maps(
 
 
 def min_max(maps: torch.Tensor) -> torch.Tensor:
-    """Each map (B, R, K) scaled to [0, 1]; a constant one becomes 0."""
+    """Scale each map (B, R, K) to [0, 1]. A constant map becomes 0."""
     low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
     return torch.where(high > low, (maps - low) / (high - low), 0.0)
 
@@ -129,22 +142,25 @@ def trace_horizontal_mixup(
     rho: float | None = None,
     generator: torch.Generator | None = None,
 ) -> HorizontalMixTrace:
-    """Do to a batch what the model's settings say of a horizontal step, in front of any layer (Figure 1).
+    """Apply a horizontal step with the model's settings before any layer (Figure 1 of the paper).
 
     Args:
-        model: ViT or CCT as :func:`~hf_tokenmixup.models.load_classifier` opens it.
-        pixel_values: (B, 3, H, W), normalised, of any size.
-        targets: class indices (B,) or distributions (B, C).
-        layer: its number.
-        tau: images with a ScoreNet loss below it, in nats, are easy and get mixed; None: all of them.
-        rho: least gain in saliency of a replaced token; None: the model's.
-        generator: source of randomness where the settings ask for random choices.
+        model: ViT or CCT, loaded with `load_classifier`.
+        pixel_values: (B, 3, H, W), normalized, of any size.
+        targets: Class indices (B,) or probabilities (B, C).
+        layer: Index of the layer.
+        tau: Images with a ScoreNet loss below this value in nats are easy and may be mixed. None: all images.
+        rho: Minimum saliency gain of a replaced token. None: that of the model.
+        generator: Random generator for settings with random choices.
+
+    Returns:
+        The saliency, partners, replaced tokens and targets of the step.
 
     Raises:
-        ValueError: for a layer that does not exist, targets that do not fit, a negative rho, or a tau where the layer
-            has no ScoreNet.
+        ValueError: The layer does not exist, the targets are invalid, rho is negative, or tau is set and the layer has
+            no ScoreNet.
     """
-    _check_layer(model, layer)
+    _validate_layer(model, layer)
     config = model.config
     targets = _to_soft_targets(model, targets, len(pixel_values))
     rho = config.horizontal_rho if rho is None else rho
@@ -188,32 +204,35 @@ def trace_vertical_memory(
     kappa: int | None = None,
     generator: torch.Generator | None = None,
 ) -> VerticalMemoryTrace:
-    """The tokens that a vertical layer would attend to besides its own, of images that are not mixed (Figure 2).
+    """Select the tokens of earlier layers that a vertical layer attends to, without HTM (Figure 2 of the paper).
 
     Args:
-        model: ViT or CCT as :func:`~hf_tokenmixup.models.load_classifier` opens it.
-        pixel_values: (B, 3, H, W), normalised, of any size.
-        targets: class indices (B,) or distributions (B, C); only the gradient, as a detector, depends on them.
-        layer: its number, at least 1.
-        kappa: how many tokens each earlier layer contributes; None: the model's.
-        generator: source of randomness where saliency is random.
+        model: ViT or CCT, loaded with `load_classifier`.
+        pixel_values: (B, 3, H, W), normalized, of any size.
+        targets: Class indices (B,) or probabilities (B, C). Only the gradient detector depends on them.
+        layer: Index of the layer, at least 1.
+        kappa: Number of tokens per earlier layer. None: that of the model.
+        generator: Random generator for the random detector.
+
+    Returns:
+        The selected tokens.
 
     Raises:
-        ValueError: for layer 0 or one that does not exist, targets that do not fit, or a kappa out of range.
+        ValueError: The layer is 0 or does not exist, the targets are invalid, or kappa is out of range.
     """
-    _check_layer(model, layer, first=1)
+    _validate_layer(model, layer, first=1)
     config = model.config
     targets = _to_soft_targets(model, targets, len(pixel_values))
     kappa = config.vertical_kappa if kappa is None else kappa
     grid = model.token_grid(*pixel_values.shape[2:])
     if not 1 <= kappa <= grid[0] * grid[1]:
-        raise ValueError(f"kappa must lie between 1 and the number of patch tokens, {grid[0] * grid[1]}, got {kappa}.")
+        raise ValueError(f"kappa must be between 1 and the number of patch tokens, {grid[0] * grid[1]}, got {kappa}.")
     positions = torch.arange(grid[0] * grid[1], device=pixel_values.device).expand(len(pixel_values), -1)[..., None]
-    chosen = []
+    selected = []
     for index, hidden in enumerate(layer_inputs(model, pixel_values)[:layer]):
         saliency = _detect_saliency(model, pixel_values, targets, hidden, index, 0, generator)
-        chosen.append(select_salient_tokens(positions, saliency, kappa, num_prefix_tokens=0)[..., 0])
-    return VerticalMemoryTrace(layer=layer, grid=grid, tokens=torch.stack(chosen))
+        selected.append(select_salient_tokens(positions, saliency, kappa, num_prefix_tokens=0)[..., 0])
+    return VerticalMemoryTrace(layer=layer, grid=grid, tokens=torch.stack(selected))
 
 
 def _detect_saliency(model, pixel_values, targets, hidden, layer, rollout_steps, generator) -> torch.Tensor:
@@ -230,9 +249,9 @@ def _detect_saliency(model, pixel_values, targets, hidden, layer, rollout_steps,
 
 
 def _gradient(model: TokenMixupModelMixin, pixel_values: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    sizes = _sizes(model, pixel_values)
+    interpolation_kwargs = _interpolation_kwargs(model, pixel_values)
     grid = model.token_grid(*pixel_values.shape[2:])
-    return gradient_saliency(lambda pixels: model(pixels, **sizes).logits, pixel_values, targets, grid)
+    return gradient_saliency(lambda pixels: model(pixels, **interpolation_kwargs).logits, pixel_values, targets, grid)
 
 
 def _select_easy(model, hidden, targets, layer, tau) -> torch.Tensor:
@@ -241,8 +260,8 @@ def _select_easy(model, hidden, targets, layer, tau) -> torch.Tensor:
     scorenet = getattr(model.get_transformer_layers()[layer], "scorenet", None)
     if scorenet is None:
         raise ValueError(
-            f"tau is compared with the loss of a ScoreNet, and layer {layer} has none (horizontal_layers is "
-            f"{model.config.horizontal_layers}): leave tau out to mix every image."
+            f"tau needs a ScoreNet, but layer {layer} has none (horizontal_layers is "
+            f"{model.config.horizontal_layers}). Omit tau to mix every image."
         )
     with torch.no_grad():
         return difficulty(scorenet(hidden), targets) < tau
@@ -257,22 +276,22 @@ def _to_soft_targets(model: TokenMixupModelMixin, targets: torch.Tensor, batch: 
     return to_soft_targets(targets, model.config.num_labels)
 
 
-def _sizes(model: TokenMixupModelMixin, pixel_values: torch.Tensor) -> dict[str, bool]:
-    """What the model must be told of images of another size than the one that its positions are made for."""
-    usual = tuple(pixel_values.shape[2:]) == pair(model.config.image_size)
-    return {} if usual else {"interpolate_pos_encoding": True}
+def _interpolation_kwargs(model: TokenMixupModelMixin, pixel_values: torch.Tensor) -> dict[str, bool]:
+    """Arguments for images of another size than the configured one."""
+    is_configured_size = tuple(pixel_values.shape[2:]) == to_2tuple(model.config.image_size)
+    return {} if is_configured_size else {"interpolate_pos_encoding": True}
 
 
-def _check_model(model: TokenMixupModelMixin) -> None:
+def _validate_model(model: TokenMixupModelMixin) -> None:
     if not isinstance(model, TokenMixupModelMixin):
         raise ValueError(
-            f"Tokens are looked at in a ViT or CCT that load_classifier opened, got {type(model).__name__}."
+            f"Expected a ViT or CCT with TokenMixup, loaded with load_classifier, got {type(model).__name__}."
         )
 
 
-def _check_layer(model: TokenMixupModelMixin, layer: int, first: int = 0) -> None:
-    _check_model(model)
+def _validate_layer(model: TokenMixupModelMixin, layer: int, first: int = 0) -> None:
+    _validate_model(model)
     last = len(model.get_transformer_layers()) - 1
     if not first <= layer <= last:
-        reason = ", as nothing lies before layer 0" if first and layer == 0 else ""
-        raise ValueError(f"layer must lie between {first} and {last}{reason}, got {layer}.")
+        reason = " (layer 0 has no earlier layers)" if first and layer == 0 else ""
+        raise ValueError(f"layer must be between {first} and {last}, got {layer}{reason}.")

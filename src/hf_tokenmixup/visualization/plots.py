@@ -1,6 +1,6 @@
-"""Pictures of what TokenMixup looks at and does (the paper's Figures 1 to 3).
+"""Figures of TokenMixup in a model (Figures 1 to 3 of the paper).
 
-Images are (B, 3, H, W) with values in [0, 1], as the model saw them: cropped and resized, before normalisation.
+Images are (B, 3, H, W) with values in [0, 1]: the model's input before normalization.
 """
 
 from collections.abc import Sequence
@@ -20,19 +20,19 @@ from .token_grid import TokenGrid, render_mixed_images
 
 COLORMAP = "viridis"
 MAX_NAME_LENGTH = 20
-MAX_RANKS = 9  # above, numbers in the tokens would say little
-CHOICE = {
-    "saliency": "A token is replaced where the partner's is more salient by more than rho = {rho:g}.",
-    "random": "At random, as many tokens are replaced as are more salient in the partner by more than rho = {rho:g}.",
+MAX_RANKS = 9  # with more tokens, their ranks are not shown
+TOKEN_SELECTION_CAPTIONS = {
+    "saliency": "Tokens are replaced if the partner's saliency is higher by more than rho = {rho:g}.",
+    "random": "Random tokens are replaced, as many as are more salient in the partner by more than rho = {rho:g}.",
 }
 LABEL_MIXING_CAPTIONS = {
-    "saliency": "The new label goes by the saliency that each of the two contributes.",
-    "count": "The new label goes by the number of tokens that each of the two contributes.",
+    "saliency": "The new label is weighted by the saliency that each image contributes.",
+    "count": "The new label is weighted by the number of tokens that each image contributes.",
 }
 DETECTOR_CAPTIONS = {
-    "attention": "the attention that a token gets",
-    "gradient": "how much the loss depends on a token's pixels",
-    "random": "drawn at random",
+    "attention": "attention to a token",
+    "gradient": "gradient of the loss at a token's pixels",
+    "random": "random values",
 }
 
 
@@ -40,169 +40,169 @@ def plot_saliency(
     images: torch.Tensor,
     maps: dict[str, torch.Tensor],
     captions: Sequence[str],
-    cells: TokenGrid,
+    token_grid: TokenGrid,
     *,
     layer: int,
     num_layers: int,
     note: str = "",
 ) -> Figure:
-    """Images beside their saliency by each detector, each map scaled to [0, 1] (Figure 3).
+    """Plot images next to their saliency by each detector, each map scaled to [0, 1] (Figure 3 of the paper).
 
     Args:
         images: (B, 3, H, W) in [0, 1].
-        maps: from :func:`~hf_tokenmixup.visualization.saliency_maps`.
-        captions: a line for each image.
-        cells: of these images.
-        layer: the layer that was looked at, of `num_layers`.
-        note: a further line of the title.
+        maps: Result of `saliency_maps`.
+        captions: One line per image.
+        token_grid: Token grid of these images.
+        layer: Index of the inspected layer.
+        num_layers: Number of layers of the model.
+        note: A further line below the title.
     """
     last = num_layers - 1
     headings = {
         "gradient": "Gradient\nof the loss",
         "1-step": f"Attention, 1-step\n(layer {layer})",
-        "full rollout": f"Attention, full rollout\n({_span(layer, last)})",
+        "full rollout": f"Attention, full rollout\n({_format_layer_range(layer, last)})",
     }
     figure, grid = image_grid(
         images.shape[2:], len(images), ["Image", *(headings.get(name, name) for name in maps)], right=1.7
     )
     add_title(
         figure,
-        f"Which tokens are salient in front of layer {layer}",
-        "Gradient: how much the loss depends on a token's pixels. Attention: how much of it the token gets, in one "
-        "layer or through all that follow.",
+        f"Salient tokens before layer {layer}",
+        "Gradient: gradient of the loss at a token's pixels. Attention: attention to a token, in one layer or through "
+        "this and all later layers.",
         note,
     )
     for row, image, caption in zip(grid, images, captions, strict=True):
         _show_image(row[0], image, caption)
     for column, saliency in enumerate(maps.values(), start=1):
         for row, scaled in zip(grid, min_max(saliency), strict=True):
-            _plot_heatmap(row[column], scaled, cells, Normalize(0, 1))
+            _plot_heatmap(row[column], scaled, token_grid, Normalize(0, 1))
     bar = figure.colorbar(
         ScalarMappable(Normalize(0, 1), COLORMAP), ax=grid, shrink=min(1.0, 2 / len(images)), aspect=20
     )
     bar.set_label("saliency, each map scaled to [0, 1]", fontsize=11)
-    bar.set_ticks([0, 0.5, 1], labels=["0  least", "0.5", "1  most"])
+    bar.set_ticks([0, 0.5, 1], labels=["0  lowest", "0.5", "1  highest"])
     return figure
 
 
 def plot_horizontal_mixup(
     images: torch.Tensor,
-    observation: HorizontalMixTrace,
+    trace: HorizontalMixTrace,
     class_names: Sequence[str],
-    cells: TokenGrid,
+    token_grid: TokenGrid,
     *,
     note: str = "",
 ) -> Figure:
-    """Each mixed image of a batch: its partner, both saliencies, the tokens that are replaced, the mixed image as its
-    tokens imply it, and the new label (Figure 1).
+    """Plot each mixed image of a batch with its partner, both saliency maps, replaced tokens and label (Figure 1).
 
     Args:
         images: (B, 3, H, W) in [0, 1].
-        observation: of these images.
-        class_names: the C classes.
-        cells: of these images.
-        note: a further line of the title.
+        trace: Trace of these images.
+        class_names: Names of the C classes.
+        token_grid: Token grid of these images.
+        note: A further line below the title.
 
     Raises:
-        ValueError: if no token of any image is replaced.
+        ValueError: No image has a replaced token.
     """
-    mixed = observation.mixed
+    mixed = trace.mixed
     if not mixed:
-        easy = int(observation.easy.sum())
-        highest = observation.saliency.max() - observation.saliency.min()
+        easy = int(trace.easy.sum())
+        saliency_range = trace.saliency.max() - trace.saliency.min()
         if len(images) == 1:
-            hint = "An image needs a partner: show more images."
+            hint = "An image needs a partner: use more images."
         elif not easy:
-            hint = "Only easy images are mixed: choose a higher tau, or none."
+            hint = "Only easy images are mixed: use a higher tau, or None."
         else:
-            hint = f"All saliency is within {highest:.2g}: choose a rho well below that, more images, or no tau."
+            hint = (
+                f"Saliency values differ by up to {saliency_range:.2g}: use a much lower rho, more images, or no tau."
+            )
         raise ValueError(
-            f"There is no pair to show: of {len(images)} images, {easy} easy ones, none gets a token at rho = "
-            f"{observation.rho:g}. {hint}"
+            f"No image is mixed at rho = {trace.rho:g}: {easy} of {len(images)} images are easy, and no token is "
+            f"replaced. {hint}"
         )
     headings = [
         "Image",
-        "Its saliency",
+        "Saliency",
         "Partner",
         "Partner's saliency",
-        "Where the tokens\ncome from",
-        "Mixed image" if cells.exact else "Mixed image\n(approximately)",
+        "Replaced tokens",
+        "Mixed image" if token_grid.exact else "Mixed image\n(approximately)",
         "New label",
     ]
     figure, grid = image_grid(images.shape[2:], len(mixed), headings, bottom=0.7)
     add_title(
         figure,
-        f"Horizontal TokenMixup in front of layer {observation.layer}: {len(mixed)} of {len(images)} images are mixed",
-        CHOICE[observation.token_selection].format(rho=observation.rho)
+        f"Horizontal TokenMixup before layer {trace.layer}: {len(mixed)} of {len(images)} images are mixed",
+        TOKEN_SELECTION_CAPTIONS[trace.token_selection].format(rho=trace.rho)
         + " "
-        + LABEL_MIXING_CAPTIONS[observation.relabel],
+        + LABEL_MIXING_CAPTIONS[trace.relabel],
         note,
     )
-    implied = render_mixed_images(images, observation.partner, observation.replaced, cells)
-    # A few tokens far above the rest would leave all others dark on a linear scale.
-    norm = PowerNorm(0.5, 0, float(observation.saliency.max()))
+    mixed_images = render_mixed_images(images, trace.partner, trace.replaced, token_grid)
+    # On a linear scale, a few very salient tokens would make all others dark.
+    norm = PowerNorm(0.5, 0, float(trace.saliency.max()))
     for row, index in zip(grid, mixed, strict=True):
-        partner = int(observation.partner[index])
-        _show_image(row[0], images[index], _class_name(observation.targets[index], class_names), frame=BLUE)
-        _plot_heatmap(row[1], observation.saliency[index], cells, norm)
-        _show_image(row[2], images[partner], _class_name(observation.targets[partner], class_names), frame=ORANGE)
-        _plot_heatmap(row[3], observation.saliency[partner], cells, norm)
-        _plot_replacement_mask(row[4], observation.replaced[index], cells)
-        _show_image(row[5], implied[index], "")
-        _plot_label_bar(row[6], observation, index, class_names)
+        partner = int(trace.partner[index])
+        _show_image(row[0], images[index], _class_name(trace.targets[index], class_names), frame=BLUE)
+        _plot_heatmap(row[1], trace.saliency[index], token_grid, norm)
+        _show_image(row[2], images[partner], _class_name(trace.targets[partner], class_names), frame=ORANGE)
+        _plot_heatmap(row[3], trace.saliency[partner], token_grid, norm)
+        _plot_replacement_mask(row[4], trace.replaced[index], token_grid)
+        _show_image(row[5], mixed_images[index], "")
+        _plot_label_bar(row[6], trace, index, class_names)
     bar = figure.colorbar(
         ScalarMappable(norm, COLORMAP), ax=grid[:, 1:4], location="bottom", shrink=0.7, aspect=30, pad=0.02
     )
-    bar.set_label(f"saliency: {DETECTOR_CAPTIONS[observation.detector]}", fontsize=11)
+    bar.set_label(f"saliency: {DETECTOR_CAPTIONS[trace.detector]}", fontsize=11)
     bar.locator = MaxNLocator(4)
-    add_legend(
-        figure, Patch(color=BLUE, label="the image itself"), Patch(color=ORANGE, label="its partner"), side="right"
-    )
+    add_legend(figure, Patch(color=BLUE, label="image"), Patch(color=ORANGE, label="partner"), side="right")
     return figure
 
 
 def plot_vertical_memory(
     images: torch.Tensor,
-    observation: VerticalMemoryTrace,
+    trace: VerticalMemoryTrace,
     captions: Sequence[str],
-    cells: TokenGrid,
+    token_grid: TokenGrid,
     *,
     note: str = "",
 ) -> Figure:
-    """The tokens of each earlier layer that a vertical layer attends to besides its own (Figure 2).
+    """Plot the tokens of each earlier layer that a vertical layer attends to (Figure 2 of the paper).
 
     Args:
         images: (B, 3, H, W) in [0, 1].
-        observation: of these images.
-        captions: a line for each image.
-        cells: of these images.
-        note: a further line of the title.
+        trace: Trace of these images.
+        captions: One line per image.
+        token_grid: Token grid of these images.
+        note: A further line below the title.
     """
-    layers, _, kappa = observation.tokens.shape
+    layers, _, kappa = trace.tokens.shape
     figure, grid = image_grid(
         images.shape[2:], len(images), ["Image", *(f"From layer {layer}" for layer in range(layers))], bottom=0.4
     )
     add_title(
         figure,
-        f"Vertical TokenMixup: what layer {observation.layer} also attends to",
-        f"The {kappa} most salient tokens of each layer before it, in all {layers * kappa} further keys and values.",
+        f"Vertical TokenMixup: tokens that layer {trace.layer} also attends to",
+        f"The {kappa} most salient tokens of each earlier layer: {layers * kappa} additional keys and values.",
         note,
     )
     for position, (row, image, caption) in enumerate(zip(grid, images, captions, strict=True)):
         _show_image(row[0], image, caption)
         for layer in range(layers):
-            _plot_selected_tokens(row[1 + layer], image, observation.tokens[layer, position].tolist(), cells)
-    ranks = ", 1 the most salient" if kappa <= MAX_RANKS else ""
-    about = "" if cells.exact else " (place approximate)"
-    label = f"token brought up to layer {observation.layer}{about}{ranks}"
+            _plot_selected_tokens(row[1 + layer], image, trace.tokens[layer, position].tolist(), token_grid)
+    ranks = ", 1 is the most salient" if kappa <= MAX_RANKS else ""
+    approximate = "" if token_grid.exact else " (approximate position)"
+    label = f"token collected for layer {trace.layer}{approximate}{ranks}"
     add_legend(figure, Patch(facecolor="none", edgecolor=ORANGE, linewidth=2, label=label), side="left")
     return figure
 
 
-def short_name(name: str, longest: int = MAX_NAME_LENGTH) -> str:
-    """A class name in few letters: the first of several synonyms, and not longer than this."""
+def short_name(name: str, max_length: int = MAX_NAME_LENGTH) -> str:
+    """Shorten a class name to the first of several synonyms and to `max_length` characters."""
     name = name.split(",")[0].strip()
-    return name if len(name) <= longest else name[: longest - 1].rstrip() + "…"
+    return name if len(name) <= max_length else name[: max_length - 1].rstrip() + "…"
 
 
 def _show_image(axes: Axes, image: torch.Tensor, caption: str, frame: str | None = None) -> None:
@@ -212,51 +212,50 @@ def _show_image(axes: Axes, image: torch.Tensor, caption: str, frame: str | None
         axes.spines[:].set(visible=True, color=frame, linewidth=3)
 
 
-def _plot_heatmap(axes: Axes, saliency: torch.Tensor, cells: TokenGrid, norm: Normalize) -> None:
-    axes.imshow(saliency.cpu().numpy(), cmap=COLORMAP, norm=norm, extent=_extent(cells), interpolation="nearest")
+def _plot_heatmap(axes: Axes, saliency: torch.Tensor, token_grid: TokenGrid, norm: Normalize) -> None:
+    axes.imshow(saliency.cpu().numpy(), cmap=COLORMAP, norm=norm, extent=_extent(token_grid), interpolation="nearest")
 
 
-def _plot_replacement_mask(axes: Axes, replaced: torch.Tensor, cells: TokenGrid) -> None:
+def _plot_replacement_mask(axes: Axes, replaced: torch.Tensor, token_grid: TokenGrid) -> None:
     axes.imshow(
         replaced.float().cpu().numpy(),
         cmap=ListedColormap([BLUE, ORANGE]),
         norm=Normalize(0, 1),
-        extent=_extent(cells),
+        extent=_extent(token_grid),
         interpolation="nearest",
     )
     axes.set_xlabel(f"{int(replaced.sum())} of {replaced.numel()} replaced", fontsize=10)
 
 
-def _plot_label_bar(axes: Axes, observation: HorizontalMixTrace, index: int, class_names: Sequence[str]) -> None:
-    """The label as one bar of its classes: first those of the image itself, then those of its partner."""
-    mixed, own = observation.mixed_targets[index], observation.targets[index]
-    classes = sorted(mixed.nonzero().flatten().tolist(), key=lambda number: (own[number] == 0, -mixed[number]))
+def _plot_label_bar(axes: Axes, trace: HorizontalMixTrace, index: int, class_names: Sequence[str]) -> None:
+    """Plot a label as a stacked bar: first the classes of the image, then those of its partner."""
+    mixed, targets = trace.mixed_targets[index], trace.targets[index]
+    classes = sorted(mixed.nonzero().flatten().tolist(), key=lambda label: (targets[label] == 0, -mixed[label]))
     start = 0.0
-    for line, number in enumerate(classes):
-        color, share = BLUE if own[number] > 0 else ORANGE, float(mixed[number])
-        axes.barh(0, share, left=start, color=color, edgecolor="white", height=0.5)
-        axes.text(
-            0, -0.5 - 0.4 * line, f"{_percent(share)} {short_name(class_names[number])}", color=color, fontsize=11
-        )
-        start += share
+    for line, label in enumerate(classes):
+        color, probability = BLUE if targets[label] > 0 else ORANGE, float(mixed[label])
+        axes.barh(0, probability, left=start, color=color, edgecolor="white", height=0.5)
+        text = f"{_format_percent(probability)} {short_name(class_names[label])}"
+        axes.text(0, -0.5 - 0.4 * line, text, color=color, fontsize=11)
+        start += probability
     axes.set_xlim(0, 1)
     axes.set_ylim(-1.5, 0.8)
 
 
-def _percent(share: float) -> str:
-    """A share in whole percent, with a decimal where it would read as nothing or as all."""
-    return f"{share:.1%}" if 0 < share < 0.01 or 0.99 < share < 1 else f"{share:.0%}"
+def _format_percent(fraction: float) -> str:
+    """Format without decimals, or with one below 1% and above 99%, which would be rounded to 0% and 100%."""
+    return f"{fraction:.1%}" if 0 < fraction < 0.01 or 0.99 < fraction < 1 else f"{fraction:.0%}"
 
 
-def _plot_selected_tokens(axes: Axes, image: torch.Tensor, tokens: Sequence[int], cells: TokenGrid) -> None:
-    """The image, pale but for the chosen tokens, which are framed and numbered."""
-    columns = len(cells.columns) - 1
+def _plot_selected_tokens(axes: Axes, image: torch.Tensor, tokens: Sequence[int], token_grid: TokenGrid) -> None:
+    """Plot the image in pale colors except for the selected tokens, which have a frame and their rank."""
+    columns = len(token_grid.columns) - 1
     boxes = []
     pale = 0.35 * image + 0.65
     for token in tokens:
         row, column = divmod(token, columns)
-        top, bottom = cells.rows[row], cells.rows[row + 1]
-        left, right = cells.columns[column], cells.columns[column + 1]
+        top, bottom = token_grid.rows[row], token_grid.rows[row + 1]
+        left, right = token_grid.columns[column], token_grid.columns[column + 1]
         pale[:, top:bottom, left:right] = image[:, top:bottom, left:right]
         boxes.append(Rectangle((left - 0.5, top - 0.5), right - left, bottom - top))
     _show_image(axes, pale, "")
@@ -277,13 +276,18 @@ def _plot_selected_tokens(axes: Axes, image: torch.Tensor, tokens: Sequence[int]
         )
 
 
-def _extent(cells: TokenGrid) -> tuple[float, float, float, float]:
-    return cells.columns[0] - 0.5, cells.columns[-1] - 0.5, cells.rows[-1] - 0.5, cells.rows[0] - 0.5
+def _extent(token_grid: TokenGrid) -> tuple[float, float, float, float]:
+    return (
+        token_grid.columns[0] - 0.5,
+        token_grid.columns[-1] - 0.5,
+        token_grid.rows[-1] - 0.5,
+        token_grid.rows[0] - 0.5,
+    )
 
 
 def _class_name(target: torch.Tensor, class_names: Sequence[str]) -> str:
     return short_name(class_names[int(target.argmax())])
 
 
-def _span(first: int, last: int) -> str:
+def _format_layer_range(first: int, last: int) -> str:
     return f"layer {first}" if first == last else f"layers {first} to {last}"

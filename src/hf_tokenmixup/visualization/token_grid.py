@@ -1,18 +1,21 @@
-"""Which pixels of an image a token stands for, and what an image looks like when tokens are exchanged."""
+"""Pixels of an image that belong to a token, and images with exchanged tokens."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from timm.layers import to_2tuple
 
 from ..models import TokenMixupModelMixin
 
 
 @dataclass(frozen=True)
 class TokenGrid:
-    """The pixels that tokens stand for: token (r, k) has rows [rows[r], rows[r + 1]) and columns likewise.
+    """Pixel edges of the token grid: token (r, k) covers the rows [rows[r], rows[r + 1]), and columns likewise.
 
-    `exact` is False where tokens come from overlapping convolutions, and a cell is but the middle of what one sees.
+    Attributes:
+        rows: R + 1 edges in pixels.
+        columns: K + 1 edges in pixels.
+        exact: Whether tokens are patches. With overlapping convolutions, a cell is the center of the receptive field.
     """
 
     rows: tuple[int, ...]
@@ -21,39 +24,36 @@ class TokenGrid:
 
 
 def compute_token_grid(model: TokenMixupModelMixin, height: int, width: int) -> TokenGrid:
-    """Where the patch tokens of an image of this size lie in it."""
+    """Compute the token grid for images of `height` x `width` pixels."""
     rows, columns = model.token_grid(height, width)
     exact = getattr(model.config, "tokenizer", "patch") == "patch"
-    # Patches leave pixels over at the right and at the bottom where the size is no multiple of theirs.
-    tall, wide = pair(model.config.patch_size) if exact else (height / rows, width / columns)
+    # Patches do not cover the right and bottom border if the image size is not a multiple of the patch size.
+    cell_height, cell_width = to_2tuple(model.config.patch_size) if exact else (height / rows, width / columns)
     return TokenGrid(
-        rows=tuple(round(tall * row) for row in range(rows + 1)),
-        columns=tuple(round(wide * column) for column in range(columns + 1)),
+        rows=tuple(round(cell_height * row) for row in range(rows + 1)),
+        columns=tuple(round(cell_width * column) for column in range(columns + 1)),
         exact=exact,
     )
 
 
 def render_mixed_images(
-    images: torch.Tensor, partner: torch.Tensor, replaced: torch.Tensor, cells: TokenGrid
+    images: torch.Tensor, partner: torch.Tensor, replaced: torch.Tensor, token_grid: TokenGrid
 ) -> torch.Tensor:
-    """The mixed images as their tokens imply them: the partner's pixels in the cells of replaced tokens.
+    """Render mixed images: the cells of replaced tokens have the pixels of the partner.
 
     Args:
         images: (B, channels, H, W).
-        partner: (B,) int64.
-        replaced: (B, R, K) bool, the tokens taken from the partner.
-        cells: of this size.
+        partner: (B,) int64, index of each image's partner.
+        replaced: (B, R, K) bool, tokens taken from the partner.
+        token_grid: Token grid of the images.
 
     Returns:
         (B, channels, H, W).
     """
-    tall, wide = (torch.tensor(edges, device=images.device).diff() for edges in (cells.rows, cells.columns))
-    replaced = replaced.repeat_interleave(tall, dim=1).repeat_interleave(wide, dim=2)
+    heights, widths = (
+        torch.tensor(edges, device=images.device).diff() for edges in (token_grid.rows, token_grid.columns)
+    )
+    replaced = replaced.repeat_interleave(heights, dim=1).repeat_interleave(widths, dim=2)
     mask = torch.zeros_like(images[:, :1], dtype=torch.bool)
     mask[:, 0, : replaced.shape[1], : replaced.shape[2]] = replaced
     return torch.where(mask, images[partner], images)
-
-
-def pair(size: int | Sequence[int]) -> tuple[int, int]:
-    """Height and width of a size that may be given as one number."""
-    return tuple(size) if isinstance(size, Sequence) else (size, size)

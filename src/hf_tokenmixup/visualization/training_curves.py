@@ -1,4 +1,4 @@
-"""Training curves over the epochs (the paper's Figure 4) in one picture: those of one training, or of several."""
+"""Training curves over the epochs (Figure 4 of the paper), of one run or of several runs."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from .figure_utils import BLUE, DASHED, DOTTED, GREEN, ORANGE, PALETTE, SOLID, S
 
 @dataclass(frozen=True)
 class _Curve:
-    """A value of the log records, and how it is drawn."""
+    """A key of the log records and its line style."""
 
     key: str
     label: str
@@ -27,6 +27,8 @@ class _Curve:
 
 @dataclass(frozen=True)
 class _Panel:
+    """Curves that share axes, and a note for the case that none was logged."""
+
     title: str
     unit: str
     curves: Sequence[_Curve]
@@ -37,7 +39,7 @@ class _Panel:
 _PANELS = (
     _Panel(
         title="Evaluation accuracy",
-        unit="images classified right",
+        unit="accuracy",
         curves=(
             _Curve("eval_top1", "top-1", BLUE, SOLID, "o"),
             _Curve("eval_top5", "top-5", ORANGE, DASHED, "s"),
@@ -56,7 +58,7 @@ _PANELS = (
         missing="no loss was logged",
     ),
     _Panel(
-        title="Instances mixed by TokenMixup",
+        title="Images mixed by TokenMixup",
         unit="images per step",
         curves=(
             _Curve("mixed_samples", "mixed", BLUE, SOLID),
@@ -69,7 +71,7 @@ _PANELS = (
 
 @dataclass(frozen=True)
 class _Measure:
-    """A value of the log records that trainings are compared by."""
+    """A key of the log records that runs are compared by."""
 
     key: str
     title: str
@@ -78,91 +80,93 @@ class _Measure:
 
 
 _MEASURES = (
-    _Measure("eval_top1", "Evaluation accuracy", "images classified right (top-1)", percent=True),
-    _Measure("loss", "Training loss", "nats (HTM: mixed labels, and ScoreNet's)"),
+    _Measure("eval_top1", "Evaluation accuracy", "top-1 accuracy", percent=True),
+    _Measure("loss", "Training loss", "nats (HTM: mixed labels, with ScoreNet loss)"),
     _Measure("eval_loss", "Evaluation loss", "nats"),
-    _Measure("mixed_samples", "Instances mixed by TokenMixup", "images per step"),
+    _Measure("mixed_samples", "Images mixed by TokenMixup", "images per step"),
     _Measure("replaced_tokens", "Tokens replaced by TokenMixup", "tokens per step"),
 )
 
 
 def plot_training_curves(log_history: list[dict], path: str | Path) -> Path:
-    """Draw the curves of one training in three panels: accuracy, loss, mixed instances.
+    """Plot the curves of one run in three panels: accuracy, loss and mixed images.
 
     Args:
         log_history: The log records of a Trainer (`trainer.state.log_history`, or the lines of `training_log.jsonl`):
             dicts with `epoch` and any of `eval_top1` and `eval_top5` (in [0, 1]), `loss`, `eval_loss` and
             `scorenet_loss` (nats), `mixed_samples` and `easy_samples` (images per step). Other records and keys are
-            passed over, as are values that are None or not finite. A panel without any value says so.
-        path: Where to write the picture, .png or .pdf; missing folders are made.
+            ignored, as are values that are None or not finite. A panel without values shows a note.
+        path: Path of the figure, `.png` or `.pdf`. Missing folders are created.
 
     Returns:
-        The path written.
+        The path of the figure.
 
     Raises:
-        ValueError: for a path of another ending.
+        ValueError: The suffix is neither `.png` nor `.pdf`.
     """
     figure = new_figure(13.5, 4.0)
     for axes, panel in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
-        _draw(axes, panel, log_history)
+        _plot_panel(axes, panel, log_history)
     return save_figure(figure, path)
 
 
 def plot_runs(logs: Mapping[str, list[dict]]) -> Figure:
-    """The curves of several trainings in one picture, a panel for each measure and a colour for each training.
+    """Plot the curves of several runs in one figure, with a panel for each measure and a color for each run.
 
     Args:
-        logs: log records as for :func:`plot_training_curves`, by the name of the training.
+        logs: Log records as for `plot_training_curves`, by the name of the run.
 
     Returns:
-        A figure with panels for `eval_top1`, `loss`, `eval_loss`, `mixed_samples` and `replaced_tokens`, as far as any
-        training logged them.
+        A figure with panels for those of `eval_top1`, `loss`, `eval_loss`, `mixed_samples` and `replaced_tokens` that
+        any run logged.
 
     Raises:
-        ValueError: if none logged any of them.
+        ValueError: No run logged any of them.
     """
     measures = [measure for measure in _MEASURES if any(_series(log, measure.key)[0] for log in logs.values())]
     if not measures:
         raise ValueError(f"None of {', '.join(logs)} logged any of {', '.join(m.key for m in _MEASURES)}.")
     columns = min(len(measures), 3)
     rows = -(-len(measures) // columns)
-    across = max(1, 4 * columns // 3)
-    figure = new_figure(4.8 * columns, 3.6 * rows + 0.3 * -(-len(logs) // across))
+    legend_columns = max(1, 4 * columns // 3)
+    figure = new_figure(4.8 * columns, 3.6 * rows + 0.3 * -(-len(logs) // legend_columns))
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes in panels[len(measures) :]:
         axes.remove()
-    labelled = {}
+    legend_entries = {}
     for axes, measure in zip(panels, measures, strict=False):
         _set_axes_labels(axes, measure.title, measure.unit)
-        for number, (name, log) in enumerate(logs.items()):
+        for index, (name, log) in enumerate(logs.items()):
             series = _series(log, measure.key)
             if not series[0]:
                 continue
-            look = _Curve(measure.key, name, PALETTE[number % len(PALETTE)], STYLES[number % len(STYLES)])
-            line = _plot(axes, look, *series)
-            labelled.setdefault(name, (line, name))
+            style = _Curve(measure.key, name, PALETTE[index % len(PALETTE)], STYLES[index % len(STYLES)])
+            line = _plot_curve(axes, style, *series)
+            legend_entries.setdefault(name, (line, name))
             if measure.percent:
-                labelled[name] = line, f"{name} (last {series[1][-1]:.2%} top-1)"
-        _scale(axes, measure.percent)
+                legend_entries[name] = line, f"{name} (last {series[1][-1]:.2%} top-1)"
+        _set_scales(axes, measure.percent)
         if measure.key in ("loss", "eval_loss", "eval_top1"):
-            # Trainings differ by less than what all of them have in common.
+            # The differences between runs are small compared with the values, so the axis does not start at 0.
             axes.autoscale(axis="y")
             bottom, top = axes.get_ylim()
             axes.set_ylim(max(bottom, 0), min(top, 1) if measure.percent else top)
-    lines, labels = zip(*(labelled[name] for name in logs if name in labelled), strict=True)
-    figure.legend(lines, labels, loc="outside upper left", ncols=across, handlelength=3, frameon=False, fontsize=11)
+    lines, labels = zip(*(legend_entries[name] for name in logs if name in legend_entries), strict=True)
+    figure.legend(
+        lines, labels, loc="outside upper left", ncols=legend_columns, handlelength=3, frameon=False, fontsize=11
+    )
     return figure
 
 
 def read_training_log(path: str | Path) -> list[dict]:
-    """The log records of a training, from its `training_log.jsonl`.
+    """Read the log records of a run from its `training_log.jsonl`.
 
     Raises:
-        ValueError: if there is no such file, or a line of it is no record.
+        ValueError: The file does not exist, or a line is not a JSON object.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"There is no log {path}: expected the output folder of a training, which holds one.")
+        raise ValueError(f"{path} does not exist. Use the training_log.jsonl in the output folder of a run.")
     records = []
     try:
         text = path.read_text(encoding="utf-8")
@@ -171,28 +175,28 @@ def read_training_log(path: str | Path) -> list[dict]:
     for number, line in enumerate(text.splitlines(), start=1):
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
-            record = error
+        except json.JSONDecodeError:
+            record = None
         if not isinstance(record, dict):
             raise ValueError(f"Line {number} of {path} must be a JSON object, got {line[:60]!r}.")
         records.append(record)
     return records
 
 
-def _draw(axes: Axes, panel: _Panel, log_history: list[dict]) -> None:
+def _plot_panel(axes: Axes, panel: _Panel, log_history: list[dict]) -> None:
     _set_axes_labels(axes, panel.title, panel.unit)
     for curve in panel.curves:
         epochs, values = _series(log_history, curve.key)
         if not epochs:
             continue
         last = f" (last {values[-1]:.2%})" if panel.percent else ""
-        _plot(axes, replace(curve, label=curve.label + last), epochs, values)
+        _plot_curve(axes, replace(curve, label=curve.label + last), epochs, values)
     if not axes.lines:
         axes.text(0.5, 0.5, panel.missing, transform=axes.transAxes, ha="center", va="center", color="0.4")
         axes.set_xticks([])
         axes.set_yticks([])
         return
-    _scale(axes, panel.percent)
+    _set_scales(axes, panel.percent)
     axes.legend(frameon=False)
 
 
@@ -203,7 +207,7 @@ def _set_axes_labels(axes: Axes, title: str, unit: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _plot(axes: Axes, curve: _Curve, epochs: list[float], values: list[float]) -> Line2D:
+def _plot_curve(axes: Axes, curve: _Curve, epochs: list[float], values: list[float]) -> Line2D:
     (line,) = axes.plot(
         epochs,
         values,
@@ -211,7 +215,7 @@ def _plot(axes: Axes, curve: _Curve, epochs: list[float], values: list[float]) -
         color=curve.color,
         linestyle=curve.style,
         linewidth=1.8,
-        # A single point makes no line, and many markers hide one.
+        # A single point needs a marker, as it has no line.
         marker=(curve.marker or "o") if len(epochs) == 1 else curve.marker,
         markersize=4,
         markevery=max(1, len(epochs) // 12),
@@ -220,14 +224,14 @@ def _plot(axes: Axes, curve: _Curve, epochs: list[float], values: list[float]) -
     return line
 
 
-def _scale(axes: Axes, percent: bool) -> None:
+def _set_scales(axes: Axes, percent: bool) -> None:
     axes.grid(True, color="0.9", linewidth=0.8)
     last = max(line.get_xdata()[-1] for line in axes.lines)
     axes.set_xlim(0, 1.03 * last or 1)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=last >= 3))
     if percent:
         axes.set_ylim(top=1)
-        # As many decimals as it takes to tell the ticks apart.
+        # decimals=None: as many decimals as the ticks need to differ.
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
     else:
         axes.set_ylim(bottom=0)
@@ -235,7 +239,7 @@ def _scale(axes: Axes, percent: bool) -> None:
 
 
 def _series(log_history: list[dict], key: str) -> tuple[list[float], list[float]]:
-    """The epochs at which `key` was logged, and its values; a resumed or repeated record counts once, the last."""
+    """Return the epochs at which `key` was logged, and its values. Of several records of an epoch the last counts."""
     points = {
         record["epoch"]: record[key]
         for record in log_history
