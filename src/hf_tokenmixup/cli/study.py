@@ -131,9 +131,9 @@ def validate_row(row: StudyRow, overrides: Sequence[str]) -> ParsedArguments:
                     config_overrides=options.model.parse_config_overrides(),
                 )
     except ValueError as error:
-        raise ValueError(f"StudyRow {row.name!r}: {error}") from error
+        raise ValueError(f"Row {row.name!r}: {error}") from error
     if not (options.training.do_train and options.training.do_eval):
-        raise ValueError(f"StudyRow {row.name!r}: a study needs both --do_train and --do_eval.")
+        raise ValueError(f"Row {row.name!r}: a study needs both --do_train and --do_eval.")
     return options
 
 
