@@ -89,9 +89,9 @@ def compare_horizontal(output, expected, rho):
     assert torch.equal(step.replaced[easy], expected["replace_mask"])
     gain = functional.saliency_gain(step.saliency, rho)[easy].float()
     torch.testing.assert_close(gain, expected["gain_matrix"], atol=1e-6, rtol=0)
-    assert output.counts["easy_samples"] == easy.sum()
-    assert output.counts["replaced_tokens"] == expected["replace_mask"].sum()
-    assert output.counts["mixed_samples"] == expected["replace_mask"].any(dim=1).sum()
+    assert output.mixing_metrics["easy_samples"] == easy.sum()
+    assert output.mixing_metrics["replaced_tokens"] == expected["replace_mask"].sum()
+    assert output.mixing_metrics["mixed_samples"] == expected["replace_mask"].any(dim=1).sum()
 
 
 def compare_memory(memory, expected, layers):

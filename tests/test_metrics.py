@@ -94,9 +94,9 @@ def test_compute_metrics_of_logits_ranks_them():
 
 
 def test_compute_metrics_of_no_images_or_too_few_labels_is_an_error():
-    with pytest.raises(ValueError, match="at least one image, got none"):
+    with pytest.raises(ValueError, match="at least one image, got 0"):
         compute_metrics(EvalPrediction(np.empty((0, 5), dtype=np.int64), np.empty(0, dtype=np.int64)))
-    with pytest.raises(ValueError, match="at least one image, got none"):
+    with pytest.raises(ValueError, match="at least one image, got 0"):
         compute_metrics(EvalPrediction([], []))
     with pytest.raises(ValueError, match="got 2 predictions and 1 labels"):
         compute_metrics(EvalPrediction(np.zeros((2, 5), dtype=np.int64), np.zeros(1, dtype=np.int64)))

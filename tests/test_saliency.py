@@ -11,7 +11,7 @@ from hf_tokenmixup.saliency import (
     attention_saliency,
     eval_mode,
     gradient_saliency,
-    queries_of_inputs,
+    project_queries_to_inputs,
     random_saliency,
     received_attention,
 )
@@ -57,7 +57,7 @@ def test_received_attention_with_shared_keys_equals_that_with_projected_keys(que
     query, inputs, projection = torch.randn(2, 3, queries, 4), torch.randn(2, 7, 12), torch.nn.Linear(12, 12)
     keys = projection(inputs).unflatten(-1, (3, 4)).transpose(1, 2)
     expected = (query @ keys.transpose(2, 3) * 0.5).softmax(dim=-1).mean(dim=(1, 2))
-    moved = queries_of_inputs(query, projection.weight)
+    moved = project_queries_to_inputs(query, projection.weight)
     received = received_attention(moved, inputs[:, None], 0.5, max_elements=elements)
     torch.testing.assert_close(received, expected, atol=1e-6, rtol=1e-5)
 

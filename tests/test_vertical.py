@@ -19,7 +19,7 @@ def layer_inputs(layers, prefix):
 def collected(hidden, saliency, prefix, detach=False):
     memory = VerticalMemory(KAPPA, detach, prefix)
     for tokens, scores in zip(hidden, saliency, strict=True):
-        memory.collect(tokens, scores)
+        memory.append(tokens, scores)
     return memory
 
 
@@ -64,7 +64,7 @@ def test_memory_without_a_layer_holds_no_token():
 def test_two_memories_do_not_share_tokens():
     hidden, saliency = layer_inputs(2, prefix=1)
     first, second = VerticalMemory(KAPPA, False, 1), VerticalMemory(KAPPA, False, 1)
-    first.collect(hidden[0], saliency[0])
-    second.collect(hidden[1], saliency[1])
+    first.append(hidden[0], saliency[0])
+    second.append(hidden[1], saliency[1])
     assert (first.num_tokens, second.num_tokens) == (KAPPA, KAPPA)
     assert not torch.equal(first.tokens(), second.tokens())

@@ -52,14 +52,14 @@ def collected(model, layer):
     """What a layer's collection for VTM gets: tokens (B, N, D) and saliency (B, T)."""
     seen = []
     chosen = model.get_transformer_layers()[layer]
-    original = chosen._saliency
+    original = chosen._detect_saliency
 
     def watch(layers, state, hidden):
         saliency = original(layers, state, hidden)
         seen.append((hidden, saliency))
         return saliency
 
-    chosen._saliency = watch
+    chosen._detect_saliency = watch
     return seen
 
 

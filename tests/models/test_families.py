@@ -155,7 +155,7 @@ def test_training_forward_by_hand(build, images, labels):
     torch.testing.assert_close(output.logits, logits, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(output.targets, targets)
     torch.testing.assert_close(output.loss, loss)
-    assert output.counts["vertical_tokens"] == 6 * 3 * 3
+    assert output.mixing_metrics["vertical_tokens"] == 6 * 3 * 3
 
 
 @pytest.mark.parametrize("settings", [{"horizontal_layers": [1]}, {"vertical_layers": [2]}, BOTH])
@@ -169,7 +169,7 @@ def test_every_parameter_gets_a_gradient(build, settings, images, labels):
 def test_no_easy_image_means_plain_logits(build, images, labels):
     model = build(horizontal_layers=[1, 2], horizontal_tau=0.0)
     output = model(images, labels=labels)
-    assert output.counts["easy_samples"] == 0 and output.counts["mixed_samples"] == 0
+    assert output.mixing_metrics["easy_samples"] == 0 and output.mixing_metrics["mixed_samples"] == 0
     torch.testing.assert_close(output.logits, model.eval()(images).logits)
     torch.testing.assert_close(output.targets, torch.nn.functional.one_hot(labels, 5).float())
 
@@ -374,7 +374,7 @@ def test_other_image_sizes(build, labels):
     output = model(torch.randn(6, 3, 30, 25), labels=labels, interpolate_pos_encoding=True)
     assert output.horizontal[0].replaced.shape == (6, 30) and output.loss.isfinite()
     few = build(**{**BOTH, "vertical_kappa": 10})
-    with pytest.raises(ValueError, match="number of patch tokens, 4, got 10"):
+    with pytest.raises(ValueError, match=r"number of patch tokens \(4\), got 10"):
         few(torch.randn(6, 3, 10, 10), labels=labels, interpolate_pos_encoding=True)
 
 
@@ -406,7 +406,7 @@ def test_num_items_in_batch_divides_the_sums(build, images, labels):
         (torch.zeros(4, dtype=torch.long), r"shape \(B,\) = \(6,\)"),
         (torch.zeros(6, 4), r"\(6, 5\), got \(6, 4\)"),
         (torch.full((6, 5), 0.3), "Row 0 has sum 1.5"),
-        (torch.tensor([[1.2, -0.2, 0, 0, 0]] * 6), "least value -0.2"),
+        (torch.tensor([[1.2, -0.2, 0, 0, 0]] * 6), "minimum -0.2"),
         (torch.full((6, 5), float("nan")), "Row 0 has sum nan"),
         (torch.zeros(6, dtype=torch.bool), "got torch.bool"),
     ],
@@ -420,7 +420,7 @@ def test_impossible_labels_are_refused(build, wrong, message, images):
 def test_an_attention_mask_is_refused_while_mixing(build, images, labels):
     mask = torch.ones(6, 17, dtype=torch.long)
     model = build(**BOTH)
-    with pytest.raises(ValueError, match="attention_mask cannot be used while tokens are mixed"):
+    with pytest.raises(ValueError, match="attention_mask is not supported while tokens are mixed"):
         model(images, labels=labels, attention_mask=mask)
     torch.testing.assert_close(model.eval()(images, attention_mask=mask).logits, model(images).logits)
 
@@ -437,7 +437,7 @@ def test_without_labels_plain_and_said_once(build, images, caplog):
 
 def test_kappa_of_zero_collects_nothing(build, images, labels):
     output = build(**BOTH, vertical_kappa=0)(images, labels=labels)
-    assert "vertical_tokens" not in output.counts
+    assert "vertical_tokens" not in output.mixing_metrics
     horizontal = build(**{**BOTH, "vertical_layers": []})(images, labels=labels)
     torch.testing.assert_close(output.logits, horizontal.logits)
 
@@ -445,7 +445,7 @@ def test_kappa_of_zero_collects_nothing(build, images, labels):
 def test_layers_cannot_change_once_built(build, images, labels):
     model = build(**BOTH)
     model.config.vertical_layers = [1]
-    with pytest.raises(ValueError, match=r"vertical_layers was \[2, 3\] when the model was built .* got \[1\]"):
+    with pytest.raises(ValueError, match=r"vertical_layers cannot change .* was \[2, 3\] then and is \[1\] now"):
         model(images, labels=labels)
     model.config.horizontal_layers, model.config.vertical_layers = [], []
     torch.testing.assert_close(model(images, labels=labels).logits, model.eval()(images).logits)
@@ -462,9 +462,9 @@ def test_one_patch_token(build, images, labels):
         vertical_kappa=1,
     )
     output = model(images, labels=labels)
-    assert output.horizontal[0].replaced.shape == (6, 1) and output.counts["vertical_tokens"] == 12
+    assert output.horizontal[0].replaced.shape == (6, 1) and output.mixing_metrics["vertical_tokens"] == 12
     # Without a CLS token, a single token receives all attention in every image: there is nothing to gain.
-    assert bool(output.counts["replaced_tokens"] > 0) == bool(model.config.num_prefix_tokens)
+    assert bool(output.mixing_metrics["replaced_tokens"] > 0) == bool(model.config.num_prefix_tokens)
 
 
 def test_tuples(build, images, labels):
@@ -520,7 +520,7 @@ def test_any_plain_checkpoint_comes_in(build, tmp_path, caplog):
     assert info == CLEAN
     said = [record.message for record in caplog.records if "ScoreNet" in record.message]
     family = model.base_model_prefix
-    assert said == [f"{family}.layers.1.scorenet: the checkpoint holds no ScoreNet, so it starts untrained."]
+    assert said == [f"ScoreNet is newly initialized: the checkpoint has no {family}.layers.1.scorenet."]
     weights = model.state_dict()
     assert all(torch.equal(weights[name], tensor) for name, tensor in plain.state_dict().items())
     scorenet = model.get_transformer_layers()[1].scorenet.classifier

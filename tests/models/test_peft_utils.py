@@ -72,8 +72,8 @@ def test_the_first_forward_is_that_of_the_model_without_adapters(build, settings
     for name in ("loss", "logits", "targets", "scorenet_loss"):
         assert torch.equal(outputs[0][name], outputs[1][name]), name
     assert outputs[0].horizontal[-1].replaced.any()
-    for name, count in outputs[0].counts.items():
-        assert torch.equal(count, outputs[1].counts[name])
+    for name, count in outputs[0].mixing_metrics.items():
+        assert torch.equal(count, outputs[1].mixing_metrics[name])
 
 
 def test_saliency_counts_adapters_as_in_evaluation(build):
@@ -88,8 +88,8 @@ def test_saliency_counts_adapters_as_in_evaluation(build):
         state = type("State", (), {"saliency": None})
         layers = network.get_transformer_layers()[1 : 1 + count]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(layers[0].settings, "saliency_route", route)
-            return layers[0]._saliency(layers, state, hidden)
+            patch.setattr(layers[0].config, "saliency_route", route)
+            return layers[0]._detect_saliency(layers, state, hidden)
 
     for count, route in ((1, "auto"), (1, "output_attentions"), (2, "auto")):
         adapted.train()

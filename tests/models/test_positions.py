@@ -77,7 +77,7 @@ def test_from_pretrained_more_vertical_tokens_than_the_checkpoint_has_works(vit,
     )
     assert model.config.vertical_kappa == 20
     output = model.train()(pixel_values=torch.randn(2, 3, 24, 24), labels=torch.tensor([0, 1]))
-    assert output.counts["vertical_tokens"] == 2 * 2 * 20
+    assert output.mixing_metrics["vertical_tokens"] == 2 * 2 * 20
 
 
 def test_from_pretrained_with_other_patches_interpolates_positions(vit, tmp_path):

@@ -48,7 +48,7 @@ def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
 def test_a_sharded_model_computes_what_the_whole_one_does(model):
     images, twin = Images(6), sharded(copy.deepcopy(model)).train()
     outputs = [net(pixel_values=images.pixels, labels=images.labels) for net in (model.train(), twin)]
-    assert outputs[0].counts["mixed_samples"] > 0
+    assert outputs[0].mixing_metrics["mixed_samples"] > 0
     for output in outputs:
         output.loss.backward()
     for name in ("loss", "targets", "scorenet_loss"):

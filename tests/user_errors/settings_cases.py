@@ -65,7 +65,7 @@ SETTINGS = [
     flags("--horizontal_layers 99", "horizontal_layers", "between 0 and 2", "[99]"),
     flags("--horizontal_layers -1", "horizontal_layers", "between 0 and 2", "[-1]"),
     flags("--horizontal_layers 1 1", "horizontal_layers", "each layer once", "[1, 1]"),
-    flags("--vertical_layers 0", "vertical_layers", "between 1 and 2", "nothing lies before layer 0", "[0]"),
+    flags("--vertical_layers 0", "vertical_layers", "between 1 and 2", "no layer before layer 0", "[0]"),
     flags("--manifold_mixup_layers 3", "manifold_mixup_layers", "between 0 and 2", "[3]"),
     flags("--horizontal_tau nan", "horizontal_tau", "finite number of at least 0", "None makes", "nan"),
     flags("--horizontal_tau -1", "horizontal_tau", "finite number of at least 0", "-1.0"),

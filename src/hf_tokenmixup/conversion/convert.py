@@ -16,8 +16,8 @@ import torch
 from transformers import PreTrainedModel, ViTImageProcessor
 
 from ..configuration import TokenMixupConfigMixin
-from ..models import FAMILIES
-from .infer_config import height_and_width, infer_config_kwargs, refusal
+from ..models import FAMILIES, height_and_width
+from .infer_config import infer_config_kwargs, refusal
 from .released_weights import FORMATS, ConvertedStateDict, detect_format, load_released_weights, rename, source_name
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..models import FAMILIES
+from ..models import FAMILIES, height_and_width
 from ..models.cct.modeling_cct import build_sincos_position_embedding, interpolate_positions
 from .released_weights import FORMATS, ConvertedStateDict, source_name
 
@@ -149,11 +149,6 @@ def _checked_size(size: int | Sequence[int]) -> int | list[int]:
     if not whole or (len(pair) != 2 and not isinstance(size, int)):
         raise ValueError(f"image_size must be a positive number of pixels, or height and width, got {size!r}.")
     return size if isinstance(size, int) else pair
-
-
-def height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
-    """A side or a pair as a pair."""
-    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def refusal(file: str, kind: str, problems: list[str]) -> ValueError:

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 
 from ..configuration import TokenMixupConfigMixin
-from ..models import FAMILIES
+from ..models import FAMILIES, height_and_width
 
 MAX_CLASS_NAMES = 20
 _VIT_SIZES = {(192, 12): "Ti", (384, 12): "S", (768, 12): "B", (1024, 24): "L", (1280, 32): "H"}
@@ -57,13 +57,14 @@ def describe(config: PreTrainedConfig) -> ModelSummary:
     # The names that transformers makes up where none were given tell nothing.
     names = [name for _, name in sorted(config.id2label.items())]
     told = len(names) <= MAX_CLASS_NAMES and not all(name.startswith("LABEL_") for name in names)
+    image_size = getattr(config, "image_size", None)
     return ModelSummary(
         name=_name(config),
         family=config.model_type,
         num_parameters=_num_parameters(config),
         num_labels=config.num_labels,
         class_names=names if told else [],
-        image_size=_pair(getattr(config, "image_size", None)),
+        image_size=None if image_size is None else height_and_width(image_size),
         sizes=_sizes(config, settings),
         horizontal_layers=sorted(settings.horizontal_layers) if mixing else [],
         vertical_layers=sorted(settings.vertical_layers) if mixing else [],
@@ -130,7 +131,3 @@ def _active_settings(settings: TokenMixupConfigMixin) -> list[tuple[str, str, st
 
 def _plain(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _pair(size: object) -> tuple[int, int] | None:
-    return None if size is None else tuple(size) if isinstance(size, list | tuple) else (size, size)

@@ -18,8 +18,9 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from .cct import TokenMixupCctConfig, TokenMixupCctForImageClassification
+from .cct.configuration_cct import height_and_width
 from .heads import class_names, fit_classifier
-from .positions import border_hint, config_to_load_with, height_and_width, resize_positions, token_grid
+from .positions import border_hint, config_to_load_with, resize_positions, token_grid
 from .task import PLAIN_OUTPUTS, SINGLE_LABEL, validate_single_label
 from .vit import TokenMixupViTConfig, TokenMixupViTForImageClassification
 

@@ -2,12 +2,12 @@
 
 import copy
 import logging
-from collections.abc import Iterable
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from .cct.configuration_cct import height_and_width
 from .cct.modeling_cct import interpolate_positions
 
 logger = logging.getLogger(__name__)
@@ -15,14 +15,6 @@ logger = logging.getLogger(__name__)
 MAX_SIZE = 2**14
 # What the modules of a model derive from the image size when they are built.
 _GEOMETRY = ("image_size", "num_patches", "grid_size", "patch_shape", "input_resolution")
-
-
-def height_and_width(size: int | Iterable[int]) -> tuple[int, int]:
-    """A side or a pair as a pair."""
-    if isinstance(size, Iterable):
-        height, width = size
-        return height, width
-    return size, size
 
 
 def token_grid(config: PreTrainedConfig) -> tuple[int, int] | None:

@@ -18,6 +18,7 @@ from transformers.trainer_utils import EvalLoopOutput, has_length, unwrap_peft_m
 from ..data import ImageClassificationIterableDataset, InputMixup
 from ..metrics import ComputeMetrics, compute_metrics
 from ..models import TokenMixupModelMixin, find_adapter_layers, validate_single_label
+from ..models.loss import cross_entropy_loss
 from .callbacks import (
     CheckpointedLayersCallback,
     EpochLogCallback,
@@ -184,7 +185,7 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
             outputs = model(**inputs, labels=labels, num_items_in_batch=num_items_in_batch)
             # A scalar, but for DataParallel: there each replica returns its share (or its mean).
             loss = outputs.loss.mean() if num_items_in_batch is None else outputs.loss.sum()
-            self._counts.add(getattr(outputs, "counts", None) or {}, len(labels))
+            self._counts.add(getattr(outputs, "mixing_metrics", None) or {}, len(labels))
         else:
             # Float labels would become binary cross-entropy in the model and change its `config.problem_type`.
             outputs = model(**inputs)
@@ -380,13 +381,3 @@ class TokenMixupTrainer(PublishingTrainer, StreamingTrainer):
         if len(labels) == 0:
             raise ValueError("A batch must have at least one image, got none: check the sampler and the dataset.")
         return labels
-
-
-def cross_entropy_loss(logits: Tensor, targets: Tensor, num_items: Tensor | int | None) -> Tensor:
-    """Cross-entropy of `logits` (B, C) with class indices (B,) or distributions (B, C), in float32.
-
-    The mean over the batch, or the sum over its images divided by `num_items`.
-    """
-    if num_items is None:
-        return F.cross_entropy(logits.float(), targets)
-    return (F.cross_entropy(logits.float(), targets, reduction="sum") / num_items).mean()

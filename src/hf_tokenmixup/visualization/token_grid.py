@@ -1,11 +1,10 @@
 """Which pixels of an image a token stands for, and what an image looks like when tokens are exchanged."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from ..models import TokenMixupModelMixin
+from ..models import TokenMixupModelMixin, height_and_width
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ def compute_token_grid(model: TokenMixupModelMixin, height: int, width: int) -> 
     rows, columns = model.token_grid(height, width)
     exact = getattr(model.config, "tokenizer", "patch") == "patch"
     # Patches leave pixels over at the right and at the bottom where the size is no multiple of theirs.
-    tall, wide = pair(model.config.patch_size) if exact else (height / rows, width / columns)
+    tall, wide = height_and_width(model.config.patch_size) if exact else (height / rows, width / columns)
     return TokenGrid(
         rows=tuple(round(tall * row) for row in range(rows + 1)),
         columns=tuple(round(wide * column) for column in range(columns + 1)),
@@ -52,8 +51,3 @@ def render_mixed_images(
     mask = torch.zeros_like(images[:, :1], dtype=torch.bool)
     mask[:, 0, : replaced.shape[1], : replaced.shape[2]] = replaced
     return torch.where(mask, images[partner], images)
-
-
-def pair(size: int | Sequence[int]) -> tuple[int, int]:
-    """Height and width of a size that may be given as one number."""
-    return tuple(size) if isinstance(size, Sequence) else (size, size)
