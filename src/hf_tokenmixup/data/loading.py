@@ -19,7 +19,8 @@ from sklearn.model_selection import train_test_split
 
 from .columns import encode_labels, find_image_column, find_label_column, read_labels
 from .digits import load_digits_dataset
-from .image_folders import TABLE_ENDINGS, find_image_folders, find_tables, load_image_folders
+from .folder_listing import TABLE_EXTENSIONS
+from .image_folders import find_image_folders, find_tables, load_image_folders
 
 logger = logging.getLogger(__name__)
 
@@ -269,7 +270,7 @@ def _folders_of_tables(dataset_name: str | None) -> Iterator[str]:
         root = os.path.abspath(dataset_name)
         yield root
         for folder, _, names in os.walk(root):
-            if folder != root and any(os.path.splitext(name)[1].lower() in TABLE_ENDINGS for name in names):
+            if folder != root and any(os.path.splitext(name)[1].lower() in TABLE_EXTENSIONS for name in names):
                 yield folder
     yield os.getcwd()
 

@@ -1,0 +1,39 @@
+"""Formatting of messages."""
+
+import re
+from collections.abc import Collection, Iterable
+
+
+def format_list(items: Iterable[object], max_items: int = 5) -> str:
+    """Format the first items of a list for a message.
+
+    Args:
+        items: the items.
+        max_items: maximum number of items to show.
+
+    Returns:
+        The `repr` of the items, separated by commas: `'a', 'b'`, or `'a', 'b' and 7 more` for a longer list.
+    """
+    items = list(items)
+    more = f" and {len(items) - max_items} more" if len(items) > max_items else ""
+    return ", ".join(map(repr, items[:max_items])) + more
+
+
+def replace_parameters_by_flags(text: str, options: Collection[str]) -> str:
+    """Replace parameter names in a message of the library by the flags of a command.
+
+    Args:
+        text: message with parameter names in backticks, such as `eval_split` or `bf16=True`.
+        options: names of the command's options without dashes.
+
+    Returns:
+        The message with `--eval_split` or `--bf16 True` for each name that is an option; other names are unchanged.
+    """
+
+    def replace(match: re.Match) -> str:
+        name, value = match["name"], match["value"]
+        if name not in options:
+            return match[0]
+        return f"`--{name} {value}`" if value else f"`--{name}`"
+
+    return re.sub(r"`(?P<name>[a-z][a-z0-9_]*)(?:=(?P<value>[^`\s]+))?`", replace, text)
