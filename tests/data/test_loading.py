@@ -43,7 +43,7 @@ def test_digits_needs_no_folder_and_names_its_evaluation_split(caplog):
         data = load_image_dataset("digits")
     assert (len(data.train), len(data.evaluation), data.eval_split) == (1437, 360, "test")
     assert data.label_names == [str(i) for i in range(10)]
-    assert "evaluating on 'test'" in caplog.text
+    assert "Evaluating on 'test'" in caplog.text
 
 
 def test_cifar100_columns(load):
@@ -59,10 +59,10 @@ def test_the_columns_that_were_chosen_among_several_are_logged(load, caplog):
     load({"train": split, "test": split})
     logged = [record.getMessage() for record in caplog.records if "are read from" in record.getMessage()]
     assert logged == [
-        "Images of split 'train' are read from column 'img'. Others that hold such are 'mask': choose with "
-        "image_column_name.",
-        "Labels of split 'train' are read from column 'fine_label'. Others that hold such are 'coarse_label': choose "
-        "with label_column_name.",
+        "Images of split 'train' are read from column 'img'. Other candidates are 'mask'. Choose one with "
+        "`image_column_name`.",
+        "Labels of split 'train' are read from column 'fine_label'. Other candidates are 'coarse_label'. Choose one "
+        "with `label_column_name`.",
     ]
 
 
@@ -81,16 +81,16 @@ def test_unusual_single_columns_are_found(load):
 @pytest.mark.parametrize(
     "arguments, parts",
     [
-        ({"image_column_name": "picture"}, ["'picture'", "'image' (Image)", "--image_column_name"]),
-        ({"label_column_name": "klass"}, ["'klass'", "'label' (ClassLabel)", "--label_column_name"]),
-        ({"image_column_name": "label"}, ["'label'", "holds no images"]),
-        ({"label_column_name": "image"}, ["'image'", "must hold one ClassLabel"]),
-        ({"train_split": "trian"}, ["'trian'", "['test', 'train']", "--train_split"]),
-        ({"eval_split": "dev"}, ["'dev'", "['test', 'train']", "--eval_split"]),
+        ({"image_column_name": "picture"}, ["'picture'", "'image' (Image)", "image_column_name"]),
+        ({"label_column_name": "klass"}, ["'klass'", "'label' (ClassLabel)", "label_column_name"]),
+        ({"image_column_name": "label"}, ["'label'", "has no images"]),
+        ({"label_column_name": "image"}, ["'image'", "must have one ClassLabel"]),
+        ({"train_split": "trian"}, ["'trian'", "['test', 'train']", "train_split"]),
+        ({"eval_split": "dev"}, ["'dev'", "['test', 'train']", "eval_split"]),
         ({"max_train_samples": 0}, ["max_train_samples", "at least 1", "got 0"]),
         ({"max_eval_samples": -3}, ["max_eval_samples", "got -3"]),
         ({"validation_fraction": 1.0}, ["validation_fraction", "got 1.0"]),
-        ({"train_dir": "somewhere"}, ["--dataset_name", "--train_dir"]),
+        ({"train_dir": "somewhere"}, ["dataset_name", "train_dir"]),
         ({"do_train": False, "do_eval": False}, ["do_train", "do_eval"]),
     ],
 )
@@ -103,7 +103,7 @@ def test_user_errors_name_the_way_out(load, arguments, parts):
 
 
 def test_no_source_and_missing_folder(tmp_path):
-    with pytest.raises(ValueError, match="--dataset_name"):
+    with pytest.raises(ValueError, match="dataset_name"):
         load_image_dataset()
     with pytest.raises(ValueError, match="train_dir must be a folder"):
         load_image_dataset(train_dir=str(tmp_path / "nowhere"))
@@ -111,7 +111,7 @@ def test_no_source_and_missing_folder(tmp_path):
 
 def test_ambiguous_columns_are_listed(load):
     split = split_of([0, 1, 2], image="left", label="a", right=(Image(), [picture()] * 3))
-    with pytest.raises(ValueError, match=r"found 2; the columns are 'left' \(Image\), 'a' \(ClassLabel\), 'right'"):
+    with pytest.raises(ValueError, match=r"found 2. The columns are 'left' \(Image\), 'a' \(ClassLabel\), 'right'"):
         load({"train": split, "test": split})
 
 
@@ -159,7 +159,7 @@ def test_evaluation_alone_needs_no_train_split(load):
 
 
 def test_training_without_a_train_split_is_an_error(load):
-    with pytest.raises(ValueError, match=r"No split 'train'; the splits are \['validation'\]"):
+    with pytest.raises(ValueError, match=r"There is no split 'train'. The splits are \['validation'\]"):
         load({"validation": split_of([0, 1, 2])})
 
 
@@ -209,7 +209,7 @@ def test_other_class_names_in_the_evaluation_split_are_an_error():
         ([0, 1, None, 2], None, r"Split 'train' has no label at index 2"),
         ([0, 1, 2, -1], None, r"Split 'train' has the label -1 at index 3"),
         ([0, -7, 2, -1], Value("int64"), r"Split 'train' has the label -7 at index 1"),
-        ([0.5, 1.0], Value("float32"), r"must hold one ClassLabel, integer or string"),
+        ([0.5, 1.0], Value("float32"), r"must have one ClassLabel, integer or string"),
         (["ant", None], Value("string"), r"Split 'train' has no label at index 1"),
     ],
 )

@@ -60,7 +60,7 @@ def test_probe_finds_size_and_normalisation(image_processor, size, mean, std):
 
 
 def test_processor_of_varying_output_size_is_an_error():
-    with pytest.raises(ValueError, match=r"one size \(3, H, W\).*do_resize=True"):
+    with pytest.raises(ValueError, match=r"the same size \(3, H, W\).*do_resize=True"):
         build_transforms(ViTImageProcessor(do_resize=False))
 
 
@@ -183,7 +183,7 @@ def test_only_policies_draw_from_numpy():
 
 def test_jitter_that_a_policy_replaces_is_said(caplog):
     build_transforms(processor(), auto_augment="rand-m9", color_jitter=0.4)
-    assert "color_jitter=0.4 is left out" in caplog.text
+    assert "color_jitter=0.4 is ignored" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -217,16 +217,16 @@ def test_a_batch_is_its_images_one_by_one():
     train, evaluate = build_transforms(processor(), auto_augment="rand-m9-mstd0.5-inc1", random_erasing=0.5)
     assert torch.equal(evaluate.batch(images), torch.stack([evaluate(image) for image in images]))
 
-    def reseed(position, stream):
+    def seed_fn(position, stream):
         random.seed(10 * position + stream), torch.manual_seed(10 * position + stream)
         np.random.seed(10 * position + stream)  # noqa: NPY002
 
-    batch, expected, erased = train.batch(images, reseed), [], 0
+    batch, expected, erased = train.batch(images, seed_fn), [], 0
     for position, image in enumerate(images):
-        reseed(position, 0)
+        seed_fn(position, 0)
         tensor = train.normalize(to_tensor(train.augment(image)))
-        reseed(position, 1)
-        expected.append(train.erase(tensor.clone()))
+        seed_fn(position, 1)
+        expected.append(train.random_erasing(tensor.clone()))
         erased += not torch.equal(expected[-1], tensor)
     assert torch.equal(batch, torch.stack(expected)) and erased
 

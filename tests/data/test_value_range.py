@@ -15,7 +15,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from transformers.image_utils import load_image
 
 from hf_tokenmixup.data import ImageClassificationData, collate
-from hf_tokenmixup.data.image_cache import decode
+from hf_tokenmixup.data.image_cache import decode_image
 
 MIN_SAMPLE, MAX_SAMPLE, S_MIN_SAMPLE, S_MAX_SAMPLE, PHOTOMETRIC, ORIENTATION = 280, 281, 340, 341, 262, 274
 
@@ -78,7 +78,7 @@ def read(content, caplog):
     """The middle pixel, and whether there was a warning."""
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        pixel = decode({"bytes": content, "path": None}, "Image 0").getpixel((2, 2))
+        pixel = decode_image({"bytes": content, "path": None}, "Image 0").getpixel((2, 2))
     assert pixel[0] == pixel[1] == pixel[2]
     return pixel[0], bool(caplog.records)
 
@@ -134,7 +134,7 @@ def test_decode_of_an_unknown_range_warns(content, expected, caplog):
 
 def test_decode_of_floats_without_a_known_scale_uses_their_own_range(caplog):
     values = np.linspace(-1000, 3000, 16, dtype=np.float32).reshape(4, 4)
-    image = decode({"bytes": tiff(values), "path": None}, "Image 0")
+    image = decode_image({"bytes": tiff(values), "path": None}, "Image 0")
     assert (image.getpixel((0, 0))[0], image.getpixel((3, 3))[0]) == (0, 255)
     assert "from -1000 to 3000" in caplog.text
 
@@ -144,7 +144,7 @@ def test_decode_of_values_that_are_not_finite_raises_with_the_count(value):
     values = constant(0.5, np.float32)
     values[1, :3] = value
     with pytest.raises(ValueError, match=r"Image 7 \(x.tif\) cannot be decoded: .*3 of its 16 values are NaN or inf"):
-        decode({"bytes": tiff(values), "path": "x.tif"}, "Image 7")
+        decode_image({"bytes": tiff(values), "path": "x.tif"}, "Image 7")
 
 
 def test_decode_of_a_stated_range_of_colors_is_used(caplog):
@@ -189,7 +189,7 @@ def test_decode_of_an_ordinary_image_equals_transformers_load_image(name, tmp_pa
         {"bytes": None, "path": str(tmp_path / "image")},
         {"bytes": (tmp_path / "image").read_bytes(), "path": None},
     ):
-        assert np.array_equal(np.asarray(decode(value, "Image 0")), expected)
+        assert np.array_equal(np.asarray(decode_image(value, "Image 0")), expected)
     assert not caplog.records
 
 

@@ -21,4 +21,4 @@ def test_format_list_shows_first_items(items, expected):
     ],
 )
 def test_replace_parameters_by_flags_replaces_known_options(text, expected):
-    assert replace_parameters_by_flags(text, {"eval_split", "bf16"}) == expected
+    assert replace_parameters_by_flags(text, {"eval_split": "--eval_split", "bf16": "--bf16"}) == expected

@@ -121,7 +121,7 @@ def evaluate_classifier(
         )
     rank, world = (state.process_index, state.num_processes) if state is not None else (0, 1)
     if isinstance(data, ImageClassificationIterableDataset):
-        share = data.share(rank, world, batch_size)
+        share = data.shard(rank, world, batch_size)
         num_workers = min(num_workers, share.num_shards)
     else:
         share = Subset(data, range(rank, len(data), world))

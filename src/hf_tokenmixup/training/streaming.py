@@ -50,7 +50,7 @@ class StreamingTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         if not isinstance(self.train_dataset, ImageClassificationIterableDataset):
             return super().get_train_dataloader()
-        data = self.train_dataset.share(self.args.process_index, self.args.world_size, self._train_batch_size)
+        data = self.train_dataset.shard(self.args.process_index, self.args.world_size, self._train_batch_size)
         return prepare_data_loader(
             self._stream_loader(data, persistent=self.args.dataloader_persistent_workers),
             self.accelerator.device,
@@ -66,7 +66,7 @@ class StreamingTrainer(Trainer):
         data = self.eval_dataset if given is None else given
         if not isinstance(data, ImageClassificationIterableDataset):
             return super().get_eval_dataloader(eval_dataset)
-        data = data.share(0, 1, self.args.eval_batch_size)
+        data = data.shard(0, 1, self.args.eval_batch_size)
         batches = RebatchedDataset(self._stream_loader(data), self.args.eval_batch_size)
         return self.accelerator.prepare(DataLoader(batches, batch_size=None))
 

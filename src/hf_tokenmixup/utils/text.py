@@ -1,7 +1,7 @@
 """Formatting of messages."""
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Mapping
 
 
 def format_list(items: Iterable[object], max_items: int = 5) -> str:
@@ -19,21 +19,21 @@ def format_list(items: Iterable[object], max_items: int = 5) -> str:
     return ", ".join(map(repr, items[:max_items])) + more
 
 
-def replace_parameters_by_flags(text: str, options: Collection[str]) -> str:
+def replace_parameters_by_flags(text: str, flags: Mapping[str, str]) -> str:
     """Replace parameter names in a message of the library by the flags of a command.
 
     Args:
         text: message with parameter names in backticks, such as `eval_split` or `bf16=True`.
-        options: names of the command's options without dashes.
+        flags: flag of each parameter, such as `{"eval_split": "--eval_split", "bf16": "--bf16"}`.
 
     Returns:
-        The message with `--eval_split` or `--bf16 True` for each name that is an option; other names are unchanged.
+        The message with `--eval_split` or `--bf16 True` for each parameter with a flag; other names are unchanged.
     """
 
     def replace(match: re.Match) -> str:
         name, value = match["name"], match["value"]
-        if name not in options:
+        if name not in flags:
             return match[0]
-        return f"`--{name} {value}`" if value else f"`--{name}`"
+        return f"`{flags[name]} {value}`" if value else f"`{flags[name]}`"
 
     return re.sub(r"`(?P<name>[a-z][a-z0-9_]*)(?:=(?P<value>[^`\s]+))?`", replace, text)
