@@ -193,7 +193,7 @@ def test_a_resnet_is_a_baseline(finetune, tmp_path):
     "arguments, message",
     [
         ([*DIGITS, *SCRATCH], "Nothing to do: give --do_train, --do_eval or both"),
-        ([*DIGITS, "--do_train"], "No model was named"),
+        ([*DIGITS, "--do_train"], "There is no model"),
         ([*SCRATCH, "--do_train"], "Expected either --dataset_name or image folders"),
         ([*DIGITS, *SCRATCH, "--do_train", "--image_column_name", "picture"], "no column 'picture'; the columns are"),
         (

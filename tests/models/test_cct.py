@@ -80,7 +80,7 @@ def test_learned_positions_fit_their_size_or_are_interpolated():
     config = CctConfig(**SMALL, pooling="cls")
     model = CctForImageClassification(config).eval()
     images = torch.randn(2, 3, 48, 32)
-    with pytest.raises(ValueError, match="made for images of 32x32, got 48x32.*interpolate_pos_encoding=True"):
+    with pytest.raises(ValueError, match="for images of 32x32 pixels, got 48x32.*interpolate_pos_encoding=True"):
         model(images)
     positions = model.cct.embeddings.learned_positions(48, 32, True)
     grid = config.grid_size(48, 32)
@@ -139,7 +139,7 @@ def test_impossible_configurations_are_refused(changes, message):
 
 
 def test_images_of_other_channels_are_refused():
-    with pytest.raises(ValueError, match="Expected images of 3 channels, got 1"):
+    with pytest.raises(ValueError, match="Expected images with 3 channels, got 1"):
         CctModel(CctConfig(**SMALL))(torch.zeros(1, 1, 32, 32))
 
 

@@ -65,7 +65,9 @@ def test_load_classifier_other_classes_needs_leave_for_a_new_classifier(tmp_path
     base = saved(tmp_path, names, initializer_range=0.5)
     # Duplicate names are those of a config.json that was written by hand.
     change_config(tmp_path, id2label=dict(enumerate(names)), initializer_range=0.02)
-    with pytest.raises(ValueError, match="those of the dataset are 'cat', 'dog', 'owl'. Pass ignore_mismatched_sizes"):
+    with pytest.raises(
+        ValueError, match="those of the dataset are 'cat', 'dog', 'owl'. Pass `ignore_mismatched_sizes`"
+    ):
         load_classifier(str(tmp_path), label_names=OURS)
     model = load_classifier(str(tmp_path), label_names=OURS, ignore_mismatched_sizes=True)
     assert model.classifier.weight.std() < 0.05 < base.classifier.weight.std()
@@ -79,7 +81,7 @@ def test_load_classifier_without_names_reuses_rows_by_number_and_says_so(tmp_pat
     base = saved(tmp_path, names)
     model = load_classifier(str(tmp_path), label_names=label_names)
     assert torch.equal(model.classifier.weight, base.classifier.weight)
-    assert "There are no class names in" in caplog.text and "by number" in caplog.text
+    assert "There are no class names in" in caplog.text and "by index" in caplog.text
 
 
 @pytest.mark.parametrize("problem_type", ["multi_label_classification", "regression"])
@@ -101,7 +103,7 @@ def test_load_classifier_for_training_is_single_label(tmp_path, caplog, problem_
 
 def test_load_classifier_single_output_is_refused_for_training(tmp_path, caplog):
     saved(tmp_path, ["score"], num_labels=1, problem_type="regression")
-    with pytest.raises(ValueError, match="trained for 1 classes and does not fit 3"):
+    with pytest.raises(ValueError, match="trained for 1 classes, but the data has 3"):
         load_classifier(str(tmp_path), label_names=OURS)
     caplog.clear()
     options = {"tokenmixup": {"horizontal_layers": [1]}, "ignore_mismatched_sizes": True}

@@ -44,7 +44,7 @@ def test_from_pretrained_vit_at_another_size_interpolates_positions(vit, tmp_pat
     assert torch.equal(logits(model, height, width), expected)
     assert torch.equal(logits(model.published(), height, width), expected)
     assert model.config.image_size == size
-    assert f"grid of 4x4 tokens. Its positions are interpolated to the {height // 4}x{width // 4}" in caplog.text
+    assert f"grid of 4x4 tokens. Its positions are interpolated to {height // 4}x{width // 4}" in caplog.text
 
 
 @pytest.mark.parametrize("plain", [False, True])

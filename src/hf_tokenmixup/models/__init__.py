@@ -1,4 +1,4 @@
-"""Model families with TokenMixup."""
+"""Image classifiers with TokenMixup."""
 
 from .auto import FAMILIES, load_classifier, load_config_dict
 from .cct import (
