@@ -75,17 +75,17 @@ def strange_version(bench: Bench):
 
 
 SCRIPTS = [
-    evaluated("no such folder", lambda bench: bench.folder / "no", "No model", "config.json"),
+    evaluated("no such folder", lambda bench: bench.folder / "no", "not found", "config.json"),
     evaluated("no model in it", lambda bench: bench.folder, "no config.json that names a model_type"),
-    evaluated("weights cut short", cut_weights, "cannot be read", "anew"),
+    evaluated("weights cut short", cut_weights, "cannot be read", "download it again"),
     evaluated("no classifier among the weights", without_classifier, "2 of 56 tensors", "classifier.weight"),
-    evaluated("another architecture", lambda bench: bench.model_like(model_type="deit"), "not those of a DeiT"),
+    evaluated("another architecture", lambda bench: bench.model_like(model_type="deit"), "do not fit a DeiT"),
     evaluated("a processor of another size", other_size, "(3, 20, 20)", "(16*16)", "belong together"),
     evaluated("a batch of none", trained, "--batch_size must be at least 1", "got 0", arguments=("--batch_size", 0)),
     evaluated("no precision", trained, "--dtype", "'fp8'", "'bf16'", arguments=("--dtype", "fp8")),
     evaluated("a seed below 0", trained, "seed must be at least 0", "-1", arguments=("--seed", -1)),
     evaluated("a misspelt option", trained, "--batchsize", "did you mean --batch_size?", arguments=("--batchsize", 3)),
-    evaluated("no split", trained, "No split 'tset'", "--eval_split", arguments=("--eval_split", "tset")),
+    evaluated("no split", trained, "no split 'tset'", "eval_split", arguments=("--eval_split", "tset")),
     evaluated(
         "a revision of a folder", trained, "--revision is for models on the Hub", arguments=("--revision", "x")
     ),
@@ -104,7 +104,7 @@ SCRIPTS = [
     seen("horizontal --max_samples 1", "no pair to show", "An image needs a partner"),
     main("visualize", "salency {trained}", "invalid choice: 'salency'", "'saliency'"),
     main("visualize", "curves {folder} --output {folder}/it.png", "no log", "output folder of a training"),
-    main("visualize", "saliency {folder}/no --images x --output {folder}/it.png", "No model", "config.json"),
+    main("visualize", "saliency {folder}/no --images x --output {folder}/it.png", "not found", "config.json"),
     main("visualize", "saliency {trained} --images {folder}/no --output {folder}/it.png", "no file or folder", "/no"),
     main("visualize", "saliency {trained} --images {file} --output {folder}/it.png", "--images", "cannot be decoded"),
     main("visualize", "saliency {trained} --images {file} --output {folder}/it.jpg", ".png or .pdf", "'it.jpg'"),

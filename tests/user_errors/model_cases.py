@@ -141,38 +141,36 @@ MODELS = [
         "quantized weights",
         lambda bench: bench.model_like(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
         "quantized weights",
-        "Name the model that was quantized",
+        "Choose the model before quantization",
     ),
     model("weights of another size", lambda bench: bench.model_like(hidden_size=32), "other shapes", "config.json"),
     model(
         "another size by override",
         trained,
         "other shapes",
-        "{'hidden_size': 32}: leave that out",
+        "Remove {'hidden_size': 32}",
         arguments=("--config_overrides", '{"hidden_size": 32}'),
     ),
     model(
         "weights of another size, ignored",
         lambda bench: bench.model_like(hidden_size=32),
-        "not those of a TokenMixupViT",
+        "do not fit a TokenMixupViT",
         "52 of 56 tensors",
         "from_scratch",
         arguments=("--ignore_mismatched_sizes",),
     ),
-    model("a CCT's configuration of a ViT's weights", cct_of_a_vit, "not those of a TokenMixupCct", "from_scratch"),
+    model("a CCT's configuration of a ViT's weights", cct_of_a_vit, "do not fit a TokenMixupCct", "from_scratch"),
     model(
         "another architecture",
         lambda bench: bench.model_like(model_type="deit"),
-        "not those of a DeiT",
-        "would be random",
+        "do not fit a DeiT",
+        "would be initialized randomly",
     ),
     model(
-        "another type beside a model", trained, "of type 'vit'", "'cct'", "leave", arguments=("--model_type", "cct")
+        "another type beside a model", trained, "type is 'vit'", "'cct'", "Remove", arguments=("--model_type", "cct")
     ),
     model("an unknown attribute", trained, "'depth'", arguments=("--config_overrides", '{"depth": 3}')),
-    model(
-        "a number of classes", trained, "leave out num_labels", arguments=("--config_overrides", '{"num_labels": 3}')
-    ),
+    model("a number of classes", trained, "Remove num_labels", arguments=("--config_overrides", '{"num_labels": 3}')),
     Mistake(
         "training on with other classes",
         lambda bench: three_classes(bench, "--do_train"),
@@ -195,7 +193,7 @@ MODELS = [
         "evaluation on other classes",
         lambda bench: three_classes(bench, "--do_eval", "--eval_split", "train"),
         ValueError,
-        ("knows 10 classes and the dataset has 3", "--label_mapping name"),
+        ("has 10 classes and the dataset has 3", "label_mapping=name"),
     ),
     Mistake(
         "no model",

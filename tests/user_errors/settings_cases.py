@@ -114,7 +114,7 @@ SETTINGS = [
     flags("--erasing_mode x", "erasing_mode", "'pixel', 'rand' or 'const'", "'x'"),
     flags("--color_jitter nan", "color_jitter", "at least 0", "nan"),
     flags("--image_size 0", "--image_size", "at least 1", "got 0"),
-    flags("--image_size 17", "image_size is 17, but config_overrides has image_size 16", "remove one"),
+    flags("--image_size 17", "image_size is 17, but config_overrides has image_size 16", "Remove one"),
     flags("--image_size 16,16,16", "--image_size must be a side, or height and width", "got 16 16 16"),
     *removed("--warmup_ratio 0.1", "--warmup_ratio was removed", "as in --warmup_steps 0.1"),
     flags("--evaluation-strategy epoch", "--evaluation_strategy was removed", "pass --eval_strategy"),
