@@ -19,7 +19,7 @@ def load(tmp_path):
     return load
 
 
-def test_splits_columns_classes_and_lengths(load, caplog):
+def test_stream_splits_columns_classes_and_lengths(load, caplog):
     write_shards(load.folder, [3, 4])
     write_shards(load.folder, [2], "test")
     data = load()
@@ -42,7 +42,7 @@ def test_splits_columns_classes_and_lengths(load, caplog):
     assert load(do_eval=False).evaluation is None
 
 
-def test_the_same_columns_as_without_streaming(load):
+def test_stream_columns_match_stored_dataset(load):
     load.folder.mkdir()
     features = Features({"coarse_label": ClassLabel(names=["x", "y"]), "fine_label": ClassLabel(names=CLASSES)})
     labels = Dataset.from_dict({"coarse_label": [0, 1], "fine_label": [2, 3]}, features=features)
@@ -58,7 +58,7 @@ def test_the_same_columns_as_without_streaming(load):
 
 
 @pytest.mark.parametrize("feature, labels", [(Value("string"), ["ant", "bee"]), (Value("int64"), [0, 1])])
-def test_classes_that_nobody_counted(load, feature, labels):
+def test_stream_unknown_classes_raise(load, feature, labels):
     load.folder.mkdir()
     rows = numbered([0, 1]).remove_columns("label").add_column("label", labels, feature=feature)
     rows.to_parquet(load.folder / "train.parquet")
@@ -66,7 +66,7 @@ def test_classes_that_nobody_counted(load, feature, labels):
         load(do_eval=False)
 
 
-def test_columns_that_nobody_described(load):
+def test_stream_unknown_columns_raise(load):
     load.folder.mkdir()
     (load.folder / "train.csv").write_text("image,label\n0.png,0\n1.png,1\n")
     with pytest.raises(ValueError, match="columns of split 'train' are unknown before it is read.*parquet"):
@@ -87,13 +87,13 @@ def test_columns_that_nobody_described(load):
         ({"train_dir": "folder"}, "Remove `streaming`: image folders are read file by file"),
     ],
 )
-def test_user_errors_name_the_way_out(load, options, message):
+def test_stream_invalid_arguments_raise(load, options, message):
     write_shards(load.folder, [3])
     with pytest.raises(ValueError, match=message):
         load(**options)
 
 
-def test_no_such_data_set_and_digits(tmp_path, monkeypatch):
+def test_stream_missing_dataset_or_digits_raises(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="Remove `streaming`.*digits is in memory"):
         load_streaming_image_dataset("digits")
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
@@ -101,7 +101,7 @@ def test_no_such_data_set_and_digits(tmp_path, monkeypatch):
         load_streaming_image_dataset(str(tmp_path / "nowhere"), cache_dir=str(tmp_path / "cache"))
 
 
-def test_a_worker_is_not_sent_the_paths_of_an_image_folder(tmp_path):
+def test_pickled_stream_has_no_paths(tmp_path):
     """What a spawned worker receives grows by labels and row numbers, not by file names."""
     sizes = {}
     for count in (100, 1100):
