@@ -1,4 +1,4 @@
-"""The equations against brute force, against float64, and at their edges."""
+"""Functional API compared with brute force and float64 references."""
 
 import itertools
 

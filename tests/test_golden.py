@@ -1,4 +1,4 @@
-"""The reference values of tests/golden, through the public functions and the public model."""
+"""Reference values in tests/golden."""
 
 import pytest
 import torch

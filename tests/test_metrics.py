@@ -1,4 +1,4 @@
-"""Top-1 and top-5 accuracy against a count by hand, in the package and loaded on its own."""
+"""Top-1 and top-5 accuracy."""
 
 import ast
 import socket

@@ -1,4 +1,4 @@
-"""What a wheel holds: every module and data file of the package, with its metadata."""
+"""Files and metadata of the wheel."""
 
 from pathlib import Path
 

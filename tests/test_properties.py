@@ -1,4 +1,4 @@
-"""What the equations keep to for any shape, dtype and saliency, degenerate ones included (paper: section 3)."""
+"""Properties of the functional API for random shapes, dtypes and saliency."""
 
 import itertools
 

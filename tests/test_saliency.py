@@ -1,4 +1,4 @@
-"""Attention saliency: both routes, bounded memory, rollout, against the attentions that the model itself returns."""
+"""Attention, gradient and random saliency."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""The memory of vertical layers: which tokens it collects, in which order, and where their gradients flow."""
+"""Memory of vertical layers."""
 
 import pytest
 import torch

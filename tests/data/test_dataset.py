@@ -1,4 +1,4 @@
-"""Decoding, reproducible augmentation, isolated generators, workers and batches."""
+"""Map-style dataset: decoding, reproducible augmentation, workers and batches."""
 
 import io
 import pickle

@@ -1,4 +1,4 @@
-"""The embedded digits: sizes, values, split, and that nothing is written."""
+"""Handwritten digits: sizes, values and split."""
 
 import numpy as np
 from datasets import ClassLabel, Image

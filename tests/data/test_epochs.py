@@ -1,4 +1,4 @@
-"""The epoch of a dataset: found through wrappers, shared with workers, copied with the dataset."""
+"""Epoch of a dataset: wrappers, workers and copies."""
 
 import copy
 import functools

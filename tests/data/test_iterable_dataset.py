@@ -1,4 +1,4 @@
-"""Streamed images: each once, shared out, shuffled, augmented, passed over, and told apart where they are broken."""
+"""Iterable dataset: sharding, shuffling, augmentation, resuming and errors."""
 
 import pickle
 import random

@@ -1,4 +1,4 @@
-"""Classes of a model and of a dataset: when they agree, how they are matched, and what is said when they do not."""
+"""Label mapping between model and dataset."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""Sources, splits, columns and labels, each on a small data set written for the test."""
+"""Loading: sources, splits, columns and labels."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""Input mixing: images and targets must tell the same story, for every mode and batch size."""
+"""Mixup, CutMix and label smoothing for all modes and batch sizes."""
 
 import numpy as np
 import pytest

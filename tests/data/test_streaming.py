@@ -1,4 +1,4 @@
-"""Streamed splits from a name: columns, classes, lengths, and what a stream cannot do."""
+"""Loading of streams: columns, classes, lengths and errors."""
 
 import pickle
 

@@ -1,4 +1,4 @@
-"""Transforms: evaluation equals the image processor, training follows its size and normalisation."""
+"""Image transforms for training and evaluation."""
 
 import pickle
 import random

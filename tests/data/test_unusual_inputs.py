@@ -1,4 +1,4 @@
-"""What looks wrong and works: images of every kind, batches and sets of odd sizes."""
+"""Unusual but valid inputs: image formats, batch sizes and dataset sizes."""
 
 import math
 

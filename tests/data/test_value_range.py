@@ -1,4 +1,4 @@
-"""Images of more than 8 bits per channel: scaled by what the file states, with one warning where it states nothing."""
+"""Images with more than 8 bits per channel."""
 
 import io
 import logging

@@ -1,4 +1,4 @@
-"""Opening any classifier by name."""
+"""Loading of image classifiers."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""bf16 and fp16: how far a training step may be from float32, and what must not differ at all."""
+"""Training steps in bf16 and fp16 compared with float32."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The Compact Transformers as plain models: sizes, tokenizers, positions, and names on disk."""
+"""Compact Transformers without TokenMixup."""
 
 import json
 

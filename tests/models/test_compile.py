@@ -1,4 +1,4 @@
-"""One graph under torch.compile: no break in it, and no other for another batch."""
+"""torch.compile: graph breaks and recompilations."""
 
 import pytest
 import torch

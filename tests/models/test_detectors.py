@@ -1,4 +1,4 @@
-"""Other detectors of saliency, and manifold mixup, inside a training forward of every family."""
+"""Gradient and random saliency detectors and manifold mixup in all model families."""
 
 import pytest
 import torch

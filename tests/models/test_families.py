@@ -1,4 +1,4 @@
-"""Every family: plain where it must be, the same under every mode of running, and what it saves."""
+"""Training, evaluation, loading and saving of all model families."""
 
 import copy
 import logging

@@ -1,4 +1,4 @@
-"""What a base model brings along: its classes, its task, its outputs."""
+"""Classifier and task of a base model."""
 
 import json
 

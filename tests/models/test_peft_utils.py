@@ -1,4 +1,4 @@
-"""Adapters of peft inside a model: saliency sees them as in evaluation, and the published form has them merged."""
+"""Adapters of peft in a TokenMixup model."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Checkpoints at another image size, and images that patches do not cover."""
+"""Other image sizes: interpolated positions and uncovered pixels."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""Models sharded by FSDP2, in one process: the weights are there in a module's own forward alone, as with several."""
+"""Models sharded by FSDP2 in one process."""
 
 import copy
 

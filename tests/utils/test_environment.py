@@ -1,4 +1,4 @@
-"""What is told of the place that something was measured at, and what is not."""
+"""Description of hardware, versions and commands without private data."""
 
 import shlex
 from pathlib import Path

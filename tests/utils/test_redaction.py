@@ -1,4 +1,4 @@
-"""Secrets are removed from commands and values, and everything else stays."""
+"""Removal of secrets."""
 
 import pytest
 
