@@ -4,7 +4,26 @@ SHELL := bash
 # torch, and what its builds alone ask for. See the first lines of constraints.txt.
 OF_TORCH := torch torchvision triton sympy mpmath networkx
 
-.PHONY: constraints
+.PHONY: quality style test test-slow constraints
+
+# Checks the source code without changing it.
+quality:
+	ruff check .
+	ruff format --check .
+	mypy
+
+# Fixes what ruff can fix.
+style:
+	ruff check --fix .
+	ruff format .
+
+# The quick tests: no network, no GPU.
+test:
+	pytest
+
+# Tests that start several processes or kill runs; about half an hour on two cores.
+test-slow:
+	pytest -m slow
 
 # Writes constraints.txt with the newest versions. Needs Python and pip alone.
 constraints:

@@ -54,6 +54,6 @@ setup(
     ],
     extras_require={
         "lora": ["peft>=0.20"],
-        "dev": ["hypothesis>=6.100", "pytest>=8", "setuptools>=77", "ruff>=0.14,<0.18", "peft>=0.20"],
+        "dev": ["hypothesis>=6.100", "mypy>=1.11", "pytest>=8", "setuptools>=77", "ruff>=0.14,<0.18", "peft>=0.20"],
     },
 )

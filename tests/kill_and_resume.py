@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -155,7 +155,7 @@ class Kills:
         newest = max(complete, default=0)
         resumed = Moment("start-up", "trainer") in self.moments()
         for step in incomplete:
-            if step > newest and resumed and f"checkpoint-{step} is not complete" not in self.printed():
+            if step > newest and resumed and f"checkpoint-{step}: " not in self.printed():
                 raise RuntimeError(f"checkpoint-{step} was skipped without a warning:\n{self.printed()}")
         if newest > max(self._checkpoints()[0], default=0):
             raise RuntimeError(f"the last complete checkpoint, of step {newest}, is gone")
@@ -164,6 +164,10 @@ class Kills:
         """The steps of the complete and of the incomplete ones."""
         found = [(_step(path.name), find_checkpoint_error(path)) for path in list_checkpoints(self.folder)]
         return [step for step, fault in found if fault is None], [step for step, fault in found if fault is not None]
+
+    def complete_checkpoints(self) -> list[int]:
+        """Their steps."""
+        return self._checkpoints()[0]
 
     def _left(self) -> str:
         complete, incomplete = self._checkpoints()
@@ -206,7 +210,7 @@ def plan(moments: list[Moment], kills: int | None, chance: random.Random) -> lis
         distinct = sorted(distinct, key=rank.get)[:kills]
     chance.shuffle(distinct)
     early = [moment for moment in distinct if moment.phase in WHILE_TRAINING and moment not in RESUMING]
-    # Some are killed where there is no checkpoint yet; after a removal there is one.
+    # Some are killed where there is no checkpoint yet; after the removal of an old one there is one.
     removal = next((moment for moment in early if moment.phase == "removal"), None)
     first = [*early[:3], *([] if removal is None or removal in early[:3] else [removal])]
     rest = [moment for moment in distinct if moment.phase in WHILE_TRAINING and moment not in first]
@@ -270,7 +274,13 @@ def kill_and_resume(
         if found := list(differences(folder / "uninterrupted", folder / "observed")):
             raise RuntimeError("\n".join(["Observed, it ended otherwise:", *found]))
         gaps = [(Moment(*one[:2]), two[2] - one[2]) for one, two in pairwise(observed.timed_moments())]
-        for moment in plan(moments, kills, chance):
+        left = deque(plan(moments, kills, chance))
+        while left:
+            moment = left.popleft()
+            if moment in RESUMING and left and not killed.complete_checkpoints():
+                # A kill may have left none, also after a removal: it removes incomplete checkpoints too.
+                left.append(moment)
+                continue
             number = chance.randint(1, 5 if moment.phase == "training" else 3 if moment.phase == "log" else 1)
             if at_random:
                 seconds = chance.uniform(0, 1.5) * max((gap for other, gap in gaps if other == moment), default=0.1)

@@ -160,6 +160,8 @@ class TokenMixupConfigMixin:
         layers, last = getattr(self, name), self.num_hidden_layers - 1
         if not isinstance(layers, list | tuple) or not all(_is_integer(layer) for layer in layers):
             raise ValueError(f"{name} must be a list of layer indices, got {layers!r}.")
+        if layers and first > last:
+            raise ValueError(f"{name} must be empty in a model of {last + 1} layer, got {layers!r}.")
         outside = [layer for layer in layers if not first <= layer <= last]
         if outside:
             reason = " (there is no layer before layer 0)" if first == 1 and 0 in outside else ""

@@ -116,8 +116,9 @@ def test_exceptions_are_needed():
     assert [(name, flag) for name, flag in EXCEPTIONS if flag not in advised(PACKAGE / name)] == []
 
 
-def test_readme_names_flags_that_exist():
-    text = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+def test_documentation_flags_exist_in_their_commands():
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages).replace("\\\n", " ")
     called = re.compile(r"(?:scripts/(\w+)\.py|hf-tokenmixup (\w+)|hf_tokenmixup\.cli\.(\w+))([^\n`#]*)")
     wrong = []
     for found in called.finditer(text):

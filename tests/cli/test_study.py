@@ -73,7 +73,8 @@ def test_a_table_is_run_row_by_row_and_resumed_seed_by_seed(study, tmp_path, cap
     assert launched_recipes(calls) == TABLE_4
     for call in calls:
         assert call[2:6] == ["--use_cpu", "true", "--num_train_epochs", "3"]
-        assert call[6:] == ["--seed", "7", "--output_dir", str(tmp_path / "out" / f"{call[1]}-seed-7")]
+        folder = str(tmp_path / "out" / f"{call[1]}-seed-7")
+        assert call[6:] == ["--seed", "7", "--output_dir", folder, "--resume_from_checkpoint", "auto"]
     record = json.loads((tmp_path / "out" / f"{TABLE_4[1]}-seed-7" / "study.json").read_text())["options"]
     assert (record["seed"], record["horizontal_tau"], record["num_train_epochs"]) == (["7"], ["none"], ["3"])
     told = capsys.readouterr().out

@@ -439,6 +439,8 @@ def test_the_script_converts_tau_and_takes_a_recipe(tmp_path, capsys):
     assert (config.horizontal_tau, config.horizontal_rho, config.vertical_kappa) == (2.0, 0.01, 2)
     assert (config.horizontal_layers, config.vertical_layers, config.id2label[0]) == ([3], [4], "a")
     assert AutoImageProcessor.from_pretrained(tmp_path / "out").image_mean[0] == 0.485
+    main([*words.partition("--authors_tau")[0].replace("/out", "/all").split(), "--horizontal_tau", "none"])
+    assert TokenMixupViTForImageClassification.from_pretrained(tmp_path / "all").config.horizontal_tau is None
     assert "ViT of the authors" in (printed := capsys.readouterr().out) and str(tmp_path / "out") in printed
 
 

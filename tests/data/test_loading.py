@@ -248,3 +248,14 @@ def test_load_two_label_types_raise():
     splits = DatasetDict({"train": split_of([0]), "test": split_of(["ant"], Value("string"))})
     with pytest.raises(ValueError, match="one type in all splits"):
         encode_labels(splits, "label")
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int8", "uint64"])
+def test_labels_of_a_narrow_or_unsigned_type_are_numbered(load, kind):
+    data = load({"train": split_of([0, 1, 2, 0], Value(kind)), "test": split_of([2, 1], Value(kind))})
+    assert (data.label_names, data.evaluation["label"][:]) == (["0", "1", "2"], [2, 1])
+
+
+def test_numbers_of_classes_with_gaps_are_logged(load, caplog):
+    load({"train": split_of([3, 7, 3], Value("int64")), "test": split_of([7], Value("int64"))})
+    assert "2 different numbers up to 7" in caplog.text and "6 of the 8 classes have no images" in caplog.text

@@ -77,7 +77,7 @@ def test_baselines_too(arguments, make_model):
 def test_a_plain_forward_where_all_batches_are_of_one_size(arguments, monkeypatch):
     """With `dataloader_drop_last` the sizes stay numbers, which makes the faster code."""
     marked = []
-    monkeypatch.setattr("hf_tokenmixup.training.trainer.mark_dynamic_batch_size", lambda *t: marked.append(len(t)))
+    monkeypatch.setattr("hf_tokenmixup.training.batches.mark_dynamic_batch_size", lambda *t: marked.append(len(t)))
     for drop_last in (False, True):
         args = arguments(torch_compile_backend="eager", dataloader_drop_last=drop_last)
         trainer = TokenMixupTrainer(tokenmixup_vit(), args, train_dataset=Images(6))

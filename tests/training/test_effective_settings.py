@@ -46,13 +46,16 @@ def test_effective_precision_of_the_launcher_is_that_of_records(arguments, monke
     trainer.train()
     trainer.evaluate()
     assert hyperparameters(trainer)["mixed_precision"] == "bf16"
-    assert trainer._evaluation("alice/vit").dtype == "bf16"
+    assert trainer.run_record.evaluation_result("alice/vit").dtype == "bf16"
     assert "float32 instead of half precision" in _format_nonfinite_error(trainer, 1, "")
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
     trainer = trainer_of(arguments())
     trainer.train()
     trainer.evaluate()
-    assert "mixed_precision" not in hyperparameters(trainer) and trainer._evaluation("alice/vit").dtype == "fp32"
+    assert (
+        "mixed_precision" not in hyperparameters(trainer)
+        and trainer.run_record.evaluation_result("alice/vit").dtype == "fp32"
+    )
     assert "half precision" not in _format_nonfinite_error(trainer, 1, "")
 
 
@@ -62,14 +65,14 @@ def test_effective_precision_of_the_weights_is_that_of_records(arguments, make_m
     trainer.train()
     trainer.evaluate()
     assert hyperparameters(trainer)["weights_dtype"] == "bfloat16"
-    assert trainer._evaluation("alice/vit").dtype == "bf16 weights"
+    assert trainer.run_record.evaluation_result("alice/vit").dtype == "bf16 weights"
 
 
 def test_effective_precision_of_a_full_evaluation_is_that_of_its_record(arguments):
     trainer = trainer_of(arguments(bf16_full_eval=True))
     trainer.train()
     trainer.evaluate()
-    assert trainer._evaluation("alice/vit").dtype == "bf16 weights"
+    assert trainer.run_record.evaluation_result("alice/vit").dtype == "bf16 weights"
     assert "weights_dtype" not in hyperparameters(trainer)
 
 
@@ -111,7 +114,7 @@ def test_effective_learning_rate_of_the_user_s_optimizer_cannot_change_on_resumi
         trainer.train(resume_from_checkpoint=checkpoint and f"{args.output_dir}/checkpoint-{checkpoint}")
 
     train(0.1)
-    with pytest.raises(ValueError, match="`learning_rate` it had, 0.1, and not with 0.2"):
+    with pytest.raises(ValueError, match="the optimizer of step 1 has 0.1, this run has 0.2"):
         train(0.2, 1)
     train(0.1, 1)
 
@@ -127,7 +130,7 @@ def test_effective_size_of_a_batch_that_was_found_is_on_the_card(arguments, monk
     trainer.train()
     size = trainer.get_train_dataloader().total_batch_size
     assert size <= 3 and hyperparameters(trainer)["per_device_train_batch_size"] == str(size)
-    assert trainer.kept()["plan"]["images_per_step"] == size
+    assert trainer.state_dict()["plan"]["images_per_step"] == size
 
 
 def test_effective_length_is_the_one_that_counts(arguments):
@@ -158,13 +161,13 @@ def test_effective_number_of_skipped_steps_is_on_the_card(arguments):
 def test_effective_results_are_those_of_the_weights_on_the_card(arguments):
     trainer = trainer_of(arguments(max_steps=2))
     trainer.evaluate()
-    assert trainer._evaluation("alice/vit") is not None
+    assert trainer.run_record.evaluation_result("alice/vit") is not None
     trainer.train()
-    assert trainer._evaluation("alice/vit") is None
+    assert trainer.run_record.evaluation_result("alice/vit") is None
     trainer.evaluate(Images(3))
-    assert trainer._evaluation("alice/vit") is None
+    assert trainer.run_record.evaluation_result("alice/vit") is None
     metrics = trainer.evaluate()
-    evaluation = trainer._evaluation("alice/vit")
+    evaluation = trainer.run_record.evaluation_result("alice/vit")
     assert (evaluation.num_images, evaluation.loss) == (10, metrics["eval_loss"])
 
 
@@ -175,16 +178,20 @@ def test_effective_results_of_the_best_model_are_those_of_its_step(arguments):
     trainer.train()
     losses = [line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line]
     assert min(losses) < losses[-1]
-    assert trainer._evaluation("alice/vit").loss == min(losses) == pytest.approx(trainer.evaluate()["eval_loss"])
+    assert (
+        trainer.run_record.evaluation_result("alice/vit").loss
+        == min(losses)
+        == pytest.approx(trainer.evaluate()["eval_loss"])
+    )
 
 
 def test_effective_beginning_is_on_the_card(arguments):
     args = arguments(max_steps=2, save_strategy="steps", save_steps=1)
     trainer = trainer_of(args)
     trainer.train("auto")
-    assert not trainer._training_facts().resumed and "of the last part alone" not in str(trainer.model_card("x"))
+    assert not trainer.run_record.card_data().resumed and "of the last part alone" not in str(trainer.model_card("x"))
     trainer = trainer_of(args)
     trainer.train(f"{args.output_dir}/checkpoint-1")
-    assert trainer._training_facts().resumed
+    assert trainer.run_record.card_data().resumed
     state = json.loads((Path(args.output_dir) / "checkpoint-2" / "trainer_state.json").read_text())
     assert state["global_step"] == 2

@@ -34,8 +34,8 @@ class Record(TrainerCallback):
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         self.weights.append(copied(model.state_dict()))
-        if self.trainer.average is not None:
-            self.averages.append(copied(self.trainer.average.tensors()))
+        if self.trainer.ema_model is not None:
+            self.averages.append(copied(self.trainer.ema_model.tensors()))
 
 
 def copied(tensors):
@@ -67,7 +67,7 @@ def by_hand(weights, decay, warmup=False):
 
 def assert_average(trainer, weights, decay, warmup=False):
     expected = by_hand(weights, decay, warmup)
-    got = trainer.average.tensors()
+    got = trainer.ema_model.tensors()
     assert got.keys() == expected.keys()
     for name, tensor in got.items():
         assert tensor.dtype == weights[0][name].dtype
@@ -84,15 +84,15 @@ def test_it_is_the_average_over_the_steps_and_the_training_does_not_see_it(
     settings |= {"optim": "adamw_torch", "learning_rate": 0.01, "mixup_alpha": 0.8}
     trainer, record = trainer_of(make_model, arguments(ema_decay=0.8, ema_warmup=warmup, **settings))
     trainer.train()
-    assert trainer.average.updates == len(record.weights) == 5
+    assert trainer.ema_model.updates == len(record.weights) == 5
     assert_average(trainer, record.weights, 0.8, warmup)
-    names = trainer.average.tensors().keys()
+    names = trainer.ema_model.tensors().keys()
     assert any("scorenet" in name or "num_batches_tracked" in name for name in names)
 
     args = arguments(output_dir=str(tmp_path / "without"), **settings)
     without, other = trainer_of(make_model, args)
     without.train()
-    assert without.average is None and not list((tmp_path / "without").glob("*/average.safetensors"))
+    assert without.ema_model is None and not list((tmp_path / "without").glob("*/average.safetensors"))
     for now, plain in zip(record.weights, other.weights, strict=True):
         assert_same(now, plain)
     # Before the first step the average is the model.
@@ -115,7 +115,7 @@ def test_a_step_that_was_left_out_does_not_count(arguments):
     trainer._get_train_sampler = lambda *args: torch.utils.data.SequentialSampler(trainer.train_dataset)
     trainer.train()
     assert_same(record.averages[2], record.averages[1])
-    assert trainer.average.updates == 3
+    assert trainer.ema_model.updates == 3
     assert_average(trainer, [record.weights[step] for step in (0, 1, 3)], 0.5)
 
 
@@ -126,7 +126,7 @@ def test_a_step_that_the_scaler_of_half_precision_left_out_does_not_count(argume
     before = copied(trainer.model.state_dict())
     trainer.train()
     assert_same(record.weights[0], before)
-    assert trainer.average.updates == 2
+    assert trainer.ema_model.updates == 2
     assert_average(trainer, record.weights[1:], 0.5)
 
 
@@ -135,7 +135,7 @@ def test_evaluation_and_predictions_are_those_of_the_average(arguments, make_mod
     trainer, record = trainer_of(make_model, arguments(max_steps=4, ema_decay=0.7))
     trainer.train()
     averaged, images = copy.deepcopy(trainer.model).eval(), trainer.eval_dataset
-    averaged.load_state_dict(trainer.average.tensors())
+    averaged.load_state_dict(trainer.ema_model.tensors())
     with torch.no_grad():
         logits = averaged(pixel_values=images.pixels).logits
         plain = trainer.model.eval()(pixel_values=images.pixels).logits
@@ -159,14 +159,14 @@ def test_the_weights_come_back_after_an_error(arguments, make_model):
     trainer, record = trainer_of(make_model, args)
     trainer.train()
     places = [parameter.data_ptr() for parameter in trainer.model.parameters()]
-    average = copied(trainer.average.tensors())
+    average = copied(trainer.ema_model.tensors())
     with pytest.raises(OSError):
         trainer.evaluate(Broken(8))
-    with pytest.raises(KeyError), trainer.ema_weights():
+    with pytest.raises(KeyError), trainer.ema.applied():
         assert_same(trainer.model.state_dict(), average)
         raise KeyError
     assert_same(trainer.model.state_dict(), record.weights[-1])
-    assert_same(trainer.average.tensors(), average)
+    assert_same(trainer.ema_model.tensors(), average)
     assert places == [parameter.data_ptr() for parameter in trainer.model.parameters()]
 
 
@@ -176,7 +176,7 @@ def test_the_published_model_is_the_average_and_a_checkpoint_holds_both(argument
     trainer, record = trainer_of(make_model, args)
     trainer.train()
     trainer.save_model()
-    average = trainer.average.tensors()
+    average = trainer.ema_model.tensors()
     model, report = AutoModelForImageClassification.from_pretrained(args.output_dir, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     assert_same(model.state_dict(), {name: t for name, t in average.items() if "scorenet" not in name})
@@ -205,9 +205,9 @@ def test_a_resumed_training_ends_with_the_same_average_and_best_model(arguments,
     assert len(resumed.averages) == 6 - step
     for got, expected in zip(resumed.averages, record.averages[step:], strict=True):
         assert_same(got, expected)
-    assert parts.average.updates == whole.average.updates == whole.state.best_global_step
+    assert parts.ema_model.updates == whole.ema_model.updates == whole.state.best_global_step
     assert parts.state.best_metric == whole.state.best_metric
-    assert_same(parts.average.tensors(), whole.average.tensors())
+    assert_same(parts.ema_model.tensors(), whole.ema_model.tensors())
     assert_same(load_file(tmp_path / "parts/model.safetensors"), load_file(tmp_path / "out/model.safetensors"))
 
 
@@ -225,7 +225,7 @@ def test_the_average_of_the_best_checkpoint_is_what_ends_in_the_output_folder(ar
     )
     trainer.train()
     trainer.save_model()
-    assert_same(trainer.average.tensors(), record.averages[1])
+    assert_same(trainer.ema_model.tensors(), record.averages[1])
     assert_same(trainer.model.state_dict(), record.weights[1])
     published = AutoModelForImageClassification.from_pretrained(args.output_dir).state_dict()
     assert_same(published, {name: t for name, t in record.averages[1].items() if "scorenet" not in name})
@@ -240,15 +240,15 @@ def test_a_file_cut_short_is_noticed(arguments):
     whole = file.read_bytes()
     for share in (0.0, 0.5, 0.95):
         file.write_bytes(whole[: int(share * len(whole))])
-        assert find_checkpoint_error(file.parent) == "average.safetensors is cut short"
+        assert find_checkpoint_error(file.parent) == "average.safetensors is truncated"
     before = copied(trainer.model.state_dict())
-    with pytest.raises(ValueError, match="average.safetensors is cut short. Resume from .*checkpoint-1"):
+    with pytest.raises(ValueError, match="average.safetensors is truncated. Resume from .*checkpoint-1"):
         trainer.train(resume_from_checkpoint=str(file.parent))
-    with pytest.raises(ValueError, match="average.safetensors cannot be read as an average"):
+    with pytest.raises(ValueError, match="average.safetensors cannot be read as EMA weights"):
         trainer._load_from_checkpoint(str(file.parent))
     other = ModelEma(resnet(), 0.5)
     other.save(file)
-    with pytest.raises(ValueError, match="is the average of another model: .* tensors differ"):
+    with pytest.raises(ValueError, match="has the EMA weights of another model: .* tensors differ"):
         trainer._load_from_checkpoint(str(file.parent))
     assert_same(trainer.model.state_dict(), before)
 
@@ -263,21 +263,21 @@ def test_an_average_that_begins_or_ends_in_the_middle_of_a_training(arguments, c
     trainer, record = trainer_of(tokenmixup_vit, arguments(**settings, ema_decay=0.6))
     with caplog.at_level(logging.WARNING):
         trainer.train(resume_from_checkpoint=str(out / "checkpoint-2"))
-    assert "checkpoint-2 holds no average of weights: it starts afresh from the weights there." in caplog.text
+    assert "checkpoint-2 has no EMA weights: a new EMA starts from its raw weights." in caplog.text
     assert_average(trainer, record.weights, 0.6)
-    assert trainer.average.updates == 2
+    assert trainer.ema_model.updates == 2
     # A best checkpoint without an average stands for its own weights.
     trainer.state.best_model_checkpoint = str(out / "checkpoint-1")
     trainer._load_best_model()
-    assert_same(trainer.average.tensors(), trainer.model.state_dict())
+    assert_same(trainer.ema_model.tensors(), trainer.model.state_dict())
 
     # Switched off: its file neither counts nor stays where other weights are saved.
     caplog.clear()
     trainer, _ = trainer_of(tokenmixup_vit, args)
     with caplog.at_level(logging.WARNING):
         trainer.train(resume_from_checkpoint=str(out / "checkpoint-3"))
-    assert "average.safetensors is left out: there is no --ema_decay" in caplog.text
-    assert trainer.average is None
+    assert "average.safetensors because ema_decay is not set" in caplog.text
+    assert trainer.ema_model is None
     assert [path.parent.name for path in out.glob("*/average.safetensors")] == ["checkpoint-3"]
 
 
@@ -292,18 +292,20 @@ def test_a_second_training_starts_an_average_of_its_own(arguments):
 def test_what_is_said(arguments, caplog):
     with caplog.at_level(logging.WARNING, logger="hf_tokenmixup"):
         trainer_of(plain_vit, arguments(max_steps=3, ema_decay=0.9999, ema_warmup=True))[0].train()
-        assert caplog.text.count("use an average of the weights (ema_decay=0.9999 with warm-up)") == 1
-        assert "of the first" not in caplog.text
+        assert caplog.text.count("EMA enabled (ema_decay=0.9999 with warm-up)") == 1
+        assert "of the first step" not in caplog.text
         trainer_of(plain_vit, arguments(max_steps=3, ema_decay=0.9))[0].train()
-    assert "After 3 steps, 81 % of the average will be the weights of the first: choose a lower" in caplog.text
+    assert "After 3 steps, the weights of the first step still contribute 81 % of the EMA. Use a lower" in caplog.text
 
 
 def test_what_it_tells_in_the_card(arguments, monkeypatch):
     monkeypatch.setattr("hf_tokenmixup.training.hub.library_versions", dict)
     trainer, _ = trainer_of(plain_vit, arguments(ema_decay=0.99, ema_warmup=True))
-    told = trainer._training_facts().hyperparameters
+    told = trainer.run_record.card_data().hyperparameters
     assert told["ema_decay"] == 0.99 and told["ema_warmup"] is True
-    assert not any("ema" in name for name in trainer_of(plain_vit, arguments())[0]._training_facts().hyperparameters)
+    assert not any(
+        "ema" in name for name in trainer_of(plain_vit, arguments())[0].run_record.card_data().hyperparameters
+    )
 
 
 class Shared(torch.nn.Module):
@@ -386,7 +388,7 @@ def test_compiled_code_serves_the_average_too(arguments):
         count = len(graphs)
         assert count > 0
         for _ in range(2):
-            with trainer.ema_weights():
+            with trainer.ema.applied():
                 averaged, expected = compiled(pixels).logits, trainer.model(pixels).logits
             torch.testing.assert_close(averaged, expected)
             assert not torch.allclose(averaged, plain)
@@ -403,7 +405,7 @@ def test_sharded_weights_are_refused_before_the_training(arguments, monkeypatch,
         setattr(self, flag, True)
 
     monkeypatch.setattr(Trainer, "create_accelerator_and_postprocess", sharded)
-    with pytest.raises(ValueError, match=f"does not go with {what}, .* leave out --ema_decay"):
+    with pytest.raises(ValueError, match=f"is not supported with {what}, .*emove `ema_decay`"):
         trainer_of(plain_vit, arguments(ema_decay=0.9))
 
 
@@ -417,7 +419,7 @@ def test_settings_that_make_no_sense(arguments):
         trainer_of(plain_vit, arguments(ema_decay=0.9, optim="schedule_free_adamw"))
     trainer, _ = trainer_of(plain_vit, arguments(ema_decay=0.0))
     trainer.train()
-    assert trainer.average is None
+    assert trainer.ema_model is None
 
 
 TWO_PROCESSES = """
@@ -437,7 +439,7 @@ trainer = TokenMixupTrainer(model, args, train_dataset=images(12), eval_dataset=
 trainer.train()
 loss = trainer.evaluate()["eval_loss"]
 assert trainer.args.world_size == 2
-trainer.average.save(out / f"average-{args.process_index}.safetensors")
+trainer.ema_model.save(out / f"average-{args.process_index}.safetensors")
 (out / f"loss-{args.process_index}.json").write_text(json.dumps(loss))
 trainer.save_model()
 """
@@ -461,3 +463,37 @@ def test_two_processes_keep_and_publish_the_same_average(tmp_path, make_model):
     with torch.no_grad():
         loss = F.cross_entropy(published(pixel_values=images.pixels).logits, images.labels)
     assert json.loads((tmp_path / "loss-0.json").read_text()) == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_model_ema_loaded_state_continues_bit_for_bit():
+    torch.manual_seed(0)
+    model = plain_vit()
+    weights = [copied(model.state_dict()) for _ in range(3)]
+    for number, state in enumerate(weights):
+        for tensor in state.values():
+            tensor.add_(torch.randn_like(tensor) * (number + 1))
+
+    def update(ema, states):
+        for state in states:
+            model.load_state_dict(state)
+            ema.update(model)
+        return ema
+
+    complete = update(ModelEma(model, 0.9, warmup=True), weights)
+    resumed = ModelEma(model, 0.9, warmup=True)
+    resumed.load_state_dict(update(ModelEma(model, 0.9, warmup=True), weights[:2]).state_dict())
+    update(resumed, weights[2:])
+    assert resumed.updates == complete.updates == 3
+    assert_same(resumed.tensors(), complete.tensors())
+
+
+def test_model_ema_state_of_another_model_raises_and_loads_nothing():
+    torch.manual_seed(0)
+    ema = ModelEma(plain_vit(), 0.9)
+    before = copied(ema.tensors())
+    state = ema.state_dict()
+    state = {"tensors": {name: tensor[:1] + 1 for name, tensor in state["tensors"].items()}, "updates": 7}
+    with pytest.raises(ValueError, match="tensors differ in name or shape"):
+        ema.load_state_dict(state)
+    assert_same(ema.tensors(), before)
+    assert ema.updates == 0

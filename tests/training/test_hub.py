@@ -71,12 +71,12 @@ def test_the_evaluation_in_a_card_is_that_of_the_published_model(arguments):
     trainer = trainer_of(arguments(), eval_card_data=EVALUATION)
     assert not trainer.model_card("alice/vit").data.eval_results
     metrics = trainer.evaluate()
-    evaluation = trainer._evaluation("alice/vit")
+    evaluation = trainer.run_record.evaluation_result("alice/vit")
     published = trainer.model.published()
     assert evaluation.num_parameters == sum(p.numel() for p in published.parameters())
     assert evaluation.num_parameters < sum(p.numel() for p in trainer.model.parameters())
     assert (evaluation.num_images, evaluation.loss, evaluation.dtype) == (10, metrics["eval_loss"], "fp32")
-    assert evaluation.macs > 0 and not trainer_of(arguments())._evaluation("alice/vit")
+    assert evaluation.macs > 0 and not trainer_of(arguments()).run_record.evaluation_result("alice/vit")
 
 
 def test_who_may_not_write_is_told_before_the_training(hub, arguments):

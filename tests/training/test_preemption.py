@@ -161,7 +161,7 @@ def test_processes_that_run_ahead_of_their_devices_stop_behind_the_same_step(mon
             stops = {}
             for step in range(1, 30):
                 for name, at in (("B", step + lead), ("A", step)):
-                    callbacks[name]._asked = name in asked and at >= 7
+                    callbacks[name]._sigterm_received = name in asked and at >= 7
                     if name not in stops and callbacks[name]._should_stop(at, device):
                         stops[name] = at
             assert stops["A"] == stops["B"] > 7, (asked, lead, stops)
@@ -209,7 +209,7 @@ def test_a_worker_ends_when_its_parent_says_so():
         while True:
             there.send(there.recv())
 
-    worker = context.Process(target=lambda: ignore_sigterm_in_worker(0, and_then=wait))
+    worker = context.Process(target=lambda: ignore_sigterm_in_worker(0, worker_init_fn=wait))
     worker.start()
     here.send("ready")
     assert here.recv() == "ready"

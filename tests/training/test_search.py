@@ -33,12 +33,12 @@ class Watching(TokenMixupTrainer):
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         if model.training:
-            average = None if self.average is None else self.average.updates
+            average = None if self.ema_model is None else self.ema_model.updates
             weight = model.vit.layers[0].mlp.fc1.weight.detach().clone()
             part = (
                 self.input_mixing.enabled,
-                self._guard.skip_limit,
-                self._guard.skipped,
+                self.nonfinite.skip_limit,
+                self.nonfinite.skipped,
                 average,
                 len(inputs["labels"]),
             )

@@ -107,6 +107,29 @@ def lost_paths(bench: Bench):
     return bench.on(table, "--image_column_name", "path")
 
 
+def only_validation(bench: Bench):
+    return bench.prepare("--validation_dir", bench.class_folders("other", "a", "b"), "--do_train", *bench.network())
+
+
+def output_inside(name: str):
+    """The start of a run that writes into its own data."""
+
+    def provoke(bench: Bench):
+        data = (
+            bench.class_folders("train", "a", "b") if name == "--train_dir" else bench.parquet([picture()] * 2, [0, 1])
+        )
+        return bench.prepare(name, data, "--do_train", *bench.network(), output_dir=data / "out")
+
+    return provoke
+
+
+def empty_stream(bench: Bench):
+    kind = ClassLabel(names=["a", "b"])
+    bench.parquet([], [], kind, split="test")
+    data = bench.parquet([picture()] * 2, [0, 1], kind)
+    return bench.on(data, "--streaming", "--do_eval", "--max_steps", 2)
+
+
 def a_file_for_a_folder(bench: Bench):
     return bench.prepare("--train_dir", bench.holding("a.txt", "x") / "a.txt", "--do_train", *bench.network())
 
@@ -114,6 +137,7 @@ def a_file_for_a_folder(bench: Bench):
 DATA = [
     labels("a label of -1", [0, 1, -1, 0], "label -1 at index 2", "expected 0 to 1", "choose another split"),
     labels("a label of None", [0, 1, None, 0], "no label at index 2", "None", "label_column_name"),
+    labels("a blank label", ["a", "b", " "], "no label at index 2", "(' ')", "Remove the rows"),
     labels("a label that is an identifier", [0, 1, 2**40, 0], str(2**40), "0 to 999999", "label_column_name"),
     labels("labels in floating point", [0.0, 0.5], "ClassLabel, integer or string", "float64", "label_column_name"),
     labels("lists of labels", [[0], [1]], "ClassLabel, integer or string", "List", "label_column_name"),
@@ -186,6 +210,16 @@ DATA = [
     folders("classes in other case", ["a", "b"], ["A", "b"], "'A'", "Written differently: 'A' and 'a'", "the same"),
     folders("a folder one level too high", ["train/a", "train/b", "Val/a"], None, "too high", "train'", "Val'"),
     folders("splits inside classes", ["a/train", "a/test", "b/train"], None, "'a'", "('test', 'train')", "train/a"),
+    Mistake(
+        "validation images to train on", only_validation, ValueError, ("no images to train on", "Pass `train_dir`")
+    ),
+    Mistake(
+        "an output folder among the classes", output_inside("--train_dir"), ValueError, ("inside the data", "train")
+    ),
+    Mistake(
+        "an output folder in a dataset", output_inside("--dataset_name"), ValueError, ("inside the data", "outside")
+    ),
+    Mistake("an empty split of a stream", empty_stream, ValueError, ("Split 'test'", "no images", "eval_split")),
     Mistake("a file for --train_dir", a_file_for_a_folder, ValueError, ("train_dir must be a folder", "a.txt")),
     Mistake(
         "an evaluation folder inside the training folder", nested, ValueError, ("is inside", "next to each other")

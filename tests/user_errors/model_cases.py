@@ -70,6 +70,10 @@ def cct_of_a_vit(bench: Bench):
     return bench.model_like(model_type="cct", saliency_query="mean", scorenet_pooling="mean")
 
 
+def output_with_a_model(bench: Bench):
+    return bench.prepare(*DIGITS, "--do_train", *bench.network(), output_dir=bench.model_like())
+
+
 def output_file(bench: Bench):
     path = bench.holding("it.txt", "x") / "it.txt"
     return bench.train(*DIGITS, *bench.network(), output_dir=path)
@@ -124,6 +128,35 @@ MODELS = [
         trained,
         "image_size 2 is smaller than the patch size",
         arguments=("--image_size", 2),
+    ),
+    model("an empty name", lambda bench: "", "There is no model"),
+    model(
+        "a revision of a folder",
+        trained,
+        "--model_revision is for models on the Hub",
+        arguments=("--model_revision", "x"),
+    ),
+    model(
+        "an activation that there is not",
+        trained,
+        "config_overrides {'hidden_act': 'foo'}",
+        "Correct or remove",
+        arguments=("--config_overrides", '{"hidden_act": "foo"}', "--ignore_mismatched_sizes"),
+    ),
+    model(
+        "heads that the weights do not fit",
+        trained,
+        "num_attention_heads",
+        "another shape",
+        "would be initialized randomly",
+        arguments=("--config_overrides", '{"num_attention_heads": 3}', "--ignore_mismatched_sizes"),
+    ),
+    built(
+        "a vertical layer in a model of one",
+        "vertical_layers must be empty in a model of 1 layer",
+        "[1]",
+        num_hidden_layers=1,
+        vertical_layers=[1],
     ),
     model(
         "two image sizes",
@@ -233,18 +266,23 @@ MODELS = [
     cct("hidden_size must be a multiple of num_attention_heads", "15 and 4", hidden_size=15),
 ]
 CHECKPOINTS = [
-    Mistake("an output folder that is a file", output_file, ValueError, ("must be a folder", "it.txt", "Name")),
+    Mistake(
+        "an output folder with a model", output_with_a_model, ValueError, ("contains a model", "overwrite", "Choose")
+    ),
+    Mistake(
+        "an output folder that is a file", output_file, ValueError, ("is not writable", "it.txt", "choose another")
+    ),
     Mistake(
         "an output folder with another run in it",
         lambda bench: bench.train(*DIGITS, *bench.network(), output_dir=bench.trained),
         ValueError,
-        ("holds checkpoint-2 of an earlier training", "--resume_from_checkpoint last", "another --output_dir"),
+        ("contains checkpoint-2 of an earlier run", "resume_from_checkpoint=last", "another output_dir"),
     ),
     Mistake(
         "nothing to resume from",
         lambda bench: bench.digits("--resume_from_checkpoint", "last"),
         ValueError,
-        ("no complete checkpoint in", "--resume_from_checkpoint auto", "name the --output_dir"),
+        ("no complete checkpoint in", "resume_from_checkpoint=auto", "the output_dir of the run"),
     ),
     Mistake(
         "no such checkpoint",
@@ -253,29 +291,29 @@ CHECKPOINTS = [
         ("checkpoint-9 cannot be resumed from", "no such folder", "Resume from", "checkpoint-2"),
     ),
     resumed(
-        "another horizontal layer", ["--horizontal_layers", 2, "--vertical_layers", 2], "checkpoint-2 does not fit",
+        "another horizontal layer", ["--horizontal_layers", 2, "--vertical_layers", 2], "checkpoint-2 does not match",
         "missing: vit.layers.2.scorenet", "settings that the checkpoint was trained with",
     ),
     resumed(
         "another learning rate", [*MIXING, "--learning_rate", 0.5],
-        "the `learning_rate` it had", "0.5", "by --model_name_or_path",
+        "`learning_rate` cannot change on resume", "0.5", "model_name_or_path",
     ),
     resumed(
         "other images per step", [*MIXING, "--per_device_train_batch_size", 8],
-        "steps of 16 images", "have 8", "the same product",
+        "steps of 16 images", "this run has 8", "the same product",
     ),
-    resumed("nothing left to train", [*MIXING, "--max_steps", 1], "beyond the 1 steps", "raise --num_train_epochs"),
-    resumed("without TokenMixup", [], "does not fit", "unexpected: vit.layers.1.scorenet", "its config.json"),
+    resumed("nothing left to train", [*MIXING, "--max_steps", 1], "this run has 1 steps", "Increase num_train_epochs"),
+    resumed("without TokenMixup", [], "does not match", "unexpected: vit.layers.1.scorenet", "its config.json"),
     resumed(
-        "another vertical layer", ["--horizontal_layers", 1, "--vertical_layers", 1], "does not fit",
+        "another vertical layer", ["--horizontal_layers", 1, "--vertical_layers", 1], "does not match",
         "vertical_layers: [2] there, [1] here", "settings that the checkpoint was trained with",
     ),
-    resumed("a wider network", MIXING, "does not fit", "of another shape: ", network={"intermediate_size": 64}),
-    resumed("another optimizer", [*MIXING, "--optim", "sgd"], "another optimizer than --optim sgd", "resume"),
+    resumed("a wider network", MIXING, "does not match", "of another shape: ", network={"intermediate_size": 64}),
+    resumed("another optimizer", [*MIXING, "--optim", "sgd"], "another optimizer than optim=sgd", "resume"),
     Mistake(
         "another architecture resumed",
         lambda bench: bench.resume(*RESNET, "--image_size", 16),
         ValueError,
-        ("does not fit this ResNet", "missing: ", "unexpected: "),
+        ("does not match this ResNet", "missing: ", "unexpected: "),
     ),
 ]  # fmt: skip

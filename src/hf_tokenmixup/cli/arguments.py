@@ -14,7 +14,7 @@ from ..configuration import TokenMixupConfigMixin
 from ..data import LABEL_MAPPINGS
 from ..training.lora import LoraArguments
 from ..training.training_args import CHECKPOINTING_NAMES, TokenMixupTrainingArguments
-from .recipes import check_unknown_options, expand_recipe, keys_of_recipe
+from .recipes import check_unknown_options, expand_recipe, keys_of_recipe, refuse_removed_values
 
 TRANSFORMERS_OPTIONS = {item.name for item in dataclasses.fields(TrainingArguments)}
 # Versions of transformers before the renaming have it from us.
@@ -267,6 +267,7 @@ def parse_options(arguments: Sequence[str], recipes: Path, description: str = ""
     """
     parser = build_parser(description)
     expanded = _with_newer_names(expand_recipe(arguments, parser, recipes))
+    refuse_removed_values(expanded, parser)
     try:
         training, namespace, remaining = parser.parse_args_into_dataclasses(
             expanded, return_remaining_strings=True, look_for_args_file=False

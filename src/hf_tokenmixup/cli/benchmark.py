@@ -98,6 +98,8 @@ def parse_options(arguments: list[str]) -> tuple[Namespace, list[str]]:
     args, others = parser.parse_known_args(split_lists(arguments, parser))
     if others and args.recipe is None:
         raise ValueError(f"Not understood on the command line: {' '.join(others)} (--recipe takes finetune.py's).")
+    if args.recipe is not None and set(args.part) == {"parameters"}:
+        raise ValueError("--part parameters counts those of the paper's systems and reads no --recipe: omit it.")
     for name, least in {"batch_size": 2, "rounds": 2, "warmup": 1, "threads": 1, "rho": 0}.items():
         value = getattr(args, name)
         if value is not None and not value >= least:

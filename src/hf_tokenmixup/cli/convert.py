@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from ..conversion.convert import convert_weights
-from .arguments import parse_options
+from .arguments import optional_float, parse_options
 from .program import run_command
 from .recipes import RECIPES, split_lists
 
-SETTINGS = ("horizontal_layers", "vertical_layers", "horizontal_tau", "horizontal_rho", "vertical_kappa")
+SETTINGS = ("horizontal_layers", "vertical_layers", "horizontal_rho", "vertical_kappa")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -33,7 +33,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--horizontal_layers", type=int, nargs="*", metavar="LAYER", help="Where ScoreNet must lie.")
     parser.add_argument("--vertical_layers", type=int, nargs="*", metavar="LAYER", help="Layers of VTM.")
     tau = parser.add_mutually_exclusive_group()
-    tau.add_argument("--horizontal_tau", type=float, help="Tau in nats.")
+    tau.add_argument(
+        "--horizontal_tau", type=optional_float, default=argparse.SUPPRESS, help="Tau in nats; none: all images."
+    )
     tau.add_argument("--authors_tau", type=float, help="Tau of the authors' code, which divides the loss by ten.")
     parser.add_argument("--horizontal_rho", type=float)
     parser.add_argument("--vertical_kappa", type=int)
@@ -70,6 +72,9 @@ def options(args: argparse.Namespace) -> dict[str, Any]:
         model, *_, settings = parse_options(recipe, RECIPES)
         mean, std = mean or model.image_mean, std or model.image_std
     settings |= {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
+    # Here None is a value.
+    if hasattr(args, "horizontal_tau"):
+        settings["horizontal_tau"] = args.horizontal_tau
     if args.authors_tau is not None:
         settings["horizontal_tau"] = args.authors_tau * 10
     size = args.image_size

@@ -20,7 +20,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from transformers import PreTrainedModel, ViTImageProcessor, set_seed
 
@@ -61,7 +61,7 @@ from .arguments import DataArguments, ModelArguments, Options, parse_options
 from .launch_command import launch_command
 from .optimizer_checks import validate_optimizer_args
 from .processors import open_image_processor
-from .program import exit_with, invocation, program_name
+from .program import exit_with, invocation, lack_of_memory, program_name, worker_error
 from .recipes import RECIPES
 from .threads import use_physical_cores
 
@@ -267,30 +267,78 @@ def load_data(
     return data
 
 
+def check_apart_from_data(output_dir: str, data_args: DataArguments) -> None:
+    """
+    Raises:
+        ValueError: The output folder is a folder of the dataset or inside of one, and what is written there would be
+            read as data by the next run.
+    """
+    output = Path(output_dir).resolve()
+    for name in ("train_dir", "validation_dir", "dataset_name"):
+        folder = getattr(data_args, name)
+        if folder and folder != "digits" and Path(folder).is_dir() and output.is_relative_to(Path(folder).resolve()):
+            raise ValueError(
+                f"--output_dir {output_dir} is inside the data, --{name} {folder}: name a folder outside of it."
+            )
+
+
+def warn_of_unused_options(args: TokenMixupTrainingArguments) -> None:
+    """Log a warning for each option that has no effect without another one."""
+    if args.eval_steps is not None and args.eval_strategy == "no":
+        logger.warning("--eval_steps has no effect without --eval_strategy steps.")
+    if args.hub_model_id is not None and not args.push_to_hub:
+        logger.warning("--hub_model_id has no effect without --push_to_hub: nothing is uploaded.")
+
+
 def prepare(arguments: Sequence[str]) -> TokenMixupTrainer:
     """Everything up to the first step: options, data, model, trainer."""
     options = parse_options(arguments, RECIPES, __doc__)
     model_args, data_args, augmentation, args, _, lora, tokenmixup = options
+    if args.do_predict:
+        raise ValueError(
+            "--do_predict has no effect: this script trains and evaluates. To measure a model, pass --do_eval and "
+            "--eval_split; to predict, open the output folder with pipeline('image-classification')."
+        )
+    if args.label_names not in (None, ["labels"]):
+        raise ValueError(f"--label_names must be labels, got {' '.join(args.label_names)}: omit it.")
     if not (args.do_train or args.do_eval):
         raise ValueError("Nothing to do: give --do_train, --do_eval or both (a recipe may do so).")
+    if model_args.from_scratch and not args.do_train:
+        raise ValueError(
+            "--do_eval without --do_train measures trained weights, and --from_scratch gives random ones: omit "
+            "--from_scratch, or add --do_train."
+        )
     if not (args.do_train or args.push_to_hub) and args.output_dir_is_default:
         # Nothing is to be saved, and the Trainer makes its output folder.
         args.output_dir = tempfile.mkdtemp()
         atexit.register(shutil.rmtree, args.output_dir, ignore_errors=True)
     logging.basicConfig(format="%(message)s", level=logging.WARNING if args.should_log else logging.ERROR)
+    warn_of_unused_options(args)
     use_physical_cores(args.device)
     set_seed(args.seed)
     on_all_processes(lambda: check_writable(args.output_dir))
     if model_args.license is not None:
         check_license(model_args.license, on_hub=args.push_to_hub, token=args.hub_token)
+    if lora.lora_rank:
+        validate_lora_args(model_args, args)
     if args.resume_from_checkpoint is not None:
         args.resume_from_checkpoint = resolve_resume_checkpoint(args.resume_from_checkpoint, args.output_dir)
     elif args.do_train:
         on_all_processes(lambda: check_no_existing_checkpoints(args.output_dir))
-    if lora.lora_rank:
-        validate_lora_args(model_args, args)
+    if args.do_train:
+        check_apart_from_data(args.output_dir, data_args)
+    if model_args.model_revision is not None and Path(model_args.model_name_or_path or ".").is_dir():
+        what = "no model was named" if model_args.model_name_or_path is None else "this is a folder"
+        raise ValueError(f"--model_revision is for models on the Hub, and {what}: omit it.")
     if args.do_train:
         validate_optimizer_args(args)
+    if args.greater_is_better is not None and args.metric_for_best_model is not None:
+        better = not args.metric_for_best_model.endswith("loss")
+        if args.greater_is_better != better:
+            raise ValueError(
+                f"--greater_is_better is {args.greater_is_better} with --metric_for_best_model "
+                f"{args.metric_for_best_model}, which would choose the worst model: omit it."
+            )
     if args.metric_for_best_model is not None and args.metric_for_best_model.removeprefix("eval_") not in METRICS:
         raise ValueError(
             f"--metric_for_best_model must be one of {', '.join(METRICS)}, got {args.metric_for_best_model!r}."
@@ -318,6 +366,11 @@ def prepare(arguments: Sequence[str]) -> TokenMixupTrainer:
     if not args.do_train:
         known = class_names(model.config, str(model_args.model_name_or_path))
         label_map = build_label_mapping(known, data.label_names, data_args.label_mapping)
+    if args.do_train and args.per_device_train_batch_size == 1 and getattr(model.config, "horizontal_layers", []):
+        logger.warning(
+            "horizontal_layers have no effect in batches of one image, which has no partner. Pass a larger "
+            "--per_device_train_batch_size."
+        )
     processor = load_image_processor(model_args, model)
     train_transform, eval_transform = build_transforms(processor, **dataclasses.asdict(augmentation))
     (height, width), *_ = infer_image_processor_config(processor)
@@ -352,6 +405,10 @@ def run(trainer: TokenMixupTrainer) -> None:
         if trainer.terminated:
             # As a program has it that ends by this signal; a cluster does not leave the time for more.
             sys.exit(128 + signal.SIGTERM)
+        if args.load_best_model_at_end and trainer.state.best_model_checkpoint is None:
+            logger.warning(
+                "--load_best_model_at_end has no effect: no checkpoint was evaluated. The last weights are saved."
+            )
         # By itself it would upload too, before there is anything to tell in the card.
         trainer.save_model(_internal_call=True)
         trainer.save_metrics("train", result.metrics)
@@ -382,12 +439,26 @@ def main(arguments: Sequence[str]) -> None:
     run(prepare(arguments))
 
 
+def exit_for_memory(error: MemoryError | RuntimeError) -> NoReturn:
+    """End with one line for an error of too little memory; raise any other one again."""
+    found = lack_of_memory(error)
+    if found is None:
+        raise error
+    exit_with(
+        f"not enough memory ({found}). Pass a lower --per_device_train_batch_size with more "
+        "--gradient_accumulation_steps, a lower --per_device_eval_batch_size, fewer --dataloader_num_workers, a "
+        "smaller --image_size, or --bf16."
+    )
+
+
 def entry_point() -> None:
     program = program_name()
     try:
         trainer = prepare(sys.argv[1:])
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         exit_with(error)
+    except (MemoryError, RuntimeError) as error:
+        exit_for_memory(error)
     try:
         run(trainer)
     except KeyboardInterrupt:
@@ -397,8 +468,11 @@ def entry_point() -> None:
         sys.exit(128 + signal.SIGINT)
     except HubUploadError as error:
         exit_with(f"the training is complete, the upload is not. {error}")
+    except (MemoryError, RuntimeError) as error:
+        exit_for_memory(error)
     except (ValueError, NonFiniteLossError, SaveError) as error:
-        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        in_worker = worker_error(error)
+        raised_in = in_worker[0] if in_worker else Path(traceback.extract_tb(error.__traceback__)[-1].filename)
         if not raised_in.is_relative_to(Path(__file__).parents[1]):
             # Not an error that this package raises: its traceback is worth seeing.
             raise

@@ -39,8 +39,11 @@ def validate_optimizer_args(args: TrainingArguments) -> None:
     name = getattr(schedule, "value", schedule)
     _refuse_unknown("--lr_scheduler_kwargs", options, TYPE_TO_SCHEDULER_FUNCTION[name], f"--lr_scheduler_type {name}")
     try:
-        get_scheduler(schedule, optimizer, 1, 2, scheduler_specific_kwargs=dict(options))
-    except (ValueError, TypeError) as error:
+        scheduler = get_scheduler(schedule, optimizer, 1, 2, scheduler_specific_kwargs=dict(options))
+        if hasattr(scheduler, "lr_lambdas"):
+            for step in range(3):
+                scheduler.lr_lambdas[0](step)
+    except (ValueError, TypeError, ArithmeticError) as error:
         raise ValueError(f"--lr_scheduler_type {name} with --lr_scheduler_kwargs {options}: {error}") from error
 
 

@@ -1,10 +1,15 @@
 """What all commands share: the name of the running program, and errors as one line."""
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+# A worker of a data loader that the system kills has, as a rule, taken too much memory.
+NO_MEMORY = (
+    "out of memory|allocate memory|insufficient shared memory|DataLoader worker .*(killed by|exited unexpected)"
+)
 CONSOLE_COMMAND = "hf-tokenmixup"
 
 
@@ -20,9 +25,34 @@ def invocation(name: str) -> str:
     return f"-m hf_tokenmixup.cli.{name}" if installed else f"scripts/{name}.py"
 
 
+def worker_error(error: BaseException) -> tuple[Path, str] | None:
+    """The file and the message of an error that torch passes on from a worker of a data loader, else None.
+
+    The message that torch gives it is the traceback in the worker.
+    """
+    text = str(error)
+    files = re.findall(r'^  File "(.+)", line \d+, in ', text, re.MULTILINE)
+    if not (text.startswith("Caught ") and " in DataLoader worker process " in text.partition("\n")[0] and files):
+        return None
+    # torch names the type alone, a traceback its module too.
+    last = re.search(rf"^([\w.]+\.)?{type(error).__name__}: ", text[text.rindex('  File "') :], re.MULTILINE)
+    return last and (Path(files[-1]), last.string[last.end() :])
+
+
+def lack_of_memory(error: BaseException) -> str | None:
+    """The first line of an error of too little memory, of a device, the CPU or a data loader; None for another one."""
+    if not isinstance(error, MemoryError | RuntimeError):
+        return None
+    text = str(error).strip().partition("\n")[0]
+    if isinstance(error, MemoryError) or re.search(NO_MEMORY, str(error)):
+        return text.rstrip(".") or type(error).__name__
+    return None
+
+
 def exit_with(error: object) -> NoReturn:
     """End the process with status 1 and one line on stderr."""
-    line = f"{program_name()}: {' '.join(str(error).split())}"
+    in_worker = worker_error(error) if isinstance(error, BaseException) else None
+    line = f"{program_name()}: {' '.join(str(in_worker[1] if in_worker else error).split())}"
     # `hf_tokenmixup.training.peers`, where this process is one of several: the others end with it.
     report = getattr(sys.excepthook, "report", None)
     if report is not None:
@@ -60,3 +90,8 @@ def run_command(
         main(sys.argv[1:])
     except errors as error:
         exit_with(error)
+    except (MemoryError, RuntimeError) as error:
+        found = lack_of_memory(error)
+        if found is None:
+            raise
+        exit_with(f"not enough memory ({found}). Use smaller batches or images, or fewer workers.")

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from .successors import successor
+from .successors import VALUES, successor, successor_of_value
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -82,6 +82,8 @@ def expand_recipe(arguments: Sequence[str], parser: ArgumentParser, folder: Path
             continue  # as if it were not there; tau alone has a meaning for none
         if isinstance(value, str) and _is_list(actions[name]):
             value = _items(value)
+        if (instead := successor_of_value(name, value, actions[name].choices or ())) is not None:
+            raise ValueError(f"Recipe {path} has {name}: {value}, which {instead}.")
         _check_value(path, actions[name], value)
         expanded += [f"--{name}", *_words(value)]
     for name, merged in _merged_objects(options, rest).items():
@@ -236,6 +238,18 @@ def check_unknown_options(remaining: Sequence[str], parser: ArgumentParser) -> N
             raise ValueError(f"There is no option {word}{_suggest(name, option_names(parser), '--')}")
     if remaining:
         raise ValueError(f"Not understood on the command line: {' '.join(remaining)}.")
+
+
+def refuse_removed_values(arguments: Sequence[str], parser: ArgumentParser) -> None:
+    """
+    Raises:
+        ValueError: a value of an option was removed from transformers, with what takes its place.
+    """
+    actions = {action.dest: action for action in parser._actions}
+    for name in VALUES:
+        value = _last_value(name, arguments)
+        if (instead := successor_of_value(name, value, actions[name].choices or ())) is not None:
+            raise ValueError(f"--{name} {value} {instead}.")
 
 
 def _words(value: Any) -> list[str]:

@@ -84,6 +84,8 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[Namespace, list[str]]:
     parser.add_argument("--report_only", action="store_true", help="Train nothing; tell what is there, of all seeds.")
     args, unknown = parser.parse_known_args(split_lists(arguments[:split], parser))
     overrides = list(arguments[split + 1 :])
+    for name in sorted(OWN_OPTIONS.keys() & options_in(unknown)):
+        raise ValueError(f"There is no option --{name}: here it is {OWN_OPTIONS[name]}.")
     if unknown:
         raise ValueError(f"Not understood: {' '.join(unknown)}. Options of finetune.py stand behind a --.")
     if args.study not in TABLES | SWEEPS:

@@ -1,6 +1,6 @@
 """Options of transformers 4 and of its image-classification examples, and what takes their place."""
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 # The option, what to say of it, and the option that the answer names ("" if it names none).
 SUCCESSORS: dict[str, tuple[str, str]] = {
@@ -81,6 +81,20 @@ SUCCESSORS: dict[str, tuple[str, str]] = {
         "",
     ),
 }
+
+# Values of transformers 4, by their options.
+VALUES: dict[str, dict[str, str]] = {
+    "optim": {
+        "adamw_hf": "was removed from transformers: pass adamw_torch",
+        "adamw_apex_fused": "was removed in transformers 5 with apex: pass adamw_torch_fused",
+        "adamw": "has another name: pass adamw_torch",
+    }
+}
+
+
+def successor_of_value(name: str, value: object, choices: Container[object]) -> str | None:
+    """What to do in place of a removed value of an option; None for one that is not listed, or is still there."""
+    return None if value in choices else VALUES.get(name, {}).get(str(value))
 
 
 def successor(name: str, known: Iterable[str], dashes: str = "--") -> str | None:

@@ -133,6 +133,17 @@ def encode_labels(
         if label_names is not None and len(names) <= len(label_names):
             names = list(label_names)
         encoded = {split: (names, label_ids) for split, (_, label_ids) in encoded.items()}
+        used = np.unique(np.concatenate([label_ids for _, label_ids in encoded.values()]))
+        if label_names is None and len(used) < len(names):
+            logger.warning(
+                "Column '%s' has %d different labels up to %d, and each number from 0 is a class: %d of the %d "
+                "classes have no images. Number the labels from 0 without gaps if this is wrong.",
+                column,
+                len(used),
+                len(names) - 1,
+                len(names) - len(used),
+                len(names),
+            )
     if label_names is not None:
         names, first_split = list(label_names), "the expected label names"
     for split, (split_names, label_ids) in encoded.items():
@@ -212,9 +223,19 @@ def _read_label_ids(dataset: Dataset, column: str, label_type: str, split: str) 
         )
     if label_type == "string":
         names = sorted(pc.unique(values).to_pylist())
+        if blank := [name for name in names if not name.strip()]:
+            row = int(np.flatnonzero(pc.equal(values, blank[0]).to_numpy(zero_copy_only=False))[0])
+            raise ValueError(
+                f"Split '{split}' has no label at index {row} of column '{column}' ({blank[0]!r}). Remove the rows "
+                "without a label, or choose another split or another column with `label_column_name`."
+            )
         position = pc.index_in(values, value_set=pa.array(names, type=values.type))
         return names, position.to_numpy().astype(np.int64)
     label_ids = values.to_numpy()
+    if label_ids.dtype == np.uint64:
+        label_ids = label_ids.clip(max=np.uint64(np.iinfo(np.int64).max))
+    # Comparisons need a signed and wide type.
+    label_ids = label_ids.astype(np.int64)
     if label_type == "class":
         names = list(dataset.features[column].names)
     else:
@@ -233,7 +254,7 @@ def _read_label_ids(dataset: Dataset, column: str, label_type: str, split: str) 
             f"Split '{split}' has the label {label} at index {row} of column '{column}'; expected 0 to "
             f"{max(last, 0)}. {hint}"
         )
-    return names, label_ids.astype(np.int64)
+    return names, label_ids
 
 
 def _replace_label_column(

@@ -247,10 +247,10 @@ class ImageClassificationIterableDataset(IterableDataset):
         if label is None or label < 0 or (self._num_classes is not None and label >= self._num_classes):
             path = f" ({row[self.image_column]['path']})" if (row[self.image_column] or {}).get("path") else ""
             expected = "0 or more" if self._num_classes is None else f"0 to {self._num_classes - 1}"
-            raise ValueError(
-                f"{name}{path} has the label {label}; expected {expected}. Splits without labels often have -1: "
-                "choose another split, or remove such rows."
-            )
+            hint = "Choose a split with the same classes, or another column with `label_column_name`."
+            if label is None or label < 0:
+                hint = "Splits without labels often have -1: choose another split, or remove such rows."
+            raise ValueError(f"{name}{path} has the label {label}; expected {expected}. {hint}")
         return label if self.label_map is None else int(self.label_map[label])
 
 

@@ -120,6 +120,11 @@ def load_image_dataset(
     if not (do_train or do_eval):
         raise ValueError("do_train and do_eval are both False. Set at least one of them.")
 
+    if do_train and validation_dir is not None and train_dir is None and dataset_name is None:
+        raise ValueError(
+            f"There are no images to train on, got only validation_dir={validation_dir!r}. Pass `train_dir`, or set "
+            "do_train=False."
+        )
     dataset_dict = _load_dataset_dict(
         dataset_name,
         dataset_config_name,

@@ -105,6 +105,12 @@ def load_streaming_image_dataset(
             "unknown before all labels are read. Choose a ClassLabel column with `label_column_name`, remove "
             "`streaming`, or store the labels as ClassLabel (`Dataset.class_encode_column`)."
         )
+    num_images = {split: _get_num_images(builder, split) for split in loaded_splits}
+    if empty := [split for split, count in num_images.items() if count == 0]:
+        raise ValueError(
+            f"Split '{empty[0]}' of {dataset_name!r} has no images. Choose another split with `train_split` or "
+            "`eval_split`."
+        )
     return StreamingImageDatasetSplits(
         train=dataset_dict[train_split] if do_train else None,
         evaluation=dataset_dict[chosen_eval] if do_eval else None,
@@ -114,8 +120,8 @@ def load_streaming_image_dataset(
         label_column=label_column,
         label_names=list(feature.names),
         revision=builder.hash if re.fullmatch("[0-9a-f]{40}", builder.hash or "") else None,
-        num_train_examples=_get_num_images(builder, train_split) if do_train else None,
-        num_eval_examples=_get_num_images(builder, chosen_eval) if do_eval else None,
+        num_train_examples=num_images[train_split] if do_train else None,
+        num_eval_examples=num_images[chosen_eval] if do_eval else None,
     )
 
 

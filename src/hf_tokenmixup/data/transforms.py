@@ -6,6 +6,8 @@ evaluation calls the image processor, so that the exported model has the same ac
 """
 
 import logging
+import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -133,6 +135,12 @@ def build_transforms(
     if erasing_mode not in ("pixel", "rand", "const"):
         raise ValueError(f"erasing_mode must be 'pixel', 'rand' or 'const', got {erasing_mode!r}.")
     _validate_color_jitter(color_jitter)
+    # timm ignores parts of a policy that it cannot parse.
+    if invalid := [part for part in (auto_augment or "").split("-")[1:] if not re.match(r"[a-z]+\d", part)]:
+        raise ValueError(
+            f"auto_augment must be a policy of timm such as 'rand-m9-mstd0.5-inc1', got {auto_augment!r}: "
+            f"{', '.join(map(repr, invalid))} must be a name and a number, such as 'm9'."
+        )
     if color_jitter and auto_augment and "3a" not in auto_augment:
         logger.warning("color_jitter=%s is ignored, since auto_augment=%r replaces it.", color_jitter, auto_augment)
 
@@ -288,8 +296,9 @@ def _interpolation(image_processor: Any) -> str:
 
 
 def _validate_range(name: str, value: Sequence[float], low: float, high: float) -> None:
-    if len(value) != 2 or not low < value[0] <= value[1] <= high:
-        raise ValueError(f"{name} must be two numbers a <= b, above {low} and at most {high}, got {tuple(value)}.")
+    if len(value) != 2 or not (low < value[0] <= value[1] <= high and math.isfinite(value[1])):
+        limit = f"at most {high}" if math.isfinite(high) else "finite"
+        raise ValueError(f"{name} must be two numbers a <= b, above {low} and {limit}, got {tuple(value)}.")
 
 
 def _validate_probability(name: str, value: float) -> None:

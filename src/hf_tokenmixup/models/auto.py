@@ -20,7 +20,7 @@ from transformers.models.auto.modeling_auto import (
 from ..utils.text import format_list
 from .cct import TokenMixupCctConfig, TokenMixupCctForImageClassification
 from .cct.configuration_cct import height_and_width
-from .heads import class_names, fit_classifier
+from .heads import class_names, fit_classifier, get_class_layers
 from .positions import border_hint, config_to_load_with, resize_positions, token_grid
 from .task import PLAIN_OUTPUTS, SINGLE_LABEL, validate_single_label
 from .vit import TokenMixupViTConfig, TokenMixupViTForImageClassification
@@ -75,6 +75,7 @@ def load_classifier(
             the classifier has other classes (without `ignore_mismatched_sizes`), or, with `plain`, weights are
             missing.
     """
+    name_or_path = name_or_path or None
     if name_or_path is None and not (from_scratch and model_type):
         raise ValueError(
             "There is no model. Pass `model_name_or_path`, or `from_scratch` with `model_type` (and "
@@ -157,15 +158,16 @@ def load_classifier(
     if model_class is AutoModelForImageClassification:
         loaded = config_to_load_with(model_class, config, original)
     try:
-        model, report = model_class.from_pretrained(
-            name_or_path,
-            config=loaded or config,
-            dtype=torch.float32,
-            ignore_mismatched_sizes=ignore_mismatched_sizes,
-            output_loading_info=True,
-            **options,
-            **hub_options,
-        )
+        with _wrap_init_errors(model_type, config_overrides, unchanged="ignore_mismatched_sizes"):
+            model, report = model_class.from_pretrained(
+                name_or_path,
+                config=loaded or config,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=ignore_mismatched_sizes,
+                output_loading_info=True,
+                **options,
+                **hub_options,
+            )
     except SafetensorError as error:
         raise ValueError(
             f"The weights of {name_or_path} cannot be read ({error}): the file is corrupted or truncated. Copy or "
@@ -182,13 +184,12 @@ def load_classifier(
                 "Pass `ignore_mismatched_sizes` to train a new classifier."
             ) from error
         hint = f"Remove {config_overrides} from config_overrides" if config_overrides else "Correct its config.json"
-        raise ValueError(
-            f"The weights of {name_or_path} have other shapes than its configuration. {hint}, or pass "
-            "`ignore_mismatched_sizes` to initialize these tensors again."
-        ) from error
+        raise ValueError(f"The weights of {name_or_path} have other shapes than its configuration. {hint}.") from error
     if loaded is not None:
         resize_positions(model, config, str(name_or_path))
-    newly_initialized = _validate_loaded_weights(name_or_path, model, report, require_all=plain)
+    newly_initialized = _validate_loaded_weights(
+        name_or_path, model, report, require_all=plain, overrides=config_overrides
+    )
     if label_names is not None:
         # If the number of names differs from the number of outputs, the classifier has no names.
         names = [f"LABEL_{index}" for index in range(len(label_names))]
@@ -251,12 +252,20 @@ def _validate_model_type(model_type: str) -> None:
 
 
 @contextmanager
-def _wrap_init_errors(model_type: str, overrides: dict[str, Any] | None) -> Iterator[None]:
-    """Add `config_overrides` to the message of errors that transformers raises for them."""
+def _wrap_init_errors(
+    model_type: str, overrides: dict[str, Any] | None, unchanged: str | None = None
+) -> Iterator[None]:
+    """Add `config_overrides` to the message of errors that transformers raises for them.
+
+    Args:
+        model_type: type of the model.
+        overrides: `config_overrides`; without them, errors are not changed.
+        unchanged: errors whose message contains this text are not changed.
+    """
     try:
         yield
     except MODEL_INIT_ERRORS as error:
-        if not overrides or type(error) is ValueError:
+        if not overrides or type(error) is ValueError or (unchanged is not None and unchanged in str(error)):
             raise
         raise ValueError(
             f"config_overrides {overrides} are invalid for a {model_type} ({type(error).__name__}: "
@@ -265,14 +274,27 @@ def _wrap_init_errors(model_type: str, overrides: dict[str, Any] | None) -> Iter
 
 
 def _validate_loaded_weights(
-    name_or_path: str, model: PreTrainedModel, report: dict[str, Any], require_all: bool
+    name_or_path: str,
+    model: PreTrainedModel,
+    report: dict[str, Any],
+    require_all: bool,
+    overrides: dict[str, Any] | None,
 ) -> set[str]:
     """Return the names of the newly initialized tensors.
 
     Raises:
-        ValueError: if more than half of the tensors are newly initialized, or any of them with `require_all`.
+        ValueError: if more than half of the tensors are newly initialized, or any of them with `require_all`, or if
+            `overrides` of the configuration change the shape of other tensors than the classifier's.
     """
     mismatched = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
+    classifier_prefixes = tuple(f"{name}." for name in get_class_layers(model))
+    lost = sorted(name for name in mismatched if not name.startswith(classifier_prefixes))
+    if overrides and classifier_prefixes and lost:
+        raise ValueError(
+            f"With config_overrides {overrides}, {len(lost)} tensors of {name_or_path} have another shape "
+            f"({format_list(lost, 3)}) and would be initialized randomly. Remove config_overrides, or pass "
+            "`from_scratch` to use only the configuration."
+        )
     newly_initialized = sorted({*report["missing_keys"], *mismatched})
     total = len([name for name in model.state_dict() if ".scorenet." not in name])
     if not newly_initialized or not require_all and 2 * len(newly_initialized) <= total:

@@ -58,7 +58,7 @@ def fit_classifier(
     Raises:
         ValueError: if the classes differ (without `allow_new`), or the model has no known linear classifier to change.
     """
-    layers = _class_layers(model)
+    layers = get_class_layers(model)
     if layers and all(f"{key}.weight" in newly_initialized for key in layers if ".scorenet." not in key):
         return
     heads = list(layers.values())
@@ -110,7 +110,7 @@ def fit_classifier(
     logger.warning("%s The classifier is newly initialized.", found)
 
 
-def _class_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
+def get_class_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
     """Find the linear layers with one output per class, including ScoreNet's; empty if their role is unclear."""
     num_classes, base = model.config.num_labels, f"{model.base_model_prefix}."
     outside = {

@@ -143,7 +143,8 @@ def train(folder: Path, request: Request, command: Sequence[str], tell: Callable
             return None
         atomic_write_text(folder / RUN_SPEC_FILE, json.dumps(asdict(request), indent=2) + "\n")
         checkpoint = last_checkpoint(folder)
-        resume = ["--resume_from_checkpoint", str(checkpoint)] if checkpoint else []
+        # A row that was stopped between its model and its results starts again, over that model.
+        resume = ["--resume_from_checkpoint", str(checkpoint) if checkpoint else "auto"]
         tell(f"{f'goes on from {checkpoint.name}' if checkpoint else 'starts'}; log: {folder / LOG_FILE}")
         start, begin = time.monotonic(), log.tell()
         status = run_training([*command, *resume], log)

@@ -116,7 +116,7 @@ def hyperparameters(trainer: "TokenMixupTrainer") -> dict[str, Any]:
     batch_size = trainer._train_batch_size // max(1, args.n_gpu)
     precision = mixed_precision(accelerator)
     weights = weights_dtype(trainer.unwrapped_model)
-    average = trainer.average
+    average = trainer.ema_model
     settings = {
         length: getattr(args, length),
         "per_device_train_batch_size": batch_size,

@@ -5,17 +5,23 @@ itself belong to the model's configuration, not here: this is input mixup (Zhang
 2019), which the paper combines TokenMixup with.
 """
 
+import inspect
 import json
 import math
 import os
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import DynamoBackend, is_deepspeed_available, parse_flag_from_env
+from torch.utils.checkpoint import checkpoint
 from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations, is_deepspeed_zero3_enabled
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.trainer_pt_utils import AcceleratorConfig
+from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
 
 from ..data.mixup import MIXUP_MODES
@@ -26,6 +32,15 @@ CHECKPOINTING_NAMES = {
     "gradient_checkpointing": "activation_checkpointing",
     "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
 }
+# What `torch.utils.checkpoint.checkpoint` takes; it hides one of them in its `**kwargs`.
+CHECKPOINT_KWARGS = [
+    "preserve_rng_state",
+    *(
+        name
+        for name, parameter in inspect.signature(checkpoint).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY or name == "use_reentrant"
+    ),
+]
 
 
 @dataclass
@@ -144,7 +159,10 @@ class TokenMixupTrainingArguments(TrainingArguments):
         if self.dataloader_num_workers == 0:
             self._drop_worker_settings()
         self._refuse_bf16_without_hardware()
+        self._check_before_transformers()
         super().__post_init__()
+        # From here on, an error of all processes is printed once.
+        watch_peers()
         self._refuse_what_the_launcher_asks_in_vain()
         self._refuse_missing_integrations()
         if is_deepspeed_zero3_enabled():
@@ -154,7 +172,6 @@ class TokenMixupTrainingArguments(TrainingArguments):
             )
         self.check()
         self._check_distributed_init()
-        watch_peers()
 
     def check(self) -> None:
         """Check the values as they are; a hyperparameter search sets them after the arguments were made.
@@ -164,6 +181,7 @@ class TokenMixupTrainingArguments(TrainingArguments):
         """
         self._validate_transformers_args()
         self._check_helpers()
+        self._check_compiler()
         for name in ("mixup_alpha", "cutmix_alpha"):
             value = getattr(self, name)
             if not (value >= 0 and math.isfinite(value)):
@@ -203,12 +221,50 @@ class TokenMixupTrainingArguments(TrainingArguments):
                 f"`label_names` must contain 'labels', got {self.label_names}: the Trainer would evaluate without "
                 "labels. Leave it out, and have the dataset or the `data_collator` return `labels`."
             )
+        if self.use_liger_kernel:
+            raise ValueError("`use_liger_kernel` has no effect: Liger's kernels are for language models. Omit it.")
+        noise = self.neftune_noise_alpha
+        if noise is not None and not 0 <= noise < math.inf:
+            raise ValueError(f"`neftune_noise_alpha` must be a finite number of at least 0, got {noise}.")
         best = (self.metric_for_best_model or "loss").removeprefix("eval_")
         if self.prediction_loss_only and not best.endswith("loss"):
             raise ValueError(
                 f"`metric_for_best_model` is {self.metric_for_best_model!r}, and with `prediction_loss_only` an "
                 "evaluation measures the loss alone. Leave one of them out."
             )
+
+    def _check_before_transformers(self) -> None:
+        """Check what `TrainingArguments` replaces without a word, or fails on without naming the option."""
+        if self.eval_steps == 0 and self.eval_strategy in ("steps", IntervalStrategy.STEPS):
+            raise ValueError("`eval_steps` must be above 0 (`eval_strategy=no` turns evaluation off), got 0.")
+        for name in ("accelerator_config", "fsdp_config", "deepspeed"):
+            _check_json_or_file(name, getattr(self, name, None))
+        if isinstance(self.accelerator_config, str) and self.accelerator_config.lstrip().startswith("{"):
+            _check_keys("accelerator_config", json.loads(self.accelerator_config), _names_of_fields(AcceleratorConfig))
+        _check_keys("activation_checkpointing_kwargs", self.activation_checkpointing_kwargs or {}, CHECKPOINT_KWARGS)
+        if self.deepspeed and not is_deepspeed_available():
+            raise ValueError("`deepspeed` needs DeepSpeed, which is not installed: pip install deepspeed, or omit it.")
+        backends = [backend.value.lower() for backend in DynamoBackend]
+        if self.torch_compile_backend is not None and self.torch_compile_backend.lower() not in backends:
+            raise ValueError(
+                f"`torch_compile_backend` must be one of {', '.join(backends)}, got {self.torch_compile_backend!r}."
+            )
+
+    def _check_compiler(self) -> None:
+        """
+        Raises:
+            ValueError: `torch.compile` does not take the mode, or does not support this platform.
+        """
+        if not self.torch_compile:
+            return
+        try:
+            # Nothing is compiled before the first call.
+            torch.compile(_identity, backend=self.torch_compile_backend, mode=self.torch_compile_mode)
+        except RuntimeError as error:
+            raise ValueError(
+                f"torch.compile refuses `torch_compile_mode` {self.torch_compile_mode!r} with "
+                f"`torch_compile_backend` {self.torch_compile_backend!r}: {error}"
+            ) from error
 
     def _unite_names_of_checkpointing(self) -> None:
         """Give both names of each setting one value, that of the newer name where both are given."""
@@ -236,9 +292,24 @@ class TokenMixupTrainingArguments(TrainingArguments):
                 f"`dataloader_num_workers` must be at least 0 (0: this process loads), got "
                 f"{self.dataloader_num_workers}."
             )
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"`seed` must lie between 0 and {2**32 - 1}, got {self.seed}.")
-        for name, strategy in (("logging_steps", self.logging_strategy), ("save_steps", self.save_strategy)):
+        for name in ("dataloader_prefetch_factor", "eval_accumulation_steps", "save_total_limit", "ddp_timeout"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                hint = " Omit it to keep all checkpoints." if name == "save_total_limit" else ""
+                raise ValueError(f"`{name}` must be at least 1, got {value}.{hint}")
+        for name in ("seed", "data_seed"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 2**32:
+                raise ValueError(f"`{name}` must lie between 0 and {2**32 - 1}, got {value}.")
+        if not 0 <= self.eval_delay < math.inf:
+            raise ValueError(f"`eval_delay` must be a finite number of at least 0, got {self.eval_delay}.")
+        warmup = self.warmup_steps
+        if not 0 <= warmup < math.inf or (warmup > 1 and warmup != int(warmup)):
+            raise ValueError(
+                f"`warmup_steps` must be a whole number of steps, or a fraction of all steps below 1, got {warmup}."
+            )
+        strategies = {"logging_steps": self.logging_strategy, "save_steps": self.save_strategy}
+        for name, strategy in (strategies | {"eval_steps": self.eval_strategy}).items():
             if strategy == "steps" and not getattr(self, name) > 0:
                 option = name.replace("steps", "strategy")
                 raise ValueError(f"`{name}` must be above 0 (`{option}=no` turns it off), got {getattr(self, name)}.")
@@ -320,6 +391,42 @@ class TokenMixupTrainingArguments(TrainingArguments):
 def _gpu_found() -> str:
     """What there is in place of a GPU with bfloat16, as part of a sentence."""
     return f"{torch.cuda.get_device_name()} does not" if torch.cuda.is_available() else "there is no GPU"
+
+
+def _identity(value: Any) -> Any:
+    return value
+
+
+def _check_json_or_file(name: str, value: Any) -> None:
+    """
+    Raises:
+        ValueError: `value` is text, and neither a JSON object nor the path of a file that has one.
+    """
+    if not isinstance(value, str) or not value:
+        return
+    try:
+        text = value if value.lstrip().startswith("{") else Path(value).read_text(encoding="utf-8")
+        found = json.loads(text)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"`{name}` must be a JSON object or a JSON file, got {value!r} ({reason}).") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"`{name}` must be a JSON object or a JSON file of one, got {value!r}.")
+
+
+def _names_of_fields(settings: type) -> list[str]:
+    return [item.name for item in fields(settings)]
+
+
+def _check_keys(name: str, mapping: dict[str, Any], known: Iterable[str]) -> None:
+    """
+    Raises:
+        ValueError: `mapping` has a key that is not `known`.
+    """
+    if unknown := sorted(mapping.keys() - set(known)):
+        raise ValueError(
+            f"`{name}` has no {', '.join(map(repr, unknown))}; it takes {', '.join(known)}. Remove what is unknown."
+        )
 
 
 def _parse_json_dict(name: str, value: dict | str | None, example: str) -> dict | None:

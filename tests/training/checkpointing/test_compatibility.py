@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.tiny_training import Images, plain_vit, tokenmixup_vit
-from transformers import TrainerState
 
 from hf_tokenmixup.training import TokenMixupTrainer
 from hf_tokenmixup.training.checkpointing.compatibility import check_resume_compatibility, training_fingerprint
@@ -32,11 +31,17 @@ def begun(arguments):
 @pytest.mark.parametrize(
     "changes, told",
     [
-        ({"per_device_train_batch_size": 2}, "from steps of 4 images, and here they have 2"),
-        ({"gradient_accumulation_steps": 2}, "from steps of 4 images, and here they have 8"),
-        ({"learning_rate": 0.001}, "with the `learning_rate` it had, 0.01, and not with 0.001"),
-        ({"weight_decay": 0.0}, "with the `weight_decay` it had, 0.1, and not with 0"),
-        ({"max_steps": 2}, "step 3 lies beyond the 2 steps of this training"),
+        ({"per_device_train_batch_size": 2}, "from steps of 4 images, and this run has 2"),
+        ({"gradient_accumulation_steps": 2}, "from steps of 4 images, and this run has 8"),
+        (
+            {"learning_rate": 0.001},
+            "`learning_rate` cannot change on resume: the optimizer of step 3 has 0.01, this run has 0.001",
+        ),
+        (
+            {"weight_decay": 0.0},
+            "`weight_decay` cannot change on resume: the optimizer of step 3 has 0.1, this run has 0",
+        ),
+        ({"max_steps": 2}, "is at step 3, and this run has 2 steps"),
     ],
 )
 def test_what_the_host_would_not_take_is_refused_and_nothing_is_lost(begun, changes, told):
@@ -58,20 +63,19 @@ def test_the_same_images_in_other_portions_go_on(begun, caplog):
 @pytest.mark.parametrize("streamed", [False, True])
 def test_check_plan_other_processes_with_as_many_images_per_step_warns_for_any_dataset(arguments, caplog, streamed):
     now = training_fingerprint(TokenMixupTrainer(plain_vit(), arguments(**SETTINGS), train_dataset=Images(8)))
-    state = TrainerState(global_step=3, max_steps=6)
     then = now | {"step_split": [2, 2, 1]}
     with caplog.at_level(logging.WARNING):
-        check_resume_compatibility(now, now, state, streamed)
-        check_resume_compatibility({name: now[name] for name in now if name != "step_split"}, now, state, streamed)
+        check_resume_compatibility(now, now, 3, streamed)
+        check_resume_compatibility({name: now[name] for name in now if name != "step_split"}, now, 3, streamed)
         assert not caplog.text
-        check_resume_compatibility(then, now, state, streamed)
+        check_resume_compatibility(then, now, 3, streamed)
     assert "split into 2 processes x 2 images x 1 micro-batches and are now split into 1 x 4 x 1" in caplog.text
 
 
 def test_other_settings_of_tokenmixup_are_told(begun, caplog):
     with caplog.at_level(logging.WARNING):
         begun(model=tokenmixup_vit(horizontal_tau=2.0, horizontal_rho=0.5))
-    assert "From step 3 on, the training has other settings" in caplog.text
+    assert "From step 3 on, the run has other settings" in caplog.text
     assert "horizontal_rho 0.5 (was 0.0), horizontal_tau 2.0 (was None)" in caplog.text
 
 
@@ -89,7 +93,7 @@ def test_a_checkpoint_of_the_model_alone_is_not_resumed(arguments):
     args = arguments(**SETTINGS, save_only_model=True)
     trainer = TokenMixupTrainer(plain_vit(), args, train_dataset=Images(32))
     trainer.train()
-    with pytest.raises(ValueError, match="holds the model alone, as --save_only_model writes it"):
+    with pytest.raises(ValueError, match="contains the model alone .save_only_model."):
         trainer.train(resume_from_checkpoint=str(Path(args.output_dir) / "checkpoint-3"))
 
 
@@ -133,5 +137,5 @@ def test_a_search_trains_each_model_with_its_own_settings(arguments):
     )
     trainer.args.mixup_alpha, trainer.args.ema_decay = 0.8, 0.5
     trainer.train()
-    assert trainer.input_mixing.enabled and trainer.average.updates == 2
+    assert trainer.input_mixing.enabled and trainer.ema_model.updates == 2
     assert any(line.get("mixed_samples") for line in trainer.state.log_history)

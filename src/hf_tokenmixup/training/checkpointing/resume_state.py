@@ -1,178 +1,87 @@
-"""What a resumed training needs so that its log goes on too as if nothing had been, and the host does not keep.
+"""State that Trainer does not save but a resumed run needs to log the same values.
 
-It is kept in a checkpoint's `trainer_state.json`: the loss summed since the last log line and since the beginning,
-and whether an evaluation or the end of an epoch still had to come when the checkpoint was written.
+It is in the `trainer_state.json` of a checkpoint: the loss summed since the last log line and since the beginning, and
+whether an evaluation or the end of an epoch was still to come when the checkpoint was saved.
 """
 
 import logging
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..preemption import TerminatingTrainer, ignore_sigterm_in_worker
-from ..processes import CommonSampler, common_seed, draws_by_rank
 from .integrity import CALLBACK_STATE_KEY, find_checkpoint_error, list_checkpoints
+
+if TYPE_CHECKING:
+    from ..trainer import TokenMixupTrainer
 
 logger = logging.getLogger(__name__)
 
 
-class ContinuingTrainer(TerminatingTrainer):
-    """A Trainer whose resumed training logs what the one that never stopped would have logged.
+class ResumeState(TrainerCallback):
+    """The part of a run's state that Trainer does not save, so that a resumed run logs what an uninterrupted one does.
 
-    Its data loaders draw from a generator of their own. The host's draw one number of the global one each time their
-    workers start, which is once with persistent workers, and once more after resuming.
-    """
+    It is restored when the resumed run begins. What the interrupted run still had to do after its last step, an
+    evaluation or the end of the epoch, is then done first.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._last_grad_norm: torch.Tensor | float | None = None
-        self._last_learning_rate: float | None = None
-        self._evaluation_due = False
-        super().__init__(*args, **kwargs)
-        self._continuation = ResumeCallback(self)
-        self.add_callback(self._continuation)
-
-    def kept(self) -> dict[str, Any]:
-        """What a checkpoint is to keep, as JSON has it. All processes call this together."""
-        norm = self._last_grad_norm
-        return {
-            "loss": self.accelerator.gather(self._tr_loss.reshape(1)).mean().item(),
-            "total_loss": self._total_loss_scalar,
-            "first_step": self._continuation.first_step,
-            "last_logged_step": self._globalstep_last_logged,
-            "grad_norm": norm.item() if isinstance(norm, torch.Tensor) else norm,
-            "learning_rate": self._last_learning_rate,
-            "epoch_ended": self._continuation.epoch_ended,
-            "evaluation_due": self._evaluation_due,
-        }
-
-    def restore_kept(self, kept: dict[str, Any]) -> None:
-        """Take back what `kept` gave; called when a resumed training begins."""
-        self._tr_loss.fill_(kept["loss"])
-        self._total_loss_scalar = kept["total_loss"]
-        self._continuation.first_step = kept["first_step"]
-        self._globalstep_last_logged = kept["last_logged_step"]
-        self._last_grad_norm, self._last_learning_rate = kept["grad_norm"], kept["learning_rate"]
-        self._continuation.epoch_ended = kept["epoch_ended"]
-        self._evaluation_due = kept["evaluation_due"]
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As in `Trainer`; the mean loss of a whole training counts the steps before resuming too."""
-        if "train_loss" in logs:
-            steps = self.state.global_step - self._continuation.first_step
-            logs["train_loss"] = self._total_loss_scalar / max(steps, 0.001)
-            self._count_own_steps(logs)
-        super().log(logs, start_time)
-
-    def _count_own_steps(self, logs: dict[str, float]) -> None:
-        """Correct the speeds of a resumed run, for which transformers 5.9 counts all steps of the schedule."""
-        steps = self.state.global_step - self._continuation.resumed_at
-        # With room for the rounding of what is logged.
-        if logs["train_steps_per_second"] * logs["train_runtime"] > 1.01 * steps + 0.001 * logs["train_runtime"]:
-            for name in ("train_samples_per_second", "train_steps_per_second"):
-                logs[name] = round(logs[name] * steps / max(self.state.max_steps, 1), 3)
-
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        result = super().train(*args, **kwargs)
-        return result._replace(training_loss=result.metrics["train_loss"])
-
-    def finish_interrupted_step(self) -> None:
-        """Evaluate, and end the epoch, if the training was interrupted right before that."""
-        if self._evaluation_due:
-            self.control.should_evaluate = self.control.should_save = True
-            self._log_evaluate_and_save()
-        state = self.state
-        at_end = state.epoch == int(state.epoch or 0) or state.global_step >= state.max_steps
-        if at_end and not self._continuation.epoch_ended:
-            self.control = self.callback_handler.on_epoch_end(self.args, state, self.control)
-            self._log_evaluate_and_save()
-
-    def _log_evaluate_and_save(self) -> None:
-        self._maybe_log_save_evaluate(
-            self._tr_loss,
-            self._last_grad_norm,
-            self.model_wrapped,
-            trial=None,
-            epoch=self.state.epoch,
-            ignore_keys_for_eval=None,
-            start_time=time.time(),
-            learning_rate=self._last_learning_rate,
-        )
-
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        if self.state.global_step >= self.state.max_steps:
-            # The host looks behind a step only, and would train one more.
-            self.control.should_training_stop = True
-        else:
-            super()._run_epoch(*args, **kwargs)
-
-    def _evaluate(self, *args: Any, skip_scheduler: bool = False, **kwargs: Any) -> dict[str, float]:
-        # The evaluation of `eval_on_start`, which a resumed training has had.
-        if skip_scheduler and self.state.global_step:
-            return {}
-        return super()._evaluate(*args, skip_scheduler=skip_scheduler, **kwargs)
-
-    def _maybe_log_save_evaluate(self, tr_loss: torch.Tensor, grad_norm: Any, *args: Any, **kwargs: Any) -> None:
-        self._last_grad_norm, self._last_learning_rate = grad_norm, kwargs.get("learning_rate")
-        # There may be no time for it; with save_strategy="best" the host would also save nothing after another.
-        self._evaluation_due = self.terminated and self.control.should_evaluate
-        if self._evaluation_due:
-            self.control.should_evaluate = False
-        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
-
-    def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
-        drop_last = self.args.dataloader_drop_last
-        # An evaluation counts every image.
-        self.args.dataloader_drop_last = drop_last and kwargs.get("is_training", False)
-        if draws_by_rank(self.args) and kwargs.get("sampler_fn") is not None:
-            kwargs["sampler_fn"] = partial(self._common_sampler, kwargs["sampler_fn"])
-        try:
-            with common_seed(self.args):
-                loader = super()._get_dataloader(*args, **kwargs)
-        finally:
-            self.args.dataloader_drop_last = drop_last
-        # accelerate's loaders pass on to one of torch's, or are one.
-        own = getattr(loader, "base_dataloader", loader)
-        own.generator = torch.Generator().manual_seed(self.args.seed)
-        own.worker_init_fn = partial(ignore_sigterm_in_worker, and_then=own.worker_init_fn)
-        return loader
-
-    def _common_sampler(self, sampler_fn: Callable[[Dataset], Sampler | None], dataset: Dataset) -> Sampler | None:
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return CommonSampler.wrap(sampler_fn(dataset), seed, lambda: int(self.state.epoch or 0))
-
-
-class ResumeCallback(TrainerCallback):
-    """Restores what a checkpoint kept when a training begins, and knows whether the epoch at hand was ended.
+    Args:
+        trainer: The trainer whose state it is.
 
     Attributes:
-        first_step: the step from which on losses are summed: 0, unless it was resumed from a checkpoint that did not
-            keep the sum.
-        resumed_at: the step from which this process trains.
-        epoch_ended: whether the end of the epoch came since the last step.
+        first_step: The step after which losses are summed: 0, or the step of a checkpoint without this state.
+        resumed_at: The step from which this process trains.
+        epoch_ended: Whether the epoch ended after the last step.
+        evaluation_due: Whether an evaluation was deferred to the resumed run.
+        grad_norm: Gradient norm of the last step.
+        learning_rate: Learning rate of the last step.
     """
 
-    def __init__(self, trainer: ContinuingTrainer) -> None:
-        self.trainer = trainer
+    def __init__(self, trainer: "TokenMixupTrainer") -> None:
         self.first_step = 0
         self.resumed_at = 0
         self.epoch_ended = True
+        self.evaluation_due = False
+        self.grad_norm: torch.Tensor | float | None = None
+        self.learning_rate: float | None = None
+        self._trainer = trainer
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as JSON values. A collective operation."""
+        trainer, norm = self._trainer, self.grad_norm
+        return {
+            "loss": trainer.accelerator.gather(trainer._tr_loss.reshape(1)).mean().item(),
+            "total_loss": trainer._total_loss_scalar,
+            "first_step": self.first_step,
+            "last_logged_step": trainer._globalstep_last_logged,
+            "grad_norm": norm.item() if isinstance(norm, torch.Tensor) else norm,
+            "learning_rate": self.learning_rate,
+            "epoch_ended": self.epoch_ended,
+            "evaluation_due": self.evaluation_due,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what `state_dict` returned, when a resumed run begins."""
+        trainer = self._trainer
+        trainer._tr_loss.fill_(state["loss"])
+        trainer._total_loss_scalar = state["total_loss"]
+        trainer._globalstep_last_logged = state["last_logged_step"]
+        self.first_step = state["first_step"]
+        self.grad_norm, self.learning_rate = state["grad_norm"], state["learning_rate"]
+        self.epoch_ended, self.evaluation_due = state["epoch_ended"], state["evaluation_due"]
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self.first_step = self.resumed_at = state.global_step
         self.epoch_ended = True
-        kept = (state.stateful_callbacks.get(CALLBACK_STATE_KEY) or {}).get("kept")
-        if kept is None:
+        saved = saved_state(state)
+        if saved is None:
             return
-        self.trainer.restore_kept(kept)
+        self._trainer.load_state_dict(saved)
         _relocate_best_checkpoint(args, state)
-        self.trainer.finish_interrupted_step()
+        self._finish_interrupted_step()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self.epoch_ended = False
@@ -180,22 +89,69 @@ class ResumeCallback(TrainerCallback):
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self.epoch_ended = True
 
+    def correct_run_metrics(self, metrics: dict[str, float]) -> None:
+        """Correct, in the metrics of a complete run, the mean loss and the speeds of a resumed run.
+
+        The loss counts the steps before resuming too. For the speeds, transformers 5.9 counts all steps of the
+        schedule.
+        """
+        state = self._trainer.state
+        metrics["train_loss"] = self._trainer._total_loss_scalar / max(state.global_step - self.first_step, 0.001)
+        steps = state.global_step - self.resumed_at
+        # The margin is for the rounding of what is logged.
+        if (
+            metrics["train_steps_per_second"] * metrics["train_runtime"]
+            > 1.01 * steps + 0.001 * metrics["train_runtime"]
+        ):
+            for name in ("train_samples_per_second", "train_steps_per_second"):
+                metrics[name] = round(metrics[name] * steps / max(state.max_steps, 1), 3)
+
+    def _finish_interrupted_step(self) -> None:
+        """Evaluate, and end the epoch, if the run was interrupted right before that."""
+        trainer = self._trainer
+        if self.evaluation_due:
+            trainer.control.should_evaluate = trainer.control.should_save = True
+            self._log_evaluate_and_save()
+        state = trainer.state
+        at_end = state.epoch == int(state.epoch or 0) or state.global_step >= state.max_steps
+        if at_end and not self.epoch_ended:
+            trainer.control = trainer.callback_handler.on_epoch_end(trainer.args, state, trainer.control)
+            self._log_evaluate_and_save()
+
+    def _log_evaluate_and_save(self) -> None:
+        trainer = self._trainer
+        trainer._maybe_log_save_evaluate(
+            trainer._tr_loss,
+            self.grad_norm,
+            trainer.model_wrapped,
+            trial=None,
+            epoch=trainer.state.epoch,
+            ignore_keys_for_eval=None,
+            start_time=time.time(),
+            learning_rate=self.learning_rate,
+        )
+
+
+def saved_state(state: TrainerState) -> dict[str, Any] | None:
+    """Return what a checkpoint has of `TokenMixupTrainer.state_dict`; None if it has none."""
+    return (state.stateful_callbacks.get(CALLBACK_STATE_KEY) or {}).get("kept")
+
 
 def warn_about_newer_checkpoints(checkpoint: Path) -> None:
-    """Name the complete checkpoints beyond the one that is resumed from, which `last` would take next time."""
-    beside = list_checkpoints(checkpoint.parent)
-    later = beside[: beside.index(checkpoint)] if checkpoint in beside else []
-    later = [path.name for path in later if find_checkpoint_error(path) is None]
-    if later:
+    """Warn about complete checkpoints after the one that is resumed from, which `last` would resume from next time."""
+    checkpoints = list_checkpoints(checkpoint.parent)
+    newer = checkpoints[: checkpoints.index(checkpoint)] if checkpoint in checkpoints else []
+    newer = [path.name for path in newer if find_checkpoint_error(path) is None]
+    if newer:
         logger.warning(
-            "Beyond %s, %s holds %s. What lies there is overwritten as the training reaches its steps: remove it if "
-            "the training goes on with other settings, as resuming from the last checkpoint would take it.",
-            checkpoint.name, checkpoint.parent, ", ".join(later),
+            "After %s, %s contains %s. These are overwritten when the run reaches their steps. Remove them if the "
+            "settings changed, as resuming from the last checkpoint would use them.",
+            checkpoint.name, checkpoint.parent, ", ".join(newer),
         )  # fmt: skip
 
 
 def _relocate_best_checkpoint(args: TrainingArguments, state: TrainerState) -> None:
-    """The best checkpoint where the output folder is now: the state holds a path, and the folder may have moved."""
+    """Set the path of the best checkpoint to the current output folder, which may have been moved."""
     best = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
     if best.is_dir():
         state.best_model_checkpoint = str(best)

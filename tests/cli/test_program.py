@@ -1,0 +1,118 @@
+"""How errors end a command: in one line, wherever they were raised."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Value
+from helpers.commands import open_script
+from torch._utils import ExceptionWrapper
+from user_errors.harness import DIGITS, Bench, encoded, picture
+
+from hf_tokenmixup.cli import program
+from hf_tokenmixup.data import image_cache as images
+
+
+def passed_on(raise_error) -> BaseException:
+    """The error as torch raises it for a worker of a data loader."""
+    try:
+        raise_error()
+    except Exception:
+        wrapped = ExceptionWrapper(sys.exc_info(), where="in DataLoader worker process 1")
+    with pytest.raises(Exception) as raised:
+        wrapped.reraise()
+    return raised.value
+
+
+def decode_nothing() -> None:
+    images.decode({"bytes": b"x", "path": None}, "Image 3", None)
+
+
+def test_worker_error_of_the_package_gives_its_file_and_its_message():
+    path, message = program.worker_error(passed_on(decode_nothing))
+    assert path == Path(images.__file__)
+    assert message.startswith("Image 3") and "Traceback" not in message and "File" not in message
+
+
+def test_worker_error_of_other_errors_is_none():
+    assert program.worker_error(ValueError("Caught a cold")) is None
+
+
+def test_finetune_broken_image_in_a_worker_ends_in_one_line(tmp_path, monkeypatch):
+    bench = Bench(tmp_path, tmp_path, monkeypatch)
+    data = bench.parquet([encoded(picture()), b"x"], [0, 1], Value("int64"))
+    options = ["--dataset_name", data, "--do_train", *bench.network(), "--output_dir", tmp_path / "out"]
+    options += "--use_cpu --max_steps 1 --report_to none --image_cache_gib 0 --dataloader_num_workers 1".split()
+    monkeypatch.setattr(sys, "argv", ["finetune.py", *map(str, options)])
+    with pytest.raises(SystemExit) as raised:
+        open_script("finetune").entry_point()
+    assert raised.value.code.startswith("finetune.py: Image 1 of split 'train' cannot be decoded")
+    assert "Traceback" not in raised.value.code
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes."),
+        RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
+        MemoryError(),
+    ],
+    ids=["device", "cpu", "worker", "python"],
+)
+@pytest.mark.parametrize("step", ["prepare", "run"])
+def test_finetune_without_memory_names_the_batch_size(monkeypatch, step, error):
+    finetune = open_script("finetune")
+
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr(finetune, "prepare", lambda arguments: None)
+    monkeypatch.setattr(finetune, step, fail)
+    with pytest.raises(SystemExit) as raised:
+        finetune.entry_point()
+    assert "--per_device_train_batch_size" in raised.value.code
+    with pytest.raises(SystemExit, match="not enough memory"):
+        program.run_command(fail)
+
+
+def test_finetune_other_runtime_error_keeps_its_traceback(monkeypatch):
+    finetune = open_script("finetune")
+
+    def fail(arguments):
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(finetune, "prepare", fail)
+    with pytest.raises(RuntimeError, match="something else"):
+        finetune.entry_point()
+
+
+def test_finetune_missing_package_ends_in_one_line(monkeypatch):
+    finetune = open_script("finetune")
+
+    def prepare(arguments):
+        raise ImportError("This needs peft: pip install peft")
+
+    monkeypatch.setattr(finetune, "prepare", prepare)
+    with pytest.raises(SystemExit) as raised:
+        finetune.entry_point()
+    assert raised.value.code.endswith("This needs peft: pip install peft")
+
+
+@pytest.mark.parametrize("words", ["--eval_steps 3", "--hub_model_id user/model"])
+def test_prepare_option_without_effect_warns(tmp_path, monkeypatch, caplog, words):
+    Bench(tmp_path, tmp_path, monkeypatch).digits(*words.split())
+    assert f"{words.split()[0]} has no effect without" in caplog.text
+
+
+def test_prepare_batches_of_one_image_warn(tmp_path, monkeypatch, caplog):
+    Bench(tmp_path, tmp_path, monkeypatch).digits("--horizontal_layers", 1, "--per_device_train_batch_size", 1)
+    assert "no effect in batches of one image" in caplog.text
+
+
+def test_run_best_model_without_an_evaluation_warns(tmp_path, monkeypatch, caplog):
+    steps = "--max_steps 1 --eval_strategy steps --eval_steps 1 --save_steps 1 --eval_delay 9 --load_best_model_at_end"
+    bench = Bench(tmp_path, tmp_path, monkeypatch)
+    bench.train(*DIGITS, *bench.network(), *steps.split())
+    assert "no checkpoint was evaluated" in caplog.text
