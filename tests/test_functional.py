@@ -1,4 +1,4 @@
-"""The equations against brute force, against float64, and at their edges."""
+"""Functional API compared with brute force and float64 references."""
 
 import itertools
 
@@ -32,7 +32,7 @@ def test_difficulty_is_cross_entropy_in_nats():
     assert half.dtype == torch.float32
 
 
-def test_rollout_multiplies_later_layers_from_the_left(generator):
+def test_attention_rollout_multiplies_later_layers_from_left(generator):
     maps = [torch.rand(2, 3, 5, 5, generator=generator).softmax(dim=-1) for _ in range(3)]
     means = [m.mean(dim=1) for m in maps]
     torch.testing.assert_close(f.attention_rollout(maps), means[2] @ means[1] @ means[0])
@@ -41,7 +41,7 @@ def test_rollout_multiplies_later_layers_from_the_left(generator):
         f.attention_rollout([])
 
 
-def test_token_saliency_reads_the_cls_row_or_averages_the_rows(generator):
+def test_token_saliency_cls_or_mean_matches_reference(generator):
     rollout = torch.rand(2, 4, 4, generator=generator)
     assert torch.equal(f.token_saliency(rollout, 1, "cls"), rollout[:, 0, 1:])
     torch.testing.assert_close(f.token_saliency(rollout, 0, "mean"), rollout.sum(dim=1) / 4)
@@ -53,17 +53,17 @@ def test_token_saliency_reads_the_cls_row_or_averages_the_rows(generator):
 
 @pytest.mark.parametrize("rho", [0.0, 0.003, 0.1])
 @pytest.mark.parametrize("batch, tokens", [(1, 4), (2, 1), (7, 9), (64, 196)])
-def test_gain_equals_the_float64_broadcast(batch, tokens, rho, generator):
+def test_saliency_gain_matches_float64_broadcast(batch, tokens, rho, generator):
     saliency = plot_saliency(batch, tokens, generator)
     torch.testing.assert_close(f.saliency_gain(saliency, rho), broadcast_gain(saliency, rho), atol=1e-14, rtol=0)
 
 
 @pytest.mark.parametrize("rho", [1.0, 1e12, float("inf")])
-def test_gain_is_zero_where_no_difference_exceeds_rho(rho, generator):
+def test_saliency_gain_below_rho_is_zero(rho, generator):
     assert f.saliency_gain(plot_saliency(6, 5, generator), rho).max() < 1e-15
 
 
-def test_assignment_is_that_of_a_float64_computation(generator):
+def test_optimal_assignment_matches_float64_reference(generator):
     # Saliencies that differ in their last bits alone: float32 sums could not tell the partners apart.
     saliency = plot_saliency(1, 64, generator) + 1e-7 * torch.randn(24, 64, generator=generator)
     easy = torch.ones(24, dtype=torch.bool)
@@ -72,7 +72,7 @@ def test_assignment_is_that_of_a_float64_computation(generator):
 
 
 @pytest.mark.parametrize("batch", range(1, 7))
-def test_assignment_is_the_best_of_all(batch, generator):
+def test_optimal_assignment_matches_brute_force(batch, generator):
     for _ in range(4):
         gain = torch.rand(batch, batch, generator=generator, dtype=torch.float64)
         easy = torch.rand(batch, generator=generator) < 0.7
@@ -88,7 +88,7 @@ def test_assignment_is_the_best_of_all(batch, generator):
 
 
 @pytest.mark.parametrize(("batch", "size"), [(7, 3), (8, 4), (5, 2), (6, 1), (4, 9)])
-def test_groups_are_matched_by_themselves(batch, size, generator):
+def test_optimal_assignment_groups_are_independent(batch, size, generator):
     gain = torch.rand(batch, batch, generator=generator, dtype=torch.float64)
     easy = torch.rand(batch, generator=generator) < 0.8
     partner = f.optimal_assignment(gain, easy, size)
@@ -105,7 +105,7 @@ def test_groups_are_matched_by_themselves(batch, size, generator):
         f.optimal_assignment(gain, easy, 0)
 
 
-def test_manifold_mix_blends_everything_in_one_proportion(generator):
+def test_manifold_mix_matches_reference(generator):
     hidden, targets = torch.randn(4, 5, 3, generator=generator), torch.eye(4)
     partner = torch.tensor([2, 0, 3, 1])
     mixed, mixed_targets = f.manifold_mix(hidden, targets, partner, 0.3)
@@ -113,7 +113,7 @@ def test_manifold_mix_blends_everything_in_one_proportion(generator):
     torch.testing.assert_close(mixed_targets, 0.3 * targets + 0.7 * targets[partner])
 
 
-def test_random_assignment_gives_each_easy_image_a_partner_of_its_own(generator):
+def test_random_assignment_easy_images_have_different_partners(generator):
     easy = torch.rand(50, generator=generator) < 0.5
     partner = f.random_assignment(easy, generator)
     assert torch.equal(partner[~easy], torch.arange(50)[~easy])
@@ -123,7 +123,7 @@ def test_random_assignment_gives_each_easy_image_a_partner_of_its_own(generator)
     assert torch.equal(again, f.random_assignment(easy, torch.Generator().manual_seed(3)))
 
 
-def test_mask_row_depends_on_that_sample(generator):
+def test_replace_mask_rows_are_independent(generator):
     saliency = plot_saliency(6, 8, generator)
     partner = torch.tensor([3, 0, 1, 5, 4, 2])
     replaced = f.replace_mask(saliency, partner, 0.01)
@@ -136,7 +136,7 @@ def test_mask_row_depends_on_that_sample(generator):
     assert changed.tolist() == [False, True, True, False, False, False]
 
 
-def test_mixed_tokens_are_copies_in_place_and_prefix_tokens_stay(generator):
+def test_mix_tokens_copies_patch_tokens_and_keeps_prefix_tokens(generator):
     hidden = torch.randn(3, 6, 4, generator=generator, requires_grad=True)
     partner = torch.tensor([2, 1, 0])
     replaced = torch.zeros(3, 4, dtype=torch.bool)
@@ -152,7 +152,7 @@ def test_mixed_tokens_are_copies_in_place_and_prefix_tokens_stay(generator):
     assert torch.equal(hidden.grad, uses[..., None].expand(3, 6, 4))
 
 
-def test_targets_by_hand():
+def test_mix_targets_matches_reference():
     targets = torch.eye(3)
     saliency = torch.tensor([[0.1, 0.2, 0.7], [0.5, 0.3, 0.2], [0.0, 0.0, 1.0]])
     partner = torch.tensor([1, 0, 2])
@@ -165,7 +165,7 @@ def test_targets_by_hand():
     assert torch.equal(mixed[2], targets[2])
 
 
-def test_degenerate_label_ratio_keeps_the_label():
+def test_mix_targets_degenerate_ratio_keeps_label():
     targets, partner = torch.eye(2), torch.tensor([1, 0])
     replaced = torch.tensor([[True, False], [False, False]])
     assert torch.equal(f.mix_targets(targets, torch.zeros(2, 2), partner, replaced), targets)
@@ -176,7 +176,7 @@ def test_degenerate_label_ratio_keeps_the_label():
 @pytest.mark.parametrize("batch, tokens, prefix", [(1, 5, 1), (2, 1, 0), (7, 9, 1), (8, 16, 2)])
 @pytest.mark.parametrize("rho", [0.0, 0.01, float("inf")])
 @pytest.mark.parametrize("easy", ["none", "some", "all"])
-def test_horizontal_mix_at_the_edges(batch, tokens, prefix, rho, easy, generator):
+def test_horizontal_mix_edge_cases(batch, tokens, prefix, rho, easy, generator):
     hidden = torch.randn(batch, prefix + tokens, 3, generator=generator)
     targets = torch.rand(batch, 5, generator=generator).softmax(dim=1)
     saliency = plot_saliency(batch, tokens, generator)
@@ -199,7 +199,7 @@ def test_horizontal_mix_at_the_edges(batch, tokens, prefix, rho, easy, generator
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_non_finite_tokens_reach_nobody_who_did_not_take_them(bad, generator):
+def test_nonfinite_tokens_do_not_spread(bad, generator):
     hidden = torch.randn(5, 7, 3, generator=generator)
     saliency = plot_saliency(5, 6, generator)
     hidden[2, 4] = bad
@@ -214,7 +214,7 @@ def test_non_finite_tokens_reach_nobody_who_did_not_take_them(bad, generator):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_tokens_are_selected_and_not_multiplied_by_a_mask(bad):
+def test_mix_tokens_gathers_instead_of_masking(bad):
     """Neither the partner's tokens that were left nor the own ones that went reach the mixed image or its gradient."""
     hidden = torch.ones(2, 3, 2)
     hidden[1, 2] = bad  # offered and left
@@ -228,7 +228,7 @@ def test_tokens_are_selected_and_not_multiplied_by_a_mask(bad):
     assert torch.equal(hidden.grad[1], torch.tensor([[2.0, 2], [2, 2], [0, 0]]))
 
 
-def test_a_taken_non_finite_token_stays_where_it_was_put():
+def test_mix_tokens_nonfinite_token_stays_in_place():
     hidden = torch.zeros(3, 2, 1)
     hidden[1, 0] = float("inf")
     saliency = torch.tensor([[0.1, 0.9], [0.9, 0.1], [0.5, 0.5]])
@@ -238,7 +238,7 @@ def test_a_taken_non_finite_token_stays_where_it_was_put():
     assert mix.hidden[0, 1].isfinite()
 
 
-def test_ablations_change_what_they_say_and_nothing_else(generator):
+def test_horizontal_mix_ablations_change_one_step(generator):
     hidden, targets = torch.randn(16, 10, 3, generator=generator), torch.eye(16)
     saliency, easy = plot_saliency(16, 9, generator), torch.arange(16) < 10
 
@@ -271,7 +271,7 @@ def test_ablations_change_what_they_say_and_nothing_else(generator):
             mix(**{name: "best"})
 
 
-def test_selected_tokens_are_the_most_salient_behind_the_prefix(generator):
+def test_select_salient_tokens_skips_prefix_tokens(generator):
     hidden, saliency = torch.randn(3, 8, 2, generator=generator), plot_saliency(3, 6, generator)
     chosen = f.select_salient_tokens(hidden, saliency, 2, 2)
     for image in range(3):
@@ -283,26 +283,26 @@ def test_selected_tokens_are_the_most_salient_behind_the_prefix(generator):
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda h, s: f.select_salient_tokens(h, s, 7, 2), "between 0 and the number of patch tokens, 6, got 7"),
+        (lambda h, s: f.select_salient_tokens(h, s, 7, 2), r"between 0 and the number of patch tokens \(6\), got 7"),
         (lambda h, s: f.select_salient_tokens(h, s, 2, 1), r"\(3, 7\), got \(3, 6\)"),
         (lambda h, s: f.horizontal_mix(h, s, s, s[:, 0] > 0, 0.0, 0), r"\(3, 8\), got \(3, 6\)"),
         (lambda h, s: f.horizontal_mix(h, s, s, s[:, 0] > 0, -0.1, 2), "rho must be at least 0, got -0.1"),
         (lambda h, s: f.horizontal_mix(h, s, s, s[:, 0] > 0, float("nan"), 2), "rho must be at least 0, got nan"),
     ],
 )
-def test_errors_name_what_was_expected(call, message, generator):
+def test_functional_invalid_arguments_raise(call, message, generator):
     with pytest.raises(ValueError, match=message):
         call(torch.randn(3, 8, 2, generator=generator), plot_saliency(3, 6, generator))
 
 
-def test_nothing_to_pair():
+def test_horizontal_mix_empty_batch():
     assert f.saliency_gain(torch.zeros(0, 4), 0.0).shape == (0, 0)
     assert torch.equal(f.saliency_gain(torch.zeros(3, 0), 0.0), torch.zeros(3, 3))
     mix = f.horizontal_mix(torch.zeros(0, 4, 2), torch.zeros(0, 3), torch.zeros(0, 4), torch.zeros(0).bool(), 0.0, 0)
     assert mix.hidden.shape == (0, 4, 2)
 
 
-def test_autocast_and_narrow_types_do_not_narrow_the_mathematics(generator):
+def test_saliency_is_float32_under_autocast_and_half_precision(generator):
     maps = [torch.rand(2, 3, 5, 5, generator=generator).softmax(dim=-1) for _ in range(3)]
     expected = f.attention_rollout(maps)
     with torch.autocast("cpu", torch.bfloat16):
@@ -317,7 +317,7 @@ def test_autocast_and_narrow_types_do_not_narrow_the_mathematics(generator):
     assert 0.4 < one_hot[0, 0] < 0.6
 
 
-def test_half_precision_decides_in_float32(generator):
+def test_horizontal_mix_half_precision_decides_in_float32(generator):
     saliency = plot_saliency(9, 7, generator).half()
     hidden = torch.randn(9, 7, 2, generator=generator).half()
     easy = torch.ones(9, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""The reference values of tests/golden, through the public functions and the public model."""
+"""Reference values in tests/golden."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def build(name, case, **changes):
 
 
 @pytest.mark.parametrize("name", golden_cases.names("htm_op_"))
-def test_operator(name):
+def test_golden_functional(name):
     case, tensors = golden_cases.load(name)
     hidden = tensors["in.tokens"].requires_grad_()
     easy, saliency = tensors["in.easy_mask"], tensors["in.saliency"]
@@ -38,7 +38,7 @@ def test_operator(name):
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_evaluation(name, attention):
+def test_golden_evaluation(name, attention):
     case, tensors = golden_cases.load(name)
     model = build(name, case, attn_implementation=attention).eval()
     torch.testing.assert_close(model(tensors["in.pixel_values"]).logits, tensors["eval.logits"], **TOLERANCE)
@@ -49,7 +49,7 @@ def test_evaluation(name, attention):
 
 @pytest.mark.parametrize("name", TRAINING_CASES)
 @pytest.mark.parametrize("route", ["auto", "output_attentions"])
-def test_training(name, route):
+def test_golden_training(name, route):
     case, tensors = golden_cases.load(name)
     model = build(name, case, saliency_route=route)
     convention = "paper_postmix" if "paper_postmix.logits" in tensors else "paper"
@@ -89,9 +89,9 @@ def compare_horizontal(output, expected, rho):
     assert torch.equal(step.replaced[easy], expected["replace_mask"])
     gain = functional.saliency_gain(step.saliency, rho)[easy].float()
     torch.testing.assert_close(gain, expected["gain_matrix"], atol=1e-6, rtol=0)
-    assert output.counts["easy_samples"] == easy.sum()
-    assert output.counts["replaced_tokens"] == expected["replace_mask"].sum()
-    assert output.counts["mixed_samples"] == expected["replace_mask"].any(dim=1).sum()
+    assert output.mixing_metrics["easy_samples"] == easy.sum()
+    assert output.mixing_metrics["replaced_tokens"] == expected["replace_mask"].sum()
+    assert output.mixing_metrics["mixed_samples"] == expected["replace_mask"].any(dim=1).sum()
 
 
 def compare_memory(memory, expected, layers):
@@ -129,7 +129,7 @@ def own_gradient(name, gradients, case):
     return gradients[own]
 
 
-def test_selected_tokens_of_each_layer():
+def test_golden_selected_tokens():
     case, tensors = golden_cases.load("vit_vtm")
     model = golden_cases.vit(case)
     hidden = model.eval()(tensors["in.pixel_values"], output_hidden_states=True).hidden_states

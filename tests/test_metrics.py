@@ -1,4 +1,4 @@
-"""Top-1 and top-5 accuracy against a count by hand, in the package and loaded on its own."""
+"""Top-1 and top-5 accuracy."""
 
 import ast
 import socket
@@ -22,7 +22,7 @@ def metric(tmp_path):
     return TopKAccuracy(keep_in_memory=True, cache_dir=str(tmp_path))
 
 
-def test_counts_first_and_first_five(metric):
+def test_metric_top1_and_top5(metric):
     predictions = np.array([[3, 1, 2, 0, 4, 9], [3, 1, 2, 0, 4, 9], [3, 1, 2, 0, 4, 9], [3, 1, 2, 0, 4, 9]])
     # First place, fifth place, sixth place (no longer counted), absent.
     result = metric.compute(predictions=predictions, references=[3, 4, 9, 7])
@@ -30,18 +30,18 @@ def test_counts_first_and_first_five(metric):
     assert all(type(value) is float for value in result.values())
 
 
-def test_fewer_than_five_classes_and_batches(metric):
+def test_metric_fewer_than_five_classes_in_batches(metric):
     metric.add_batch(predictions=[[0, 1, 2], [1, 0, 2]], references=[0, 0])
     metric.add_batch(predictions=[[2, 0, 1]], references=[1])
     assert metric.compute() == {"top1": pytest.approx(1 / 3), "top5": 1.0}
 
 
-def test_rows_of_unequal_length_are_an_error(metric):
+def test_metric_unequal_rows_raise(metric):
     with pytest.raises(ValueError, match=r"2 images with \[1, 2\] classes each"):
         metric.compute(predictions=[[0, 1], [1]], references=[0, 1])
 
 
-def test_agrees_with_ranking_the_logits(metric):
+def test_metric_matches_ranked_logits(metric):
     generator = torch.Generator().manual_seed(0)
     logits, labels = torch.randn(400, 20, generator=generator), torch.randint(20, (400,), generator=generator)
     rank = (logits > logits.gather(1, labels[:, None])).sum(1)
@@ -64,7 +64,7 @@ def reference(batches):
 
 
 @pytest.mark.parametrize("sizes", [(8, 8, 5), (8,) * 8, (1,), (3, 3, 3)])
-def test_compute_metrics_of_a_list_of_batches_joins_them(sizes):
+def test_compute_metrics_list_of_batches_is_concatenated(sizes):
     batches = predictions(sizes)
     classes, labels = map(list, zip(*batches, strict=True))
     assert compute_metrics(EvalPrediction(classes, labels)) == reference(batches)
@@ -74,7 +74,7 @@ def test_compute_metrics_of_a_list_of_batches_joins_them(sizes):
     assert compute_metrics(joined) == reference(batches)
 
 
-def test_compute_metrics_batch_after_batch_counts_each_once():
+def test_compute_metrics_batch_by_batch_counts_each_once():
     metrics, batches = ComputeMetrics(), predictions()
     for _ in range(2):
         for classes, labels in batches[:-1]:
@@ -88,34 +88,34 @@ def test_compute_metrics_batch_after_batch_counts_each_once():
     assert metrics(EvalPrediction(*batches[2]), compute_result=True) == reference(batches[2:])
 
 
-def test_compute_metrics_of_logits_ranks_them():
+def test_compute_metrics_logits_are_ranked():
     logits = np.array([[0.1, 0.7, 0.2], [3.0, 1.0, 2.0]], dtype=np.float32)
     assert compute_metrics(EvalPrediction(logits, np.array([1, 1]))) == {"top1": 0.5, "top5": 1.0}
 
 
-def test_compute_metrics_of_no_images_or_too_few_labels_is_an_error():
-    with pytest.raises(ValueError, match="at least one image, got none"):
+def test_compute_metrics_without_images_or_labels_raises():
+    with pytest.raises(ValueError, match="at least one image, got 0"):
         compute_metrics(EvalPrediction(np.empty((0, 5), dtype=np.int64), np.empty(0, dtype=np.int64)))
-    with pytest.raises(ValueError, match="at least one image, got none"):
+    with pytest.raises(ValueError, match="at least one image, got 0"):
         compute_metrics(EvalPrediction([], []))
     with pytest.raises(ValueError, match="got 2 predictions and 1 labels"):
         compute_metrics(EvalPrediction(np.zeros((2, 5), dtype=np.int64), np.zeros(1, dtype=np.int64)))
 
 
-def test_top_classes_takes_tuples_and_few_classes():
+def test_top_classes_tuple_and_few_classes():
     logits = torch.tensor([[0.1, 0.7, 0.2], [3.0, 1.0, 2.0]])
     expected = [[1, 2, 0], [0, 2, 1]]
     assert top_classes((logits, "something else"), torch.tensor([0, 1])).tolist() == expected
     assert top_classes(logits, k=1).tolist() == [[1], [0]]
 
 
-def test_global_generators_are_left_alone(metric):
+def test_metric_does_not_change_global_rng(metric):
     before = np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
     metric.compute(predictions=[[0, 1]], references=[1])
     assert np.random.get_state()[1].tolist() == before[0] and torch.equal(torch.get_rng_state(), before[1])  # noqa: NPY002
 
 
-def test_compute_for_fifty_thousand_images_gets_five_numbers_of_each(metric):
+def test_metric_reads_five_classes_per_image(metric):
     """All logits of a thousand classes would take minutes."""
     assert top_classes(torch.randn(2, 1000)).shape == (2, 5)
     generator = np.random.default_rng(0)
@@ -125,7 +125,7 @@ def test_compute_for_fifty_thousand_images_gets_five_numbers_of_each(metric):
     assert result["top5"] == pytest.approx((predictions == references[:, None]).any(axis=1).mean())
 
 
-def test_loads_by_itself_without_network(tmp_path, monkeypatch):
+def test_metric_file_loads_offline(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError("no network in this test")
 
@@ -143,7 +143,7 @@ def test_loads_by_itself_without_network(tmp_path, monkeypatch):
     assert result == {"top1": pytest.approx(1 / 3), "top5": pytest.approx(2 / 3)}
 
 
-def test_file_imports_nothing_of_the_package():
+def test_metric_file_imports_nothing_of_package():
     imports = [node for node in ast.walk(ast.parse(FILE.read_text())) if isinstance(node, ast.Import | ast.ImportFrom)]
     assert [[alias.name for alias in node.names] for node in imports if isinstance(node, ast.Import)] == [
         ["datasets"],

@@ -1,4 +1,4 @@
-"""What a wheel holds: every module and data file of the package, with its metadata."""
+"""Files and metadata of the wheel."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def distribution():
         yield Distribution(given | {"script_name": "setup.py"})
 
 
-def test_wheel_holds_every_file_of_the_package(distribution, monkeypatch):
+def test_wheel_contains_all_package_files(distribution, monkeypatch):
     monkeypatch.chdir(ROOT)
     command = build_py(distribution)
     command.ensure_finalized()
@@ -36,18 +36,18 @@ def test_wheel_holds_every_file_of_the_package(distribution, monkeypatch):
     assert {package / "py.typed", package / "recipes" / "digits-quickstart.yaml"} <= held
 
 
-def test_version_is_that_of_the_installed_distribution(distribution):
+def test_version_matches_installed_distribution(distribution):
     assert hf_tokenmixup.__version__ == distribution.get_version()
 
 
-def test_metadata_names_author_license_and_supported_pythons(distribution):
+def test_metadata_has_author_license_and_python_versions(distribution):
     metadata = distribution.metadata
     assert metadata.author and metadata.url and metadata.keywords and metadata.license == "Apache-2.0"
     pythons = [name.rpartition(" ")[2] for name in metadata.classifiers if name.startswith("Programming Language")]
     assert pythons == ["3", "3.10", "3.11", "3.12", "3.13"]
 
 
-def test_console_command_opens(distribution):
+def test_console_command_runs(distribution):
     (script,) = distribution.entry_points["console_scripts"]
     name, _, target = script.partition(" = ")
     module, _, function = target.partition(":")

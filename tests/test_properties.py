@@ -1,4 +1,4 @@
-"""What the equations keep to for any shape, dtype and saliency, degenerate ones included (paper: section 3)."""
+"""Properties of the functional API for random shapes, dtypes and saliency."""
 
 import itertools
 
@@ -98,7 +98,7 @@ def best_partners(gain: torch.Tensor, easy: torch.Tensor) -> tuple[float, set[tu
 
 @quick
 @given(batches(), choices())
-def test_tokens_come_from_the_partner_and_all_others_stay(batch, chosen):
+def test_mix_tokens_changes_only_replaced_tokens(batch, chosen):
     hidden, prefix, result = batch["hidden"], batch["num_prefix_tokens"], mixed(batch, **chosen)
     assert result.hidden.dtype == hidden.dtype and result.replaced.shape == batch["saliency"].shape
     assert torch.equal(result.hidden[:, :prefix], hidden[:, :prefix])
@@ -110,7 +110,7 @@ def test_tokens_come_from_the_partner_and_all_others_stay(batch, chosen):
 
 @quick
 @given(batches(), choices())
-def test_targets_stay_distributions_over_the_classes_of_the_pair(batch, chosen):
+def test_mix_targets_are_distributions_over_classes_of_pair(batch, chosen):
     targets, result = batch["targets"], mixed(batch, **chosen)
     assert (result.targets >= 0).all()
     torch.testing.assert_close(result.targets.sum(dim=1), torch.ones(len(targets)), atol=1e-5, rtol=0)
@@ -123,7 +123,7 @@ def test_targets_stay_distributions_over_the_classes_of_the_pair(batch, chosen):
 
 @quick
 @given(batches(), choices(), st.integers(0, 2**16))
-def test_only_easy_images_are_mixed_each_with_a_partner_of_its_own(batch, chosen, seed):
+def test_horizontal_mix_only_easy_images_have_different_partners(batch, chosen, seed):
     easy, result = batch["easy"], mixed(batch, seed, **chosen)
     own = torch.arange(len(easy))
     assert torch.equal(result.partner[~easy], own[~easy]) and not result.replaced[~easy].any()
@@ -134,7 +134,7 @@ def test_only_easy_images_are_mixed_each_with_a_partner_of_its_own(batch, chosen
 
 @quick
 @given(batches(), choices())
-def test_an_image_that_is_not_finite_gives_and_gains_nothing_by_saliency(batch, chosen):
+def test_saliency_gain_nonfinite_image_is_zero(batch, chosen):
     finite = batch["saliency"].double().isfinite().all(dim=1)
     gain = f.saliency_gain(batch["saliency"], batch["rho"])
     assert not gain[~finite].any() and not gain[:, ~finite].any() and gain.isfinite().all()
@@ -144,7 +144,7 @@ def test_an_image_that_is_not_finite_gives_and_gains_nothing_by_saliency(batch, 
 
 @quick
 @given(batches(kinds=FINITE))
-def test_the_gain_is_its_definition(batch):
+def test_saliency_gain_matches_definition(batch):
     saliency, rho = batch["saliency"].double(), batch["rho"]
     gain = f.saliency_gain(batch["saliency"], rho)
     expected = (saliency[None] - saliency[:, None] - rho).clamp(min=0).sum(dim=2)
@@ -155,7 +155,7 @@ def test_the_gain_is_its_definition(batch):
 
 @quick
 @given(batches(kinds=FINITE), st.sampled_from(f.ASSIGNMENTS))
-def test_what_is_replaced_makes_up_the_gain(batch, assignment):
+def test_replace_mask_gain_matches_saliency_gain(batch, assignment):
     saliency = batch["saliency"].double()
     result = mixed(batch, assignment=assignment)
     rise = saliency[result.partner] - saliency - batch["rho"]
@@ -169,7 +169,7 @@ def test_what_is_replaced_makes_up_the_gain(batch, assignment):
 
 @quick
 @given(batches(kinds=FINITE, most=5))
-def test_partners_are_the_best_there_are(batch):
+def test_optimal_assignment_has_maximum_gain(batch):
     easy = batch["easy"]
     gain = f.saliency_gain(batch["saliency"], batch["rho"])
     partner = f.optimal_assignment(gain, easy)
@@ -180,7 +180,7 @@ def test_partners_are_the_best_there_are(batch):
 
 @quick
 @given(batches(kinds=FINITE), st.sampled_from([1, 2, 3, 4]))
-def test_groups_hold_neighbours_and_give_away_gain_and_no_more(batch, size):
+def test_optimal_assignment_groups_have_consecutive_images(batch, size):
     easy = batch["easy"]
     gain = f.saliency_gain(batch["saliency"], batch["rho"])
     grouped, whole = f.optimal_assignment(gain, easy, size), f.optimal_assignment(gain, easy)
@@ -196,7 +196,7 @@ def test_groups_hold_neighbours_and_give_away_gain_and_no_more(batch, size):
 
 @quick
 @given(batches(kinds=("softmax",), most=5), st.sampled_from([0.01, 0.1, 0.3]), st.integers(0, 2**16))
-def test_the_order_of_the_batch_changes_nothing(batch, rho, seed):
+def test_horizontal_mix_is_permutation_equivariant(batch, rho, seed):
     """Where the best partners are unique; with a rho of 0, giving and receiving can be turned round at no cost."""
     noise = torch.rand(batch["saliency"].shape, generator=generator(seed), dtype=torch.float64)
     batch = batch | {"saliency": batch["saliency"].double() + noise, "rho": rho}
@@ -212,7 +212,7 @@ def test_the_order_of_the_batch_changes_nothing(batch, rho, seed):
 
 @quick
 @given(batches(kinds=FINITE), st.integers(0, 2**16))
-def test_tokens_at_random_are_as_many(batch, seed):
+def test_random_replace_mask_keeps_row_sums(batch, seed):
     replaced = f.replace_mask(batch["saliency"], batch["easy"].long().argsort(), batch["rho"])
     drawn = f.random_replace_mask(replaced, generator(seed))
     assert torch.equal(drawn.sum(dim=1), replaced.sum(dim=1))
@@ -220,7 +220,7 @@ def test_tokens_at_random_are_as_many(batch, seed):
 
 @quick
 @given(st.integers(1, 20), st.sampled_from(FINITE), st.integers(0, 2**16))
-def test_the_partner_s_share_grows_with_every_token(tokens, kind, seed):
+def test_mix_targets_partner_weight_grows_with_replaced_tokens(tokens, kind, seed):
     saliency = saliency_of(kind, 2, tokens, generator(seed)) + 1e-3
     targets, partner = torch.eye(2), torch.tensor([1, 0])
     shares = []
@@ -232,7 +232,7 @@ def test_the_partner_s_share_grows_with_every_token(tokens, kind, seed):
 
 @quick
 @given(batches(kinds=("softmax", "ties", "one-hot", "equal")), st.sampled_from(f.TOKEN_SELECTIONS))
-def test_a_token_that_is_not_finite_reaches_no_other_image_than_who_took_it(batch, selection):
+def test_mix_tokens_nonfinite_token_does_not_spread(batch, selection):
     hidden, prefix = batch["hidden"].clone(), batch["num_prefix_tokens"]
     poisoned = len(hidden) // 2
     hidden[poisoned, -1] = float("nan")
@@ -250,7 +250,7 @@ def test_a_token_that_is_not_finite_reaches_no_other_image_than_who_took_it(batc
 
 @quick
 @given(batches(kinds=FINITE), st.data())
-def test_the_most_salient_tokens_are_selected(batch, data):
+def test_select_salient_tokens_selects_maximum(batch, data):
     hidden, saliency, prefix = batch["hidden"], batch["saliency"], batch["num_prefix_tokens"]
     kappa = data.draw(st.integers(0, saliency.shape[1]))
     selected = f.select_salient_tokens(hidden, saliency, kappa, prefix)
@@ -267,7 +267,7 @@ def test_the_most_salient_tokens_are_selected(batch, data):
 
 @quick
 @given(batches(kinds=("softmax",)), st.floats(0, 1), st.integers(0, 2**16))
-def test_manifold_mixup_blends_images_and_labels_alike(batch, share, seed):
+def test_manifold_mix_uses_one_lambda(batch, share, seed):
     hidden, targets = batch["hidden"].double(), batch["targets"].double()
     partner = torch.randperm(len(hidden), generator=generator(seed))
     blended, labels = f.manifold_mix(hidden, targets, partner, share)
@@ -290,7 +290,7 @@ def attention_maps(draw):
 
 @quick
 @given(attention_maps())
-def test_a_rollout_of_probabilities_is_probabilities(maps):
+def test_attention_rollout_rows_sum_to_one(maps):
     rollout = f.attention_rollout(maps)
     assert rollout.dtype == (torch.float64 if maps[0].dtype == torch.float64 else torch.float32)
     rounding = len(maps) * torch.finfo(maps[0].dtype).eps * maps[0].shape[-1] + 1e-5
@@ -304,7 +304,7 @@ def test_a_rollout_of_probabilities_is_probabilities(maps):
 
 @quick
 @given(attention_maps(), st.data())
-def test_saliency_is_the_attention_that_patch_tokens_receive(maps, data):
+def test_token_saliency_matches_received_attention(maps, data):
     rollout = f.attention_rollout(maps)
     prefix = data.draw(st.integers(0, min(3, rollout.shape[-1])))
     mean = f.token_saliency(rollout, prefix, "mean")
@@ -317,7 +317,7 @@ def test_saliency_is_the_attention_that_patch_tokens_receive(maps, data):
 
 @quick
 @given(st.integers(1, 6), st.integers(1, 7), st.sampled_from(DTYPES), st.floats(0, 60), st.integers(0, 2**16))
-def test_cross_entropy_is_its_formula(batch, classes, dtype, scale, seed):
+def test_soft_cross_entropy_matches_formula(batch, classes, dtype, scale, seed):
     noise = generator(seed)
     logits = (torch.randn(batch, classes, generator=noise, dtype=torch.float64) * scale).to(dtype)
     targets = torch.rand(batch, classes, generator=noise, dtype=torch.float64) + 1e-6

@@ -1,4 +1,4 @@
-"""Attention saliency: both routes, bounded memory, rollout, against the attentions that the model itself returns."""
+"""Attention, gradient and random saliency."""
 
 import copy
 
@@ -11,7 +11,7 @@ from hf_tokenmixup.saliency import (
     attention_saliency,
     eval_mode,
     gradient_saliency,
-    queries_of_inputs,
+    project_queries_to_inputs,
     random_saliency,
     received_attention,
 )
@@ -44,7 +44,7 @@ def outputs(model):
 
 @pytest.mark.parametrize("elements", [1, 500, 2**24])
 @pytest.mark.parametrize("queries", [1, 11])
-def test_received_attention_in_chunks(queries, elements):
+def test_received_attention_chunks_match_full_map(queries, elements):
     query, key = torch.randn(3, 2, 11, 4), torch.randn(3, 2, 11, 4)
     attention = (query @ key.transpose(2, 3) * 0.5).softmax(dim=-1)
     received = received_attention(query[:, :, :queries], key, 0.5, max_elements=elements)
@@ -53,16 +53,16 @@ def test_received_attention_in_chunks(queries, elements):
 
 @pytest.mark.parametrize("elements", [1, 2**24])
 @pytest.mark.parametrize("queries", [1, 3])
-def test_received_attention_with_shared_keys_equals_that_with_projected_keys(queries, elements):
+def test_received_attention_shared_keys_match_projected_keys(queries, elements):
     query, inputs, projection = torch.randn(2, 3, queries, 4), torch.randn(2, 7, 12), torch.nn.Linear(12, 12)
     keys = projection(inputs).unflatten(-1, (3, 4)).transpose(1, 2)
     expected = (query @ keys.transpose(2, 3) * 0.5).softmax(dim=-1).mean(dim=(1, 2))
-    moved = queries_of_inputs(query, projection.weight)
+    moved = project_queries_to_inputs(query, projection.weight)
     received = received_attention(moved, inputs[:, None], 0.5, max_elements=elements)
     torch.testing.assert_close(received, expected, atol=1e-6, rtol=1e-5)
 
 
-def test_attention_saliency_with_a_wrapped_key_projection_uses_the_wrapper(model, outputs):
+def test_attention_saliency_wrapped_key_projection_is_called(model, outputs):
     """A hook stands for adapters and other wrappers, whose keys are not those of the weight."""
     layer, hidden = copy.deepcopy(model.vit.layers[1]), outputs.hidden_states[1]
     plain = attention_saliency([layer], hidden, 1)
@@ -77,7 +77,7 @@ def test_attention_saliency_with_a_wrapped_key_projection_uses_the_wrapper(model
 @pytest.mark.parametrize("route", ["auto", "output_attentions"])
 @pytest.mark.parametrize("query", ["cls", "mean"])
 @pytest.mark.parametrize("layer", [0, 2])
-def test_equals_the_attentions_that_the_model_returns(model, outputs, layer, query, route, training):
+def test_attention_saliency_matches_output_attentions(model, outputs, layer, query, route, training):
     model.train(training)
     saliency = attention_saliency([model.vit.layers[layer]], outputs.hidden_states[layer], 1, query, route)
     expected = token_saliency(attention_rollout([outputs.attentions[layer]]), 1, query)
@@ -86,7 +86,7 @@ def test_equals_the_attentions_that_the_model_returns(model, outputs, layer, que
 
 
 @pytest.mark.parametrize("query", ["cls", "mean"])
-def test_rollout_goes_through_the_following_layers_without_dropout(model, outputs, query):
+def test_attention_saliency_rollout_has_no_dropout(model, outputs, query):
     model.train()
     maps = [attention.mean(dim=1) for attention in outputs.attentions[1:4]]
     expected = token_saliency(maps[2] @ maps[1] @ maps[0], 1, query)
@@ -96,7 +96,7 @@ def test_rollout_goes_through_the_following_layers_without_dropout(model, output
 
 
 @pytest.mark.parametrize("route", ["auto", "output_attentions"])
-def test_autocast_changes_no_bit(model, outputs, route):
+def test_attention_saliency_autocast_is_bit_identical(model, outputs, route):
     layer, hidden = [model.vit.layers[1]], outputs.hidden_states[1]
     plain = attention_saliency(layer, hidden, 1, route=route)
     for dtype in (torch.bfloat16, torch.float16):
@@ -104,14 +104,14 @@ def test_autocast_changes_no_bit(model, outputs, route):
             assert torch.equal(attention_saliency(layer, hidden, 1, route=route), plain)
 
 
-def test_half_precision_weights_give_float32_saliency(model, outputs):
+def test_attention_saliency_half_precision_weights_give_float32(model, outputs):
     layer = TokenMixupViTForImageClassification(model.config).to(torch.bfloat16).vit.layers[1]
     saliency = attention_saliency([layer], outputs.hidden_states[1], 1)
     assert saliency.dtype == torch.float32
     assert saliency.sum(dim=1).max() <= 1
 
 
-def test_gradient_is_that_of_finite_differences(model):
+def test_gradient_saliency_matches_finite_differences(model):
     """Every pixel of one image nudged up and down, in float64."""
     model = copy.deepcopy(model).double().eval()
     # Eager attention takes its softmax in float32.
@@ -129,7 +129,7 @@ def test_gradient_is_that_of_finite_differences(model):
     torch.testing.assert_close(saliency[0], tokens / tokens.sum(), rtol=1e-5, atol=1e-8)
 
 
-def test_gradients_of_images_do_not_meet_and_a_vanishing_one_is_even(model):
+def test_gradient_saliency_images_are_independent_and_zero_gradient_is_uniform(model):
     model.eval()
     images = torch.randn(3, 3, 20, 20, generator=torch.Generator().manual_seed(1))
     targets = torch.eye(5)[[0, 3, 2]]
@@ -146,7 +146,7 @@ def test_gradients_of_images_do_not_meet_and_a_vanishing_one_is_even(model):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_random_saliency_sums_to_one_and_follows_its_generator():
+def test_random_saliency_sums_to_one_and_uses_generator():
     first, again, other = (random_saliency(4, 9, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     torch.testing.assert_close(first.sum(dim=1), torch.ones(4))
     assert torch.equal(first, again) and not torch.equal(first, other) and not torch.equal(first[0], first[1])
@@ -156,7 +156,7 @@ def test_random_saliency_sums_to_one_and_follows_its_generator():
     assert torch.equal(drawn, random_saliency(4, 9))
 
 
-def test_evaluation_mode_gives_each_module_its_own_mode_back(model):
+def test_eval_mode_restores_mode_of_each_module(model):
     model.train()
     frozen = model.vit.layers[1].eval()
     with pytest.raises(RuntimeError), eval_mode(model):

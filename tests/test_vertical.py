@@ -1,4 +1,4 @@
-"""The memory of vertical layers: which tokens it collects, in which order, and where their gradients flow."""
+"""Memory of vertical layers."""
 
 import pytest
 import torch
@@ -19,12 +19,12 @@ def layer_inputs(layers, prefix):
 def collected(hidden, saliency, prefix, detach=False):
     memory = VerticalMemory(KAPPA, detach, prefix)
     for tokens, scores in zip(hidden, saliency, strict=True):
-        memory.collect(tokens, scores)
+        memory.append(tokens, scores)
     return memory
 
 
 @pytest.mark.parametrize("prefix", [0, 1, 3])
-def test_memory_of_several_layers_holds_their_salient_patch_tokens_earliest_layer_first(prefix):
+def test_vertical_memory_tokens_are_salient_and_in_layer_order(prefix):
     hidden, saliency = layer_inputs(3, prefix)
     memory = collected(hidden, saliency, prefix)
     expected = torch.stack(
@@ -44,7 +44,7 @@ def test_memory_of_several_layers_holds_their_salient_patch_tokens_earliest_laye
 
 
 @pytest.mark.parametrize("detach", [False, True])
-def test_memory_passes_gradients_to_the_collected_tokens_unless_detached(detach):
+def test_vertical_memory_detach_stops_gradient(detach):
     hidden, saliency = layer_inputs(2, prefix=1)
     tokens = collected(hidden, saliency, prefix=1, detach=detach).tokens()
     assert tokens.requires_grad is not detach
@@ -57,14 +57,14 @@ def test_memory_passes_gradients_to_the_collected_tokens_unless_detached(detach)
         assert torch.equal(layer.grad, salient[:, :, None].expand_as(layer).float())
 
 
-def test_memory_without_a_layer_holds_no_token():
+def test_vertical_memory_without_layers_is_empty():
     assert VerticalMemory(KAPPA, False, 1).num_tokens == 0
 
 
-def test_two_memories_do_not_share_tokens():
+def test_vertical_memories_are_independent():
     hidden, saliency = layer_inputs(2, prefix=1)
     first, second = VerticalMemory(KAPPA, False, 1), VerticalMemory(KAPPA, False, 1)
-    first.collect(hidden[0], saliency[0])
-    second.collect(hidden[1], saliency[1])
+    first.append(hidden[0], saliency[0])
+    second.append(hidden[1], saliency[1])
     assert (first.num_tokens, second.num_tokens) == (KAPPA, KAPPA)
     assert not torch.equal(first.tokens(), second.tokens())

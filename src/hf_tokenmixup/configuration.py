@@ -1,11 +1,11 @@
-"""The settings of TokenMixup, shared by every model family and validated once (paper: section 3, Table 4)."""
+"""Settings of TokenMixup, shared by all model families (paper: section 3, Table 4)."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard
 
-from .functional import ASSIGNMENTS, RELABELS, SALIENCY_QUERIES, TOKEN_SELECTIONS, check_choice
+from .functional import ASSIGNMENTS, RELABELS, SALIENCY_QUERIES, TOKEN_SELECTIONS, validate_choice
 from .horizontal import SCORENET_POOLINGS
 from .saliency import SALIENCY_DETECTORS
 
@@ -22,157 +22,163 @@ def _config_field(default: Any, help: str, choices: Sequence[str] | None = None)
 
 @dataclass(kw_only=True)
 class TokenMixupConfigMixin:
-    """Settings of TokenMixup as flat attributes of a model configuration; with both lists empty all of it is off.
+    """Settings of TokenMixup as attributes of a model configuration.
 
-    A family's configuration inherits from this and from its plain configuration, calls
-    :meth:`validate_tokenmixup_config` once its attributes stand, and tells ``num_prefix_tokens`` and
-    ``num_patch_tokens``. Layer numbers count from 0 and name the layer whose input is mixed.
+    TokenMixup is off if all lists of layers are empty. Layer indices count from 0; mixing applies to the input of the
+    layer.
+
+    The configuration of a model family inherits from this class and from the configuration of the base model. It
+    defines `num_prefix_tokens` and `num_patch_tokens`, and calls `validate_tokenmixup_config` in `__post_init__`.
     """
 
-    horizontal_layers: list[int] = _config_field([], "Layers whose input is mixed between images (HTM); none: off.")
+    horizontal_layers: list[int] = _config_field(
+        [], "Layers before which tokens are mixed between images (HTM); empty: off."
+    )
     horizontal_tau: float | None = _config_field(
-        1.0, "Images with a ScoreNet loss below it, in nats, are easy and get mixed; none: all of them."
+        1.0, "Images with a ScoreNet loss below this value, in nats, are easy and are mixed; none: all images."
     )
-    horizontal_rho: float = _config_field(
-        0.01, "Replace a token where the partner's saliency is higher by more than this."
-    )
-    scorenet_pooling: str = _config_field("cls", "What ScoreNet looks at.", SCORENET_POOLINGS)
-    scorenet_loss_weight: float = _config_field(1.0, "Lambda, the weight of ScoreNet's loss in the training loss.")
-    scorenet_detach: bool = _config_field(True, "Train ScoreNet alone by its loss, not the layers before it.")
+    horizontal_rho: float = _config_field(0.01, "Minimum saliency gain of a replaced token.")
+    scorenet_pooling: str = _config_field("cls", "Pooling of ScoreNet's input tokens.", SCORENET_POOLINGS)
+    scorenet_loss_weight: float = _config_field(1.0, "Weight of ScoreNet's loss in the training loss (lambda).")
+    scorenet_detach: bool = _config_field(True, "Detach ScoreNet's input, so that its loss trains ScoreNet only.")
     vertical_layers: list[int] = _config_field(
-        [], "Layers that also attend to salient tokens of all earlier layers (VTM); none: off."
+        [], "Layers that also attend to salient tokens of all earlier layers (VTM); empty: off."
     )
-    vertical_kappa: int = _config_field(_DEFAULT_KAPPA, "How many tokens each earlier layer contributes.")
-    vertical_detach: bool = _config_field(False, "Keep the gradient of vertical layers from those tokens.")
+    vertical_kappa: int = _config_field(_DEFAULT_KAPPA, "Number of salient tokens of each earlier layer.")
+    vertical_detach: bool = _config_field(False, "Detach the salient tokens of earlier layers.")
     saliency_detector: str = _config_field(
-        "attention",
-        "What tells salient tokens: the attention they get, the loss's gradient, or chance.",
-        SALIENCY_DETECTORS,
+        "attention", "Saliency of a token: attention, gradient of the loss, or random.", SALIENCY_DETECTORS
     )
     saliency_query: str = _config_field(
-        "cls", "Whose attention is saliency: the CLS token's, or the mean of all tokens.", SALIENCY_QUERIES
+        "cls", "Queries of the attention saliency: the CLS token, or the mean over all tokens.", SALIENCY_QUERIES
     )
-    rollout_steps: int = _config_field(
-        0, "How many further layers a horizontal layer's attention rollout goes through."
-    )
+    rollout_steps: int = _config_field(0, "Number of additional layers in the attention rollout.")
     saliency_route: str = _config_field(
-        "auto", "Compute the attention rows that are needed, or whole maps; the values are the same.", SALIENCY_ROUTES
+        "auto",
+        "Compute only the attention rows that are needed (auto) or complete attention maps; same values.",
+        SALIENCY_ROUTES,
     )
-    assignment: str = _config_field("optimal", "Partners by optimal matching or at random.", ASSIGNMENTS)
+    assignment: str = _config_field("optimal", "Assign partners by optimal matching or at random.", ASSIGNMENTS)
     assignment_group_size: int | None = _config_field(
-        None, "Match within groups of at most so many images, for large batches; none: the whole batch."
+        None, "Match within groups of up to this many images, for large batches; none: the complete batch."
     )
     token_selection: str = _config_field(
-        "saliency", "Replace tokens by saliency, or as many at random.", TOKEN_SELECTIONS
+        "saliency", "Replace tokens by saliency, or the same number of tokens at random.", TOKEN_SELECTIONS
     )
-    relabel: str = _config_field("saliency", "New labels by saliency or by the number of tokens.", RELABELS)
+    relabel: str = _config_field("saliency", "Weight mixed labels by saliency or by the number of tokens.", RELABELS)
     manifold_mixup_layers: list[int] = _config_field(
-        [], "Manifold mixup, for comparison: mix the input of one of these layers, drawn for each batch; none: off."
+        [], "Layers for manifold mixup, a baseline: each batch is mixed before one of them; empty: off."
     )
-    manifold_mixup_alpha: float = _config_field(
-        2.0, "Beta(alpha, alpha) gives the share of an image in manifold mixup."
-    )
+    manifold_mixup_alpha: float = _config_field(2.0, "Manifold mixup draws lambda from Beta(alpha, alpha).")
 
-    # Fields of a training output that the Trainer must not take for predictions.
+    # Trainer ignores these fields of a training output when it collects predictions.
     keys_to_ignore_at_inference: ClassVar[list[str]] = [
         "targets",
         "scorenet_loss",
         "scorenet_logits",
         "horizontal",
-        "counts",
+        "mixing_metrics",
     ]
 
     if TYPE_CHECKING:
-        # A family's configuration sets these.
+        # Defined by the configuration of the model family.
         num_hidden_layers: int
         num_prefix_tokens: int
         num_patch_tokens: int
 
     @property
     def tokenmixup_enabled(self) -> bool:
-        """Whether anything is mixed in training."""
+        """Whether training forward passes mix tokens."""
         return bool(self.horizontal_layers or self.vertical_layers or self.manifold_mixup_layers)
 
     @property
     def num_collected_layers(self) -> int:
-        """Layers before this one are collected from; 0 where there is no vertical layer."""
+        """Number of layers that contribute tokens to vertical layers; 0 without vertical layers."""
         return max(self.vertical_layers, default=0)
 
+    @property
+    def needs_gradient_saliency(self) -> bool:
+        """Whether a training forward pass computes the gradient of the loss before the first layer."""
+        return self.saliency_detector == "gradient" and bool(self.horizontal_layers or self.vertical_layers)
+
     def validate_tokenmixup_config(self) -> None:
-        """Check every setting against its range and against the network.
+        """Validate all settings.
 
         Raises:
-            ValueError: names the setting, its value, and what is allowed.
+            ValueError: if a setting is out of range or does not fit the model.
         """
-        check_choice("scorenet_pooling", self.scorenet_pooling, SCORENET_POOLINGS)
-        check_choice("saliency_detector", self.saliency_detector, SALIENCY_DETECTORS)
-        check_choice("saliency_query", self.saliency_query, SALIENCY_QUERIES)
-        check_choice("saliency_route", self.saliency_route, SALIENCY_ROUTES)
-        check_choice("assignment", self.assignment, ASSIGNMENTS)
-        check_choice("token_selection", self.token_selection, TOKEN_SELECTIONS)
-        check_choice("relabel", self.relabel, RELABELS)
+        validate_choice("scorenet_pooling", self.scorenet_pooling, SCORENET_POOLINGS)
+        validate_choice("saliency_detector", self.saliency_detector, SALIENCY_DETECTORS)
+        validate_choice("saliency_query", self.saliency_query, SALIENCY_QUERIES)
+        validate_choice("saliency_route", self.saliency_route, SALIENCY_ROUTES)
+        validate_choice("assignment", self.assignment, ASSIGNMENTS)
+        validate_choice("token_selection", self.token_selection, TOKEN_SELECTIONS)
+        validate_choice("relabel", self.relabel, RELABELS)
         for name in ("scorenet_detach", "vertical_detach"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}.")
 
         if self.num_hidden_layers < 1:
             raise ValueError(f"num_hidden_layers must be at least 1, got {self.num_hidden_layers}.")
-        self._check_layers("horizontal_layers", first=0)
-        self._check_layers("vertical_layers", first=1)
-        self._check_layers("manifold_mixup_layers", first=0)
+        self._validate_layer_indices("horizontal_layers", first=0)
+        self._validate_layer_indices("vertical_layers", first=1)
+        self._validate_layer_indices("manifold_mixup_layers", first=0)
         self._validate_non_negative("manifold_mixup_alpha", self.manifold_mixup_alpha)
         if self.manifold_mixup_alpha == 0:
-            raise ValueError("manifold_mixup_alpha must be above 0; manifold_mixup_layers=[] turns it off.")
+            raise ValueError("manifold_mixup_alpha must be above 0 (manifold_mixup_layers=[] turns it off), got 0.")
         group = self.assignment_group_size
         if group is not None and not (_is_integer(group) and group >= 2):
-            raise ValueError(f"assignment_group_size must be an integer of at least 2, or None; got {group!r}.")
+            raise ValueError(f"assignment_group_size must be an integer of at least 2, or None, got {group!r}.")
         if group is not None and self.assignment == "random":
-            raise ValueError("assignment_group_size is for assignment='optimal', got assignment='random' beside it.")
+            raise ValueError(
+                f"assignment_group_size={group} requires assignment='optimal', got assignment='random'. Set "
+                "assignment_group_size=None."
+            )
         self._validate_non_negative("horizontal_rho", self.horizontal_rho)
         self._validate_non_negative("scorenet_loss_weight", self.scorenet_loss_weight)
         if self.horizontal_tau is not None:
-            self._validate_non_negative("horizontal_tau", self.horizontal_tau, "; None makes every image easy")
-        # A network of fewer patch tokens than the default kappa is no mistake where nothing is collected.
-        most = self.num_patch_tokens if self.vertical_layers else max(self.num_patch_tokens, _DEFAULT_KAPPA)
-        self._validate_integer_range("vertical_kappa", self.vertical_kappa, most, "the number of patch tokens")
-        last = self.num_hidden_layers - 1 - max(self.horizontal_layers, default=0)
+            self._validate_non_negative("horizontal_tau", self.horizontal_tau, " (None makes all images easy)")
+        # Without vertical layers, the default kappa is valid for a model with fewer patch tokens, too.
+        max_kappa = self.num_patch_tokens if self.vertical_layers else max(self.num_patch_tokens, _DEFAULT_KAPPA)
+        self._validate_integer_range("vertical_kappa", self.vertical_kappa, max_kappa, "the number of patch tokens")
+        max_steps = self.num_hidden_layers - 1 - max(self.horizontal_layers, default=0)
         self._validate_integer_range(
-            "rollout_steps", self.rollout_steps, last, "the layers behind the last horizontal one"
+            "rollout_steps", self.rollout_steps, max_steps, "the number of layers after the last horizontal layer"
         )
 
         if self.rollout_steps and self.saliency_detector != "attention":
             raise ValueError(
-                f"rollout_steps belong to saliency_detector='attention'; got {self.rollout_steps} of them and "
-                f"{self.saliency_detector!r}."
+                f"rollout_steps={self.rollout_steps} requires saliency_detector='attention', got "
+                f"{self.saliency_detector!r}. Set rollout_steps=0."
             )
         if self.num_prefix_tokens == 0:
-            for name, instead in (("scorenet_pooling", "'attention' or 'mean'"), ("saliency_query", "'mean'")):
+            for name, alternatives in (("scorenet_pooling", "'attention' or 'mean'"), ("saliency_query", "'mean'")):
                 if getattr(self, name) == "cls":
-                    raise ValueError(f"{name}='cls' needs a CLS token, and this model has none: use {instead}.")
+                    raise ValueError(f"{name}='cls' needs a CLS token, but this model has none. Use {alternatives}.")
 
-    def _check_layers(self, name: str, first: int) -> None:
+    def _validate_layer_indices(self, name: str, first: int) -> None:
         layers, last = getattr(self, name), self.num_hidden_layers - 1
         if not isinstance(layers, list | tuple) or not all(_is_integer(layer) for layer in layers):
-            raise ValueError(f"{name} must be a list of layer numbers, got {layers!r}.")
+            raise ValueError(f"{name} must be a list of layer indices, got {layers!r}.")
         if layers and first > last:
             raise ValueError(f"{name} must be empty in a model of {last + 1} layer, got {layers!r}.")
         outside = [layer for layer in layers if not first <= layer <= last]
         if outside:
-            reason = ", as nothing lies before layer 0" if first == 1 and 0 in outside else ""
-            raise ValueError(f"{name} must lie between {first} and {last}{reason}, got {layers!r}.")
+            reason = " (there is no layer before layer 0)" if first == 1 and 0 in outside else ""
+            raise ValueError(f"{name} must be between {first} and {last}{reason}, got {layers!r}.")
         if len(set(layers)) != len(layers):
             raise ValueError(f"{name} must name each layer once, got {layers!r}.")
 
     @staticmethod
-    def _validate_non_negative(name: str, value: object, otherwise: str = "") -> None:
+    def _validate_non_negative(name: str, value: object, note: str = "") -> None:
         number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
         if not (math.isfinite(number) and number >= 0):
-            raise ValueError(f"{name} must be a finite number of at least 0{otherwise}; got {value!r}.")
+            raise ValueError(f"{name} must be a finite number of at least 0{note}, got {value!r}.")
 
     @staticmethod
-    def _validate_integer_range(name: str, value: object, most: int, meaning: str) -> None:
-        if not (_is_integer(value) and 0 <= value <= most):
-            raise ValueError(f"{name} must be an integer between 0 and {most} ({meaning}), got {value!r}.")
+    def _validate_integer_range(name: str, value: object, maximum: int, meaning: str) -> None:
+        if not (_is_integer(value) and 0 <= value <= maximum):
+            raise ValueError(f"{name} must be an integer between 0 and {maximum} ({meaning}), got {value!r}.")
 
 
 def _is_integer(value: object) -> TypeGuard[int]:

@@ -1,8 +1,10 @@
 """The equations of TokenMixup as pure functions (paper: section 3, Algorithm 1).
 
-Nothing here knows a model: tensors go in, tensors come out, on any device and in any floating dtype. Saliency
-mathematics runs in float32 or wider whatever comes in. Shapes: B images, N tokens in a sequence of which the first P
-are prefix tokens (CLS, registers), T = N - P patch tokens, D hidden size, H heads, C classes.
+The functions take and return tensors on any device and in any floating-point dtype. Saliency is computed in float32
+or float64.
+
+Shapes: B images; N tokens per image, of which the first P are prefix tokens (CLS, registers) and T = N - P are patch
+tokens; D hidden size; H attention heads; C classes.
 """
 
 from collections.abc import Sequence
@@ -17,18 +19,20 @@ TOKEN_SELECTIONS = ("saliency", "random")
 RELABELS = ("saliency", "count")
 SALIENCY_QUERIES = ("cls", "mean")
 
-# A CUDA graph cannot contain a copy to the CPU. A compiler that knows the tag splits the graph at the operator.
-NOT_CAPTURED: dict[str, Any] = {"tags": [torch.Tag.cudagraph_unsafe]} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
+# A CUDA graph cannot contain a copy to the CPU. Versions of torch that have the tag split the graph at the operator.
+_CUDAGRAPH_UNSAFE: dict[str, Any] = (
+    {"tags": [torch.Tag.cudagraph_unsafe]} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
+)
 
 
 class HorizontalMix(NamedTuple):
-    """What :func:`horizontal_mix` returns.
+    """Output of `horizontal_mix`.
 
     Attributes:
         hidden: (B, N, D) tokens after mixing.
         targets: (B, C) class distributions after mixing.
-        partner: (B,) int64, the image that tokens were offered from; itself where nothing was to be mixed.
-        replaced: (B, T) bool, True where a patch token was replaced by the partner's.
+        partner: (B,) int64 index of each image's partner; an image that is not easy is its own partner.
+        replaced: (B, T) bool, True where a patch token was replaced by the partner's token.
     """
 
     hidden: torch.Tensor
@@ -37,33 +41,46 @@ class HorizontalMix(NamedTuple):
     replaced: torch.Tensor
 
 
-def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
-    """Raise a ``ValueError`` that names the setting, the value and the choices unless ``value`` is one of them."""
+def validate_choice(name: str, value: object, allowed: Sequence[str]) -> None:
+    """Raise a `ValueError` unless `value` is one of the allowed values.
+
+    Args:
+        name: name of the setting, for the message.
+        value: value of the setting.
+        allowed: the allowed values.
+    """
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
 
 
-def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor itself in float32 or float64, a float32 copy of it in any narrower dtype."""
+def upcast_to_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a float32 copy of a tensor in half precision, and the tensor itself in float32 or float64."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def source(generator: torch.Generator | None) -> dict[str, Any]:
-    """The generator as a keyword, left out if None: with one of None, ``torch.compile`` draws no varying number."""
+def generator_kwargs(generator: torch.Generator | None) -> dict[str, Any]:
+    """Return the keyword arguments that pass a generator to a torch function; none if `generator` is None.
+
+    With `generator=None` as a keyword, `torch.compile` draws the same number in every call.
+    """
     return {} if generator is None else {"generator": generator}
 
 
 def soft_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of each image against a class distribution, in nats.
+    """Cross-entropy of each image with a class distribution, in nats.
 
     Args:
         logits: (B, C) class scores.
         targets: (B, C) class distributions.
 
     Returns:
-        (B,) in float32 or wider.
+        (B,) cross-entropy in float32 or float64.
+
+    Example:
+        >>> soft_cross_entropy(torch.zeros(2, 4), torch.eye(4)[:2])
+        tensor([1.3863, 1.3863])
     """
-    logits = at_least_float32(logits)
+    logits = upcast_to_float32(logits)
     return F.cross_entropy(logits, targets.to(logits.dtype), reduction="none")
 
 
@@ -71,11 +88,16 @@ def difficulty(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Difficulty of each image, Eq. (1): cross-entropy of ScoreNet's prediction, in nats.
 
     Args:
-        logits: (B, C) ScoreNet's class scores.
+        logits: (B, C) class scores of ScoreNet.
         targets: (B, C) class distributions.
 
     Returns:
-        (B,) difficulties in float32 or wider.
+        (B,) difficulty in float32 or float64.
+
+    Example:
+        >>> logits = torch.tensor([[4.0, 0.0], [0.0, 4.0]])
+        >>> difficulty(logits, torch.eye(2)[[0, 0]])
+        tensor([0.0181, 4.0181])
     """
     return soft_cross_entropy(logits, targets)
 
@@ -84,21 +106,28 @@ def attention_rollout(attentions: Sequence[torch.Tensor]) -> torch.Tensor:
     """Attention rollout, Eq. (2): the product of head-averaged attention maps.
 
     Args:
-        attentions: (B, H, N, N) maps of consecutive layers, the layer that is mixed first. Later layers multiply
-            from the left, so that columns go on indexing the tokens of the first one.
+        attentions: (B, H, N, N) maps of consecutive layers. The first map belongs to the layer whose input is mixed.
+            Later maps multiply from the left, so the columns always index the tokens of the first layer.
 
     Returns:
-        (B, N, N) rollout; rows are queries, columns the tokens that receive attention.
+        (B, N, N) rollout in float32 or float64. Rows are queries, columns are the tokens that receive attention.
 
     Raises:
-        ValueError: if no map is given.
+        ValueError: if `attentions` is empty.
+
+    Example:
+        >>> uniform = torch.full((1, 2, 3, 3), 1 / 3)
+        >>> attention_rollout([uniform, uniform])
+        tensor([[[0.3333, 0.3333, 0.3333],
+                 [0.3333, 0.3333, 0.3333],
+                 [0.3333, 0.3333, 0.3333]]])
     """
     if len(attentions) == 0:
         raise ValueError("attention_rollout needs at least one attention map (B, H, N, N), got none.")
-    rollout = at_least_float32(attentions[0]).mean(dim=1)
+    rollout = upcast_to_float32(attentions[0]).mean(dim=1)
     with torch.autocast(rollout.device.type, enabled=False):
         for attention in attentions[1:]:
-            rollout = at_least_float32(attention).mean(dim=1) @ rollout
+            rollout = upcast_to_float32(attention).mean(dim=1) @ rollout
     return rollout
 
 
@@ -106,21 +135,28 @@ def token_saliency(rollout: torch.Tensor, num_prefix_tokens: int, query: str = "
     """Saliency of the patch tokens, Eq. (3): the attention that each of them receives.
 
     Args:
-        rollout: (B, N, N) attention, rows are queries.
-        num_prefix_tokens: P, how many leading tokens carry no saliency.
-        query: ``"cls"`` reads the first row, which the classifier reads too; ``"mean"`` averages over all rows.
+        rollout: (B, N, N) attention; rows are queries.
+        num_prefix_tokens: P, the number of leading tokens that have no saliency.
+        query: `"cls"` selects the row of the CLS token, `"mean"` averages over all rows.
 
     Returns:
-        (B, T) saliency (an attention probability, no unit).
+        (B, T) saliency, an attention probability, in float32 or float64.
 
     Raises:
-        ValueError: for another ``query``, or for ``"cls"`` in a sequence without prefix token.
+        ValueError: if `query` is unknown, or is `"cls"` for a sequence without prefix tokens.
+
+    Example:
+        >>> rollout = torch.tensor([[[0.5, 0.3, 0.2], [0.2, 0.2, 0.6], [0.2, 0.4, 0.4]]])
+        >>> token_saliency(rollout, num_prefix_tokens=1)
+        tensor([[0.3000, 0.2000]])
+        >>> token_saliency(rollout, num_prefix_tokens=0, query="mean")
+        tensor([[0.3000, 0.3000, 0.4000]])
     """
-    check_choice("query", query, SALIENCY_QUERIES)
-    rollout = at_least_float32(rollout)
+    validate_choice("query", query, SALIENCY_QUERIES)
+    rollout = upcast_to_float32(rollout)
     if query == "cls":
         if num_prefix_tokens < 1:
-            raise ValueError("query='cls' needs a CLS token, but num_prefix_tokens is 0: use query='mean'.")
+            raise ValueError("query='cls' needs a CLS token, but num_prefix_tokens is 0. Use query='mean'.")
         received = rollout[:, 0]
     else:
         received = rollout.mean(dim=1)
@@ -130,23 +166,28 @@ def token_saliency(rollout: torch.Tensor, num_prefix_tokens: int, query: str = "
 def saliency_gain(saliency: torch.Tensor, rho: float) -> torch.Tensor:
     """Gain matrix, Eq. (6): C_ij = sum_t max(S_j,t - S_i,t - rho, 0).
 
-    Computed as (sum |d| + sum d) / 2 with an L1 distance matrix, so that no (B, B, T) tensor exists, and accumulated
-    in float64 (float32 where the device has no float64). An image whose saliency is not finite gains nothing and
-    gives nothing.
+    The sum is computed as (sum |d| + sum d) / 2 from an L1 distance matrix, which avoids a (B, B, T) tensor. It is
+    accumulated in float64, or in float32 on devices without float64. Images with non-finite saliency have a gain of
+    zero in their row and column.
 
     Args:
-        saliency: (B, T).
-        rho: least gain of a token that is worth replacing, >= 0; infinity gives a gain of zero everywhere.
+        saliency: (B, T) saliency of the patch tokens.
+        rho: minimum saliency gain of a replaced token, at least 0. With infinity every gain is zero.
 
     Returns:
-        (B, B) gain; row i receives tokens from column j.
+        (B, B) gain. Image i (row) receives tokens from image j (column).
+
+    Example:
+        >>> saliency_gain(torch.tensor([[0.25, 0.5], [0.75, 0.25]]), rho=0.125)
+        tensor([[0.0000, 0.3750],
+                [0.1250, 0.0000]], dtype=torch.float64)
     """
     if saliency.numel() == 0:
         return saliency.new_zeros(len(saliency), len(saliency))
     finite = saliency.isfinite().all(dim=1)
     saliency = torch.where(finite[:, None], saliency, 0.0)
     saliency = saliency.to(torch.float32 if saliency.device.type == "mps" else torch.float64)
-    # Above the largest possible difference every rho gives zero; capping it keeps the sums free of cancellation.
+    # Every rho above the largest difference gives zero. Capping rho there avoids cancellation in the sums.
     threshold = (saliency.amax() - saliency.amin()).clamp(max=rho)
     total = saliency.sum(dim=1)
     absolute = torch.cdist(saliency + threshold, saliency, p=1)
@@ -155,9 +196,9 @@ def saliency_gain(saliency: torch.Tensor, rho: float) -> torch.Tensor:
     return torch.where(finite[:, None] & finite[None, :], gain, 0.0)
 
 
-@torch.library.custom_op("hf_tokenmixup::optimal_assignment", mutates_args=(), **NOT_CAPTURED)
+@torch.library.custom_op("hf_tokenmixup::optimal_assignment", mutates_args=(), **_CUDAGRAPH_UNSAFE)
 def _optimal_assignment(gain: torch.Tensor, easy: torch.Tensor, group_size: int | None) -> torch.Tensor:
-    # One tensor holds both, so that one copy brings both to the host.
+    # One tensor for both inputs needs only one copy to the CPU.
     packed = torch.cat([gain, easy[:, None].to(gain.dtype)], dim=1).cpu()
     score, easy_rows = packed[:, :-1].nan_to_num(nan=0.0), packed[:, -1].bool()
     partner = torch.arange(len(packed))
@@ -176,104 +217,147 @@ def _(gain: torch.Tensor, easy: torch.Tensor, group_size: int | None) -> torch.T
 
 
 def optimal_assignment(gain: torch.Tensor, easy: torch.Tensor, group_size: int | None = None) -> torch.Tensor:
-    """Partners by exact maximum matching, Eq. (7): every easy image gets one of its own among all B images.
+    """Partners by optimal matching, Eq. (7): maximize the total gain, with a different partner for each easy image.
 
-    The one place where the host is waited for: gains go there, partners come back.
+    The matching runs on the CPU. It is the only device synchronization of TokenMixup.
 
     Args:
-        gain: (B, B), row i receives from column j.
-        easy: (B,) bool, the rows to match.
-        group_size: match within groups of at most so many neighbours of the batch, which takes far less time for
-            large batches and gives some gain away. None: among all.
+        gain: (B, B) gain of image i (row) from image j (column).
+        easy: (B,) bool, the images to match.
+        group_size: match within groups of up to this many consecutive images. Groups are much faster for large
+            batches and lose part of the gain. None matches within the complete batch.
 
     Returns:
-        (B,) int64 partner; an image that is not easy has itself.
+        (B,) int64 index of the partner. An image that is not easy is its own partner.
 
     Raises:
-        ValueError: for a group size below 1.
+        ValueError: if `group_size` is below 1.
+
+    Example:
+        >>> gain = torch.tensor([[0.0, 3.0, 1.0], [2.0, 0.0, 3.0], [1.0, 5.0, 0.0]])
+        >>> optimal_assignment(gain, easy=torch.tensor([True, True, False]))
+        tensor([1, 2, 2])
     """
     if group_size is not None and group_size < 1:
-        raise ValueError(f"group_size must be at least 1, or None for the whole batch; got {group_size}.")
+        raise ValueError(f"group_size must be at least 1, or None for the complete batch, got {group_size}.")
     return _optimal_assignment(gain.detach(), easy, group_size)
 
 
 def random_assignment(easy: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-    """Random partners of their own for the easy images (ablation of Eq. (7), Table 4).
+    """Random partners, a different one for each easy image (ablation of Eq. (7), Table 4).
 
     Args:
-        easy: (B,) bool.
-        generator: source of randomness, torch's default one if None.
+        easy: (B,) bool, the images to match.
+        generator: random number generator; None uses torch's default generator.
 
     Returns:
-        (B,) int64 partner; an image that is not easy has itself.
+        (B,) int64 index of the partner. An image that is not easy is its own partner.
+
+    Example:
+        >>> random_assignment(torch.tensor([False, False, False]))
+        tensor([0, 1, 2])
     """
     identity = torch.arange(len(easy), device=easy.device)
-    return torch.where(easy, torch.randperm(len(easy), device=easy.device, **source(generator)), identity)
+    return torch.where(easy, torch.randperm(len(easy), device=easy.device, **generator_kwargs(generator)), identity)
 
 
 def replace_mask(saliency: torch.Tensor, partner: torch.Tensor, rho: float) -> torch.Tensor:
-    """Which tokens are replaced, Eq. (9): S_j,t - S_i,t > rho with j the partner of i.
+    """Mask of the replaced tokens, Eq. (9): S_j,t - S_i,t > rho, where j is the partner of i.
 
     Args:
-        saliency: (B, T).
-        partner: (B,) int64.
-        rho: threshold, >= 0.
+        saliency: (B, T) saliency of the patch tokens.
+        partner: (B,) int64 index of the partner.
+        rho: minimum saliency gain of a replaced token, at least 0.
 
     Returns:
-        (B, T) bool, True = replaced by the partner's token. Not-a-number compares as False.
+        (B, T) bool, True for tokens to replace by the partner's token. NaN compares as False.
+
+    Example:
+        >>> replace_mask(torch.tensor([[0.25, 0.5], [0.75, 0.25]]), torch.tensor([1, 0]), rho=0.125)
+        tensor([[ True, False],
+                [False,  True]])
     """
-    saliency = at_least_float32(saliency)
+    saliency = upcast_to_float32(saliency)
     return saliency[partner] - saliency > rho
 
 
 def random_replace_mask(replaced: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-    """As many replaced tokens in each row as in ``replaced`` (B, T), but drawn at random (ablation, Table 4)."""
-    rank = torch.rand(replaced.shape, device=replaced.device, **source(generator)).argsort(dim=1).argsort(dim=1)
+    """Random mask with the same number of replaced tokens per image (ablation, Table 4).
+
+    Args:
+        replaced: (B, T) bool.
+        generator: random number generator; None uses torch's default generator.
+
+    Returns:
+        (B, T) bool with the same row sums as `replaced`.
+
+    Example:
+        >>> mask = torch.tensor([[True, True, False, False], [False, False, False, True]])
+        >>> random_replace_mask(mask).sum(dim=1)
+        tensor([2, 1])
+    """
+    rank = (
+        torch.rand(replaced.shape, device=replaced.device, **generator_kwargs(generator)).argsort(dim=1).argsort(dim=1)
+    )
     return rank < replaced.sum(dim=1, keepdim=True)
 
 
 def mix_tokens(
     hidden: torch.Tensor, partner: torch.Tensor, replaced: torch.Tensor, num_prefix_tokens: int
 ) -> torch.Tensor:
-    """Hard replacement of tokens, Eq. (10).
+    """Replacement of tokens, Eq. (10).
 
-    Tokens are selected and never multiplied by a mask: a non-finite token reaches only who took it.
+    Tokens are gathered, not multiplied by a mask, so a non-finite token affects only the images that receive it.
 
     Args:
-        hidden: (B, N, D).
-        partner: (B,) int64.
-        replaced: (B, T) bool.
+        hidden: (B, N, D) tokens.
+        partner: (B,) int64 index of the partner.
+        replaced: (B, T) bool, the patch tokens to replace.
         num_prefix_tokens: P; prefix tokens are never replaced.
 
     Returns:
-        (B, N, D); gradients flow through kept and through copied tokens.
+        (B, N, D) tokens. Gradients flow to retained and to copied tokens.
+
+    Example:
+        >>> hidden = torch.tensor([[[1.0], [2.0], [3.0]], [[4.0], [5.0], [6.0]]])
+        >>> replaced = torch.tensor([[True, False], [False, False]])
+        >>> mix_tokens(hidden, torch.tensor([1, 1]), replaced, num_prefix_tokens=1)[..., 0]
+        tensor([[1., 5., 3.],
+                [4., 5., 6.]])
     """
     replaced = F.pad(replaced, (num_prefix_tokens, 0), value=False)
-    own = torch.arange(len(hidden), device=hidden.device)
-    image = torch.where(replaced, partner[:, None], own[:, None])
+    self_index = torch.arange(len(hidden), device=hidden.device)
+    image = torch.where(replaced, partner[:, None], self_index[:, None])
     return gather_tokens(hidden, image, torch.arange(hidden.shape[1], device=hidden.device))
 
 
 def mix_targets(
     targets: torch.Tensor, saliency: torch.Tensor, partner: torch.Tensor, replaced: torch.Tensor
 ) -> torch.Tensor:
-    """New class distributions by retained and received saliency, Eq. (11).
+    """Mixed class distributions, weighted by retained and received saliency, Eq. (11).
 
     Args:
-        targets: (B, C).
-        saliency: (B, T); ones count tokens instead.
-        partner: (B,) int64.
-        replaced: (B, T) bool.
+        targets: (B, C) class distributions.
+        saliency: (B, T) saliency of the patch tokens. A tensor of ones weights by the number of tokens.
+        partner: (B,) int64 index of the partner.
+        replaced: (B, T) bool, the replaced patch tokens.
 
     Returns:
-        (B, C) in float32 or wider. A row without replaced tokens, or whose ratio is 0/0 or not finite, stays as it
-        was.
+        (B, C) class distributions in float32 or float64. A row is unchanged if no token is replaced, or if the total
+        saliency is zero or not finite.
+
+    Example:
+        >>> saliency = torch.tensor([[0.25, 0.25], [0.75, 0.25]])
+        >>> replaced = torch.tensor([[True, False], [False, False]])
+        >>> mix_targets(torch.eye(2), saliency, torch.tensor([1, 1]), replaced)
+        tensor([[0.2500, 0.7500],
+                [0.0000, 1.0000]])
     """
-    targets, saliency = at_least_float32(targets), at_least_float32(saliency)
-    own = torch.where(replaced, 0.0, saliency).sum(dim=1, keepdim=True)
+    targets, saliency = upcast_to_float32(targets), upcast_to_float32(saliency)
+    retained = torch.where(replaced, 0.0, saliency).sum(dim=1, keepdim=True)
     received = torch.where(replaced, saliency[partner], 0.0).sum(dim=1, keepdim=True)
-    total = own + received
-    mixed = (own / total).to(targets.dtype) * targets + (received / total).to(targets.dtype) * targets[partner]
+    total = retained + received
+    mixed = (retained / total).to(targets.dtype) * targets + (received / total).to(targets.dtype) * targets[partner]
     changed = replaced.any(dim=1, keepdim=True) & total.isfinite() & (total > 0)
     return torch.where(changed, mixed, targets)
 
@@ -292,33 +376,49 @@ def horizontal_mix(
     relabel: str = "saliency",
     generator: torch.Generator | None = None,
 ) -> HorizontalMix:
-    """Horizontal TokenMixup, Algorithm 1 from line 4 on. Every image keeps its place in the batch.
+    """Horizontal TokenMixup (HTM), Algorithm 1 from line 4. The order of the images does not change.
 
     Args:
         hidden: (B, N, D) tokens.
         targets: (B, C) class distributions.
         saliency: (B, T) saliency of the patch tokens.
         easy: (B,) bool, the images to mix.
-        rho: least gain in saliency of a replaced token.
-        num_prefix_tokens: P.
-        assignment: ``"optimal"`` or ``"random"`` partners (Table 4).
-        group_size: of the optimal assignment, see :func:`optimal_assignment`.
-        token_selection: ``"saliency"``, or ``"random"`` for as many tokens drawn at random (Table 4).
-        relabel: ``"saliency"``, or ``"count"`` for labels by the number of tokens (Table 4).
-        generator: source of randomness of the random choices, torch's default one if None.
+        rho: minimum saliency gain of a replaced token, at least 0.
+        num_prefix_tokens: P, the number of leading tokens that are never replaced.
+        assignment: `"optimal"` or `"random"` partners (Table 4).
+        group_size: group size of the optimal assignment, see `optimal_assignment`.
+        token_selection: replace tokens by `"saliency"`, or the same number of tokens at `"random"` (Table 4).
+        relabel: weight labels by `"saliency"` or by the `"count"` of tokens (Table 4).
+        generator: random number generator of the random choices; None uses torch's default generator.
+
+    Returns:
+        A `HorizontalMix` of tokens, targets, partners and replaced tokens.
 
     Raises:
-        ValueError: for an unknown choice, a negative or undefined rho, or a saliency of another shape than the
-            patch tokens.
+        ValueError: if a choice is unknown, `rho` is negative or NaN, or `saliency` is not of shape (B, T).
+
+    Example:
+        >>> hidden = torch.tensor([[[1.0], [2.0]], [[3.0], [4.0]]])
+        >>> saliency = torch.tensor([[0.25, 0.75], [0.75, 0.25]])
+        >>> easy = torch.tensor([True, False])
+        >>> mix = horizontal_mix(hidden, torch.eye(2), saliency, easy, rho=0.125, num_prefix_tokens=0)
+        >>> mix.hidden[..., 0]
+        tensor([[3., 2.],
+                [3., 4.]])
+        >>> mix.targets
+        tensor([[0.5000, 0.5000],
+                [0.0000, 1.0000]])
+        >>> mix.partner
+        tensor([1, 1])
     """
-    check_choice("assignment", assignment, ASSIGNMENTS)
-    check_choice("token_selection", token_selection, TOKEN_SELECTIONS)
-    check_choice("relabel", relabel, RELABELS)
+    validate_choice("assignment", assignment, ASSIGNMENTS)
+    validate_choice("token_selection", token_selection, TOKEN_SELECTIONS)
+    validate_choice("relabel", relabel, RELABELS)
     if not rho >= 0:
         raise ValueError(f"rho must be at least 0, got {rho}.")
-    _check_saliency_shape(hidden, saliency, num_prefix_tokens)
+    _validate_saliency_shape(hidden, saliency, num_prefix_tokens)
     with torch.no_grad():
-        saliency = at_least_float32(saliency)
+        saliency = upcast_to_float32(saliency)
         if assignment == "optimal":
             partner = optimal_assignment(saliency_gain(saliency, rho), easy, group_size)
         else:
@@ -338,23 +438,28 @@ def horizontal_mix(
 def select_salient_tokens(
     hidden: torch.Tensor, saliency: torch.Tensor, kappa: int, num_prefix_tokens: int
 ) -> torch.Tensor:
-    """The kappa most salient patch tokens of each image (section 3.4).
+    """Select the kappa most salient patch tokens of each image (section 3.4).
 
     Args:
         hidden: (B, N, D) tokens.
-        saliency: (B, T).
-        kappa: how many, 0 <= kappa <= T.
+        saliency: (B, T) saliency of the patch tokens.
+        kappa: number of selected tokens, between 0 and T.
         num_prefix_tokens: P; prefix tokens are never selected.
 
     Returns:
-        (B, kappa, D), most salient first.
+        (B, kappa, D) tokens in order of decreasing saliency.
 
     Raises:
-        ValueError: if kappa is out of range, or the saliency of another shape than the patch tokens.
+        ValueError: if `kappa` is out of range, or `saliency` is not of shape (B, T).
+
+    Example:
+        >>> hidden = torch.tensor([[[1.0], [2.0], [3.0], [4.0]]])
+        >>> select_salient_tokens(hidden, torch.tensor([[0.1, 0.3, 0.2]]), kappa=2, num_prefix_tokens=1)[..., 0]
+        tensor([[3., 4.]])
     """
-    _check_saliency_shape(hidden, saliency, num_prefix_tokens)
+    _validate_saliency_shape(hidden, saliency, num_prefix_tokens)
     if not 0 <= kappa <= saliency.shape[1]:
-        raise ValueError(f"kappa must lie between 0 and the number of patch tokens, {saliency.shape[1]}, got {kappa}.")
+        raise ValueError(f"kappa must be between 0 and the number of patch tokens ({saliency.shape[1]}), got {kappa}.")
     image = torch.arange(len(hidden), device=hidden.device)
     return gather_tokens(hidden, image[:, None], saliency.topk(kappa, dim=1).indices + num_prefix_tokens)
 
@@ -362,39 +467,78 @@ def select_salient_tokens(
 def manifold_mix(
     hidden: torch.Tensor, targets: torch.Tensor, partner: torch.Tensor, share: float | torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Manifold mixup (Verma et al., ICML 2019): every image and its label, blended with another's in one proportion.
+    """Manifold mixup (Verma et al., ICML 2019): interpolate images and labels with those of a partner.
 
     Args:
         hidden: (B, N, D) tokens.
         targets: (B, C) class distributions.
-        partner: (B,) int64, a permutation.
-        share: what is kept of each image, in [0, 1]; a number, or a tensor () on the device.
+        partner: (B,) int64 index of the partner, a permutation.
+        share: lambda of mixup, the weight of each image in [0, 1], as a number or as a tensor () on the device.
 
     Returns:
-        (B, N, D) tokens and (B, C) targets.
+        (B, N, D) tokens and (B, C) class distributions.
+
+    Example:
+        >>> hidden, targets = torch.tensor([[[0.0]], [[4.0]]]), torch.eye(2)
+        >>> tokens, labels = manifold_mix(hidden, targets, torch.tensor([1, 0]), share=0.75)
+        >>> tokens[..., 0]
+        tensor([[1.],
+                [3.]])
+        >>> labels
+        tensor([[0.7500, 0.2500],
+                [0.2500, 0.7500]])
     """
-    return blend(hidden, partner, share), blend(targets, partner, share)
+    return mix_with_partner(hidden, partner, share), mix_with_partner(targets, partner, share)
 
 
-def blend(tensor: torch.Tensor, partner: torch.Tensor, share: float | torch.Tensor) -> torch.Tensor:
-    """A share of each row of a tensor (B, ...) and the rest of its partner's, rounded once in half precision."""
-    wide = at_least_float32(tensor)
-    if torch.is_tensor(share):
-        share = share.to(wide.dtype)
-    return torch.lerp(wide[partner], wide, share).to(tensor.dtype)
+def mix_with_partner(tensor: torch.Tensor, partner: torch.Tensor, lam: float | torch.Tensor) -> torch.Tensor:
+    """Interpolate each row with the row of its partner: lam * row + (1 - lam) * partner.
+
+    Args:
+        tensor: (B, ...) in any floating-point dtype. Half precision is interpolated in float32 and rounded once.
+        partner: (B,) int64 index of the partner.
+        lam: weight of each row in [0, 1], as a number or as a tensor () on the device.
+
+    Returns:
+        (B, ...) in the dtype of `tensor`.
+
+    Example:
+        >>> mix_with_partner(torch.tensor([[0.0], [4.0]]), torch.tensor([1, 0]), lam=0.75)
+        tensor([[1.],
+                [3.]])
+    """
+    upcast = upcast_to_float32(tensor)
+    if torch.is_tensor(lam):
+        lam = lam.to(upcast.dtype)
+    return torch.lerp(upcast[partner], upcast, lam).to(tensor.dtype)
 
 
 def gather_tokens(hidden: torch.Tensor, image: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
-    """(B, M, D): of (B, N, D) the tokens with these numbers, of these images; the two broadcast to (B, M)."""
+    """Gather tokens by image index and token index.
+
+    Args:
+        hidden: (B, N, D) tokens.
+        image: int64 image indices that broadcast with `token` to (B, M).
+        token: int64 token indices that broadcast with `image` to (B, M).
+
+    Returns:
+        (B, M, D) tokens.
+
+    Example:
+        >>> hidden = torch.tensor([[[1.0], [2.0]], [[3.0], [4.0]]])
+        >>> gather_tokens(hidden, torch.tensor([[1, 1], [0, 1]]), torch.tensor([0, 1]))[..., 0]
+        tensor([[3., 4.],
+                [1., 4.]])
+    """
     rows = image * hidden.shape[1] + token
-    # Whole rows are copied, back too: several times as fast as `gather` or `where` on every element.
+    # `index_select` copies complete rows, also in backward. It is several times faster than `gather` or `where`.
     return hidden.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, rows.shape)
 
 
-def _check_saliency_shape(hidden: torch.Tensor, saliency: torch.Tensor, num_prefix_tokens: int) -> None:
+def _validate_saliency_shape(hidden: torch.Tensor, saliency: torch.Tensor, num_prefix_tokens: int) -> None:
     expected = (hidden.shape[0], hidden.shape[1] - num_prefix_tokens)
     if tuple(saliency.shape) != expected:
         raise ValueError(
-            f"saliency must have one value for each patch token, shape (B, N - num_prefix_tokens) = {expected}, "
-            f"got {tuple(saliency.shape)}."
+            f"saliency must have one value per patch token, shape (B, N - num_prefix_tokens) = {expected}, got "
+            f"{tuple(saliency.shape)}."
         )

@@ -1,26 +1,29 @@
-"""Horizontal TokenMixup: ScoreNet and the step in front of a layer (paper: sections 3.1 to 3.3, Algorithm 1)."""
+"""Horizontal TokenMixup (HTM): ScoreNet and the mixing before a layer (paper: sections 3.1 to 3.3, Algorithm 1)."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
 
-from .functional import check_choice, difficulty, horizontal_mix
+from .functional import HorizontalMix, difficulty, horizontal_mix, validate_choice
+
+if TYPE_CHECKING:
+    from .configuration import TokenMixupConfigMixin
 
 SCORENET_POOLINGS = ("cls", "mean", "attention")
 
 
 class HorizontalMixRecord(NamedTuple):
-    """What happened in front of one horizontal layer.
+    """Record of horizontal mixing before one layer.
 
     Attributes:
-        scorenet_logits: (B, C) ScoreNet's prediction.
-        difficulty: (B,) its cross-entropy against the targets that entered, in nats, without gradient.
-        easy: (B,) bool.
-        saliency: (B, T) of the tokens that entered.
-        partner: (B,) int64.
-        replaced: (B, T) bool.
+        scorenet_logits: (B, C) class scores of ScoreNet.
+        difficulty: (B,) cross-entropy of ScoreNet with the targets before mixing, in nats, without gradient.
+        easy: (B,) bool, the images that were mixed.
+        saliency: (B, T) saliency of the tokens before mixing.
+        partner: (B,) int64 index of each image's partner.
+        replaced: (B, T) bool, True where a patch token was replaced by the partner's token.
     """
 
     scorenet_logits: torch.Tensor
@@ -32,31 +35,34 @@ class HorizontalMixRecord(NamedTuple):
 
 
 class ScoreNet(nn.Module):
-    """Predicts the class from intermediate tokens, so that its loss tells how difficult an image is (section 3.1).
+    """Classifier of intermediate tokens. Its loss is the difficulty of an image (section 3.1).
 
     Args:
         hidden_size: D.
         num_labels: C.
-        pooling: ``"cls"`` reads the first token; ``"mean"`` averages the patch tokens; ``"attention"`` averages them
-            with the softmax of a learned linear score.
-        num_prefix_tokens: P.
+        pooling: `"cls"` selects the first token, `"mean"` averages the patch tokens, `"attention"` averages them with
+            the softmax of a learned linear score.
+        num_prefix_tokens: P, the number of leading tokens that are not patch tokens.
 
     Raises:
-        ValueError: for another pooling, or for ``"cls"`` without a prefix token.
+        ValueError: if `pooling` is unknown, or is `"cls"` without prefix tokens.
     """
 
     def __init__(self, hidden_size: int, num_labels: int, *, pooling: str, num_prefix_tokens: int):
         super().__init__()
-        check_choice("scorenet_pooling", pooling, SCORENET_POOLINGS)
+        validate_choice("scorenet_pooling", pooling, SCORENET_POOLINGS)
         if pooling == "cls" and num_prefix_tokens < 1:
-            raise ValueError("scorenet_pooling='cls' needs a CLS token, but there is none: use 'attention' or 'mean'.")
+            raise ValueError("scorenet_pooling='cls' needs a CLS token, but there is none. Use 'attention' or 'mean'.")
         self.pooling = pooling
         self.num_prefix_tokens = num_prefix_tokens
         self.classifier = nn.Linear(hidden_size, num_labels)
         self.attention = nn.Linear(hidden_size, 1) if pooling == "attention" else None
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(B, N, D) tokens to (B, C) class scores, outside of autocast: a decision hangs on them."""
+        """Classify tokens (B, N, D), with class scores (B, C).
+
+        Autocast is disabled, so the selection of easy images does not depend on the autocast dtype.
+        """
         with torch.autocast(hidden.device.type, enabled=False):
             hidden = hidden.to(self.classifier.weight.dtype)
             patches = hidden[:, self.num_prefix_tokens :]
@@ -70,52 +76,69 @@ class ScoreNet(nn.Module):
             return self.classifier(pooled)
 
 
-def apply_horizontal_mixup(
-    scorenet: ScoreNet,
+def horizontal_mix_from_config(
     hidden: torch.Tensor,
     targets: torch.Tensor,
-    detect_saliency: Callable[[torch.Tensor], torch.Tensor],
+    saliency: torch.Tensor,
+    easy: torch.Tensor,
+    config: "TokenMixupConfigMixin",
     *,
-    tau: float | None,
-    rho: float,
-    detach: bool,
-    num_prefix_tokens: int,
-    assignment: str = "optimal",
-    group_size: int | None = None,
-    token_selection: str = "saliency",
-    relabel: str = "saliency",
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, HorizontalMixRecord]:
-    """Algorithm 1 as a whole: judge, detect, pair, replace, relabel.
+    rho: float | None = None,
+    generator: torch.Generator | None = None,
+) -> HorizontalMix:
+    """Call `hf_tokenmixup.functional.horizontal_mix` with the settings of a configuration.
 
     Args:
-        scorenet: judges the difficulty.
-        hidden: (B, N, D) tokens that enter the layer.
-        targets: (B, C) class distributions as they enter the layer.
-        detect_saliency: (B, N, D) to (B, T).
-        tau: images with a difficulty below it, in nats, are easy; None makes every image easy.
-        rho: least gain in saliency of a replaced token.
-        detach: keep ScoreNet's gradient away from the tokens.
-        num_prefix_tokens: P.
-        assignment, group_size, token_selection, relabel: see :func:`~hf_tokenmixup.functional.horizontal_mix`.
-
-    Returns:
-        (B, N, D) mixed tokens, (B, C) mixed targets, (B,) ScoreNet's loss, and the record of the step.
+        hidden: (B, N, D) tokens.
+        targets: (B, C) class distributions.
+        saliency: (B, T) saliency of the patch tokens.
+        easy: (B,) bool, the images to mix.
+        config: model configuration.
+        rho: minimum saliency gain of a replaced token, instead of `config.horizontal_rho`.
+        generator: random number generator of the random choices; None uses torch's default generator.
     """
-    logits = scorenet(hidden.detach() if detach else hidden)
-    loss = difficulty(logits, targets)
-    score = loss.detach()
-    easy = torch.ones_like(score, dtype=torch.bool) if tau is None else score < tau
-    saliency = detect_saliency(hidden.detach())
-    mix = horizontal_mix(
+    return horizontal_mix(
         hidden,
         targets,
         saliency,
         easy,
-        rho,
-        num_prefix_tokens,
-        assignment=assignment,
-        group_size=group_size,
-        token_selection=token_selection,
-        relabel=relabel,
+        config.horizontal_rho if rho is None else rho,
+        config.num_prefix_tokens,
+        assignment=config.assignment,
+        group_size=config.assignment_group_size,
+        token_selection=config.token_selection,
+        relabel=config.relabel,
+        generator=generator,
     )
-    return mix.hidden, mix.targets, loss, HorizontalMixRecord(logits, score, easy, saliency, mix.partner, mix.replaced)
+
+
+def apply_horizontal_mixup(
+    scorenet: ScoreNet,
+    hidden: torch.Tensor,
+    targets: torch.Tensor,
+    saliency_fn: Callable[[torch.Tensor], torch.Tensor],
+    config: "TokenMixupConfigMixin",
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, HorizontalMixRecord]:
+    """Apply Algorithm 1: score the images, detect saliency, assign partners, mix tokens and labels.
+
+    Args:
+        scorenet: predicts the difficulty.
+        hidden: (B, N, D) input tokens of the layer.
+        targets: (B, C) class distributions of the input tokens.
+        saliency_fn: computes the saliency (B, T) of tokens (B, N, D).
+        config: model configuration. Images with a difficulty below `horizontal_tau` are easy. With `scorenet_detach`,
+            the gradient of ScoreNet's loss does not reach the tokens.
+
+    Returns:
+        Mixed tokens (B, N, D), mixed class distributions (B, C), ScoreNet's loss (B,) in nats, and the record of the
+        layer.
+    """
+    logits = scorenet(hidden.detach() if config.scorenet_detach else hidden)
+    loss = difficulty(logits, targets)
+    image_difficulty = loss.detach()
+    tau = config.horizontal_tau
+    easy = torch.ones_like(image_difficulty, dtype=torch.bool) if tau is None else image_difficulty < tau
+    saliency = saliency_fn(hidden.detach())
+    mix = horizontal_mix_from_config(hidden, targets, saliency, easy, config)
+    record = HorizontalMixRecord(logits, image_difficulty, easy, saliency, mix.partner, mix.replaced)
+    return mix.hidden, mix.targets, loss, record

@@ -1,8 +1,8 @@
-"""Top-1 and top-5 accuracy as an `evaluate.Metric`, which works without a network.
+"""Top-1 and top-5 accuracy as an `evaluate.Metric` that needs no network connection.
 
-The file stands alone: `evaluate.load("<path to this file>")` loads it by itself, which takes one import per line and
-nothing of this package. It is fed with the five best classes of each image, reduced on the device by `top_classes`:
-fifty thousand images of a thousand classes are then a quarter of a million numbers instead of fifty million.
+`evaluate.load("<path to this file>")` loads this file without the package, so it imports nothing of the package. The
+metric reads the five best classes of each image, which `top_classes` selects on the device. For 50,000 images of 1,000
+classes these are 250,000 numbers instead of 50 million.
 """
 
 import datasets
@@ -11,23 +11,29 @@ import numpy as np
 import torch
 
 _DESCRIPTION = """\
-Top-1 and top-5 accuracy: the share of images whose label is the best class, or among the five best classes."""
+Top-1 and top-5 accuracy: fraction of images whose label is the best class, or one of the five best classes."""
 
 _KWARGS_DESCRIPTION = """
 Args:
-    predictions: for every image the indices of its best classes, best first: (N, k) integers. Top-5 accuracy uses the
-        first five of them, or all where there are fewer (a task of three classes, say).
-    references: the label of every image: (N,) integers.
+    predictions: (N, k) integers, the indices of the best classes of each image, the best class first. Top-5 accuracy
+        uses the first five classes, or all classes if there are fewer.
+    references: (N,) integers, the label of each image.
 Returns:
-    top1: share of images whose label is the first class, between 0 and 1.
-    top5: share of images whose label is among the first five classes, between 0 and 1.
+    top1: fraction of images whose label is the first class, between 0 and 1.
+    top5: fraction of images whose label is among the first five classes, between 0 and 1.
 """
 
 
 class TopKAccuracy(evaluate.Metric):
-    """`compute(predictions=(N, k) class indices, references=(N,) labels) -> {"top1": float, "top5": float}`.
+    """Top-1 and top-5 accuracy, between 0 and 1.
 
-    Both are shares between 0 and 1. `add_batch` collects batches; `keep_in_memory=True` keeps them off the disk.
+    `compute` takes `predictions`, class indices (N, k) with the best class first, and `references`, labels (N,).
+    `add_batch` collects batches. With `keep_in_memory=True` nothing is written to disk.
+
+    Example:
+        >>> metric = TopKAccuracy(keep_in_memory=True)
+        >>> metric.compute(predictions=[[2, 0], [1, 2]], references=[2, 2])
+        {'top1': 0.5, 'top5': 1.0}
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -45,21 +51,30 @@ class TopKAccuracy(evaluate.Metric):
 
     def _compute(self, predictions: list, references: list) -> dict[str, float]:
         if len(predictions) == 0:
-            raise ValueError("Accuracy needs at least one image, got none.")
+            raise ValueError("Accuracy needs at least one image, got 0.")
         if len({len(row) for row in predictions}) != 1 or len(predictions[0]) == 0:
             raise ValueError(
-                "predictions must hold the same number of class indices for every image, one at least, best first; "
-                f"got {len(predictions)} images with {sorted({len(row) for row in predictions})} classes each."
+                "predictions must have the same number of class indices for each image, at least 1, got "
+                f"{len(predictions)} images with {sorted({len(row) for row in predictions})} classes each."
             )
         hits = np.asarray(predictions)[:, :5] == np.asarray(references)[:, None]
         return {"top1": float(hits[:, 0].mean()), "top5": float(hits.any(axis=1).mean())}
 
 
 def top_classes(logits, labels=None, k: int = 5) -> torch.Tensor:
-    """Indices of the k best classes per image, best first: (B, C) logits -> (B, min(k, C)) int64, on their device.
+    """Indices of the k best classes of each image, for `Trainer`'s `preprocess_logits_for_metrics`.
 
-    For the Trainer's `preprocess_logits_for_metrics`, which passes `labels` (unused) and, for models with further
-    outputs, a tuple whose first entry are the logits.
+    Args:
+        logits: (B, C) class scores, or a tuple of outputs with the class scores first.
+        labels: unused; `Trainer` passes them.
+        k: number of classes.
+
+    Returns:
+        (B, min(k, C)) int64 class indices on the device of the logits, the best class first.
+
+    Example:
+        >>> top_classes(torch.tensor([[0.1, 0.7, 0.2]]), k=2)
+        tensor([[1, 2]])
     """
     if isinstance(logits, (tuple, list)):
         logits = logits[0]
@@ -67,53 +82,58 @@ def top_classes(logits, labels=None, k: int = 5) -> torch.Tensor:
 
 
 class ComputeMetrics:
-    """Top-1 and top-5 accuracy of an `EvalPrediction` whose predictions come from `top_classes`.
+    """Top-1 and top-5 accuracy for `Trainer`'s `compute_metrics`.
 
-    For the Trainer's `compute_metrics`, with any of its ways to hand predictions over: all at once, as a list of
-    batches (`eval_do_concat_batches=False`), or batch after batch (`batch_eval_metrics=True`). The last one adds up
-    the batches in the object, so give each trainer its own: `TokenMixupTrainer` does that by itself.
+    `Trainer` passes all predictions at once, as a list of batches (`eval_do_concat_batches=False`), or batch by batch
+    (`batch_eval_metrics=True`). In the last case the object stores the batches, so each trainer needs its own object.
+    `TokenMixupTrainer` creates one.
+
+    Example:
+        >>> from transformers import EvalPrediction
+        >>> ComputeMetrics()(EvalPrediction(predictions=np.array([[2, 0], [1, 2]]), label_ids=np.array([2, 2])))
+        {'top1': 0.5, 'top5': 1.0}
     """
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the batches of an evaluation that did not reach its end."""
+        """Discard the batches of an incomplete evaluation."""
         self._batches: list[tuple[np.ndarray, np.ndarray]] = []
 
     def __call__(self, prediction, compute_result: bool | None = None) -> dict[str, float]:
         """Compute the accuracies.
 
         Args:
-            prediction: an `EvalPrediction`: `predictions` (N, k) class indices, best first, or (N, C) logits in
-                floating point, and `label_ids` (N,); or lists of such arrays, one for each batch. Of tuples the first
-                entry counts.
-            compute_result: None: these are all images. False: add a batch. True: add the last batch.
+            prediction: an `EvalPrediction`. `predictions` are class indices (N, k) with the best class first, or
+                logits (N, C) in floating point; `label_ids` are labels (N,). Both may be lists of arrays, one per
+                batch. The first entry of a tuple is used.
+            compute_result: None for all images at once, False for a batch, True for the last batch.
 
         Returns:
-            `top1` and `top5`, between 0 and 1; nothing until the last batch.
+            `top1` and `top5`, between 0 and 1; an empty dictionary before the last batch.
 
         Raises:
-            ValueError: there are no images, or not as many labels as predictions.
+            ValueError: if there are no images, or the numbers of labels and predictions differ.
         """
-        batch = (_joined(prediction.predictions), _joined(prediction.label_ids))
+        batch = (_to_array(prediction.predictions), _to_array(prediction.label_ids))
         if np.issubdtype(batch[0].dtype, np.floating) and batch[0].ndim == 2:
             batch = (top_classes(torch.from_numpy(batch[0])).numpy(), batch[1])
         if len(batch[0]) != len(batch[1]):
             raise ValueError(
-                f"Expected one label for each prediction, got {len(batch[0])} predictions and {len(batch[1])} labels."
+                f"Expected one label per prediction, got {len(batch[0])} predictions and {len(batch[1])} labels."
             )
         if compute_result is None:
-            return self._result([batch])
+            return self._compute_accuracies([batch])
         self._batches.append(batch)
         if not compute_result:
             return {}
         batches = self._batches
         self.reset()
-        return self._result(batches)
+        return self._compute_accuracies(batches)
 
     @staticmethod
-    def _result(batches: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
+    def _compute_accuracies(batches: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
         classes, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
         return TopKAccuracy(keep_in_memory=True).compute(predictions=classes, references=labels)
 
@@ -121,12 +141,12 @@ class ComputeMetrics:
 compute_metrics = ComputeMetrics()
 
 
-def _joined(values) -> np.ndarray:
-    """The array that a tensor, an array, a tuple of outputs or a list of batches stands for."""
+def _to_array(values) -> np.ndarray:
+    """Convert a tensor, an array, a tuple of outputs or a list of batches to one array."""
     if isinstance(values, tuple):
         values = values[0]
     if isinstance(values, list) and values and not isinstance(values[0], (int, float, list)):
-        return np.concatenate([_joined(batch) for batch in values])
+        return np.concatenate([_to_array(batch) for batch in values])
     if isinstance(values, torch.Tensor):
         values = values.cpu()
     return np.asarray(values)

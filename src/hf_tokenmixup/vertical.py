@@ -1,4 +1,4 @@
-"""Vertical TokenMixup: salient tokens of earlier layers as further keys and values (paper: section 3.4, Eq. (13))."""
+"""Vertical TokenMixup (VTM): salient tokens of earlier layers as keys and values (paper: section 3.4, Eq. (13))."""
 
 import torch
 
@@ -6,11 +6,11 @@ from .functional import select_salient_tokens
 
 
 class VerticalMemory:
-    """The salient tokens of the layers passed so far, in one forward.
+    """Salient tokens of the earlier layers in one forward pass.
 
     Args:
-        kappa: tokens that every layer contributes.
-        detach: keep the gradient of later layers away from the collected tokens.
+        kappa: number of tokens that each layer contributes per image.
+        detach: detach the collected tokens from the graph.
         num_prefix_tokens: P; prefix tokens are never collected.
     """
 
@@ -20,16 +20,21 @@ class VerticalMemory:
         self.num_prefix_tokens = num_prefix_tokens
         self._tokens: list[torch.Tensor] = []
 
-    def collect(self, hidden: torch.Tensor, saliency: torch.Tensor) -> None:
-        """Keep the kappa most salient of the tokens (B, N, D) that a layer saw, ranked by ``saliency`` (B, T)."""
+    def append(self, hidden: torch.Tensor, saliency: torch.Tensor) -> None:
+        """Store the kappa most salient input tokens of a layer.
+
+        Args:
+            hidden: (B, N, D) input tokens of the layer.
+            saliency: (B, T) saliency of the patch tokens.
+        """
         tokens = select_salient_tokens(hidden, saliency, self.kappa, self.num_prefix_tokens)
         self._tokens.append(tokens.detach() if self.detach else tokens)
 
     @property
     def num_tokens(self) -> int:
-        """L * kappa, how many tokens of each image were collected so far."""
+        """Number of stored tokens per image, L * kappa after L layers."""
         return sum(tokens.shape[1] for tokens in self._tokens)
 
     def tokens(self) -> torch.Tensor:
-        """(B, L * kappa, D) tokens of the L layers passed so far, the earliest layer first, before any norm."""
+        """Return the stored tokens (B, L * kappa, D), the earliest layer first, without normalization."""
         return torch.cat(self._tokens, dim=1)

@@ -165,7 +165,7 @@ def test_training_models_have_the_settings_and_share_weights(model, images, labe
     assert type(models.pop("plain")) is model.base_model_class
     outputs = {name: one(images, labels=labels) for name, one in models.items()}
     assert list(outputs) == ["HTM", "both", *(f"HTM, {name}" for name in VARIANTS)]
-    collected = {name: "vertical_tokens" in output.counts for name, output in outputs.items()}
+    collected = {name: "vertical_tokens" in output.mixing_metrics for name, output in outputs.items()}
     assert [name for name, value in collected.items() if value] == ["both"]
     for name, (setting, value) in VARIANTS.items():
         assert getattr(models[f"HTM, {name}"].config, setting) == value

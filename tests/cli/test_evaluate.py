@@ -153,7 +153,7 @@ def test_evaluate_with_classes_in_another_order_needs_a_label_mapping(script, tm
     model.save_pretrained(tmp_path / "forwards")
     with caplog.at_level(logging.WARNING):
         assert run(script, tmp_path, tmp_path / "forwards", *options)["loss"] == strict["loss"]
-    assert "no class names in the model: classes are compared by number" in caplog.text
+    assert "no class names in the model. Classes are matched by index" in caplog.text
 
 
 def write_split(folder, name, labels):

@@ -264,7 +264,7 @@ def test_finetune_evaluation_maps_labels_as_requested(finetune, tmp_path, caplog
     model.config.id2label = {new: model.config.id2label[int(old)] for new, old in enumerate(order)}
     model.config.label2id = {name: number for number, name in model.config.id2label.items()}
     model.save_pretrained(tmp_path / "out")
-    with pytest.raises(ValueError, match=r"3 of 3 classes have other names in the two: 0 \('cat' and 'ant'\)"):
+    with pytest.raises(ValueError, match=r"3 of 3 classes have different names: 0 \('cat' and 'ant'\)"):
         finetune.build_trainer([*COMMON, "--model_name_or_path", str(tmp_path / "out"), *map(str, evaluate)])
     run(finetune, "--model_name_or_path", tmp_path / "out", *evaluate, "--label_mapping", "name")
     assert metrics(tmp_path / "evaluated")["eval_top1"] == expected

@@ -55,9 +55,9 @@ def test_build_trainer_with_a_wrong_streaming_option_raises(source, tmp_path):
     finetune = open_script("finetune")
     options = [*COMMON, *source, *SCRATCH, "--do_train", "--streaming", "--output_dir", str(tmp_path / "out")]
     for more, message in (
-        (["--max_train_samples", "5"], "--max_train_samples draws from the whole split"),
-        (["--eval_split", "dev", "--do_eval"], "No split 'dev'"),
-        (["--shuffle_buffer", "0"], "--shuffle_buffer must be at least 1"),
+        (["--max_train_samples", "5"], "`max_train_samples` selects images of the complete split"),
+        (["--eval_split", "dev", "--do_eval"], "no split 'dev'"),
+        (["--shuffle_buffer", "0"], "`shuffle_buffer` must be at least 1"),
     ):
         with pytest.raises(ValueError, match=message):
             finetune.build_trainer([*options, *more])

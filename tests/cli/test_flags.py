@@ -27,26 +27,13 @@ WITH_FINETUNE = ("study", "benchmark", "throughput", "model_cards", "convert")
 # Which commands show the messages of a part of the library; the longest match counts.
 SHOWN_BY = {
     "studies/runner": ("study",),
-    "data/": ("finetune", "evaluate", "visualize"),
-    "data/streaming": ("finetune", "evaluate"),
-    "data/iterable_dataset": ("finetune", "evaluate"),
     "hub/": ("finetune", "evaluate", "publish", "convert"),
     "conversion/": ("convert",),
-    "models/": ("finetune", "evaluate", "visualize", "convert"),
     "training/": ("finetune",),
 }
-ONLY_WHERE_TRAINED = "the message is about a split to train on, which evaluate and visualize never load"
-CHECKED_BEFORE = "evaluate and visualize refuse this themselves, by their own flags"
 EXCEPTIONS = {
     ("hub/upload.py", "--revision"): "an option of publish, in the command that repeats an upload",
     ("cli/finetune.py", "--dtype"): "an option of evaluate, in the command that a model card shows",
-    ("data/loading.py", "--train_split"): ONLY_WHERE_TRAINED,
-    ("data/loading.py", "--train_dir"): ONLY_WHERE_TRAINED,
-    ("data/loading.py", "--validation_dir"): CHECKED_BEFORE,
-    ("data/loading.py", "--train_val_split"): "visualize has a fraction by default",
-    ("data/streaming.py", "--train_split"): ONLY_WHERE_TRAINED,
-    ("data/streaming.py", "--max_steps"): ONLY_WHERE_TRAINED,
-    ("data/iterable_dataset.py", "--shuffle_buffer"): ONLY_WHERE_TRAINED,
 }
 
 
@@ -118,6 +105,11 @@ def test_library_messages_name_flags_of_each_command(part):
         if found := missing(path, SHOWN_BY[max(matching, key=len)]):
             wrong[name] = found
     assert wrong == {}
+
+
+@pytest.mark.parametrize("part", ["data", "models"])
+def test_messages_of_data_and_models_name_parameters_instead_of_flags(part):
+    assert {path.name: advised(path) for path in (PACKAGE / part).rglob("*.py") if advised(path)} == {}
 
 
 def test_flag_exceptions_are_used():

@@ -182,7 +182,7 @@ def test_visualize_with_other_classes_needs_a_label_mapping(run, models, photos,
         folder.mkdir(parents=True, exist_ok=True)
         photo.rename(folder / photo.name)
     options = ["--dataset_name", tmp_path / "classes", "--eval_split", "train", "--cache_dir", tmp_path / "cache"]
-    with pytest.raises(ValueError, match="2 of 2 classes have other names.*--predicted_labels"):
+    with pytest.raises(ValueError, match="2 of 2 classes have different names.*--predicted_labels"):
         run("saliency", other, *options)
     figure = run("saliency", other, *options, "--predicted_labels")
     assert all(caption.startswith("animal") for caption in captions(figure)) and "predictions" in title(figure)

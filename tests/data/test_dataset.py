@@ -1,4 +1,4 @@
-"""Decoding, reproducible augmentation, isolated generators, workers and batches."""
+"""Map-style dataset: decoding, reproducible augmentation, workers and batches."""
 
 import io
 import pickle
@@ -48,7 +48,7 @@ def pixels(data):
     return torch.stack([data[i]["pixel_values"] for i in range(len(data))])
 
 
-def test_an_item_is_the_transformed_image_and_its_label():
+def test_getitem_returns_transformed_image_and_label():
     images = [PILImage.new("RGB", (4, 4), (10, 20, 30)), PILImage.new("RGB", (4, 4), (40, 50, 60))]
     data = ImageClassificationData(rows(images, [1, 0]), pil_to_tensor)
     assert len(data) == 2 and data[0]["labels"] == 1 and data[1]["labels"] == 0
@@ -56,7 +56,7 @@ def test_an_item_is_the_transformed_image_and_its_label():
     assert data[-1]["pixel_values"][:, 3, 3].tolist() == [40, 50, 60]
 
 
-def test_augmentation_depends_on_seed_epoch_and_index_alone():
+def test_augmentation_depends_on_seed_epoch_and_index():
     data, again = digits(), digits()
     first = pixels(data)
     random.seed(99), torch.manual_seed(99), np.random.seed(99)  # noqa: NPY002
@@ -74,7 +74,7 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone():
 
 
 @pytest.mark.parametrize("auto_augment", ["rand-m9-mstd0.5-inc1", None])
-def test_global_generators_are_left_exactly_as_they_were(auto_augment):
+def test_getitem_restores_global_rng(auto_augment):
     data = digits(auto_augment=auto_augment)
     torch.manual_seed(3), random.seed(3), np.random.seed(3)  # noqa: NPY002
     # A cached normal draw is part of the state of both.
@@ -86,7 +86,7 @@ def test_global_generators_are_left_exactly_as_they_were(auto_augment):
     assert np.array_equal(before[2][1], after[2][1]) and before[2][2:] == after[2][2:]
 
 
-def test_generators_are_restored_after_an_error():
+def test_getitem_error_restores_global_rng():
     def fail(image):
         torch.rand(1), random.random(), np.random.rand()  # noqa: NPY002
         raise RuntimeError("transform")
@@ -100,7 +100,7 @@ def test_generators_are_restored_after_an_error():
 
 
 @pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
-def test_persistent_workers_see_the_epoch(context):
+def test_set_epoch_reaches_persistent_workers(context):
     data, expected = digits(), digits()
     loader = DataLoader(data, 5, num_workers=2, collate_fn=collate, persistent_workers=True,
                         multiprocessing_context=context)  # fmt: skip
@@ -110,7 +110,7 @@ def test_persistent_workers_see_the_epoch(context):
         assert torch.equal(torch.cat([batch["pixel_values"] for batch in loader]), pixels(expected))
 
 
-def test_the_batch_around_an_image_changes_nothing():
+def test_augmentation_does_not_depend_on_batch():
     data = digits()
     alone = pixels(data)
     for order in ([3, 1], [1, 3, 11, 0], list(range(12))):
@@ -119,7 +119,7 @@ def test_the_batch_around_an_image_changes_nothing():
         assert [example["labels"] for example in data.__getitems__(order)] == [data[i]["labels"] for i in order]
 
 
-def test_images_kept_in_memory_are_the_same_images():
+def test_cached_images_match_decoded_images():
     sizes = ((4, 6), (9, 2), (4, 6), (1, 1))
     generator = np.random.default_rng(0)
     images = [PILImage.fromarray(generator.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes]
@@ -137,7 +137,7 @@ def test_images_kept_in_memory_are_the_same_images():
         kept[5]
 
 
-def test_the_size_of_a_cache_is_judged_by_a_sample(monkeypatch):
+def test_cache_size_is_estimated_from_sample(monkeypatch):
     images = [PILImage.new("RGB", (4, 4))] * 100
     data = ImageClassificationData(rows(images), pil_to_tensor, cache_gib=100 * 48 / 2**30)
     assert data.images.cached
@@ -147,7 +147,7 @@ def test_the_size_of_a_cache_is_judged_by_a_sample(monkeypatch):
     assert len(read) == 32 and (read[0], read[-1]) == (0, 99)
 
 
-def test_a_broken_image_shows_when_it_is_to_be_kept():
+def test_cache_invalid_image_raises():
     good = encoded(PILImage.new("RGB", (4, 4)))
     images = [{"bytes": good, "path": None}] * 40
     images[13] = {"bytes": good[:20], "path": "cut.png"}
@@ -157,7 +157,7 @@ def test_a_broken_image_shows_when_it_is_to_be_kept():
 
 
 @pytest.mark.parametrize("workers, cache", [(0, 0.0), (2, 0.0), (0, 1.0)])
-def test_broken_images_are_counted_and_listed(workers, cache):
+def test_invalid_images_are_counted_and_listed(workers, cache):
     good = encoded(PILImage.new("RGB", (64, 64)), "BMP")
     images = [{"bytes": good, "path": None}] * 300
     for index in (13, 200, 299):
@@ -170,7 +170,7 @@ def test_broken_images_are_counted_and_listed(workers, cache):
     assert "Image 299 of split 'train'" in str(error.value) or "Image 13 of split 'train'" in str(error.value)
 
 
-def test_many_broken_images_are_listed_in_part_and_for_a_limited_time(monkeypatch):
+def test_invalid_images_check_is_limited(monkeypatch):
     images = [{"bytes": b"", "path": None}] * 600
     data = ImageClassificationData(rows(images), pil_to_tensor)
     with pytest.raises(ValueError, match=r"Of all 600 .* 600 cannot be decoded: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, \.\.\."):
@@ -183,14 +183,14 @@ def test_many_broken_images_are_listed_in_part_and_for_a_limited_time(monkeypatc
         data[5]
 
 
-def test_pickled_copy_gives_the_same_images():
+def test_pickled_dataset_returns_same_images():
     data = digits()
     data.set_epoch(4)
     copy = pickle.loads(pickle.dumps(data))
     assert copy.epoch == 4 and torch.equal(pixels(copy), pixels(data))
 
 
-def test_workers_of_an_image_folder_are_sent_a_label_per_image_and_no_paths(tmp_path):
+def test_pickled_image_folder_has_no_paths(tmp_path):
     sizes = []
     for count in (50, 250):
         folder = tmp_path / str(count)
@@ -205,7 +205,7 @@ def test_workers_of_an_image_folder_are_sent_a_label_per_image_and_no_paths(tmp_
     assert sizes[1] - sizes[0] <= 200 * data.labels.itemsize + 50
 
 
-def test_every_mode_becomes_rgb():
+def test_images_of_all_modes_become_rgb():
     grey = np.arange(16, dtype=np.uint8).reshape(4, 4) * 16
     colour = np.stack([grey, 255 - grey, grey // 2], -1)
     rgb = PILImage.fromarray(colour)
@@ -228,12 +228,12 @@ def test_every_mode_becomes_rgb():
         assert np.array_equal(out, expected), name
 
 
-def test_transparent_palettes_do_not_warn(recwarn):
+def test_transparent_palette_logs_no_warning(recwarn):
     image = PILImage.open(io.BytesIO(encoded(PILImage.new("P", (2, 2)), transparency=bytes([0, 9]))))
     assert convert_to_rgb(image).mode == "RGB" and not recwarn.list
 
 
-def test_exif_orientation_is_respected():
+def test_exif_orientation_is_applied():
     image = PILImage.new("RGB", (8, 4))
     exif = image.getexif()
     exif[0x0112] = 6
@@ -241,7 +241,7 @@ def test_exif_orientation_is_respected():
     assert data[0]["pixel_values"].shape == (3, 8, 4)
 
 
-def test_unreadable_images_are_named(tmp_path):
+def test_unreadable_image_raises_with_name(tmp_path):
     good = encoded(PILImage.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)))
     broken = tmp_path / "broken.png"
     broken.write_bytes(good[: len(good) // 2])
@@ -262,7 +262,7 @@ def test_unreadable_images_are_named(tmp_path):
         assert hint in str(error.value) and "remove the row" in str(error.value)
 
 
-def test_paths_are_images_too(tmp_path):
+def test_string_column_with_paths_is_read(tmp_path):
     PILImage.new("RGB", (4, 4), (1, 2, 3)).save(tmp_path / "0.png")
     data = ImageClassificationData(rows([str(tmp_path / "0.png")], feature=Value("string")), pil_to_tensor)
     assert data[0]["pixel_values"][:, 0, 0].tolist() == [1, 2, 3]
@@ -274,19 +274,19 @@ def test_collate():
     assert batch["pixel_values"].shape == (3, 3, 2, 2) and batch["pixel_values"][2].unique().item() == 2
     assert batch["labels"].dtype == torch.int64 and batch["labels"].tolist() == [0, 1, 2]
     examples.append({"pixel_values": torch.zeros(3, 2, 4), "labels": 0})
-    with pytest.raises(ValueError, match=r"one size.*\(3, 2, 2\), \(3, 2, 4\)"):
+    with pytest.raises(ValueError, match=r"the same shape.*\(3, 2, 2\), \(3, 2, 4\)"):
         collate(examples)
 
 
-def test_collate_of_images_without_labels_has_none():
+def test_collate_without_labels():
     image = torch.zeros(3, 2, 2)
     for batch in ([{"pixel_values": image}] * 2, [{"pixel_values": image, "labels": None}] * 2):
         assert list(collate(batch)) == ["pixel_values"]
 
 
-def test_collate_of_no_images_or_of_some_labels_is_an_error():
+def test_collate_without_images_or_with_some_labels_raises():
     image = torch.zeros(3, 2, 2)
-    with pytest.raises(ValueError, match="at least one example, got none"):
+    with pytest.raises(ValueError, match="at least one example, got 0"):
         collate([])
     with pytest.raises(ValueError, match="got 1 labels for 2 images"):
         collate([{"pixel_values": image, "labels": 0}, {"pixel_values": image}])

@@ -1,4 +1,4 @@
-"""The embedded digits: sizes, values, split, and that nothing is written."""
+"""Handwritten digits: sizes, values and split."""
 
 import numpy as np
 from datasets import ClassLabel, Image
@@ -7,7 +7,7 @@ from sklearn.datasets import load_digits
 from hf_tokenmixup.data import load_digits_dataset
 
 
-def test_split_is_fixed_stratified_and_complete(tmp_path, monkeypatch):
+def test_digits_split_is_fixed_and_stratified(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data, again = load_digits_dataset(), load_digits_dataset()
     assert {split: len(data[split]) for split in data} == {"train": 1437, "test": 360}
@@ -23,7 +23,7 @@ def test_split_is_fixed_stratified_and_complete(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_image_and_label_belong_together():
+def test_digits_images_match_labels():
     data = load_digits_dataset()
     assert data["train"].features["image"] == Image()
     assert data["train"].features["label"] == ClassLabel(names=[str(i) for i in range(10)])

@@ -1,4 +1,4 @@
-"""The epoch of a dataset: found through wrappers, shared with workers, copied with the dataset."""
+"""Epoch of a dataset: wrappers, workers and copies."""
 
 import copy
 import functools
@@ -97,20 +97,20 @@ WRAPPERS = {
 
 
 @pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
-def test_epoch_followers_of_a_wrapper_include_the_dataset(wrap):
+def test_epoch_followers_wrapper_includes_dataset(wrap):
     data = EpochOf()
     for follower in epoch_followers(wrap(data)):
         follower.set_epoch(7)
     assert data.epoch == 7
 
 
-def test_epoch_followers_of_data_without_epochs_are_none():
+def test_epoch_followers_without_set_epoch_is_empty():
     looped = [1, "two", torch.zeros(3), torch.nn.Linear(2, 2), None]
     looped.append(looped)
     assert epoch_followers(Wrapper(looped)) == []
 
 
-def test_epoch_followers_set_a_wrapper_after_what_it_wraps():
+def test_epoch_followers_inner_dataset_is_first():
     class Shifted(Wrapper):
         def set_epoch(self, epoch):
             self.data.set_epoch(epoch + 100)
@@ -122,7 +122,7 @@ def test_epoch_followers_set_a_wrapper_after_what_it_wraps():
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda data: pickle.loads(pickle.dumps(data))])
-def test_shared_epoch_of_a_copy_is_its_own_and_shared_with_workers(copied):
+def test_shared_epoch_copy_is_independent(copied):
     data = EpochOf()
     data.set_epoch(3)
     other = copied(Wrapper(data))
@@ -142,7 +142,7 @@ def test_shared_epoch_reaches_spawned_workers():
         assert next(iter(loader)).tolist() == [epoch] * 4
 
 
-def test_image_data_without_a_label_column_has_no_labels():
+def test_dataset_without_label_column_has_no_labels():
     digits = load_digits_dataset()["test"].select(range(3)).remove_columns("label")
     data = ImageClassificationData(digits, lambda image: torch.zeros(3, 2, 2), label_column=None)
     assert [list(data[index]) for index in range(3)] == [["pixel_values"]] * 3

@@ -1,4 +1,4 @@
-"""Streamed images: each once, shared out, shuffled, augmented, passed over, and told apart where they are broken."""
+"""Iterable dataset: sharding, shuffling, augmentation, resuming and errors."""
 
 import pickle
 import random
@@ -15,7 +15,7 @@ from transformers import ViTImageProcessor
 
 from hf_tokenmixup.data import ImageClassificationIterableDataset, build_transforms, collate
 from hf_tokenmixup.data import iterable_dataset as streaming
-from hf_tokenmixup.data.image_cache import decode
+from hf_tokenmixup.data.image_cache import decode_image
 from hf_tokenmixup.data.iterable_dataset import RebatchedDataset, batches_per_worker, global_batch_index
 
 
@@ -46,87 +46,87 @@ def numbers(parts):
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 @pytest.mark.parametrize("processes", [1, 2, 3])
-def test_every_image_once_in_an_epoch(even, processes, workers):
-    shares = [batches(streamed(even).share(rank, processes, 3), workers) for rank in range(processes)]
+def test_epoch_yields_each_image_once(even, processes, workers):
+    shares = [batches(streamed(even).shard(rank, processes, 3), workers) for rank in range(processes)]
     assert [len(share) for share in shares] == [24 // processes] * processes
     assert sorted(number for share in shares for number in numbers(share)) == list(range(72))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("processes", [1, 2, 3])
-def test_as_many_batches_in_every_process_where_shards_are_uneven(uneven, processes, workers):
+def test_uneven_shards_give_same_number_of_batches(uneven, processes, workers):
     for rank in range(processes):
-        data = streamed(uneven, num_images=25).share(rank, processes, 4)
+        data = streamed(uneven, num_images=25).shard(rank, processes, 4)
         share = batches(data, workers)
         assert len(share) == len(data) // 4 == 25 // (4 * processes) and all(len(batch) == 4 for batch in share)
 
 
-def test_a_share_that_is_too_short_begins_again_in_another_order(uneven):
-    data = streamed(uneven, num_images=100).share(0, 1, 5)
+def test_short_shard_repeats_in_another_order(uneven):
+    data = streamed(uneven, num_images=100).shard(0, 1, 5)
     order = numbers(batches(data))
     assert Counter(order) == Counter(4 * list(range(25))) and order[:25] != order[25:50]
     # Of a share of no image at all there is no more to come.
-    with pytest.raises(ValueError, match="No image of split 'train' falls to process 30, worker 0"):
-        batches(streamed(uneven).share(30, 31, 5))
+    with pytest.raises(ValueError, match="There are no images of split 'train' for process 30, worker 0"):
+        batches(streamed(uneven).shard(30, 31, 5))
 
 
-def test_the_order_is_that_of_seed_and_epoch(even):
-    data = streamed(even).share(0, 1, 3)
+def test_order_depends_on_seed_and_epoch(even):
+    data = streamed(even).shard(0, 1, 3)
     orders = []
     for epoch in (0, 1, 2, 0):
         data.set_epoch(epoch)
         orders.append(numbers(batches(data)))
     assert orders[3] == orders[0] and len(set(map(tuple, orders))) == 3
-    assert numbers(batches(streamed(even).share(0, 1, 3))) == orders[0] != sorted(orders[0])
-    assert numbers(batches(streamed(even, seed=6).share(0, 1, 3))) != orders[0]
+    assert numbers(batches(streamed(even).shard(0, 1, 3))) == orders[0] != sorted(orders[0])
+    assert numbers(batches(streamed(even, seed=6).shard(0, 1, 3))) != orders[0]
 
 
-def test_the_buffer_is_what_is_shuffled(tmp_path):
+def test_shuffle_buffer_size_limits_shuffling(tmp_path):
     folder = write_shards(tmp_path / "one", [24])
     one, all_of_them = (
-        numbers(batches(streamed(folder, shuffle_buffer=size).share(0, 1, 3)))[:24] for size in (1, 24)
+        numbers(batches(streamed(folder, shuffle_buffer=size).shard(0, 1, 3)))[:24] for size in (1, 24)
     )
     assert one == list(range(24)) == sorted(all_of_them) != all_of_them
 
 
-def test_augmentation_repeats_and_differs_from_image_to_image(even):
-    data = streamed(even).share(0, 2, 3)
+def test_augmentation_is_reproducible(even):
+    data = streamed(even).shard(0, 2, 3)
     first = torch.cat(batches(data, 2))
     random.seed(9), torch.manual_seed(9), np.random.seed(9)  # noqa: NPY002
     assert torch.equal(torch.cat(batches(data, 2)), first)
-    draws = [first[:, 1], torch.cat(batches(streamed(even).share(1, 2, 3), 2))[:, 1]]
+    draws = [first[:, 1], torch.cat(batches(streamed(even).shard(1, 2, 3), 2))[:, 1]]
     data.set_epoch(1)
     draws.append(torch.cat(batches(data, 2))[:, 1])
     # Over images, processes, workers and epochs.
     assert len(torch.cat(draws).unique()) == 3 * 36
 
 
-def test_batches_are_transformed_together_with_the_same_result(even):
+def test_batch_transform_matches_single_images(even):
     processor = ViTImageProcessor(size={"height": 8, "width": 8})
     transform, _ = build_transforms(processor, auto_augment="rand-m9-mstd0.5-inc1")
     sizes = []
 
     class Watched(type(transform)):
-        def batch(self, images, reseed=None):
+        def batch(self, images, seed_fn=None):
             sizes.append(len(images))
-            return super().batch(images, reseed)
+            return super().batch(images, seed_fn)
 
     before = torch.get_rng_state()
-    together = streamed(even, Watched(transform.augment, transform.normalize)).share(0, 1, 6)
-    alone = streamed(even, lambda image: transform(image)).share(0, 1, 6)
+    together = streamed(even, Watched(transform.augment, transform.normalize)).shard(0, 1, 6)
+    alone = streamed(even, lambda image: transform(image)).shard(0, 1, 6)
     for one, other in zip(together, alone, strict=True):
         assert torch.equal(one["pixel_values"], other["pixel_values"]) and one["labels"] == other["labels"]
     assert sizes == [6] * 12 and torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("workers, passed", [(0, 5), (2, 1), (2, 8), (5, 11)])
-def test_batches_passed_over_are_not_decoded(uneven, workers, passed, monkeypatch):
-    data = streamed(uneven, num_images=48).share(0, 1, 4)
+def test_skipped_batches_are_not_decoded(uneven, workers, passed, monkeypatch):
+    data = streamed(uneven, num_images=48).shard(0, 1, 4)
     data.set_epoch(2)
     expected = batches(data, workers)
     data.skip_batches(2, passed)
     decoded = []
-    monkeypatch.setattr(streaming, "decode", lambda *args: decoded.append(1) or decode(*args))
+    monkeypatch.setattr(streaming, "decode_image", lambda *args: decoded.append(1) or decode_image(*args))
     loader = DataLoader(data, 4, num_workers=workers, collate_fn=collate)
     found = [batch["pixel_values"] for batch in loader]
     assert [len(batch.flatten(1)[0]) for batch in found] == passed * [0] + (12 - passed) * [3]
@@ -139,8 +139,8 @@ def test_batches_passed_over_are_not_decoded(uneven, workers, passed, monkeypatc
 
 
 @pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
-def test_workers_that_live_on_see_the_epoch(even, context):
-    data, expected = streamed(even).share(0, 1, 3), streamed(even).share(0, 1, 3)
+def test_set_epoch_reaches_persistent_workers(even, context):
+    data, expected = streamed(even).shard(0, 1, 3), streamed(even).shard(0, 1, 3)
     options = {"num_workers": 2, "collate_fn": collate, "persistent_workers": True, "multiprocessing_context": context}
     loader = DataLoader(data, 3, **options)
     for epoch in (0, 1, 7):
@@ -150,16 +150,16 @@ def test_workers_that_live_on_see_the_epoch(even, context):
         assert torch.equal(found, torch.cat(batches(expected, 2)))
 
 
-def test_a_pickled_copy_gives_the_same_images(even):
-    data = streamed(even).share(1, 2, 3)
+def test_pickled_dataset_yields_same_images(even):
+    data = streamed(even).shard(1, 2, 3)
     data.set_epoch(4)
     copy = pickle.loads(pickle.dumps(data))
     assert copy.epoch == 4 and torch.equal(torch.cat(batches(copy)), torch.cat(batches(data)))
 
 
-def test_without_a_known_number_of_images_there_is_no_end(uneven):
-    data = streamed(uneven, num_images=None).share(0, 1, 4)
-    with pytest.raises(TypeError, match="no length"):
+def test_unknown_length_does_not_end(uneven):
+    data = streamed(uneven, num_images=None).shard(0, 1, 4)
+    with pytest.raises(TypeError, match="length of this stream is unknown"):
         len(data)
     for workers in (0, 2, 5):
         loader = iter(DataLoader(data, 4, num_workers=workers, collate_fn=collate))
@@ -167,7 +167,7 @@ def test_without_a_known_number_of_images_there_is_no_end(uneven):
 
 
 @pytest.mark.parametrize("workers", [0, 2, 3])
-def test_evaluation_reads_every_image_once_as_it_is(uneven, workers):
+def test_evaluation_yields_each_image_once(uneven, workers):
     data = streamed(uneven, Number(draws=False), seed=None, label_map=[1, 2, 3, 0])
     loader = DataLoader(data, 4, num_workers=workers, collate_fn=collate)
     read = [(batch["pixel_values"][:, 0, 0, 0].int(), batch["labels"]) for batch in RebatchedDataset(loader, 4)]
@@ -176,13 +176,13 @@ def test_evaluation_reads_every_image_once_as_it_is(uneven, workers):
     assert sorted(images.tolist()) == list(range(25)) and torch.equal(labels, (images + 1) % 4)
     if not workers:
         assert images.tolist() == list(range(25))
-    with pytest.raises(TypeError, match="no length"):
+    with pytest.raises(TypeError, match="length of this stream is unknown"):
         len(data)
-    shares = [[int(one["pixel_values"][0]) for one in data.share(rank, 3, 4)] for rank in range(3)]
+    shares = [[int(one["pixel_values"][0]) for one in data.shard(rank, 3, 4)] for rank in range(3)]
     assert sorted(sum(shares, [])) == list(range(25))
 
 
-def test_parts_and_places_of_batches():
+def test_batches_per_worker_and_global_batch_index():
     assert batches_per_worker(7, 5, 2) == [4, 3] and batches_per_worker(7, 1, 3) == [7, 0, 0]
     assert sum(batches_per_worker(1001, 37, 8)) == 1001
     assert batches_per_worker(None, 2, 3) == [np.inf, np.inf, 0]
@@ -192,19 +192,19 @@ def test_parts_and_places_of_batches():
     assert places == [[0, 3, 5], [1], [2, 4]]
 
 
-def test_paths_are_images_too(tmp_path):
+def test_string_column_with_paths_is_read(tmp_path):
     for number, image in enumerate(numbered(range(3))["image"]):
         image.save(tmp_path / f"{number}.png")
     rows = {"file": [str(tmp_path / f"{number}.png") for number in range(3)], "label": [0, 1, 2]}
     features = Features({"file": Value("string"), "label": ClassLabel(names=CLASSES)})
     (tmp_path / "data").mkdir()
     Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "data" / "train.parquet")
-    data = streamed(tmp_path / "data", image_column="file", num_images=3).share(0, 1, 1)
+    data = streamed(tmp_path / "data", image_column="file", num_images=3).shard(0, 1, 1)
     assert sorted(numbers(batches(data))) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("seed, place", [(None, "process 0, worker 0"), (1, "process 0, worker 0, epoch 2")])
-def test_broken_images_and_labels_are_named(tmp_path, seed, place):
+def test_invalid_images_and_labels_raise(tmp_path, seed, place):
     features = Features({"image": Image(), "label": ClassLabel(names=CLASSES)})
     good = {"bytes": numbered([1]).with_format(None).cast_column("image", Image(decode=False))[0]["image"]["bytes"]}
 
@@ -213,7 +213,7 @@ def test_broken_images_and_labels_are_named(tmp_path, seed, place):
         Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
         data = streamed(tmp_path, seed=seed, num_images=1)
         data.set_epoch(2)
-        list(data.share(0, 1, 1))
+        list(data.shard(0, 1, 1))
 
     read(good | {"path": None}, 0)
     where = f"Image 0 of the stream of split 'train' .{place}."
@@ -227,7 +227,7 @@ def test_broken_images_and_labels_are_named(tmp_path, seed, place):
         read(good | {"path": None}, None)
 
 
-def test_a_buffer_too_large_for_arrow_is_told(even, monkeypatch):
+def test_shuffle_buffer_above_arrow_limit_raises(even, monkeypatch):
     def overflow(rows, rank, world_size):
         raise pa.ArrowInvalid("offset overflow while concatenating arrays")
         yield
@@ -236,15 +236,15 @@ def test_a_buffer_too_large_for_arrow_is_told(even, monkeypatch):
     shards = data.num_shards
     monkeypatch.setattr(ImageClassificationIterableDataset, "num_shards", shards)
     monkeypatch.setattr(streaming, "split_dataset_by_node", overflow)
-    with pytest.raises(ValueError, match="16 undecoded images of .* take more than 2 GiB.*--shuffle_buffer"):
+    with pytest.raises(ValueError, match="16 encoded images of .* take more than 2 GiB.*shuffle_buffer"):
         list(data)
 
 
-def test_numbers_out_of_range_are_refused(even):
-    for message, options in (("shuffle_buffer must be at least 1", {"shuffle_buffer": 0}),
+def test_invalid_arguments_raise(even):
+    for message, options in (("`shuffle_buffer` must be at least 1", {"shuffle_buffer": 0}),
                              ("at least one image in split 'train', got 0", {"num_images": 0})):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             streamed(even, **options)
     for share in ((2, 2, 4), (-1, 2, 4), (0, 1, 0)):
         with pytest.raises(ValueError, match="rank < world_size"):
-            streamed(even).share(*share)
+            streamed(even).shard(*share)

@@ -1,4 +1,4 @@
-"""Sources, splits, columns and labels, each on a small data set written for the test."""
+"""Loading: sources, splits, columns and labels."""
 
 import logging
 
@@ -38,41 +38,41 @@ def load(tmp_path):
     return write_and_load
 
 
-def test_digits_needs_no_folder_and_names_its_evaluation_split(caplog):
+def test_load_digits(caplog):
     with caplog.at_level(logging.WARNING):
         data = load_image_dataset("digits")
     assert (len(data.train), len(data.evaluation), data.eval_split) == (1437, 360, "test")
     assert data.label_names == [str(i) for i in range(10)]
-    assert "evaluating on 'test'" in caplog.text
+    assert "Evaluating on 'test'" in caplog.text
 
 
-def test_cifar100_columns(load):
+def test_load_cifar100_columns(load):
     coarse = (ClassLabel(names=["x", "y"]), [0, 1, 0])
     split = split_of([0, 1, 2], image="img", label="fine_label", coarse_label=coarse)
     data = load({"train": split, "test": split})
     assert (data.image_column, data.label_column, data.label_names) == ("img", "fine_label", NAMES)
 
 
-def test_the_columns_that_were_chosen_among_several_are_logged(load, caplog):
+def test_load_several_candidate_columns_logs_choice(load, caplog):
     more = {"coarse_label": (ClassLabel(names=["x", "y"]), [0, 1, 0]), "mask": (Image(), [picture()] * 3)}
     split = split_of([0, 1, 2], image="img", label="fine_label", **more)
     load({"train": split, "test": split})
     logged = [record.getMessage() for record in caplog.records if "are read from" in record.getMessage()]
     assert logged == [
-        "Images of split 'train' are read from column 'img'. Others that hold such are 'mask': choose with "
-        "image_column_name.",
-        "Labels of split 'train' are read from column 'fine_label'. Others that hold such are 'coarse_label': choose "
-        "with label_column_name.",
+        "Images of split 'train' are read from column 'img'. Other candidates are 'mask'. Choose one with "
+        "`image_column_name`.",
+        "Labels of split 'train' are read from column 'fine_label'. Other candidates are 'coarse_label'. Choose one "
+        "with `label_column_name`.",
     ]
 
 
-def test_explicit_label_column_wins(load):
+def test_load_label_column_name_takes_precedence(load):
     coarse = (ClassLabel(names=["x", "y"]), [0, 1, 0])
     split = split_of([0, 1, 2], image="img", label="fine_label", coarse_label=coarse)
     assert load({"train": split, "test": split}, label_column_name="coarse_label").label_names == ["x", "y"]
 
 
-def test_unusual_single_columns_are_found(load):
+def test_load_single_columns_with_other_names(load):
     split = split_of([0, 1, 2], image="scan", label="species", note=(Value("string"), ["a", "b", "c"]))
     data = load({"train": split, "validation": split})
     assert (data.image_column, data.label_column) == ("scan", "species")
@@ -81,20 +81,20 @@ def test_unusual_single_columns_are_found(load):
 @pytest.mark.parametrize(
     "arguments, parts",
     [
-        ({"image_column_name": "picture"}, ["'picture'", "'image' (Image)", "--image_column_name"]),
-        ({"label_column_name": "klass"}, ["'klass'", "'label' (ClassLabel)", "--label_column_name"]),
-        ({"image_column_name": "label"}, ["'label'", "holds no images"]),
-        ({"label_column_name": "image"}, ["'image'", "must hold one ClassLabel"]),
-        ({"train_split": "trian"}, ["'trian'", "['test', 'train']", "--train_split"]),
-        ({"eval_split": "dev"}, ["'dev'", "['test', 'train']", "--eval_split"]),
+        ({"image_column_name": "picture"}, ["'picture'", "'image' (Image)", "image_column_name"]),
+        ({"label_column_name": "klass"}, ["'klass'", "'label' (ClassLabel)", "label_column_name"]),
+        ({"image_column_name": "label"}, ["'label'", "has no images"]),
+        ({"label_column_name": "image"}, ["'image'", "must have one ClassLabel"]),
+        ({"train_split": "trian"}, ["'trian'", "['test', 'train']", "train_split"]),
+        ({"eval_split": "dev"}, ["'dev'", "['test', 'train']", "eval_split"]),
         ({"max_train_samples": 0}, ["max_train_samples", "at least 1", "got 0"]),
         ({"max_eval_samples": -3}, ["max_eval_samples", "got -3"]),
         ({"validation_fraction": 1.0}, ["validation_fraction", "got 1.0"]),
-        ({"train_dir": "somewhere"}, ["--dataset_name", "--train_dir"]),
+        ({"train_dir": "somewhere"}, ["dataset_name", "train_dir"]),
         ({"do_train": False, "do_eval": False}, ["do_train", "do_eval"]),
     ],
 )
-def test_user_errors_name_the_way_out(load, arguments, parts):
+def test_load_invalid_arguments_raise(load, arguments, parts):
     split = split_of([0, 1, 2])
     with pytest.raises(ValueError) as error:
         load({"train": split, "test": split}, **arguments)
@@ -102,27 +102,27 @@ def test_user_errors_name_the_way_out(load, arguments, parts):
         assert part in str(error.value)
 
 
-def test_no_source_and_missing_folder(tmp_path):
-    with pytest.raises(ValueError, match="--dataset_name"):
+def test_load_without_source_raises(tmp_path):
+    with pytest.raises(ValueError, match="dataset_name"):
         load_image_dataset()
     with pytest.raises(ValueError, match="train_dir must be a folder"):
         load_image_dataset(train_dir=str(tmp_path / "nowhere"))
 
 
-def test_ambiguous_columns_are_listed(load):
+def test_load_ambiguous_columns_raise(load):
     split = split_of([0, 1, 2], image="left", label="a", right=(Image(), [picture()] * 3))
-    with pytest.raises(ValueError, match=r"found 2; the columns are 'left' \(Image\), 'a' \(ClassLabel\), 'right'"):
+    with pytest.raises(ValueError, match=r"found 2. The columns are 'left' \(Image\), 'a' \(ClassLabel\), 'right'"):
         load({"train": split, "test": split})
 
 
-def test_validation_is_preferred_to_test(load, caplog):
+def test_load_validation_precedes_test(load, caplog):
     with caplog.at_level(logging.WARNING):
         data = load({"train": split_of([0, 1]), "test": split_of([0] * 3), "validation": split_of([1] * 4)})
     assert data.eval_split == "validation" and len(data.evaluation) == 4
     assert caplog.text == ""
 
 
-def test_share_of_train_is_held_out_stratified_and_seeded(load, caplog):
+def test_load_fraction_of_train_is_stratified_and_seeded(load, caplog):
     labels = [0] * 60 + [1] * 30 + [2] * 10
     rows = (Value("int64"), list(range(100)))
     with caplog.at_level(logging.WARNING):
@@ -134,7 +134,7 @@ def test_share_of_train_is_held_out_stratified_and_seeded(load, caplog):
     assert data.eval_split.startswith("train (held out: 0.2")
 
 
-def test_held_out_share_is_the_same_when_only_evaluating(tmp_path):
+def test_load_fraction_of_train_is_same_without_training(tmp_path):
     folder = tmp_path / "source"
     folder.mkdir()
     split_of([0, 1] * 20, row=(Value("int64"), list(range(40)))).to_parquet(folder / "train.parquet")
@@ -148,22 +148,22 @@ def test_held_out_share_is_the_same_when_only_evaluating(tmp_path):
     assert len(train_only.train) == 40 and train_only.evaluation is None and train_only.eval_split is None
 
 
-def test_share_of_a_single_image_class_falls_back_to_random(load):
+def test_load_fraction_of_single_image_class_is_random(load):
     data = load({"train": split_of([0] * 18 + [1, 2])}, validation_fraction=0.25)
     assert (len(data.train), len(data.evaluation)) == (15, 5)
 
 
-def test_evaluation_alone_needs_no_train_split(load):
+def test_load_evaluation_without_train_split(load):
     data = load({"validation": split_of([0, 1, 2])}, do_train=False)
     assert data.train is None and data.train_split is None and len(data.evaluation) == 3
 
 
-def test_training_without_a_train_split_is_an_error(load):
-    with pytest.raises(ValueError, match=r"No split 'train'; the splits are \['validation'\]"):
+def test_load_training_without_train_split_raises(load):
+    with pytest.raises(ValueError, match=r"There is no split 'train'. The splits are \['validation'\]"):
         load({"validation": split_of([0, 1, 2])})
 
 
-def test_subsets_are_seeded_and_not_a_prefix(load):
+def test_load_subsets_are_seeded(load):
     rows = (Value("int64"), list(range(90)))
     sorted_by_class = split_of([0] * 30 + [1] * 30 + [2] * 30, row=rows)
     data = load({"train": sorted_by_class, "test": sorted_by_class}, max_train_samples=30, max_eval_samples=1000)
@@ -172,13 +172,13 @@ def test_subsets_are_seeded_and_not_a_prefix(load):
     assert data.train["row"][:] == sorted(np.random.default_rng(42).permutation(90)[:30].tolist())
 
 
-def test_bare_integers_are_named_by_number(load):
+def test_load_integer_labels_have_index_names(load):
     data = load({"train": split_of([0, 2, 1], Value("int32")), "test": split_of([3], Value("int32"))})
     assert data.label_names == ["0", "1", "2", "3"]
     assert data.evaluation["label"][:] == [3] and data.train.features["label"].names == data.label_names
 
 
-def test_strings_are_numbered_as_in_training(load):
+def test_load_string_labels_have_training_order(load):
     train, test = split_of(["cat", "ant", "bee"], Value("string")), split_of(["cat", "bee"], Value("string"))
     data = load({"train": train, "test": test}, do_train=False)
     assert data.label_names == NAMES and data.evaluation["label"][:] == [2, 1]
@@ -186,13 +186,13 @@ def test_strings_are_numbered_as_in_training(load):
     assert [image.getpixel((0, 0))[0] for image in data.evaluation["image"][:]] == [0, 1]
 
 
-def test_strings_unknown_to_training_are_an_error(load):
+def test_load_unknown_string_labels_raise(load):
     train, test = split_of(["cat", "ant"], Value("string")), split_of(["ant", "dog"], Value("string"))
     with pytest.raises(ValueError, match="Split 'test' has the label 'dog' at index 1"):
         load({"train": train, "test": test})
 
 
-def test_other_class_names_in_the_evaluation_split_are_an_error():
+def test_load_other_classes_in_eval_split_raise():
     from hf_tokenmixup.data.columns import encode_labels
 
     other = split_of([0, 1, 2], ClassLabel(names=["bee", "ant", "cat"]))
@@ -209,16 +209,16 @@ def test_other_class_names_in_the_evaluation_split_are_an_error():
         ([0, 1, None, 2], None, r"Split 'train' has no label at index 2"),
         ([0, 1, 2, -1], None, r"Split 'train' has the label -1 at index 3"),
         ([0, -7, 2, -1], Value("int64"), r"Split 'train' has the label -7 at index 1"),
-        ([0.5, 1.0], Value("float32"), r"must hold one ClassLabel, integer or string"),
+        ([0.5, 1.0], Value("float32"), r"must have one ClassLabel, integer or string"),
         (["ant", None], Value("string"), r"Split 'train' has no label at index 1"),
     ],
 )
-def test_bad_labels_are_located(load, labels, feature, message):
+def test_load_invalid_labels_raise_with_index(load, labels, feature, message):
     with pytest.raises(ValueError, match=message):
         load({"train": split_of(labels, feature)})
 
 
-def test_labels_of_an_unneeded_split_are_not_checked(load):
+def test_load_unused_split_is_not_validated(load):
     data = load({"train": split_of([0, 1, 2]), "test": split_of([-1, -1])}, do_eval=False)
     assert len(data.train) == 3
 
@@ -242,7 +242,7 @@ def test_image_folders(tmp_path):
     assert (len(held_out.train), len(held_out.evaluation)) == (4, 2)
 
 
-def test_dataset_dict_of_two_label_types_is_an_error():
+def test_load_two_label_types_raise():
     from hf_tokenmixup.data.columns import encode_labels
 
     splits = DatasetDict({"train": split_of([0]), "test": split_of(["ant"], Value("string"))})

@@ -1,4 +1,4 @@
-"""Input mixing: images and targets must tell the same story, for every mode and batch size."""
+"""Mixup, CutMix and label smoothing for all modes and batch sizes."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def seed(number):
 @pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 8])
 @pytest.mark.parametrize("alphas", [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
-def test_targets_are_the_shares_of_the_image(mode, size, alphas):
+def test_mixup_targets_match_lambda(mode, size, alphas):
     mixing = InputMixup(CLASSES, *alphas, mode=mode)
     values = torch.arange(1, CLASSES + 1, dtype=torch.float32)
     mixed = 0
@@ -43,7 +43,7 @@ def test_targets_are_the_shares_of_the_image(mode, size, alphas):
     assert mixed > 0 or size == 1
 
 
-def test_cutmix_pastes_a_rectangle_and_mixup_blends():
+def test_cutmix_and_mixup_images():
     seed(0)
     images, labels = batch(4)
     cut, _ = InputMixup(CLASSES, cutmix_alpha=1.0)(images, labels)
@@ -54,7 +54,7 @@ def test_cutmix_pastes_a_rectangle_and_mixup_blends():
     assert all(image.max() - image.min() < 1e-6 for image in blend) and 1 < blend[0].mean() < 4
 
 
-def test_callers_tensors_are_not_changed():
+def test_mixup_does_not_change_arguments():
     for size in (4, 5):
         images, labels = batch(size)
         copies = images.clone(), labels.clone()
@@ -64,7 +64,7 @@ def test_callers_tensors_are_not_changed():
         assert not torch.equal(out, images)
 
 
-def test_label_smoothing_alone_draws_nothing_and_leaves_images():
+def test_label_smoothing_only_keeps_images():
     images, labels = batch(3)
     seed(5)
     before = np.random.get_state()[1:3]  # noqa: NPY002
@@ -76,7 +76,7 @@ def test_label_smoothing_alone_draws_nothing_and_leaves_images():
     torch.testing.assert_close(targets[0], torch.tensor([0.025, 0.025, 0.925, 0.025]))
 
 
-def test_smoothing_and_mixing_together():
+def test_label_smoothing_with_mixup():
     seed(3)
     images, labels = batch(2)
     plain = InputMixup(CLASSES, mixup_alpha=1.0)(images, labels)[1]
@@ -85,7 +85,7 @@ def test_smoothing_and_mixing_together():
     torch.testing.assert_close(smooth, plain * 0.9 + 0.1 / CLASSES)
 
 
-def test_all_off_gives_one_hot_rows():
+def test_mixup_off_gives_one_hot_targets():
     images, labels = batch(3)
     for mixing in (InputMixup(CLASSES), InputMixup(CLASSES, 0.8, 1.0, prob=0.0)):
         out, targets = mixing(images, labels)
@@ -93,7 +93,7 @@ def test_all_off_gives_one_hot_rows():
         assert torch.equal(targets, torch.nn.functional.one_hot(labels, CLASSES).float())
 
 
-def test_probabilities():
+def test_mixup_probabilities():
     images, labels = batch(2)
     seed(0)
     often = InputMixup(CLASSES, mixup_alpha=1.0, prob=0.3)
@@ -106,7 +106,7 @@ def test_probabilities():
 
 
 @pytest.mark.parametrize("mode", ["batch", "elem"])
-def test_half_precision_images_keep_their_type_and_exact_targets(mode):
+def test_mixup_half_precision_images(mode):
     seed(0)
     images, labels = batch(5, torch.bfloat16)
     out, targets = InputMixup(CLASSES, 0.8, 1.0, mode=mode)(images, labels)
@@ -127,21 +127,21 @@ def test_half_precision_images_keep_their_type_and_exact_targets(mode):
         ({"num_classes": 0}, ["num_classes", "0"]),
     ],
 )
-def test_settings_are_checked(settings, parts):
+def test_mixup_invalid_settings_raise(settings, parts):
     with pytest.raises(ValueError) as error:
         InputMixup(**{"num_classes": 3} | settings)
     for part in parts:
         assert part in str(error.value)
 
 
-def test_shapes_are_checked():
+def test_mixup_invalid_shapes_raise():
     images, labels = batch(4)
     with pytest.raises(ValueError, match=r"\(4, 3, 16, 16\) and \(3,\)"):
         InputMixup(CLASSES, 0.8)(images, labels[:3])
 
 
 @pytest.mark.gpu
-def test_no_synchronisation_on_the_device():
+def test_mixup_has_no_device_sync():
     images, labels = (tensor.cuda() for tensor in batch(5))
     mixing = InputMixup(CLASSES, 0.8, 1.0, label_smoothing=0.1)
     mixing(images, labels)

@@ -1,4 +1,4 @@
-"""Streamed splits from a name: columns, classes, lengths, and what a stream cannot do."""
+"""Loading of streams: columns, classes, lengths and errors."""
 
 import pickle
 
@@ -19,7 +19,7 @@ def load(tmp_path):
     return load
 
 
-def test_splits_columns_classes_and_lengths(load, caplog):
+def test_stream_splits_columns_classes_and_lengths(load, caplog):
     write_shards(load.folder, [3, 4])
     write_shards(load.folder, [2], "test")
     data = load()
@@ -31,7 +31,7 @@ def test_splits_columns_classes_and_lengths(load, caplog):
         2,
     )
     assert (data.image_column, data.label_column, data.label_names) == ("image", "label", CLASSES)
-    assert [row["label"] for row in data.evaluation] == [0, 1] and "evaluating on 'test'" in caplog.text
+    assert [row["label"] for row in data.evaluation] == [0, 1] and "Evaluating on 'test'" in caplog.text
     alone = load(do_train=False, eval_split="train")
     assert (alone.train, alone.num_train_examples, alone.num_eval_examples, alone.eval_split) == (
         None,
@@ -42,7 +42,7 @@ def test_splits_columns_classes_and_lengths(load, caplog):
     assert load(do_eval=False).evaluation is None
 
 
-def test_the_same_columns_as_without_streaming(load):
+def test_stream_columns_match_stored_dataset(load):
     load.folder.mkdir()
     features = Features({"coarse_label": ClassLabel(names=["x", "y"]), "fine_label": ClassLabel(names=CLASSES)})
     labels = Dataset.from_dict({"coarse_label": [0, 1], "fine_label": [2, 3]}, features=features)
@@ -58,50 +58,50 @@ def test_the_same_columns_as_without_streaming(load):
 
 
 @pytest.mark.parametrize("feature, labels", [(Value("string"), ["ant", "bee"]), (Value("int64"), [0, 1])])
-def test_classes_that_nobody_counted(load, feature, labels):
+def test_stream_unknown_classes_raise(load, feature, labels):
     load.folder.mkdir()
     rows = numbered([0, 1]).remove_columns("label").add_column("label", labels, feature=feature)
     rows.to_parquet(load.folder / "train.parquet")
-    with pytest.raises(ValueError, match=f"'label' of split 'train' holds {feature.dtype}.*leave out --streaming"):
+    with pytest.raises(ValueError, match=f"'label' of split 'train' has {feature.dtype}.*remove `streaming`"):
         load(do_eval=False)
 
 
-def test_columns_that_nobody_described(load):
+def test_stream_unknown_columns_raise(load):
     load.folder.mkdir()
     (load.folder / "train.csv").write_text("image,label\n0.png,0\n1.png,1\n")
-    with pytest.raises(ValueError, match="columns of split 'train' are not known before it is read.*parquet"):
+    with pytest.raises(ValueError, match="columns of split 'train' are unknown before it is read.*parquet"):
         load(do_eval=False)
 
 
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"eval_split": "dev"}, r"No split 'dev'; the splits are \['train'\]. Choose one with --eval_split"),
-        ({"train_split": "trian", "do_eval": False}, "No split 'trian'.*--train_split"),
-        ({}, "no share of a stream can be held out: name the split"),
-        ({"max_train_samples": 5}, "--max_train_samples draws from the whole split.*--max_steps"),
-        ({"max_eval_samples": 5}, "--max_eval_samples draws from the whole split.*--eval_split"),
-        ({"image_column_name": "picture", "do_eval": False}, "no column 'picture'; the columns are 'image' .Image."),
-        ({"label_column_name": "image", "do_eval": False}, "must hold one ClassLabel"),
-        ({"do_train": False, "do_eval": False}, "Neither do_train nor do_eval"),
-        ({"train_dir": "folder"}, "Leave --streaming out: image folders are read file by file"),
+        ({"eval_split": "dev"}, r"There is no split 'dev'. The splits are \['train'\]. Choose one with `eval_split`"),
+        ({"train_split": "trian", "do_eval": False}, "There is no split 'trian'.*train_split"),
+        ({}, "a stream cannot be split. Name the evaluation split"),
+        ({"max_train_samples": 5}, "`max_train_samples` selects images of the complete split.*max_steps"),
+        ({"max_eval_samples": 5}, "`max_eval_samples` selects images of the complete split.*eval_split"),
+        ({"image_column_name": "picture", "do_eval": False}, "no column 'picture'. The columns are 'image' .Image."),
+        ({"label_column_name": "image", "do_eval": False}, "must have one ClassLabel"),
+        ({"do_train": False, "do_eval": False}, "do_train and do_eval are both False"),
+        ({"train_dir": "folder"}, "Remove `streaming`: image folders are read file by file"),
     ],
 )
-def test_user_errors_name_the_way_out(load, options, message):
+def test_stream_invalid_arguments_raise(load, options, message):
     write_shards(load.folder, [3])
     with pytest.raises(ValueError, match=message):
         load(**options)
 
 
-def test_no_such_data_set_and_digits(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="Leave --streaming out.*digits lie in memory"):
+def test_stream_missing_dataset_or_digits_raises(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="Remove `streaming`.*digits is in memory"):
         load_streaming_image_dataset("digits")
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match="No data set '.*nowhere'"):
+    with pytest.raises(ValueError, match="Dataset '.*nowhere' not found"):
         load_streaming_image_dataset(str(tmp_path / "nowhere"), cache_dir=str(tmp_path / "cache"))
 
 
-def test_a_worker_is_not_sent_the_paths_of_an_image_folder(tmp_path):
+def test_pickled_stream_has_no_paths(tmp_path):
     """What a spawned worker receives grows by labels and row numbers, not by file names."""
     sizes = {}
     for count in (100, 1100):

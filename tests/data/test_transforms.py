@@ -1,4 +1,4 @@
-"""Transforms: evaluation equals the image processor, training follows its size and normalisation."""
+"""Image transforms for training and evaluation."""
 
 import pickle
 import random
@@ -52,19 +52,19 @@ def plain(image_processor, **more):
         (ConvNextImageProcessor(size={"shortest_edge": 48}, crop_pct=0.875), (48, 48), None, None),
     ],
 )
-def test_probe_finds_size_and_normalisation(image_processor, size, mean, std):
+def test_infer_image_processor_config(image_processor, size, mean, std):
     found_size, found_mean, found_std = infer_image_processor_config(image_processor)
     assert found_size == size
     assert found_mean == pytest.approx(mean or image_processor.image_mean, abs=1e-6)
     assert found_std == pytest.approx(std or image_processor.image_std, abs=1e-6)
 
 
-def test_processor_of_varying_output_size_is_an_error():
-    with pytest.raises(ValueError, match=r"one size \(3, H, W\).*do_resize=True"):
+def test_image_processor_with_varying_size_raises():
+    with pytest.raises(ValueError, match=r"the same size \(3, H, W\).*do_resize=True"):
         build_transforms(ViTImageProcessor(do_resize=False))
 
 
-def test_evaluation_is_what_the_pipeline_feeds_the_published_model():
+def test_eval_transform_matches_pipeline():
     image_processor = processor()
     config = ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, image_size=32)
     classify = pipeline("image-classification", ViTForImageClassification(config), image_processor=image_processor)
@@ -75,7 +75,7 @@ def test_evaluation_is_what_the_pipeline_feeds_the_published_model():
 
 
 @pytest.mark.parametrize("size", [(32, 32), (8, 8), (150, 90), (90, 400)])
-def test_training_without_augmentation_is_resize_and_normalise(size):
+def test_train_transform_without_augmentation_resizes_and_normalizes(size):
     image_processor = processor()
     _, evaluate = build_transforms(image_processor)
     image = picture(*size)
@@ -85,19 +85,19 @@ def test_training_without_augmentation_is_resize_and_normalise(size):
     torch.testing.assert_close(out, evaluate(image), rtol=0, atol=0.017 * 1.01)
 
 
-def test_normalisation_is_the_processors_not_imagenets():
+def test_train_transform_uses_normalization_of_image_processor():
     white = plain(processor())(Image.new("RGB", (32, 32), "white"))
     expected = [(1 - mean) / std for mean, std in zip(CIFAR_MEAN, CIFAR_STD, strict=True)]
     assert white.mean((1, 2)).tolist() == pytest.approx(expected, abs=1e-4)
 
 
-def test_interpolation_is_the_processors():
+def test_train_transform_uses_interpolation_of_image_processor():
     image, nearest = picture(7, 7), processor(resample=Image.Resampling.NEAREST)
     assert torch.equal(plain(nearest)(image)[0].unique(), plain(nearest)(image.resize((32, 32), 0))[0].unique())
     assert plain(processor())(image)[0].unique().numel() > plain(nearest)(image)[0].unique().numel()
 
 
-def test_flip_crop_and_jitter_do_what_they_say():
+def test_train_transform_flip_crop_and_jitter():
     image_processor, image = processor(), picture(64, 64)
     still = plain(image_processor)(image)
     flipped = build_transforms(image_processor, crop_scale=(1, 1), hflip=1.0)[0](image)
@@ -136,7 +136,7 @@ def posterize_ops(transform):
 
 
 @pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", "rand-m9-mstd0.5", "augmix-m5", "rand-m15-mmax20-inc1"])
-def test_posterize_keeps_a_bit_at_every_magnitude(policy):
+def test_posterize_keeps_at_least_one_bit(policy):
     train, _ = build_transforms(processor(), auto_augment=policy)
     (op,) = posterize_ops(train)
     op.prob, op.magnitude_std, image = 1.0, 0, picture(32, 32)
@@ -146,7 +146,7 @@ def test_posterize_keeps_a_bit_at_every_magnitude(policy):
         assert len(levels) > 1
 
 
-def test_posterize_is_otherwise_timms_and_other_operations_untouched():
+def test_posterize_otherwise_matches_timm():
     train, _ = build_transforms(processor(), auto_augment="rand-m9-mstd0.5-inc1")
     (op,) = posterize_ops(train)
     for magnitude in (0.0, 3.0, 6.0, 8.0):
@@ -161,7 +161,7 @@ def test_posterize_is_otherwise_timms_and_other_operations_untouched():
 
 @pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", "augmix-m5-w2", "original", "v0", "3a", None])
 @pytest.mark.parametrize("size", [(8, 8), (200, 120)])
-def test_policies_run_on_small_and_large_images_and_travel_to_workers(policy, size):
+def test_policies_on_small_and_large_images_are_picklable(policy, size):
     transforms = build_transforms(processor(), auto_augment=policy, random_erasing=0.5)
     train, evaluate = pickle.loads(pickle.dumps(transforms))
     for _ in range(10):
@@ -181,9 +181,9 @@ def test_only_policies_draw_from_numpy():
         assert drew == train.uses_numpy_rng
 
 
-def test_jitter_that_a_policy_replaces_is_said(caplog):
+def test_color_jitter_with_policy_logs_warning(caplog):
     build_transforms(processor(), auto_augment="rand-m9", color_jitter=0.4)
-    assert "color_jitter=0.4 is left out" in caplog.text
+    assert "color_jitter=0.4 is ignored" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -204,29 +204,29 @@ def test_jitter_that_a_policy_replaces_is_said(caplog):
         ({"auto_augment": "trivial"}, ["auto_augment", "'trivial'"]),
     ],
 )
-def test_settings_are_checked(settings, parts):
+def test_build_transforms_invalid_settings_raise(settings, parts):
     with pytest.raises(ValueError) as error:
         build_transforms(processor(), **settings)
     for part in parts:
         assert part in str(error.value)
 
 
-def test_a_batch_is_its_images_one_by_one():
+def test_batch_transform_matches_single_images():
     """Images of mixed sizes, bit for bit, against the steps that timm and the image processor take for one image."""
     images = [picture(*size) for size in ((40, 50), (32, 32), (20, 64), (32, 32))]
     train, evaluate = build_transforms(processor(), auto_augment="rand-m9-mstd0.5-inc1", random_erasing=0.5)
     assert torch.equal(evaluate.batch(images), torch.stack([evaluate(image) for image in images]))
 
-    def reseed(position, stream):
+    def seed_fn(position, stream):
         random.seed(10 * position + stream), torch.manual_seed(10 * position + stream)
         np.random.seed(10 * position + stream)  # noqa: NPY002
 
-    batch, expected, erased = train.batch(images, reseed), [], 0
+    batch, expected, erased = train.batch(images, seed_fn), [], 0
     for position, image in enumerate(images):
-        reseed(position, 0)
+        seed_fn(position, 0)
         tensor = train.normalize(to_tensor(train.augment(image)))
-        reseed(position, 1)
-        expected.append(train.erase(tensor.clone()))
+        seed_fn(position, 1)
+        expected.append(train.random_erasing(tensor.clone()))
         erased += not torch.equal(expected[-1], tensor)
     assert torch.equal(batch, torch.stack(expected)) and erased
 
@@ -244,7 +244,7 @@ def test_a_batch_is_its_images_one_by_one():
         ),
     ],
 )
-def test_resized_image_processor_makes_and_saves_that_size(image_processor, size, stored, tmp_path):
+def test_resize_image_processor_changes_and_saves_size(image_processor, size, stored, tmp_path):
     resize_image_processor(image_processor, *size)
     image_processor.save_pretrained(tmp_path)
     loaded = type(image_processor).from_pretrained(tmp_path)
@@ -253,6 +253,6 @@ def test_resized_image_processor_makes_and_saves_that_size(image_processor, size
         assert {key: pixels for key, pixels in dict(loaded.to_dict()[name]).items() if pixels} == value
 
 
-def test_resized_image_processor_of_squares_alone_is_refused():
+def test_resize_image_processor_unsupported_size_raises():
     with pytest.raises(ValueError, match="ConvNextImageProcessor cannot be set to 48x32 pixels"):
         resize_image_processor(ConvNextImageProcessor(size={"shortest_edge": 48}), 48, 32)

@@ -1,4 +1,4 @@
-"""What looks wrong and works: images of every kind, batches and sets of odd sizes."""
+"""Unusual but valid inputs: image formats, batch sizes and dataset sizes."""
 
 import math
 
@@ -65,42 +65,42 @@ def train(bench: Bench, images: list[bytes], *arguments):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("cache_gib", [0.0, 1.0])
-def test_images_of_every_kind_are_read_in_their_colours(bench, kind, cache_gib):
+def test_images_of_all_formats_are_read_with_correct_colors(bench, kind, cache_gib):
     content, color = KINDS[kind]
     data = load_image_dataset(str(folder_of(bench, [content] * 2)), cache_dir=bench.folder / "cache", do_eval=False)
     seen = ImageClassificationData(data.train, np.asarray, cache_gib=cache_gib)[1]["pixel_values"]
     assert seen.dtype == np.uint8 and (seen == color).all()
 
 
-def test_images_of_every_kind_are_trained_on_together(bench):
+def test_images_of_all_formats_train(bench):
     _, steps = train(bench, EVERY_KIND)
     assert len(steps) == 1
 
 
-def test_a_large_image_that_pillow_warns_of(bench):
+def test_large_image_trains(bench):
     bench.monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
     with pytest.warns(Image.DecompressionBombWarning, match="256 pixels"):
         train(bench, [encoded(picture(color=RED))] * 2)
 
 
-def test_a_batch_of_one_mixes_nothing(bench):
+def test_batch_size_one_mixes_no_tokens(bench):
     _, steps = train(bench, EVERY_KIND[:3], "--per_device_train_batch_size", 1, "--mixup_alpha", 0.8)
     assert len(steps) == 3
     assert [step["easy_samples"] for step in steps] == [1, 1, 1]
     assert [step["mixed_samples"] for step in steps] == [step["replaced_tokens"] for step in steps] == [0, 0, 0]
 
 
-def test_a_batch_larger_than_the_set_is_the_set(bench):
+def test_batch_size_above_dataset_size_uses_dataset(bench):
     _, steps = train(bench, EVERY_KIND[:3], "--per_device_train_batch_size", 64, "--per_device_eval_batch_size", 64)
     assert [step["easy_samples"] for step in steps] == [3]
 
 
-def test_a_last_batch_of_one(bench):
+def test_last_batch_of_one_image(bench):
     options = ["--per_device_train_batch_size", 4, "--mixup_alpha", 0.8, "--cutmix_alpha", 1.0]
     _, steps = train(bench, EVERY_KIND[:5], *options)
     assert [step["easy_samples"] for step in steps] == [4, 1] and steps[1]["mixed_samples"] == 0
 
 
-def test_more_samples_than_there_are_is_all_of_them(bench):
+def test_max_train_samples_above_dataset_size_uses_dataset(bench):
     trainer, _ = train(bench, EVERY_KIND[:3], "--max_train_samples", 99, "--max_eval_samples", 99)
     assert len(trainer.train_dataset) == len(trainer.eval_dataset) == 3

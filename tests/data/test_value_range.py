@@ -1,4 +1,4 @@
-"""Images of more than 8 bits per channel: scaled by what the file states, with one warning where it states nothing."""
+"""Images with more than 8 bits per channel."""
 
 import io
 import logging
@@ -15,7 +15,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from transformers.image_utils import load_image
 
 from hf_tokenmixup.data import ImageClassificationData, collate
-from hf_tokenmixup.data.image_cache import decode
+from hf_tokenmixup.data.image_cache import decode_image
 
 MIN_SAMPLE, MAX_SAMPLE, S_MIN_SAMPLE, S_MAX_SAMPLE, PHOTOMETRIC, ORIENTATION = 280, 281, 340, 341, 262, 274
 
@@ -78,7 +78,7 @@ def read(content, caplog):
     """The middle pixel, and whether there was a warning."""
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        pixel = decode({"bytes": content, "path": None}, "Image 0").getpixel((2, 2))
+        pixel = decode_image({"bytes": content, "path": None}, "Image 0").getpixel((2, 2))
     assert pixel[0] == pixel[1] == pixel[2]
     return pixel[0], bool(caplog.records)
 
@@ -103,7 +103,7 @@ TWELVE = bytes([0x80, 0x08, 0x00]) * 8  # 2048 twice in 3 bytes
         pytest.param(pgm(2048, 4095), 128, id="PGM of 12 bits"),
     ],
 )  # fmt: skip
-def test_decode_of_a_stated_range_scales_without_a_warning(content, expected, caplog):
+def test_decode_image_stated_range_scales_without_warning(content, expected, caplog):
     assert read(content, caplog) == (expected, False)
 
 
@@ -128,26 +128,26 @@ def test_decode_of_a_stated_range_scales_without_a_warning(content, expected, ca
         pytest.param(png_16(np.full((4, 4, 3), 2048), 2), 8, id="12 bits in 16 of colors"),
     ],
 )
-def test_decode_of_an_unknown_range_warns(content, expected, caplog):
+def test_decode_image_unknown_range_warns(content, expected, caplog):
     assert read(content, caplog) == (expected, True)
 
 
-def test_decode_of_floats_without_a_known_scale_uses_their_own_range(caplog):
+def test_decode_image_floats_without_scale_use_value_range(caplog):
     values = np.linspace(-1000, 3000, 16, dtype=np.float32).reshape(4, 4)
-    image = decode({"bytes": tiff(values), "path": None}, "Image 0")
+    image = decode_image({"bytes": tiff(values), "path": None}, "Image 0")
     assert (image.getpixel((0, 0))[0], image.getpixel((3, 3))[0]) == (0, 255)
     assert "from -1000 to 3000" in caplog.text
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_decode_of_values_that_are_not_finite_raises_with_the_count(value):
+def test_decode_image_nonfinite_values_raise(value):
     values = constant(0.5, np.float32)
     values[1, :3] = value
     with pytest.raises(ValueError, match=r"Image 7 \(x.tif\) cannot be decoded: .*3 of its 16 values are NaN or inf"):
-        decode({"bytes": tiff(values), "path": "x.tif"}, "Image 7")
+        decode_image({"bytes": tiff(values), "path": "x.tif"}, "Image 7")
 
 
-def test_decode_of_a_stated_range_of_colors_is_used(caplog):
+def test_decode_image_stated_range_of_colors(caplog):
     content = png_16(np.full((4, 4, 3), 20000), 2)
     assert read(content, caplog) == (78, False)
     raw = np.full((4, 4), 20000, ">u2").tobytes()
@@ -181,7 +181,7 @@ def ordinary():
 
 @pytest.mark.parametrize("name", ordinary())
 @pytest.mark.filterwarnings("ignore:Palette images with Transparency")
-def test_decode_of_an_ordinary_image_equals_transformers_load_image(name, tmp_path, caplog):
+def test_decode_image_matches_transformers_load_image(name, tmp_path, caplog):
     image, kind, options = ordinary()[name]
     image.save(tmp_path / "image", kind, **options)
     expected = np.asarray(load_image(str(tmp_path / "image")))
@@ -189,12 +189,12 @@ def test_decode_of_an_ordinary_image_equals_transformers_load_image(name, tmp_pa
         {"bytes": None, "path": str(tmp_path / "image")},
         {"bytes": (tmp_path / "image").read_bytes(), "path": None},
     ):
-        assert np.array_equal(np.asarray(decode(value, "Image 0")), expected)
+        assert np.array_equal(np.asarray(decode_image(value, "Image 0")), expected)
     assert not caplog.records
 
 
 @pytest.mark.parametrize("workers, cache", [(0, 0), (2, 0), (0, 1.0)])
-def test_images_of_an_unknown_range_warn_once_per_split(workers, cache, capfd, caplog):
+def test_images_of_unknown_range_warn_once_per_split(workers, cache, capfd, caplog):
     images = [{"bytes": tiff(constant(2048)), "path": f"{i}.tif"} for i in range(12)]
     rows = {"image": images, "label": [0] * 12}
     dataset = Dataset.from_dict(rows, features=Features({"image": ImageFeature(), "label": Value("int64")}))

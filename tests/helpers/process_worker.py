@@ -80,7 +80,7 @@ class InOrder(TokenMixupTrainer):
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         if model.training:
             self.batches.append({name: tensor.clone() for name, tensor in inputs.items()})
-            counts = getattr(outputs, "counts", None) or {}
+            counts = getattr(outputs, "mixing_metrics", None) or {}
             self.counts.append({name: value.item() for name, value in counts.items()})
             self.reached.append(set())
         return (loss, outputs) if return_outputs else loss

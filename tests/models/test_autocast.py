@@ -1,4 +1,4 @@
-"""bf16 and fp16: how far a training step may be from float32, and what must not differ at all."""
+"""Training steps in bf16 and fp16 compared with float32."""
 
 import pytest
 import torch
@@ -77,7 +77,7 @@ def assert_near(gradients, expected, tolerance):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_step_under_autocast_is_that_of_float32(build, dtype, images):
+def test_training_step_autocast_matches_float32(build, dtype, images):
     """Partners and tokens the same, saliency, loss and gradients near."""
     first = build(horizontal_rho=0.0)(images, labels=LABELS).horizontal[0]
     rho, room = separated_rho(first.saliency, first.partner)
@@ -96,7 +96,7 @@ def test_a_step_under_autocast_is_that_of_float32(build, dtype, images):
     assert_near(gradients, expected, TOLERANCE[dtype])
 
 
-def test_fp16_with_a_loss_scale(build, images):
+def test_training_step_fp16_with_loss_scale(build, images):
     """Three steps as a Trainer takes them in fp16; a scale that overflows leaves its step out and shrinks."""
     model, plain = build(horizontal_rho=0.0), build(horizontal_rho=0.0)
     optimizer, other = (torch.optim.SGD(one.parameters(), lr=0.1) for one in (model, plain))
@@ -122,7 +122,7 @@ def test_fp16_with_a_loss_scale(build, images):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_weights_in_half_precision_train_too(build, dtype, images):
+def test_training_step_half_precision_weights(build, dtype, images):
     expected = build(horizontal_rho=0.0)(images, labels=LABELS)
     model = build(horizontal_rho=0.0, manifold_mixup_layers=[0]).to(dtype)
     output = build(horizontal_rho=0.0).to(dtype)(images.to(dtype), labels=LABELS)
@@ -133,7 +133,7 @@ def test_weights_in_half_precision_train_too(build, dtype, images):
 
 
 @pytest.mark.parametrize("detector", ["gradient", "attention"])
-def test_detectors_and_manifold_mixup_under_autocast(build, detector, images):
+def test_autocast_detectors_and_manifold_mixup(build, detector, images):
     settings = {"horizontal_rho": 0.0, "saliency_detector": detector, "manifold_mixup_layers": [0]}
     model = build(**settings)
     set_seed(4)
@@ -148,7 +148,7 @@ def test_detectors_and_manifold_mixup_under_autocast(build, detector, images):
 
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_checkpointing_under_autocast_is_exact(build, reentrant, dtype, images):
+def test_autocast_gradient_checkpointing_is_exact(build, reentrant, dtype, images):
     model = build(horizontal_rho=0.0)
     output, expected = step(model, images, dtype)
     enable_checkpointing(model, {"use_reentrant": reentrant})

@@ -1,4 +1,4 @@
-"""The Compact Transformers as plain models: sizes, tokenizers, positions, and names on disk."""
+"""Compact Transformers without TokenMixup."""
 
 import json
 
@@ -35,12 +35,12 @@ def parameters(model):
         (CctConfig.vit_lite_7_4(num_labels=100), UPSTREAM["vit_7_4_32"]["total"]),
     ],
 )
-def test_parameter_counts_of_the_released_models(config, expected):
+def test_cct_parameter_counts_match_released_models(config, expected):
     assert parameters(CctForImageClassification(config)) == expected
 
 
 @pytest.mark.parametrize("classes", [10, 100])
-def test_parameter_counts_with_tokenmixup(classes):
+def test_cct_parameter_counts_with_tokenmixup(classes):
     def count(**settings):
         return parameters(TokenMixupCctForImageClassification(TokenMixupCctConfig(num_labels=classes, **settings)))
 
@@ -68,7 +68,7 @@ SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "i
         {"image_size": (24, 40), "position_embedding": "sinusoidal", "pooling": "cls"},
     ],
 )
-def test_the_tokens_are_as_many_as_the_configuration_says(changes):
+def test_cct_number_of_tokens_matches_config(changes):
     config = CctConfig(**SMALL, **changes)
     model = CctModel(config).eval()
     size = config.image_size if isinstance(config.image_size, list | tuple) else [config.image_size] * 2
@@ -76,11 +76,11 @@ def test_the_tokens_are_as_many_as_the_configuration_says(changes):
     assert hidden.shape == (2, config.num_patch_tokens + config.num_prefix_tokens, 16)
 
 
-def test_learned_positions_fit_their_size_or_are_interpolated():
+def test_cct_learned_positions_other_size_raises_or_interpolates():
     config = CctConfig(**SMALL, pooling="cls")
     model = CctForImageClassification(config).eval()
     images = torch.randn(2, 3, 48, 32)
-    with pytest.raises(ValueError, match="made for images of 32x32, got 48x32.*interpolate_pos_encoding=True"):
+    with pytest.raises(ValueError, match="for images of 32x32 pixels, got 48x32.*interpolate_pos_encoding=True"):
         model(images)
     positions = model.cct.embeddings.learned_positions(48, 32, True)
     grid = config.grid_size(48, 32)
@@ -94,7 +94,7 @@ def test_learned_positions_fit_their_size_or_are_interpolated():
     assert free(images).logits.shape == (2, 2)
 
 
-def test_initialisation_is_as_released():
+def test_cct_initialization_matches_released_code():
     torch.manual_seed(0)
     model = CctForImageClassification(CctConfig(num_labels=100, pooling="cls"))
     assert model.cct.embeddings.position_embeddings.std().item() == pytest.approx(0.2 * 0.88, rel=0.15)
@@ -105,12 +105,12 @@ def test_initialisation_is_as_released():
     assert tokenizer.std().item() == pytest.approx((2 / fan_in) ** 0.5, rel=0.1)
 
 
-def test_stochastic_depth_grows_linearly():
+def test_cct_drop_path_rate_is_linear():
     model = CctModel(CctConfig(**{**SMALL, "num_hidden_layers": 5}, drop_path_rate=0.2))
     assert [layer.drop_path.drop_prob for layer in model.layers] == pytest.approx([0.0, 0.05, 0.1, 0.15, 0.2])
 
 
-def test_the_auto_classes_know_it(tmp_path):
+def test_cct_auto_classes_are_registered(tmp_path):
     model = CctForImageClassification(CctConfig(**SMALL, num_labels=3))
     model.save_pretrained(tmp_path)
     assert type(AutoConfig.from_pretrained(tmp_path)) is CctConfig
@@ -133,18 +133,18 @@ def test_the_auto_classes_know_it(tmp_path):
         ({"hidden_size": 18, "num_attention_heads": 4}, "multiple of num_attention_heads"),
     ],
 )
-def test_impossible_configurations_are_refused(changes, message):
+def test_cct_invalid_config_raises(changes, message):
     with pytest.raises(ValueError, match=message):
         CctConfig(**changes)
 
 
-def test_images_of_other_channels_are_refused():
-    with pytest.raises(ValueError, match="Expected images of 3 channels, got 1"):
+def test_cct_other_number_of_channels_raises():
+    with pytest.raises(ValueError, match="Expected images with 3 channels, got 1"):
         CctModel(CctConfig(**SMALL))(torch.zeros(1, 1, 32, 32))
 
 
 @pytest.mark.parametrize("layers", [1, 2])
-def test_tokenizer_pools_before_relu_with_the_values_and_gradients_of_the_released_order(layers):
+def test_cct_tokenizer_pooling_before_relu_matches_released_order(layers):
     torch.manual_seed(0)
     tokenizer = CctModel(CctConfig(hidden_size=16, num_conv_layers=layers, num_attention_heads=2)).embeddings.tokenizer
     images = torch.randn(2, 3, 32, 32)

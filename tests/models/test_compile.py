@@ -1,4 +1,4 @@
-"""One graph under torch.compile: no break in it, and no other for another batch."""
+"""torch.compile: graph breaks and recompilations."""
 
 import pytest
 import torch
@@ -85,7 +85,7 @@ def train(model, sizes, varying=True):
     "build, backend",
     [(vit, "aot_eager"), (cct, "eager"), pytest.param(cct, "aot_eager", marks=pytest.mark.slow)],
 )
-def test_epochs_of_one_graph_train_as_without(build, backend):
+def test_compiled_epochs_match_eager(build, backend):
     """Other data, other numbers of easy images, shorter last batches: compiled for once."""
     plain, model = build(**MIXING, horizontal_tau=1.6), build(**MIXING, horizontal_tau=1.6)
     sizes = [6, 6, 5, 6, 6, 3]
@@ -114,7 +114,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_no_setting_breaks_the_graph(name):
+def test_compiled_settings_have_no_graph_break(name):
     settings = MIXING | SETTINGS[name]
     expected = train(vit(**settings), [6, 5, 4, 6, 3])
     compiled = torch.compile(vit(**settings), backend="eager", fullgraph=True)
@@ -123,7 +123,7 @@ def test_no_setting_breaks_the_graph(name):
     assert graphs() == 1
 
 
-def test_the_gradient_breaks_it_once():
+def test_compiled_gradient_detector_breaks_graph_once():
     images, labels = batch(0, 6)
     found = dynamo.explain(vit(**MIXING, saliency_detector="gradient"))(images, labels=labels)
     assert (found.graph_count, found.graph_break_count) == (2, 1)
@@ -131,7 +131,7 @@ def test_the_gradient_breaks_it_once():
 
 
 @pytest.mark.slow
-def test_behind_that_break_a_first_other_size_is_compiled_for():
+def test_compiled_gradient_detector_recompiles_for_other_batch_size():
     settings = MIXING | {"saliency_detector": "gradient"}
     expected = train(vit(**settings), [6, 6, 5])
     compiled = torch.compile(vit(**settings), backend="eager")
@@ -141,14 +141,14 @@ def test_behind_that_break_a_first_other_size_is_compiled_for():
 
 
 @pytest.mark.slow
-def test_without_a_mark_the_first_change_of_size_is_the_last():
+def test_compiled_batch_size_change_recompiles_once():
     model = torch.compile(vit(**MIXING), backend="eager", fullgraph=True)
     train(model, [6, 4, 6, 3, 5], varying=False)
     assert graphs() == 2
 
 
 @pytest.mark.slow
-def test_evaluation_is_one_more_graph_and_training_goes_on_in_its_own():
+def test_compiled_evaluation_adds_one_graph():
     model = vit(**MIXING)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     train(compiled, [6, 5])
@@ -164,7 +164,7 @@ def test_evaluation_is_one_more_graph_and_training_goes_on_in_its_own():
     assert graphs() == 2
 
 
-def test_attention_in_chunks_is_no_other_graph_for_another_number_of_them():
+def test_compiled_attention_chunks_do_not_recompile():
     scale, most = 0.5, 2 * 5 * 8 * 4  # four images' map of two heads and five queries
 
     @torch.compile(backend="aot_eager", fullgraph=True)
@@ -181,7 +181,7 @@ def test_attention_in_chunks_is_no_other_graph_for_another_number_of_them():
 
 
 @pytest.mark.slow
-def test_autocast_in_the_graph_mixes_as_without():
+def test_compiled_autocast_mixes_like_eager():
     images, labels = batch(0, 6)
     model = vit(**MIXING, horizontal_tau=None)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
@@ -194,7 +194,7 @@ def test_autocast_in_the_graph_mixes_as_without():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit-tiny", "cct-2-3x2"])
-def test_compiled_to_machine_code(name):
+def test_compiled_with_inductor(name):
     """By inductor, at the sizes that are trained."""
     network = MODEL_PRESETS[name]
     settings = network.tokenmixup_configs["HTM + VTM"] | {"horizontal_tau": None, "horizontal_rho": 0.0}
@@ -227,5 +227,5 @@ def test_compiled_to_machine_code(name):
 
 
 @pytest.mark.skipif(not hasattr(torch.Tag, "cudagraph_unsafe"), reason="this torch cannot split a CUDA graph")
-def test_optimal_assignment_is_kept_out_of_cuda_graphs():
+def test_optimal_assignment_has_cudagraph_unsafe_tag():
     assert torch.Tag.cudagraph_unsafe in torch.ops.hf_tokenmixup.optimal_assignment.default.tags

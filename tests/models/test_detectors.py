@@ -1,4 +1,4 @@
-"""Other detectors of saliency, and manifold mixup, inside a training forward of every family."""
+"""Gradient and random saliency detectors and manifold mixup in all model families."""
 
 import pytest
 import torch
@@ -52,18 +52,18 @@ def collected(model, layer):
     """What a layer's collection for VTM gets: tokens (B, N, D) and saliency (B, T)."""
     seen = []
     chosen = model.get_transformer_layers()[layer]
-    original = chosen._saliency
+    original = chosen._detect_saliency
 
     def watch(layers, state, hidden):
         saliency = original(layers, state, hidden)
         seen.append((hidden, saliency))
         return saliency
 
-    chosen._saliency = watch
+    chosen._detect_saliency = watch
     return seen
 
 
-def test_gradient_of_the_images_as_they_come_in(build):
+def test_gradient_detector_uses_input_images(build):
     model = build(**MIXING, **DROPOUT, saliency_detector="gradient")
     first, second = forward(model).horizontal
     pixels = IMAGES.clone().requires_grad_(True)
@@ -78,7 +78,7 @@ def test_gradient_of_the_images_as_they_come_in(build):
     assert first.replaced.any() and torch.equal(second.saliency, taken)
 
 
-def test_gradient_detection_leaves_no_trace(build):
+def test_gradient_detector_changes_no_state(build):
     model, other = (build(**MIXING, **DROPOUT, saliency_detector=name) for name in ("gradient", "attention"))
     frozen = model.get_transformer_layers()[0].eval()
     other.get_transformer_layers()[0].eval()
@@ -97,7 +97,7 @@ def test_gradient_detection_leaves_no_trace(build):
 
 
 @pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="plain ViT does not compile either: a host decorator")
-def test_gradient_detection_beside_a_compiler(build):
+def test_gradient_detector_compiled_matches_eager(build):
     model = build(**MIXING, saliency_detector="gradient", drop_path_rate=0.0)
     expected = forward(model)
     output = torch.compile(model, backend="aot_eager")(IMAGES, labels=TARGETS)
@@ -105,7 +105,7 @@ def test_gradient_detection_beside_a_compiler(build):
     torch.testing.assert_close(output.loss, expected.loss)
 
 
-def test_random_saliency_is_fresh_for_each_layer_and_step(build):
+def test_random_detector_draws_for_each_layer_and_step(build):
     model = build(**MIXING, saliency_detector="random")
     maps = [step.saliency for seed in (3, 4) for step in forward(model, seed).horizontal]
     assert all(torch.equal(a, b.saliency) for a, b in zip(maps[:2], forward(model, 3).horizontal, strict=True))
@@ -115,7 +115,7 @@ def test_random_saliency_is_fresh_for_each_layer_and_step(build):
 
 
 @pytest.mark.parametrize("detector", ["gradient", "random"])
-def test_vertical_layers_are_given_what_the_detector_finds(build, detector):
+def test_vertical_layers_use_detected_saliency(build, detector):
     model = build(vertical_layers=[2], vertical_kappa=2, saliency_detector=detector)
     seen = collected(model, 1)
     taken = []
@@ -131,7 +131,7 @@ def test_vertical_layers_are_given_what_the_detector_finds(build, detector):
     assert torch.equal(memory[:, 2:], expected) and not torch.equal(memory[:, :2], expected)
 
 
-def test_manifold_mixup_blends_the_input_of_one_layer(build):
+def test_manifold_mixup_mixes_input_of_one_layer(build):
     model = build(manifold_mixup_layers=[2], manifold_mixup_alpha=1.5, drop_path_rate=0.0)
     plain = build(drop_path_rate=0.0)
     plain.eval()
@@ -152,7 +152,7 @@ def test_manifold_mixup_blends_the_input_of_one_layer(build):
     assert torch.equal(model.eval()(IMAGES).logits, plain(IMAGES).logits)
 
 
-def test_manifold_mixup_draws_its_layer_and_goes_before_the_others(build):
+def test_manifold_mixup_draws_layer_and_precedes_htm(build):
     model = build(**MIXING, manifold_mixup_layers=[0, 2])
     mixed = []
 
@@ -180,7 +180,7 @@ def test_manifold_mixup_draws_its_layer_and_goes_before_the_others(build):
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-def test_groups_of_the_assignment_reach_the_step(build):
+def test_assignment_group_size_applies_in_forward(build):
     whole, grouped = (forward(build(**MIXING, **more)) for more in ({}, {"assignment_group_size": 2}))
     assert torch.equal(whole.horizontal[0].saliency, grouped.horizontal[0].saliency)
     partner = grouped.horizontal[0].partner

@@ -1,4 +1,4 @@
-"""Every family: plain where it must be, the same under every mode of running, and what it saves."""
+"""Training, evaluation, loading and saving of all model families."""
 
 import copy
 import logging
@@ -102,7 +102,7 @@ def assert_same_step(first, second):
         assert torch.equal(gradients[name], other_gradients[name]), name
 
 
-def test_all_off_is_plain_vit_from_the_seed_on(build, images, labels):
+def test_disabled_tokenmixup_matches_base_model(build, images, labels):
     off = build(**DROPOUT)
     plain_class, config_class = plain_classes(off)
     set_seed(0)
@@ -112,7 +112,7 @@ def test_all_off_is_plain_vit_from_the_seed_on(build, images, labels):
     assert_same_step(step(plain, images, labels), step(off, images, labels))
 
 
-def test_evaluation_is_bit_equal_to_plain_vit(build, images, labels):
+def test_evaluation_matches_base_model(build, images, labels):
     model = build(**BOTH, **DROPOUT).eval()
     plain_class, config_class = plain_classes(model)
     plain = plain_class(config_class.from_dict(model.config.to_dict())).eval()
@@ -124,7 +124,7 @@ def test_evaluation_is_bit_equal_to_plain_vit(build, images, labels):
 
 
 @only("vit")
-def test_training_forward_by_hand(build, images, labels):
+def test_training_forward_matches_reference(build, images, labels):
     """Algorithm 1 and section 3.4 written out with the public functions and plain submodules."""
     model = build(**BOTH, scorenet_loss_weight=0.5)
     output = model(images, labels=labels)
@@ -155,26 +155,26 @@ def test_training_forward_by_hand(build, images, labels):
     torch.testing.assert_close(output.logits, logits, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(output.targets, targets)
     torch.testing.assert_close(output.loss, loss)
-    assert output.counts["vertical_tokens"] == 6 * 3 * 3
+    assert output.mixing_metrics["vertical_tokens"] == 6 * 3 * 3
 
 
 @pytest.mark.parametrize("settings", [{"horizontal_layers": [1]}, {"vertical_layers": [2]}, BOTH])
-def test_every_parameter_gets_a_gradient(build, settings, images, labels):
+def test_training_all_parameters_have_gradients(build, settings, images, labels):
     # Also where no image is easy (tau of 0): data-parallel training stops on parameters without one.
     model = build(**{**settings, "horizontal_tau": 0.0})
     _, gradients = step(model, images, labels)
     assert gradients.keys() == dict(model.named_parameters()).keys()
 
 
-def test_no_easy_image_means_plain_logits(build, images, labels):
+def test_training_without_easy_images_matches_base_model(build, images, labels):
     model = build(horizontal_layers=[1, 2], horizontal_tau=0.0)
     output = model(images, labels=labels)
-    assert output.counts["easy_samples"] == 0 and output.counts["mixed_samples"] == 0
+    assert output.mixing_metrics["easy_samples"] == 0 and output.mixing_metrics["mixed_samples"] == 0
     torch.testing.assert_close(output.logits, model.eval()(images).logits)
     torch.testing.assert_close(output.targets, torch.nn.functional.one_hot(labels, 5).float())
 
 
-def test_a_second_horizontal_layer_mixes_what_the_first_made(build, images, labels):
+def test_second_horizontal_layer_mixes_mixed_tokens(build, images, labels):
     one = build(horizontal_layers=[1], horizontal_tau=None, horizontal_rho=0.0)
     two = build(horizontal_layers=[1, 3], horizontal_tau=None, horizontal_rho=0.0)
     first, both = one(images, labels=labels), two(images, labels=labels)
@@ -188,7 +188,7 @@ def test_a_second_horizontal_layer_mixes_what_the_first_made(build, images, labe
 
 
 @pytest.mark.parametrize("batch", [1, 5])
-def test_odd_batches(build, batch, images, labels):
+def test_forward_odd_batch_size(build, batch, images, labels):
     output = build(**BOTH)(images[:batch], labels=labels[:batch])
     assert output.logits.shape == (batch, 5) and output.loss.isfinite()
     torch.testing.assert_close(output.targets.sum(dim=1), torch.ones(batch))
@@ -196,7 +196,7 @@ def test_odd_batches(build, batch, images, labels):
 
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("settings", [BOTH, {**BOTH, "horizontal_layers": [0, 3], "scorenet_detach": False}])
-def test_gradient_checkpointing_changes_nothing(build, reentrant, settings, images, labels):
+def test_gradient_checkpointing_is_exact(build, reentrant, settings, images, labels):
     model = build(**settings, **DROPOUT)
     expected = step(model, images, labels)
     checkpointed = copy.deepcopy(model)
@@ -224,9 +224,7 @@ TRAINED = {
 @pytest.mark.parametrize("kwargs", [{"use_reentrant": True}, {"preserve_rng_state": True}])
 @pytest.mark.parametrize("settings", [{}, BOTH])
 @pytest.mark.filterwarnings("error:None of the inputs have requires_grad", "ignore:torch.utils.checkpoint")
-def test_gradient_checkpointing_with_frozen_weights_gives_the_same_gradients(
-    build, trained, kwargs, settings, images, labels
-):
+def test_gradient_checkpointing_frozen_weights_is_exact(build, trained, kwargs, settings, images, labels):
     model = build(**settings, **DROPOUT)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(TRAINED[trained](name))
@@ -237,7 +235,7 @@ def test_gradient_checkpointing_with_frozen_weights_gives_the_same_gradients(
 
 
 @pytest.mark.parametrize("name", ["gradient_checkpointing", "activation_checkpointing"])
-def test_checkpointing_in_the_configuration_is_used_and_not_saved(build, name):
+def test_gradient_checkpointing_in_config_is_used_and_not_saved(build, name):
     config = build(**BOTH).config
     setattr(config, name, True)
     model = type(build())(config)
@@ -245,7 +243,7 @@ def test_checkpointing_in_the_configuration_is_used_and_not_saved(build, name):
     assert not {"gradient_checkpointing", "activation_checkpointing"} & model.config.to_dict().keys()
 
 
-def test_checkpointing_by_either_name_of_the_methods_is_the_same(build):
+def test_gradient_checkpointing_both_method_names_work(build):
     model = build(**BOTH)
     layer = model.get_transformer_layers()[1]
     for name in ("gradient", "activation"):
@@ -259,7 +257,7 @@ def test_checkpointing_by_either_name_of_the_methods_is_the_same(build):
 
 
 @pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="plain ViT does not compile either: a host decorator")
-def test_compiled_as_one_graph(build, images, labels):
+def test_compiled_forward_is_one_graph(build, images, labels):
     model = build(**BOTH)
     expected_output, expected = step(model, images, labels)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -271,7 +269,7 @@ def test_compiled_as_one_graph(build, images, labels):
 
 
 @pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="plain ViT does not compile either: a host decorator")
-def test_compiled_models_check_labels_too(build, images, labels):
+def test_compiled_forward_validates_labels(build, images, labels):
     compiled = torch.compile(build(**BOTH), fullgraph=True, backend="aot_eager")
     assert compiled(images, labels=labels).loss.isfinite()
     with pytest.raises(ValueError, match="got 5 for image 1"):
@@ -296,7 +294,7 @@ class NoWaiting(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("changes", [{}, {"assignment": "random", "token_selection": "random", "relabel": "count"}])
-def test_the_assignment_is_all_that_is_waited_for(build, changes, images, labels):
+def test_training_forward_has_single_device_sync(build, changes, images, labels):
     model = build(**{**BOTH, "horizontal_layers": [1, 3], **changes})
     with NoWaiting() as log:
         model(images, labels=labels).loss.backward()
@@ -306,7 +304,7 @@ def test_the_assignment_is_all_that_is_waited_for(build, changes, images, labels
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_mixes_the_same(build, dtype, images, labels):
+def test_autocast_selects_same_tokens(build, dtype, images, labels):
     model = build(**{**BOTH, "horizontal_layers": [0]})
     expected = model(images, labels=labels).horizontal[0]
     embeddings = model.base_model.embeddings(images)
@@ -321,7 +319,7 @@ def test_autocast_mixes_the_same(build, dtype, images, labels):
     output.loss.backward()
 
 
-def test_attention_implementations_agree_and_are_kept(build, images, labels):
+def test_attention_implementations_agree(build, images, labels):
     model = build(**BOTH)
     eager = build(**BOTH, attn_implementation="eager")
     assert model.config._attn_implementation == "sdpa"
@@ -331,7 +329,7 @@ def test_attention_implementations_agree_and_are_kept(build, images, labels):
         torch.testing.assert_close(output[1][name], expected[1][name], atol=1e-5, rtol=1e-4)
 
 
-def test_attentions_and_hidden_states_come_out_in_both_modes(build, images, labels):
+def test_output_attentions_and_hidden_states_in_both_modes(build, images, labels):
     model = build(**BOTH, attn_implementation="eager")
     output = model(images, labels=labels, output_attentions=True, output_hidden_states=True)
     prefix = model.config.num_prefix_tokens
@@ -351,7 +349,7 @@ def test_attentions_and_hidden_states_come_out_in_both_modes(build, images, labe
     )
 
 
-def test_saliency_routes_mix_the_same(build, images, labels):
+def test_saliency_routes_agree(build, images, labels):
     fast, whole = build(**BOTH), build(**BOTH, saliency_route="output_attentions")
     first, second = step(fast, images, labels), step(whole, images, labels)
     assert torch.equal(first[0].horizontal[0].replaced, second[0].horizontal[0].replaced)
@@ -360,7 +358,7 @@ def test_saliency_routes_mix_the_same(build, images, labels):
         torch.testing.assert_close(first[1][name], second[1][name], atol=1e-6, rtol=1e-4)
 
 
-def test_rollout_steps_reach_the_detector(build, images, labels):
+def test_rollout_steps_apply_in_forward(build, images, labels):
     model = build(**BOTH | {"vertical_layers": []}, rollout_steps=2, attn_implementation="eager")
     output = model(images, labels=labels)
     maps = [a.mean(dim=1) for a in model.eval()(images, output_attentions=True).attentions]
@@ -369,16 +367,16 @@ def test_rollout_steps_reach_the_detector(build, images, labels):
     torch.testing.assert_close(output.horizontal[0].saliency, expected, atol=1e-6, rtol=1e-5)
 
 
-def test_other_image_sizes(build, labels):
+def test_forward_other_image_sizes(build, labels):
     model = build(**BOTH)
     output = model(torch.randn(6, 3, 30, 25), labels=labels, interpolate_pos_encoding=True)
     assert output.horizontal[0].replaced.shape == (6, 30) and output.loss.isfinite()
     few = build(**{**BOTH, "vertical_kappa": 10})
-    with pytest.raises(ValueError, match="number of patch tokens, 4, got 10"):
+    with pytest.raises(ValueError, match=r"number of patch tokens \(4\), got 10"):
         few(torch.randn(6, 3, 10, 10), labels=labels, interpolate_pos_encoding=True)
 
 
-def test_distributions_are_taken_as_labels_in_both_modes(build, images, labels):
+def test_forward_soft_labels_in_both_modes(build, images, labels):
     model = build(**BOTH)
     one_hot = torch.nn.functional.one_hot(labels, 5)
     assert_same_step(step(model, images, labels), step(model, images, one_hot.float()))
@@ -391,7 +389,7 @@ def test_distributions_are_taken_as_labels_in_both_modes(build, images, labels):
     assert off.config.problem_type is None and model.config.problem_type is None
 
 
-def test_num_items_in_batch_divides_the_sums(build, images, labels):
+def test_forward_num_items_in_batch_divides_loss(build, images, labels):
     model = build(**BOTH)
     mean = model(images, labels=labels).loss
     torch.testing.assert_close(model(images, labels=labels, num_items_in_batch=24).loss, mean / 4)
@@ -406,26 +404,26 @@ def test_num_items_in_batch_divides_the_sums(build, images, labels):
         (torch.zeros(4, dtype=torch.long), r"shape \(B,\) = \(6,\)"),
         (torch.zeros(6, 4), r"\(6, 5\), got \(6, 4\)"),
         (torch.full((6, 5), 0.3), "Row 0 has sum 1.5"),
-        (torch.tensor([[1.2, -0.2, 0, 0, 0]] * 6), "least value -0.2"),
+        (torch.tensor([[1.2, -0.2, 0, 0, 0]] * 6), "minimum -0.2"),
         (torch.full((6, 5), float("nan")), "Row 0 has sum nan"),
         (torch.zeros(6, dtype=torch.bool), "got torch.bool"),
     ],
 )
-def test_impossible_labels_are_refused(build, wrong, message, images):
+def test_forward_invalid_labels_raise(build, wrong, message, images):
     with pytest.raises(ValueError, match=message):
         build(**BOTH)(images, labels=wrong)
 
 
 @only("vit")
-def test_an_attention_mask_is_refused_while_mixing(build, images, labels):
+def test_forward_attention_mask_raises(build, images, labels):
     mask = torch.ones(6, 17, dtype=torch.long)
     model = build(**BOTH)
-    with pytest.raises(ValueError, match="attention_mask cannot be used while tokens are mixed"):
+    with pytest.raises(ValueError, match="attention_mask is not supported while tokens are mixed"):
         model(images, labels=labels, attention_mask=mask)
     torch.testing.assert_close(model.eval()(images, attention_mask=mask).logits, model(images).logits)
 
 
-def test_without_labels_plain_and_said_once(build, images, caplog):
+def test_forward_without_labels_warns_once(build, images, caplog):
     model = build(**BOTH)
     logging.Logger.warning_once.cache_clear()
     with caplog.at_level(logging.WARNING, logger="hf_tokenmixup.models.modeling_tokenmixup"):
@@ -435,23 +433,23 @@ def test_without_labels_plain_and_said_once(build, images, caplog):
     assert sum("No tokens are mixed" in record.message for record in caplog.records) == 1
 
 
-def test_kappa_of_zero_collects_nothing(build, images, labels):
+def test_vertical_kappa_zero_collects_no_tokens(build, images, labels):
     output = build(**BOTH, vertical_kappa=0)(images, labels=labels)
-    assert "vertical_tokens" not in output.counts
+    assert "vertical_tokens" not in output.mixing_metrics
     horizontal = build(**{**BOTH, "vertical_layers": []})(images, labels=labels)
     torch.testing.assert_close(output.logits, horizontal.logits)
 
 
-def test_layers_cannot_change_once_built(build, images, labels):
+def test_changed_layers_after_init_raise(build, images, labels):
     model = build(**BOTH)
     model.config.vertical_layers = [1]
-    with pytest.raises(ValueError, match=r"vertical_layers was \[2, 3\] when the model was built .* got \[1\]"):
+    with pytest.raises(ValueError, match=r"vertical_layers cannot change .* was \[2, 3\] then and is \[1\] now"):
         model(images, labels=labels)
     model.config.horizontal_layers, model.config.vertical_layers = [], []
     torch.testing.assert_close(model(images, labels=labels).logits, model.eval()(images).logits)
 
 
-def test_one_patch_token(build, images, labels):
+def test_forward_one_patch_token(build, images, labels):
     build(patch_size=20)  # fewer than the default kappa, which nothing uses
     model = build(
         patch_size=20,
@@ -462,19 +460,19 @@ def test_one_patch_token(build, images, labels):
         vertical_kappa=1,
     )
     output = model(images, labels=labels)
-    assert output.horizontal[0].replaced.shape == (6, 1) and output.counts["vertical_tokens"] == 12
+    assert output.horizontal[0].replaced.shape == (6, 1) and output.mixing_metrics["vertical_tokens"] == 12
     # Without a CLS token, a single token receives all attention in every image: there is nothing to gain.
-    assert bool(output.counts["replaced_tokens"] > 0) == bool(model.config.num_prefix_tokens)
+    assert bool(output.mixing_metrics["replaced_tokens"] > 0) == bool(model.config.num_prefix_tokens)
 
 
-def test_tuples(build, images, labels):
+def test_forward_return_dict_false(build, images, labels):
     model = build(**BOTH)
     output = model(images, labels=labels)
     as_tuple = model(images, labels=labels, return_dict=False)
     assert torch.equal(as_tuple[0], output.loss) and torch.equal(as_tuple[1], output.logits)
 
 
-def test_two_forwards_never_meet(build, images, labels):
+def test_interleaved_forwards_are_independent(build, images, labels):
     """Nested and threaded forwards of two models give what each gives alone."""
     first, second = build(**BOTH), build(**{**BOTH, "vertical_layers": [1]})
     alone = first(images, labels=labels).logits, second(images.flip(0), labels=labels).logits
@@ -510,7 +508,7 @@ def loading_info(model_class, folder, **settings):
 CLEAN = {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": []}
 
 
-def test_any_plain_checkpoint_comes_in(build, tmp_path, caplog):
+def test_from_pretrained_loads_plain_checkpoint(build, tmp_path, caplog):
     model = build()
     plain_class, config_class = plain_classes(model)
     plain = plain_class(config_class.from_dict(model.config.to_dict()))
@@ -520,14 +518,14 @@ def test_any_plain_checkpoint_comes_in(build, tmp_path, caplog):
     assert info == CLEAN
     said = [record.message for record in caplog.records if "ScoreNet" in record.message]
     family = model.base_model_prefix
-    assert said == [f"{family}.layers.1.scorenet: the checkpoint holds no ScoreNet, so it starts untrained."]
+    assert said == [f"ScoreNet is newly initialized: the checkpoint has no {family}.layers.1.scorenet."]
     weights = model.state_dict()
     assert all(torch.equal(weights[name], tensor) for name, tensor in plain.state_dict().items())
     scorenet = model.get_transformer_layers()[1].scorenet.classifier
     assert scorenet.weight.std().item() == pytest.approx(0.2, rel=0.3) and not scorenet.bias.any()
 
 
-def test_checkpoints_from_before_transformers_5_come_in(tmp_path):
+def test_from_pretrained_loads_checkpoint_of_transformers_4(tmp_path):
     from safetensors.torch import load_file
 
     ViTForImageClassification(ViTConfig(**SIZE)).save_pretrained(tmp_path)
@@ -537,7 +535,7 @@ def test_checkpoints_from_before_transformers_5_come_in(tmp_path):
     assert info == CLEAN
 
 
-def test_a_headless_checkpoint_misses_what_plain_vit_misses(tmp_path):
+def test_from_pretrained_checkpoint_without_classifier(tmp_path):
     ViTModel(ViTConfig(**SIZE), add_pooling_layer=False).save_pretrained(tmp_path)
     _, info = loading_info(TokenMixupViTForImageClassification, tmp_path, **BOTH)
     # The classifier alone, but for transformers 5.9, which finds no layer of such a checkpoint.
@@ -545,7 +543,7 @@ def test_a_headless_checkpoint_misses_what_plain_vit_misses(tmp_path):
     assert {"classifier.bias", "classifier.weight"} <= set(info["missing_keys"])
 
 
-def test_another_number_of_classes(build, tmp_path):
+def test_from_pretrained_other_number_of_classes(build, tmp_path):
     first = build(**BOTH)
     first.save_pretrained(tmp_path)
     with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
@@ -556,7 +554,7 @@ def test_another_number_of_classes(build, tmp_path):
 
 
 @pytest.mark.parametrize("pooling", ["mean", "attention"])
-def test_saving_keeps_everything(build, pooling, tmp_path):
+def test_save_and_load_keeps_weights_and_settings(build, pooling, tmp_path):
     model = build(**BOTH, scorenet_pooling=pooling)
     model.save_pretrained(tmp_path)
     again, info = loading_info(type(model), tmp_path)
@@ -567,14 +565,14 @@ def test_saving_keeps_everything(build, pooling, tmp_path):
     assert again.config.to_diff_dict().items() >= BOTH.items()
 
 
-def test_turning_horizontal_off_forgets_scorenet_quietly(build, tmp_path):
+def test_disabling_htm_drops_scorenet_without_warning(build, tmp_path):
     model = build(**BOTH)
     model.save_pretrained(tmp_path)
     _, info = loading_info(type(model), tmp_path, horizontal_layers=[])
     assert info == CLEAN
 
 
-def test_the_published_model_is_a_plain_one(build, tmp_path, images):
+def test_published_returns_base_model(build, tmp_path, images):
     model = build(**BOTH).eval()
     published = model.published()
     plain_class, _ = plain_classes(model)
@@ -598,7 +596,7 @@ def test_the_published_model_is_a_plain_one(build, tmp_path, images):
     assert len(classify(Image.new("RGB", (40, 30), "red"))) == 5
 
 
-def test_push_to_hub_uploads_the_published_model(build, monkeypatch):
+def test_push_to_hub_uploads_base_model(build, monkeypatch):
     pushed = []
     model = build(**BOTH)
     plain_class, _ = plain_classes(model)

@@ -1,4 +1,4 @@
-"""What a base model brings along: its classes, its task, its outputs."""
+"""Classifier and task of a base model."""
 
 import json
 
@@ -43,7 +43,7 @@ def test_load_classifier_of_resnet_in_another_order_reorders_rows(tmp_path):
     assert torch.equal(model.classifier[1].weight, base.classifier[1].weight[[1, 2, 0]])
 
 
-def test_load_classifier_reorders_the_scorenet_of_a_checkpoint_too(tmp_path):
+def test_load_classifier_reorders_scorenet_of_checkpoint(tmp_path):
     options = {"model_type": "vit", "from_scratch": True, "config_overrides": VIT}
     settings = {"horizontal_layers": [1]}
     base = load_classifier(**options, label_names=["dog", "cat", "owl"], tokenmixup=settings)
@@ -53,7 +53,7 @@ def test_load_classifier_reorders_the_scorenet_of_a_checkpoint_too(tmp_path):
         assert torch.equal(model.get_submodule(head).weight, base.get_submodule(head).weight[[1, 0, 2]])
 
 
-def test_load_classifier_same_classes_in_order_keeps_rows_without_a_word(tmp_path, caplog):
+def test_load_classifier_same_classes_keeps_rows_without_warning(tmp_path, caplog):
     base = saved(tmp_path, ["Cat", "dog", "OWL"])
     model = load_classifier(str(tmp_path), label_names=OURS)
     assert torch.equal(model.classifier.weight, base.classifier.weight)
@@ -61,25 +61,27 @@ def test_load_classifier_same_classes_in_order_keeps_rows_without_a_word(tmp_pat
 
 
 @pytest.mark.parametrize("names", [["car", "bus", "van"], ["cat", "dog", "van"], ["cat", "cat", "dog"]])
-def test_load_classifier_other_classes_needs_leave_for_a_new_classifier(tmp_path, caplog, names):
+def test_load_classifier_other_classes_needs_ignore_mismatched_sizes(tmp_path, caplog, names):
     base = saved(tmp_path, names, initializer_range=0.5)
     # Duplicate names are those of a config.json that was written by hand.
     change_config(tmp_path, id2label=dict(enumerate(names)), initializer_range=0.02)
-    with pytest.raises(ValueError, match="those of the dataset are 'cat', 'dog', 'owl'. Pass ignore_mismatched_sizes"):
+    with pytest.raises(
+        ValueError, match="those of the dataset are 'cat', 'dog', 'owl'. Pass `ignore_mismatched_sizes`"
+    ):
         load_classifier(str(tmp_path), label_names=OURS)
     model = load_classifier(str(tmp_path), label_names=OURS, ignore_mismatched_sizes=True)
     assert model.classifier.weight.std() < 0.05 < base.classifier.weight.std()
     assert torch.equal(model.classifier.bias, torch.zeros(3))
     assert torch.equal(model.vit.layers[0].mlp.fc1.weight, base.vit.layers[0].mlp.fc1.weight)
-    assert "trained from scratch" in caplog.text
+    assert "newly initialized" in caplog.text
 
 
 @pytest.mark.parametrize("names, label_names", [((), OURS), (OURS, ["0", "1", "2"])])
-def test_load_classifier_without_names_reuses_rows_by_number_and_says_so(tmp_path, caplog, names, label_names):
+def test_load_classifier_without_names_reuses_rows_with_warning(tmp_path, caplog, names, label_names):
     base = saved(tmp_path, names)
     model = load_classifier(str(tmp_path), label_names=label_names)
     assert torch.equal(model.classifier.weight, base.classifier.weight)
-    assert "There are no class names in" in caplog.text and "by number" in caplog.text
+    assert "There are no class names in" in caplog.text and "by index" in caplog.text
 
 
 @pytest.mark.parametrize("problem_type", ["multi_label_classification", "regression"])
@@ -99,9 +101,9 @@ def test_load_classifier_for_training_is_single_label(tmp_path, caplog, problem_
     assert not plain or type(model) is ViTForImageClassification
 
 
-def test_load_classifier_single_output_is_refused_for_training(tmp_path, caplog):
+def test_load_classifier_single_output_raises(tmp_path, caplog):
     saved(tmp_path, ["score"], num_labels=1, problem_type="regression")
-    with pytest.raises(ValueError, match="trained for 1 classes and does not fit 3"):
+    with pytest.raises(ValueError, match="trained for 1 classes, but the data has 3"):
         load_classifier(str(tmp_path), label_names=OURS)
     caplog.clear()
     options = {"tokenmixup": {"horizontal_layers": [1]}, "ignore_mismatched_sizes": True}
@@ -110,12 +112,12 @@ def test_load_classifier_single_output_is_refused_for_training(tmp_path, caplog)
     assert "class names" not in caplog.text
 
 
-def test_require_single_label_of_one_class_is_refused():
+def test_validate_single_label_one_class_raises():
     with pytest.raises(ValueError, match="num_labels is 1, but classification needs at least 2"):
         validate_single_label(ViTConfig(**VIT, num_labels=1))
 
 
-def test_check_evaluated_task_warns_of_a_multi_label_model_and_refuses_one_output(caplog):
+def test_validate_evaluated_task_multi_label_warns_and_one_output_raises(caplog):
     validate_evaluated_task({"id2label": {"0": "a", "1": "b"}, "problem_type": "single_label_classification"}, "it")
     assert not caplog.text
     validate_evaluated_task({"id2label": {"0": "a", "1": "b"}, "problem_type": "multi_label_classification"}, "it")

@@ -1,4 +1,4 @@
-"""Adapters of peft inside a model: saliency sees them as in evaluation, and the published form has them merged."""
+"""Adapters of peft in a TokenMixup model."""
 
 import copy
 
@@ -62,7 +62,7 @@ def adapt(model, dropout=0.0, trained=False, **changes):
 @pytest.mark.parametrize(
     "settings", [{}, {"rollout_steps": 1, "horizontal_layers": [0, 1]}, {"saliency_detector": "gradient"}]
 )
-def test_the_first_forward_is_that_of_the_model_without_adapters(build, settings):
+def test_untrained_adapters_do_not_change_forward(build, settings):
     # Frozen as the adapted one is: how torch 2.6 multiplies depends on it, and so does the last bit.
     plain, adapted = build(**settings).requires_grad_(False), adapt(build(**settings))
     outputs = []
@@ -72,11 +72,11 @@ def test_the_first_forward_is_that_of_the_model_without_adapters(build, settings
     for name in ("loss", "logits", "targets", "scorenet_loss"):
         assert torch.equal(outputs[0][name], outputs[1][name]), name
     assert outputs[0].horizontal[-1].replaced.any()
-    for name, count in outputs[0].counts.items():
-        assert torch.equal(count, outputs[1].counts[name])
+    for name, count in outputs[0].mixing_metrics.items():
+        assert torch.equal(count, outputs[1].mixing_metrics[name])
 
 
-def test_saliency_counts_adapters_as_in_evaluation(build):
+def test_saliency_includes_adapters_without_dropout(build):
     """No dropout in front of the adapters, no number drawn, by either route; and what merged weights would give."""
     model = build()
     adapted = adapt(model, dropout=0.5, trained=True)
@@ -88,8 +88,8 @@ def test_saliency_counts_adapters_as_in_evaluation(build):
         state = type("State", (), {"saliency": None})
         layers = network.get_transformer_layers()[1 : 1 + count]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(layers[0].settings, "saliency_route", route)
-            return layers[0]._saliency(layers, state, hidden)
+            patch.setattr(layers[0].config, "saliency_route", route)
+            return layers[0]._detect_saliency(layers, state, hidden)
 
     for count, route in ((1, "auto"), (1, "output_attentions"), (2, "auto")):
         adapted.train()
@@ -107,7 +107,7 @@ def test_saliency_counts_adapters_as_in_evaluation(build):
 
 
 @pytest.mark.parametrize("route", ["peft", "transformers"])
-def test_the_published_model_has_the_adapters_merged(build, route):
+def test_published_merges_adapters(build, route):
     model = build()
     names = set(model.published().state_dict())
     if route == "peft":
@@ -142,7 +142,7 @@ def test_the_published_model_has_the_adapters_merged(build, route):
             assert not torch.allclose(outer(pixel_values=IMAGES).logits, logits, atol=1e-2)
 
 
-def test_add_adapter_with_a_peft_that_is_too_old_names_what_to_install(build, monkeypatch):
+def test_add_adapter_old_peft_raises_with_version(build, monkeypatch):
     monkeypatch.setattr(integration, "MIN_PEFT_VERSION", "99.0")
     monkeypatch.setattr(adapters, "MIN_PEFT_VERSION", "99.0")
     message = (
@@ -152,6 +152,6 @@ def test_add_adapter_with_a_peft_that_is_too_old_names_what_to_install(build, mo
         build().add_adapter(peft.LoraConfig(target_modules=["q_proj", "qkv"]))
 
 
-def test_a_model_without_adapters_is_returned(build):
+def test_merge_adapters_without_adapters_returns_model(build):
     model = build()
     assert merge_adapters(model) is model

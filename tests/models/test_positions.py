@@ -1,4 +1,4 @@
-"""Checkpoints at another image size, and images that patches do not cover."""
+"""Other image sizes: interpolated positions and uncovered pixels."""
 
 import logging
 
@@ -44,7 +44,7 @@ def test_from_pretrained_vit_at_another_size_interpolates_positions(vit, tmp_pat
     assert torch.equal(logits(model, height, width), expected)
     assert torch.equal(logits(model.published(), height, width), expected)
     assert model.config.image_size == size
-    assert f"grid of 4x4 tokens. Its positions are interpolated to the {height // 4}x{width // 4}" in caplog.text
+    assert f"grid of 4x4 tokens. Its positions are interpolated to {height // 4}x{width // 4}" in caplog.text
 
 
 @pytest.mark.parametrize("plain", [False, True])
@@ -71,13 +71,13 @@ def test_from_pretrained_cct_of_wide_images_interpolates_positions(tmp_path, poo
     assert torch.equal(logits(model, 24, 40), logits(cct, 24, 40, interpolate_pos_encoding=True))
 
 
-def test_from_pretrained_more_vertical_tokens_than_the_checkpoint_has_works(vit, tmp_path):
+def test_from_pretrained_vertical_kappa_above_tokens_of_checkpoint(vit, tmp_path):
     model = TokenMixupViTForImageClassification.from_pretrained(
         tmp_path, image_size=24, vertical_layers=[2], vertical_kappa=20
     )
     assert model.config.vertical_kappa == 20
     output = model.train()(pixel_values=torch.randn(2, 3, 24, 24), labels=torch.tensor([0, 1]))
-    assert output.counts["vertical_tokens"] == 2 * 2 * 20
+    assert output.mixing_metrics["vertical_tokens"] == 2 * 2 * 20
 
 
 def test_from_pretrained_with_other_patches_interpolates_positions(vit, tmp_path):
@@ -98,7 +98,7 @@ def test_from_pretrained_half_precision_is_float32_unless_asked(vit, tmp_path):
     assert model_class.from_pretrained(tmp_path, dtype="auto").dtype == torch.float16
 
 
-def test_border_hint_names_the_lost_pixels_and_sizes_without_loss():
+def test_border_hint_names_uncovered_pixels_and_sizes():
     hint = border_hint(TokenMixupViTConfig(**VIT | {"image_size": [18, 16]}))
     assert "Images of 18x16" in hint and "patches of 4x4" in hint and "last 2 rows and 0 columns" in hint
     assert "image_size 16 or [20, 16]" in hint
@@ -114,7 +114,7 @@ def test_border_hint_names_the_lost_pixels_and_sizes_without_loss():
         ({"num_conv_layers": 2}, 0),
     ],
 )
-def test_uncovered_pixels_are_those_without_gradient(tokenizer, lost):
+def test_uncovered_pixels_have_no_gradient(tokenizer, lost):
     config = CctConfig(**SIZE, image_size=18, position_embedding="none", **tokenizer)
     images = torch.rand(1, 3, 18, 18, requires_grad=True)
     tokens = CctForImageClassification(config).cct.embeddings.tokenizer.layers
@@ -128,7 +128,7 @@ def test_uncovered_pixels_are_those_without_gradient(tokenizer, lost):
     assert config.uncovered_pixels(18) == lost == int((images.grad.abs().sum((0, 1, 2)) == 0).sum())
 
 
-def test_building_a_model_whose_patches_miss_the_border_warns(caplog):
+def test_model_with_uncovered_pixels_warns(caplog):
     with caplog.at_level(logging.WARNING):
         TokenMixupViTForImageClassification(TokenMixupViTConfig(**VIT | {"image_size": 22}))
         load_classifier(model_type="vit", from_scratch=True, plain=True, config_overrides=VIT | {"image_size": 23})

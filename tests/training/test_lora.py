@@ -80,7 +80,7 @@ def test_adapters_classifier_and_scorenet_get_gradients(family, tau):
     assert trainable(model) == expected_to_train(family)
     images = Images(6)
     output = model(pixel_values=images.pixels, labels=images.labels)
-    assert output.counts["easy_samples"] == (6 if tau is None else 0)
+    assert output.mixing_metrics["easy_samples"] == (6 if tau is None else 0)
     output.loss.backward()
     without = {name for name, parameter in inner(model).named_parameters() if parameter.grad is None}
     assert without == {name for name, _ in inner(model).named_parameters()} - expected_to_train(family)

@@ -158,7 +158,7 @@ def test_gradients_are_the_average_of_what_each_process_computes_on_its_own_batc
         for batch in batches:
             output = model(**batch)
             (output.loss / len(batches)).backward()
-            mixed += output.counts["mixed_samples"].item()
+            mixed += output.mixing_metrics["mixed_samples"].item()
         expected = {name: parameter.grad for name, parameter in model.named_parameters()}
         for seen in ranks:
             assert_close(seen["gradients"][step], expected)

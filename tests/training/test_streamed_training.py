@@ -16,7 +16,7 @@ from hf_tokenmixup.data import (
 from hf_tokenmixup.data import (
     iterable_dataset as streaming,
 )
-from hf_tokenmixup.data.image_cache import decode
+from hf_tokenmixup.data.image_cache import decode_image
 from hf_tokenmixup.metrics import compute_metrics, top_classes
 from hf_tokenmixup.training import TokenMixupTrainer
 
@@ -63,7 +63,7 @@ def test_resuming_goes_on_bit_for_bit(folder, arguments, tmp_path, workers, left
     trainer(folder, arguments, tmp_path / "parts", stop=7, **settings).train()
 
     decoded = []
-    monkeypatch.setattr(streaming, "decode", lambda *args: decoded.append(1) or decode(*args))
+    monkeypatch.setattr(streaming, "decode_image", lambda *args: decoded.append(1) or decode_image(*args))
     resumed = trainer(folder, arguments, tmp_path / "parts", **settings)
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.global_step == expected.state.global_step == settings["max_steps"]

@@ -140,7 +140,7 @@ def test_logged_counts_are_those_of_a_step_on_average(arguments):
     class Watching(TokenMixupTrainer):
         def compute_loss(self, model, inputs, *rest, **kwargs):
             if model.training:
-                counts = copy.deepcopy(model)(**inputs).counts
+                counts = copy.deepcopy(model)(**inputs).mixing_metrics
                 seen.append({k: v.item() for k, v in counts.items()} | {"images": len(inputs["labels"])})
             return super().compute_loss(model, inputs, *rest, **kwargs)
 

@@ -75,9 +75,9 @@ def strange_version(bench: Bench):
 
 
 SCRIPTS = [
-    evaluated("no such folder", lambda bench: bench.folder / "no", "No model", "config.json"),
+    evaluated("no such folder", lambda bench: bench.folder / "no", "not found", "config.json"),
     evaluated("no model in it", lambda bench: bench.folder, "no config.json that names a model_type"),
-    evaluated("weights cut short", cut_weights, "cannot be read", "anew"),
+    evaluated("weights cut short", cut_weights, "cannot be read", "download it again"),
     evaluated("no classifier among the weights", without_classifier, "2 of 56 tensors", "classifier.weight"),
     evaluated("another architecture", lambda bench: bench.model_like(model_type="deit"), "not those of a DeiT"),
     evaluated("a processor of another size", other_size, "(3, 20, 20)", "(16*16)", "patch_size that match"),
@@ -85,7 +85,7 @@ SCRIPTS = [
     evaluated("no precision", trained, "--dtype", "'fp8'", "'bf16'", arguments=("--dtype", "fp8")),
     evaluated("a seed below 0", trained, "seed must be at least 0", "-1", arguments=("--seed", -1)),
     evaluated("a misspelt option", trained, "--batchsize", "did you mean --batch_size?", arguments=("--batchsize", 3)),
-    evaluated("no split", trained, "No split 'tset'", "--eval_split", arguments=("--eval_split", "tset")),
+    evaluated("no split", trained, "no split 'tset'", "eval_split", arguments=("--eval_split", "tset")),
     evaluated(
         "a revision of a folder", trained, "--revision is for models on the Hub", arguments=("--revision", "x")
     ),

@@ -81,9 +81,15 @@ def output_file(bench: Bench):
 
 MODELS = [
     model(
-        "no such model folder", lambda bench: bench.folder / "no", "No model", "/no'", "a folder with a config.json"
+        "no such model folder",
+        lambda bench: bench.folder / "no",
+        "Model",
+        "/no' not found",
+        "a folder with a config.json",
     ),
-    model("no such model", lambda bench: "outputs/no", "No model 'outputs/no'", "the name of a model on the Hub"),
+    model(
+        "no such model", lambda bench: "outputs/no", "Model 'outputs/no' not found", "the name of a model on the Hub"
+    ),
     model("a folder without config.json", lambda bench: bench.folder, "no config.json that names a model_type"),
     model(
         "a config.json cut short", lambda bench: bench.holding("config.json", "{"), "config.json", "not a valid JSON"
@@ -92,7 +98,7 @@ MODELS = [
     model(
         "a config.json that is a list",
         lambda bench: bench.holding("config.json", "[]"),
-        "must hold a JSON object",
+        "must contain a JSON object",
         "save_pretrained",
     ),
     model("an unknown type", lambda bench: bench.model_like(model_type="vti"), "type 'vti'", "did you mean 'vit'?"),
@@ -101,7 +107,7 @@ MODELS = [
         lambda bench: bench.holding("config.json", '{"model_type": "bert"}'),
         "no image classifier of type 'bert'",
     ),
-    model("weights cut short", cut_weights, "cannot be read", "cut short", "Copy or download it anew"),
+    model("weights cut short", cut_weights, "cannot be read", "truncated", "Copy or download it again"),
     model(
         "no image processor",
         without_processor,
@@ -118,9 +124,12 @@ MODELS = [
         "--image_size 16 to set the image processor",
     ),
     model(
-        "--image_size below a patch", trained, "image_size 2 is smaller than a patch", arguments=("--image_size", 2)
+        "--image_size below a patch",
+        trained,
+        "image_size 2 is smaller than the patch size",
+        arguments=("--image_size", 2),
     ),
-    model("an empty name", lambda bench: "", "No model was named"),
+    model("an empty name", lambda bench: "", "There is no model"),
     model(
         "a revision of a folder",
         trained,
@@ -131,7 +140,7 @@ MODELS = [
         "an activation that there is not",
         trained,
         "config_overrides {'hidden_act': 'foo'}",
-        "correct or leave out",
+        "Correct or remove",
         arguments=("--config_overrides", '{"hidden_act": "foo"}', "--ignore_mismatched_sizes"),
     ),
     model(
@@ -139,7 +148,7 @@ MODELS = [
         trained,
         "num_attention_heads",
         "another shape",
-        "would be random",
+        "would be initialized randomly",
         arguments=("--config_overrides", '{"num_attention_heads": 3}', "--ignore_mismatched_sizes"),
     ),
     built(
@@ -165,38 +174,36 @@ MODELS = [
         "quantized weights",
         lambda bench: bench.model_like(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
         "quantized weights",
-        "Name the model that was quantized",
+        "Choose the model before quantization",
     ),
     model("weights of another size", lambda bench: bench.model_like(hidden_size=32), "other shapes", "config.json"),
     model(
         "another size by override",
         trained,
         "other shapes",
-        "{'hidden_size': 32}: leave that out",
+        "Remove {'hidden_size': 32}",
         arguments=("--config_overrides", '{"hidden_size": 32}'),
     ),
     model(
         "weights of another size, ignored",
         lambda bench: bench.model_like(hidden_size=32),
-        "not those of a TokenMixupViT",
+        "do not fit a TokenMixupViT",
         "52 of 56 tensors",
         "from_scratch",
         arguments=("--ignore_mismatched_sizes",),
     ),
-    model("a CCT's configuration of a ViT's weights", cct_of_a_vit, "not those of a TokenMixupCct", "from_scratch"),
+    model("a CCT's configuration of a ViT's weights", cct_of_a_vit, "do not fit a TokenMixupCct", "from_scratch"),
     model(
         "another architecture",
         lambda bench: bench.model_like(model_type="deit"),
-        "not those of a DeiT",
-        "would be random",
+        "do not fit a DeiT",
+        "would be initialized randomly",
     ),
     model(
-        "another type beside a model", trained, "of type 'vit'", "'cct'", "leave", arguments=("--model_type", "cct")
+        "another type beside a model", trained, "type is 'vit'", "'cct'", "Remove", arguments=("--model_type", "cct")
     ),
     model("an unknown attribute", trained, "'depth'", arguments=("--config_overrides", '{"depth": 3}')),
-    model(
-        "a number of classes", trained, "leave out num_labels", arguments=("--config_overrides", '{"num_labels": 3}')
-    ),
+    model("a number of classes", trained, "Remove num_labels", arguments=("--config_overrides", '{"num_labels": 3}')),
     Mistake(
         "training on with other classes",
         lambda bench: three_classes(bench, "--do_train"),
@@ -219,13 +226,13 @@ MODELS = [
         "evaluation on other classes",
         lambda bench: three_classes(bench, "--do_eval", "--eval_split", "train"),
         ValueError,
-        ("knows 10 classes and the dataset has 3", "--label_mapping name"),
+        ("has 10 classes and the dataset has 3", "label_mapping=name"),
     ),
     Mistake(
         "no model",
         lambda bench: bench.prepare(*DIGITS, "--do_train"),
         ValueError,
-        ("No model was named", "from_scratch"),
+        ("There is no model", "from_scratch"),
     ),
     Mistake(
         "a misspelt type",
@@ -237,17 +244,17 @@ MODELS = [
         "TokenMixup for a ResNet",
         lambda bench: bench.prepare(*DIGITS, "--do_train", "--from_scratch", "--model_type", "resnet", *MIXING),
         ValueError,
-        ("there for the model types cct, vit", "'resnet'", "leave out horizontal_layers"),
+        ("supports the model types cct, vit", "'resnet'", "Remove horizontal_layers"),
     ),
     overrides("[1]", "--config_overrides", "JSON object", "'[1]'"),
     overrides("hidden_size=8", "--config_overrides", "JSON object", "'hidden_size=8'"),
     overrides('{"hiden_size": 8}', "no attribute 'hiden_size'", "did you mean 'hidden_size'?"),
-    overrides('{"model_type": "cct"}', "no override", "give model_type"),
-    built("a word for a size", "config_overrides", "'big'", "expected int", "correct or leave out", hidden_size="big"),
-    built("a size of zero", "config_overrides", "'hidden_size': 0", "correct or leave out", hidden_size=0),
+    overrides('{"model_type": "cct"}', "not allowed in config_overrides", "Pass `model_type`"),
+    built("a word for a size", "config_overrides", "'big'", "expected int", "Correct or remove", hidden_size="big"),
+    built("a size of zero", "config_overrides", "'hidden_size': 0", "Correct or remove", hidden_size=0),
     built("no layers", "num_hidden_layers must be at least 1", "got 0", num_hidden_layers=0),
     built("no heads", "config_overrides", "'num_attention_heads': 0", num_attention_heads=0),
-    built("an unknown activation", "config_overrides", "'gelo'", "correct or leave out", hidden_act="gelo"),
+    built("an unknown activation", "config_overrides", "'gelo'", "Correct or remove", hidden_act="gelo"),
     built("a negative size", "config_overrides", "'intermediate_size': -3", intermediate_size=-3),
     built("a patch larger than the image", "(3, 16, 16)", "(32 x 32)", "patch_size that belong", patch_size=32),
     built("images of one channel", "(3, 16, 16)", "Expected 1 but got 3", num_channels=1),
@@ -255,14 +262,16 @@ MODELS = [
     cct("num_conv_layers must be at least 1", "got 0", num_conv_layers=0),
     cct("pooling_stride must be at least 1", "got 0", pooling_stride=0),
     cct("drop_path_rate must be at least 0 and below 1", "got 2", drop_path_rate=2),
-    cct("image_size 32 are too small", tokenizer="patch", patch_size=64),
+    cct("image_size 32 is too small", tokenizer="patch", patch_size=64),
     cct("hidden_size must be a multiple of num_attention_heads", "15 and 4", hidden_size=15),
 ]
 CHECKPOINTS = [
     Mistake(
         "an output folder with a model", output_with_a_model, ValueError, ("contains a model", "overwrite", "Choose")
     ),
-    Mistake("an output folder that is a file", output_file, ValueError, ("is not writable", "it.txt", "another")),
+    Mistake(
+        "an output folder that is a file", output_file, ValueError, ("is not writable", "it.txt", "choose another")
+    ),
     Mistake(
         "an output folder with another run in it",
         lambda bench: bench.train(*DIGITS, *bench.network(), output_dir=bench.trained),

@@ -1,4 +1,4 @@
-"""What is told of the place that something was measured at, and what is not."""
+"""Description of hardware, versions and commands without private data."""
 
 import shlex
 from pathlib import Path
@@ -41,11 +41,11 @@ from hf_tokenmixup.utils.environment import (
         ("--horizontal_layers --crop_scale 0.8 1", "--horizontal_layers --crop_scale 0.8 1"),
     ],
 )
-def test_a_command_without_tokens_and_local_paths(arguments, told):
+def test_redact_command_removes_tokens_and_local_paths(arguments, told):
     assert redact_command("python scripts/x.py", shlex.split(arguments)) == f"python scripts/x.py {told}"
 
 
-def test_names_that_are_no_paths_stay():
+def test_strip_local_path_keeps_other_names():
     assert [strip_local_path(name) for name in ("user/repo", "digits", "/", "/data/cifar10/")] == [
         "user/repo", "digits", "", "cifar10",
     ]  # fmt: skip
@@ -68,11 +68,11 @@ def test_names_that_are_no_paths_stay():
         ("/", "a local image folder"),
     ],
 )
-def test_public_dataset_of_a_folder_is_no_name_on_the_hub(folder, name):
+def test_public_dataset_local_folder_is_no_hub_name(folder, name):
     assert public_dataset(folder, "image folder") == name == public_dataset(name)
 
 
-def test_public_dataset_of_a_relative_folder_is_that_of_its_absolute_path(tmp_path, monkeypatch):
+def test_public_dataset_relative_folder_matches_absolute_folder(tmp_path, monkeypatch):
     (tmp_path / "cats" / "train").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "cats")
     assert {public_dataset(name) for name in ("train", ".", "../cats/train/")} == {"cats (local folder)"}
@@ -80,12 +80,12 @@ def test_public_dataset_of_a_relative_folder_is_that_of_its_absolute_path(tmp_pa
     assert {public_dataset(name) for name in ("train", ".")} == {"a local folder"}
 
 
-def test_public_dataset_of_the_hub_stays():
+def test_public_dataset_keeps_hub_name():
     assert [public_dataset(name) for name in ("uoft-cs/cifar10", "digits")] == ["uoft-cs/cifar10", "digits"]
     assert public_dataset("https://me:s3cr3t@host.org/x.zip") == "https://host.org/x.zip"
 
 
-def test_hardware_and_versions():
+def test_describe_hardware_and_library_versions():
     assert describe_hardware(1, device="cpu") == f"CPU, {torch.get_num_threads()} threads"
     assert describe_hardware(2, device="cpu").startswith("2 x CPU")
     assert torch.__version__.startswith(library_versions()["torch"])

@@ -1,4 +1,4 @@
-"""Secrets are removed from commands and values, and everything else stays."""
+"""Removal of secrets."""
 
 import pytest
 
@@ -35,7 +35,7 @@ HF_TOKEN = "hf_" + "aB3" * 11
         (f"x.py --model_revision {HF_TOKEN}", "x.py --model_revision "),
     ],
 )  # fmt: skip
-def test_without_secrets_a_secret_disappears(text, public):
+def test_remove_secrets_removes_secrets(text, public):
     assert remove_secrets(text) == public and "s3cr3t" not in redact_text(text)
 
 
@@ -50,7 +50,7 @@ def test_without_secrets_a_secret_disappears(text, public):
         "x.py --label_names cat:dog --run_name a=b --learning_rate=1e-3 --eval_split test",
     ],
 )
-def test_without_secrets_ordinary_options_stay(text):
+def test_remove_secrets_keeps_other_options(text):
     assert remove_secrets(text) == text and redact_text(text) == text
 
 
@@ -64,5 +64,5 @@ def test_without_secrets_ordinary_options_stay(text):
         ({"token": "s3cr3t", "min_lr": 1e-5}, '{"token": "***", "min_lr": 1e-05}'),
     ],
 )
-def test_public_value_holds_no_folder_and_no_secret(value, public):
+def test_redact_value_has_no_folder_and_no_secret(value, public):
     assert redact_value(value) == public

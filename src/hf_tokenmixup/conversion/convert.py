@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.layers import to_2tuple
 from transformers import PreTrainedModel, ViTImageProcessor
 
 from ..configuration import TokenMixupConfigMixin
-from ..models import FAMILIES
+from ..models import FAMILIES, height_and_width
 from .infer_config import conversion_error, infer_config_kwargs
 from .released_weights import (
     FORMATS,
@@ -104,7 +103,7 @@ def convert_weights(
         model = model_class(config)
     _drop_unused_scorenet_weights(converted, model, is_plain=tokenmixup_kwargs is None)
     _load_state_dict(path.name, weight_format, model, converted)
-    height, width = to_2tuple(config.image_size)
+    height, width = height_and_width(config.image_size)
     processor = ViTImageProcessor(size={"height": height, "width": width}, **normalization)
     _save(model.eval(), processor, output_dir)
     return output_dir

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.layers import to_2tuple
 
-from ..models import FAMILIES
+from ..models import FAMILIES, height_and_width
 from ..models.cct.modeling_cct import build_sincos_position_embedding, interpolate_positions
 from .released_weights import FORMATS, ConvertedStateDict, get_original_name
 
@@ -109,7 +108,7 @@ def infer_config_kwargs(
         raise conversion_error(file, weight_format, problems)
     attributes["image_size"] = grid * stride if image_size is None else _validate_image_size(image_size)
     plain_config = FAMILIES[family][1].base_model_class.config_class(**attributes)
-    height, width = to_2tuple(attributes["image_size"])
+    height, width = height_and_width(attributes["image_size"])
     new_grid = plain_config.grid_size(height, width) if family == "cct" else (height // kernel, width // kernel)
     if min(new_grid) < 1:
         raise ValueError(f"image_size must be at least the patch size of {kernel} pixels, got {image_size!r}.")

@@ -1,4 +1,4 @@
-"""Data: loading and columns, transforms, batches, matching of classes, mixing of input images, the embedded digits."""
+"""Image datasets: loading, columns, transforms, batches, label mapping and mixup."""
 
 from ..utils.class_names import has_class_names
 from .dataset import ImageClassificationData, collate

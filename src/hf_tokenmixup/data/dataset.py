@@ -1,8 +1,7 @@
-"""Images and labels as the model reads them, one by one and in batches.
+"""Map-style dataset and collate function.
 
-A training image's augmentation depends on (seed, epoch, index) alone: the order of reading, the batch around it, the
-number of workers and an interruption in the middle of an epoch change nothing, and the global random generators stay
-untouched.
+The augmentation of a training image is a function of the seed, the epoch and the index. It does not depend on the
+order, the batch, the number of workers or interruptions, and does not change the global random number generators.
 """
 
 import hashlib
@@ -23,29 +22,30 @@ from .transforms import BatchTransform, SeedFn
 
 
 class ImageClassificationData(Dataset):
-    """A split with its transform: `data[i] -> {"pixel_values": (3, H, W) float tensor, "labels": int}`.
+    """Split with a transform: `data[i]` is `{"pixel_values": (3, H, W) float tensor, "labels": int}`.
 
-    The epoch is in shared memory, so that `set_epoch` reaches the workers of a DataLoader too. A DataLoader reads
-    whole batches at once, so that a `BatchTransform` does its work on all images together.
+    The epoch is in shared memory, so `set_epoch` applies to the workers of a data loader, too. Data loaders read
+    complete batches, so a `BatchTransform` processes all images of a batch together.
 
     Args:
-        dataset: the split.
-        transform: from an RGB PIL image to a (3, H, W) tensor, or a `BatchTransform` (`build_transforms` makes such).
-            An attribute `uses_numpy_rng = False`, if there, promises that it draws from torch and `random` alone,
-            which saves time.
-        image_column, label_column: the columns to read; labels are class numbers. With `label_column=None` the
-            examples have no `labels`, as for `Trainer.predict`.
-        split: name of the split, for error messages.
-        seed: for training: makes the transform's random draws a function of (seed, epoch, index). None for
-            evaluation: the transform draws nothing, or from the global generators.
-        cache_gib: keep the decoded images in memory if they fit into so many GiB, see `ImageReader`.
-        label_map: the class number to give out for each class of the column, see `build_label_mapping`.
+        dataset: split.
+        transform: function from an RGB PIL image to a (3, H, W) tensor, or a `BatchTransform` such as those of
+            `build_transforms`. The attribute `uses_numpy_rng = False` states that it draws only from torch and
+            `random`, which saves time.
+        image_column: name of the image column.
+        label_column: name of the label column with class indices. With None the examples have no `labels`, as for
+            `Trainer.predict`.
+        split: name of the split, for messages.
+        seed: seed of the transform in training. None for evaluation: the transform draws nothing, or from the global
+            random number generators.
+        cache_gib: maximum size of a cache of decoded images in GiB, see `ImageReader`.
+        label_map: class index to return for each class of the column, see `build_label_mapping`.
 
-    Seeding replaces the state of the global generators (torch's on the CPU, `random`, numpy's) while the transform
-    runs and puts it back afterwards, so read from one thread per process, as DataLoader does.
+    While the transform runs, the state of the global generators (torch on the CPU, `random`, numpy) is replaced.
+    Therefore read from one thread per process, as data loaders do.
 
     Raises:
-        ValueError: with a cache, an image that cannot be read or decoded.
+        ValueError: if `cache_gib` is set and an image cannot be decoded.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class ImageClassificationData(Dataset):
             self.labels = labels if label_map is None else np.asarray(label_map)[labels]
         self.transform = transform
         self.seed = seed
-        self._draws_from_numpy = getattr(transform, "uses_numpy_rng", True)
+        self._uses_numpy_rng = getattr(transform, "uses_numpy_rng", True)
         self._epoch = SharedEpoch()
 
     @property
@@ -75,58 +75,70 @@ class ImageClassificationData(Dataset):
         return self._epoch.get()
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose augmentations are drawn, in this process and in its DataLoader workers."""
+        """Set the epoch, which determines the augmentation, for this process and its data loader workers."""
         self._epoch.set(epoch)
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor | int]:
-        """
+        """Return one example.
+
         Raises:
-            ValueError: the image cannot be read or decoded; says which.
+            ValueError: if the image cannot be decoded. The message names the image.
         """
         index = int(index)
         return self.__getitems__([index + len(self) if index < 0 else index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, torch.Tensor | int]]:
-        """The examples of a batch; DataLoader prefers this to reading them one by one."""
+        """Return the examples of a batch. Data loaders call this method instead of `__getitem__`."""
         indices = [int(index) for index in indices]
         images = self.images.read(indices)
         if self.seed is None:
-            pixel_values = transformed(self.transform, images)
+            pixel_values = apply_transform(self.transform, images)
         else:
             epoch = self.epoch
 
-            def reseed(position: int, stream: int) -> None:
-                seed_rngs(self._draws_from_numpy, self.seed, epoch, indices[position], stream)
+            def seed_fn(position: int, stream: int) -> None:
+                seed_rngs(self._uses_numpy_rng, self.seed, epoch, indices[position], stream)
 
-            with fork_rngs(self._draws_from_numpy):
-                pixel_values = transformed(self.transform, images, reseed)
+            with fork_rngs(self._uses_numpy_rng):
+                pixel_values = apply_transform(self.transform, images, seed_fn)
         if self.labels is None:
             return [{"pixel_values": image} for image in pixel_values]
         labels = self.labels[indices].tolist()
         return [{"pixel_values": p, "labels": label} for p, label in zip(pixel_values, labels, strict=True)]
 
 
-def transformed(
-    transform: Callable[[Image.Image], torch.Tensor], images: list[Image.Image], reseed: SeedFn | None = None
+def apply_transform(
+    transform: Callable[[Image.Image], torch.Tensor], images: list[Image.Image], seed_fn: SeedFn | None = None
 ) -> Sequence[torch.Tensor]:
-    """The images as tensors (3, H, W), together where the transform can; `reseed` as in `BatchTransform.batch`."""
+    """Transform images to tensors (3, H, W), together if the transform is a `BatchTransform`.
+
+    Args:
+        transform: the transform.
+        images: RGB images.
+        seed_fn: seeds the generators before each image, see `BatchTransform.batch`.
+    """
     if isinstance(transform, BatchTransform):
-        return transform.batch(images, reseed)
+        return transform.batch(images, seed_fn)
     tensors = []
     for position, image in enumerate(images):
-        if reseed is not None:
-            reseed(position, 0)
+        if seed_fn is not None:
+            seed_fn(position, 0)
         tensors.append(transform(image))
     return tensors
 
 
 def seed_rngs(include_numpy: bool, *key: int) -> None:
-    """Seed torch's CPU generator, `random` and, if asked for, numpy's global one by a key of integers."""
+    """Seed torch's CPU generator, `random` and optionally numpy's global generator.
+
+    Args:
+        include_numpy: whether to seed numpy.
+        key: integers that determine the seeds.
+    """
     digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=20).digest()
-    # Three different seeds: torch and numpy use the same algorithm and would repeat each other's draws.
+    # The seeds differ, since torch and numpy use the same algorithm and would draw the same numbers.
     torch.default_generator.manual_seed(int.from_bytes(digest[:8], "little", signed=True))
     random.seed(int.from_bytes(digest[8:16], "little"))
     if include_numpy:
@@ -135,10 +147,12 @@ def seed_rngs(include_numpy: bool, *key: int) -> None:
 
 @contextmanager
 def fork_rngs(include_numpy: bool = True) -> Iterator[None]:
-    """Put the state of torch's CPU generator, `random` and numpy's global one back at the end.
+    """Restore the state of torch's CPU generator, `random` and numpy's global generator on exit.
 
-    numpy's takes longer to save and restore than the others together: `include_numpy` leaves it out. DataLoader
-    workers restore nothing, as nobody else draws in them.
+    Data loader workers do not restore the state, since only the transforms draw there.
+
+    Args:
+        include_numpy: whether to restore the state of numpy, which takes longer than the others together.
     """
     if get_worker_info() is not None:
         yield
@@ -155,34 +169,33 @@ def fork_rngs(include_numpy: bool = True) -> Iterator[None]:
 
 
 def collate(batch: Sequence[dict[str, torch.Tensor | int]]) -> dict[str, torch.Tensor]:
-    """Make a batch of a list of B examples.
+    """Collate B examples to a batch.
 
     Args:
-        batch: examples with `pixel_values` (3, H, W) and `labels`, or without labels, as for prediction. Other keys
-            are dropped.
+        batch: examples with `pixel_values` (3, H, W) and optional `labels`. Other keys are ignored.
 
     Returns:
-        `pixel_values` (B, 3, H, W), and `labels` (B,) int64 unless no example has any.
+        `pixel_values` (B, 3, H, W), and `labels` (B,) int64 if the examples have labels.
 
     Raises:
-        ValueError: there is no example, the images differ in size, or only some of them have a label.
+        ValueError: if there are no examples, the images have different sizes, or only some examples have labels.
     """
     if not batch:
-        raise ValueError("A batch must have at least one example, got none: check the sampler and the dataset.")
+        raise ValueError("A batch must have at least one example, got 0. Check the sampler and the dataset.")
     images = [example["pixel_values"] for example in batch]
     shapes = {tuple(image.shape) for image in images}
     if len(shapes) > 1:
         raise ValueError(
-            f"Images of a batch must have one size, got {sorted(shapes)}. Use a transform that resizes to a fixed "
-            "height and width."
+            f"Images of a batch must have the same shape, got {sorted(shapes)}. Use a transform that resizes to a "
+            "fixed height and width."
         )
     labels = [example["labels"] for example in batch if example.get("labels") is not None]
     if not labels:
         return {"pixel_values": torch.stack(images)}
     if len(labels) < len(images):
         raise ValueError(
-            f"All images of a batch must have `labels`, or none of them, got {len(labels)} labels for {len(images)} "
-            "images. Remove the images without a label, or predict them as a dataset of their own."
+            f"Either all examples of a batch or none must have `labels`, got {len(labels)} labels for {len(images)} "
+            "images. Remove images without labels, or predict them in a separate dataset."
         )
     return {
         "pixel_values": torch.stack(images),

@@ -1,4 +1,4 @@
-"""The number of the epoch, as a dataset, its wrappers and its DataLoader workers see it."""
+"""Epoch of a dataset, shared with its wrappers and its data loader workers."""
 
 import functools
 import inspect
@@ -25,16 +25,15 @@ _LEAVES = (
 
 
 class FollowsEpochs(Protocol):
-    """Data that depends on the epoch."""
+    """Dataset whose examples depend on the epoch."""
 
     def set_epoch(self, epoch: int) -> None: ...
 
 
 class SharedEpoch:
-    """An epoch in shared memory, so that DataLoader workers that live longer than one epoch see the next one.
+    """Epoch in shared memory, so that persistent workers of a data loader read the new epoch.
 
-    A copy by `copy.deepcopy` or by pickle has an epoch of its own, in shared memory too; what is sent to a worker
-    process shares this one.
+    Copies by `copy.deepcopy` or pickle have a separate epoch in shared memory. Worker processes share the epoch.
     """
 
     def __init__(self, epoch: int = 0) -> None:
@@ -50,25 +49,25 @@ class SharedEpoch:
         return SharedEpoch(self.get())
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # A worker's tensor is in shared memory already, one from a pickle is not.
+        # The tensor of a worker is in shared memory already, the tensor of a pickle file is not.
         self._epoch = state["_epoch"].share_memory_()
 
 
 def epoch_followers(data: Any) -> list[FollowsEpochs]:
-    """Everything with a method `set_epoch` that can be reached from a dataset, the innermost first.
+    """Find all objects with a method `set_epoch` inside a dataset, the innermost object first.
 
-    Wrappers such as `Subset`, `ConcatDataset` or a user's own class do not pass the epoch to the datasets in them.
-    The search visits attributes, containers, closures and arguments of `functools.partial`: at most `MAX_OBJECTS`
-    objects, and `MAX_ITEMS` items of each container. What has a `SharedEpoch` sets the epoch of all that it holds.
+    Wrappers such as `Subset`, `ConcatDataset` or classes of users do not pass the epoch to their datasets. The search
+    visits attributes, containers, closures and arguments of `functools.partial`: up to `MAX_OBJECTS` objects, and up
+    to `MAX_ITEMS` items per container. It does not continue inside of objects with a `SharedEpoch`.
 
     Args:
-        data: a dataset, or any object that holds datasets.
+        data: a dataset, or an object that contains datasets.
     """
     found, seen, queue = [], {id(data)}, deque([data])
     while queue and len(seen) < MAX_OBJECTS:
         current = queue.popleft()
         attributes = _attributes(current)
-        # Any attribute of an inner object may be made up by its `__getattr__`.
+        # `__getattr__` of an inner object may return a value for any name.
         static = inspect.getattr_static(current, "set_epoch", None)
         if callable(getattr(current, "set_epoch", None) if current is data or static is not None else None):
             found.append(current)
@@ -82,7 +81,7 @@ def epoch_followers(data: Any) -> list[FollowsEpochs]:
 
 
 def _attributes(current: Any) -> list[Any]:
-    """The values of an object's attributes."""
+    """Return the values of an object's attributes."""
     try:
         values = list(object.__getattribute__(current, "__dict__").values())
     except AttributeError:
@@ -95,14 +94,14 @@ def _attributes(current: Any) -> list[Any]:
 
 
 def _items(current: Any) -> Iterator[Any]:
-    """What a container, a function or a `partial` holds."""
+    """Yield the objects inside a container, a function or a `partial`."""
     if isinstance(current, dict):
         yield from itertools.islice(current.values(), MAX_ITEMS)
     elif isinstance(current, list | tuple | set | frozenset | deque):
         yield from itertools.islice(current, MAX_ITEMS)
     elif isinstance(current, FunctionType):
         for cell in current.__closure__ or ():
-            # A cell is empty until its variable has a value.
+            # The cell of a variable without a value is empty.
             with suppress(ValueError):
                 yield cell.cell_contents
         yield from (current.__defaults__, current.__kwdefaults__)

@@ -1,4 +1,4 @@
-"""The images of a split, read as RGB: decoded at every reading, or once and kept in memory where they fit."""
+"""Read the images of a split as RGB, with an optional cache of decoded images."""
 
 import io
 import logging
@@ -15,37 +15,39 @@ from datasets import Image as ImageFeature
 from datasets.utils import tqdm
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from .value_range import StoredValues, Warn, is_deep, rescale_truncated, stored_values, to_8_bits
+from .value_range import StoredValues, Warn, is_deep, read_stored_values, rescale_truncated, to_8_bits
 
 logger = logging.getLogger(__name__)
 
 GIB = 2**30
 SIZE_ESTIMATE_SAMPLES = 32
-SECONDS_TO_CHECK = 60
-SHOWN = 10
+MAX_CHECK_SECONDS = 60
+MAX_SHOWN = 10
 
 
 class ImageReader:
-    """One image column of a split.
+    """Reader of the image column of a split.
 
     Args:
-        dataset: the split.
-        column: its images: a `datasets.Image` column, image bytes or file paths.
-        split: name of the split, for error messages.
-        cache_gib: decode all images now and keep them, 3 bytes per pixel, if they fit into so many GiB (judged by a
-            sample of them). 0 keeps none. DataLoader workers that are forked share the memory; spawned ones (macOS,
-            Windows) each hold a copy.
+        dataset: split.
+        column: image column: `datasets.Image`, image bytes or file paths.
+        split: name of the split, for messages.
+        cache_gib: maximum size of the cache in GiB. If all images fit (estimated from a sample), they are decoded at
+            once and stored with 3 bytes per pixel. 0 turns the cache off. Forked data loader workers share the memory;
+            each spawned worker (macOS, Windows) has a copy.
 
     Raises:
-        ValueError: `cache_gib` is below 0; with a cache, an image that cannot be read or decoded.
+        ValueError: if `cache_gib` is negative, or an image cannot be decoded for the cache.
     """
 
     def __init__(self, dataset: Dataset, column: str, *, split: str = "train", cache_gib: float = 0.0) -> None:
         if not cache_gib >= 0:
-            raise ValueError(f"image_cache_gib must be at least 0 (0: keep no images in memory), got {cache_gib}.")
-        self.rows = dataset.select_columns([column]).cast_column(column, ImageFeature(decode=False)).with_format(None)
-        # datasets 4 notes the path and size of every file of an image folder here, and each worker would get them.
-        self.rows.info.download_checksums = None
+            raise ValueError(f"image_cache_gib must be at least 0 (0: no cache), got {cache_gib}.")
+        self.dataset = (
+            dataset.select_columns([column]).cast_column(column, ImageFeature(decode=False)).with_format(None)
+        )
+        # datasets 4 stores path and size of all files of an image folder here, which would be copied to each worker.
+        self.dataset.info.download_checksums = None
         self.column = column
         self.split = split
         self._warn = WarnOnce(split)
@@ -55,25 +57,28 @@ class ImageReader:
 
     @property
     def cached(self) -> bool:
-        """Whether the decoded images lie in memory."""
+        """Whether the decoded images are in memory."""
         return self._pixels is not None
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.dataset)
 
     def read(self, indices: Sequence[int]) -> list[Image.Image]:
-        """The images at these places, as 8-bit RGB.
+        """Read images as 8-bit RGB.
+
+        Args:
+            indices: indices of the images.
 
         Raises:
-            ValueError: an image cannot be read or decoded. Names it, and the other images of the split like it.
+            ValueError: if an image cannot be decoded. The message also lists other images of the split that cannot.
         """
         if self.cached:
             return [self._read_cached(index) for index in indices]
-        values = self.rows[list(indices)][self.column]
+        values = self.dataset[list(indices)][self.column]
         try:
             return [self._decode(value, index) for value, index in zip(values, indices, strict=True)]
         except UndecodableImageError as error:
-            raise ValueError(f"{error}{self._other_broken_images(error)}") from error
+            raise ValueError(f"{error}{self._describe_other_errors(error)}") from error
 
     def _read_cached(self, index: int) -> Image.Image:
         height, width = self._shapes[index]
@@ -81,13 +86,13 @@ class ImageReader:
         return Image.fromarray(pixels.reshape(height, width, 3))
 
     def _estimated_bytes(self) -> float:
-        """Bytes that all decoded images take, judged by a sample."""
+        """Estimate the size of all decoded images from a sample."""
         sample = np.unique(np.linspace(0, len(self) - 1, min(SIZE_ESTIMATE_SAMPLES, len(self))).astype(int)).tolist()
         images = self.read(sample)
         return sum(3 * image.width * image.height for image in images) / len(images) * len(self)
 
     def _fill_cache(self) -> None:
-        # One block without Python objects in it: forked workers, which count references, would copy those.
+        # A single buffer avoids copies by reference counting in forked workers.
         pixels, shapes = bytearray(), np.empty((len(self), 2), dtype=np.int64)
         for start in tqdm(range(0, len(self), 256), desc=f"decoding {self.split}", delay=5):
             indices = range(start, min(start + 256, len(self)))
@@ -96,39 +101,38 @@ class ImageReader:
                 pixels += image.tobytes()
         self._shapes, self._pixels = shapes, pixels
         self._starts = np.concatenate([[0], np.cumsum(3 * shapes.prod(axis=1))])
-        logger.info("Images of split '%s' are kept decoded: %.2f GiB.", self.split, len(pixels) / GIB)
+        logger.info("Decoded images of split '%s' are cached: %.2f GiB.", self.split, len(pixels) / GIB)
 
     def _decode(self, value: dict[str, Any] | None, index: int) -> Image.Image:
-        return decode(value, self._place(index), self._warn)
+        return decode_image(value, f"Image {index} of split '{self.split}'", self._warn)
 
-    def _place(self, index: int) -> str:
-        return f"Image {index} of split '{self.split}'"
+    def _describe_other_errors(self, first: Exception) -> str:
+        """Decode the split for up to `MAX_CHECK_SECONDS` and list all images that cannot be decoded.
 
-    def _other_broken_images(self, first: Exception) -> str:
-        """Decode the split, for `SECONDS_TO_CHECK` at most, and list what else is broken: one repair instead of many.
-
-        A check of every image before training would take as long as a part of an epoch, and one of their headers
-        misses truncated files, so the check waits for the first failure.
+        A check before training would take as long as a part of an epoch, and a check of the headers would miss
+        truncated files. Therefore the check runs after the first error.
         """
         total = len(self)
         if total > 1:
-            logger.warning("%s\nChecking the other images of the split for up to %d s.", first, SECONDS_TO_CHECK)
-        end, checked, broken = time.monotonic() + SECONDS_TO_CHECK, 0, []
+            logger.warning("%s\nChecking the other images of the split for up to %d s.", first, MAX_CHECK_SECONDS)
+        end, checked, failed = time.monotonic() + MAX_CHECK_SECONDS, 0, []
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             while checked < total and time.monotonic() < end:
                 indices = range(checked, min(checked + 256, total))
-                values = self.rows[indices.start : indices.stop][self.column]
-                broken += filter(None, pool.map(self._broken, values, indices))
+                values = self.dataset[indices.start : indices.stop][self.column]
+                failed += filter(None, pool.map(self._find_error, values, indices))
                 checked = indices.stop
-        if len(broken) < 2 and checked == total:
+        if len(failed) < 2 and checked == total:
             return ""
-        names = ", ".join(broken[:SHOWN]) + (", ..." if len(broken) > SHOWN else "")
-        extent = f"all {total}" if checked == total else f"the first {checked} of {total} ({SECONDS_TO_CHECK} s)"
-        return f" Of {extent} images of the split, {len(broken)} cannot be decoded" + (f": {names}." if names else ".")
+        names = ", ".join(failed[:MAX_SHOWN]) + (", ..." if len(failed) > MAX_SHOWN else "")
+        extent = f"all {total}" if checked == total else f"the first {checked} of {total} ({MAX_CHECK_SECONDS} s)"
+        return f" Of {extent} images of the split, {len(failed)} cannot be decoded" + (f": {names}." if names else ".")
 
-    def _broken(self, value: dict[str, Any] | None, index: int) -> str | None:
+    @staticmethod
+    def _find_error(value: dict[str, Any] | None, index: int) -> str | None:
+        """Return index and path of an image that cannot be decoded."""
         try:
-            decode(value, "", lambda message: None)
+            decode_image(value, "", lambda message: None)
         except UndecodableImageError:
             path = value and value.get("path")
             return f"{index} ({path})" if path else str(index)
@@ -136,38 +140,38 @@ class ImageReader:
 
 
 class UndecodableImageError(ValueError):
-    """An image that cannot be read or decoded."""
+    """Raised for an image that cannot be read or decoded."""
 
 
 class WarnOnce:
-    """Log a warning about the images of one split once, in this process and in its DataLoader workers."""
+    """Callable that logs one warning about the images of a split, in this process and its data loader workers."""
 
     def __init__(self, split: str) -> None:
         self.split = split
-        # In shared memory, which workers write to as well.
+        # Shared memory, which workers can write.
         self._warned = torch.zeros((), dtype=torch.bool).share_memory_()
 
     def __call__(self, message: str) -> None:
         if not self._warned:
             self._warned.fill_(True)
-            logger.warning("Images of split '%s' %s (Logged once, other images may be alike.)", self.split, message)
+            logger.warning("Images of split '%s' %s (Logged once; it may apply to other images.)", self.split, message)
 
 
 def log_warning(message: str) -> None:
-    """Log a warning about images of no known split."""
+    """Log a warning about images of an unknown split."""
     logger.warning("Images %s", message)
 
 
-def decode(value: dict[str, Any] | None, place: str, warn: Warn = log_warning) -> Image.Image:
-    """A stored image, `{"bytes", "path"}`, as 8-bit RGB.
+def decode_image(value: dict[str, Any] | None, location: str, warn: Warn = log_warning) -> Image.Image:
+    """Decode a stored image as 8-bit RGB.
 
     Args:
-        value: the image. A path is that of a local file, or one that `datasets` opens.
-        place: where it is, for error messages.
-        warn: called with what is assumed about the range of its values, where the file does not state it.
+        value: `{"bytes": ..., "path": ...}` with a local path, or one that `datasets` opens.
+        location: name of the image, the beginning of the error message.
+        warn: called with the assumed range of the values, if the file does not state it.
 
     Raises:
-        ValueError: it cannot be read or decoded, or its values have NaN. Begins with `place`.
+        ValueError: if the image cannot be read or decoded, or has NaN values.
     """
     try:
         if value is None:
@@ -178,25 +182,29 @@ def decode(value: dict[str, Any] | None, place: str, warn: Warn = log_warning) -
     # Pillow's decoders raise OSError, SyntaxError, struct.error and more.
     except Exception as error:
         path = f" ({value['path']})" if value and value.get("path") else ""
-        hint = "Repair the file or remove the row from the data set."
+        hint = "Repair the file or remove the row from the dataset."
         reason = f"{type(error).__name__}: {error}".rstrip(".")
         if isinstance(error, UnidentifiedImageError):
-            reason = "Pillow cannot identify it, so it is empty or no image"
+            reason = "Pillow cannot identify the file, so it is empty or no image"
         elif isinstance(error, Image.DecompressionBombError):
-            hint = "Store it smaller: a model reads but a few hundred pixels a side."
-        raise UndecodableImageError(f"{place}{path} cannot be decoded: {reason}. {hint}") from error
+            hint = "Downscale the image."
+        raise UndecodableImageError(f"{location}{path} cannot be decoded: {reason}. {hint}") from error
 
 
 def read_rgb(value: dict[str, Any], warn: Warn = log_warning) -> Image.Image:
-    """Open a stored image, turn it by its EXIF orientation and convert it to 8-bit RGB (see `convert_to_rgb`).
+    """Read a stored image, apply its EXIF orientation and convert it to 8-bit RGB (see `convert_to_rgb`).
 
-    The steps are those of `datasets.Image`. The file's header is read on the way, for the range of its values.
+    The steps are those of `datasets.Image`. Additionally the range of the values is read from the header.
+
+    Args:
+        value: `{"bytes": ..., "path": ...}`.
+        warn: called with the assumed range of the values, if the file does not state it.
     """
-    source = value.get("path") if value.get("bytes") is None else io.BytesIO(value["bytes"])
-    if source is None or isinstance(source, str) and "://" in source:
+    file = value.get("path") if value.get("bytes") is None else io.BytesIO(value["bytes"])
+    if file is None or isinstance(file, str) and "://" in file:
         return convert_to_rgb(ImageFeature().decode_example(value), warn=warn)
-    with Image.open(source) as image:
-        stored = stored_values(image)
+    with Image.open(file) as image:
+        stored = read_stored_values(image)
         image.load()
         if image.getexif().get(ExifTags.Base.Orientation) is not None:
             image = ImageOps.exif_transpose(image)
@@ -204,15 +212,15 @@ def read_rgb(value: dict[str, Any], warn: Warn = log_warning) -> Image.Image:
 
 
 def convert_to_rgb(image: Image.Image, stored: StoredValues | None = None, warn: Warn = log_warning) -> Image.Image:
-    """Any image as 8-bit RGB, as the image-classification pipeline of transformers does it (alpha is dropped).
+    """Convert an image to 8-bit RGB like the image-classification pipeline of transformers. Alpha is dropped.
 
-    Except for gray images of more than 8 bits: their range is scaled to 8 bits here, whereas Pillow, and with it the
-    pipeline, clips them at 255, which turns most of them white. Such files are better stored with 8 bits.
+    Grayscale images with more than 8 bits are an exception: their range is scaled to 8 bits, whereas Pillow (and the
+    pipeline) clips them at 255, which makes most of them white. Such files should be stored with 8 bits.
 
     Args:
-        image: the image, of any mode.
-        stored: how its file stores the values; None: not known.
-        warn: called with what is assumed about the range, where that is not known.
+        image: image of any mode.
+        stored: range of the values in the file; None if it is unknown.
+        warn: called with the assumed range, if it is unknown.
     """
     stored = stored or StoredValues(bits=16 if image.mode.startswith("I;16") else None)
     if is_deep(image):
@@ -220,6 +228,6 @@ def convert_to_rgb(image: Image.Image, stored: StoredValues | None = None, warn:
     elif stored.bits == 16:
         image = rescale_truncated(image, stored, warn)
     if image.mode == "P" and "transparency" in image.info:
-        # Straight to RGB gives the same colours and a warning per image.
+        # A direct conversion to RGB gives the same colors, but a warning per image.
         image = image.convert("RGBA")
     return image if image.mode == "RGB" else image.convert("RGB")

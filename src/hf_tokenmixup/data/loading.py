@@ -1,7 +1,7 @@
-"""From a name or a folder to checked training and evaluation splits with known columns and classes.
+"""Load training and evaluation splits, detect columns and label names, and validate labels.
 
-Three sources: a dataset of the Hub (or a local folder that `load_dataset` opens, parquet say), folders of images with
-one subfolder per class, and `digits`, which is embedded in the package.
+There are three sources: a dataset of the Hub (or a local folder that `load_dataset` opens, such as parquet files),
+image folders with one subfolder per class, and `digits`, which is included in scikit-learn.
 """
 
 import logging
@@ -19,22 +19,30 @@ from sklearn.model_selection import train_test_split
 
 from .columns import encode_labels, find_image_column, find_label_column, read_labels
 from .digits import load_digits_dataset
-from .image_folders import TABLE_ENDINGS, find_image_folders, find_tables, load_image_folders
+from .folder_listing import TABLE_EXTENSIONS
+from .image_folders import find_image_folders, find_tables, load_image_folders
 
 logger = logging.getLogger(__name__)
 
 EVALUATION_SPLITS = ("validation", "valid", "val", "test")
-PATHS_TRIED = 32
+MAX_PROBED_PATHS = 32
 
 
 @dataclass(frozen=True)
 class ImageDatasetSplits:
-    """What `load_image_dataset` found. Splits that were not asked for are None, and so are their names.
+    """Splits of an image dataset, from `load_image_dataset`.
 
-    `eval_split` is a name of the data set, or says which share of the training split it is. `label_names[i]` is the
-    name of class i in both splits. `eval_is_split_from_train`: the evaluation split is such a share.
-    `eval_fingerprint` is that of the evaluation split as it was loaded, whole and unchanged, and `revision` the commit
-    of a data set of the Hub.
+    Attributes:
+        train: training split; None if it was not requested.
+        evaluation: evaluation split; None if it was not requested.
+        train_split: name of the training split.
+        eval_split: name of the evaluation split, or a description of the held-out fraction of the training split.
+        image_column: name of the image column.
+        label_column: name of the label column.
+        label_names: class names in order, the same for both splits.
+        eval_fingerprint: fingerprint of the complete evaluation split.
+        eval_is_split_from_train: whether the evaluation split is a fraction of the training split.
+        revision: commit of a dataset of the Hub.
     """
 
     train: Dataset | None
@@ -69,50 +77,59 @@ def load_image_dataset(
     do_eval: bool = True,
     label_names: Sequence[str] | None = None,
 ) -> ImageDatasetSplits:
-    """Load the splits that are needed, find their columns, number their classes and check every label.
+    """Load the requested splits, detect their columns, and encode and validate their labels.
 
     Args:
-        dataset_name: `digits`, a dataset of the Hub, a local folder that `load_dataset` opens, or a local folder of
-            images, with one subfolder per split or per class.
-        dataset_config_name: configuration of that data set, where it has several.
-        train_dir, validation_dir: folders of images, one subfolder per class; instead of `dataset_name`. See
-            `load_image_folders`.
-        image_column_name: default `image` or `img`, else the only image column. A column of strings has paths,
-            relative to the data files, to `dataset_name` or to the working directory.
-        label_column_name: default `label`, `fine_label` or `labels`, else the only ClassLabel column.
-        eval_split: default `validation` (or `valid`, `val`), else `test`, else a share of the training split that is
-            then not trained on; which one is logged as a warning.
-        validation_fraction: that share, above 0 and below 1; seeded, stratified where every class allows it. None:
-            never a share of the training split.
-        max_train_samples, max_eval_samples: use a seeded random subset of this size (not the first rows: many data
-            sets are sorted by class). A number above the size of the split means the whole split.
-        do_train, do_eval: what is needed. The other split is then neither required nor checked.
-        label_names: number the classes as these, for instance those of the model that is evaluated.
+        dataset_name: `digits`, a dataset of the Hub, a local folder that `load_dataset` opens, or a local image folder
+            with one subfolder per split or per class.
+        dataset_config_name: configuration of the dataset, if it has several.
+        train_dir: image folder with one subfolder per class, instead of `dataset_name`. See `load_image_folders`.
+        validation_dir: image folder for evaluation.
+        image_column_name: image column. Default: `image` or `img`, otherwise the only image column. A string column
+            contains paths relative to the data files, to `dataset_name` or to the working directory.
+        label_column_name: label column. Default: `label`, `fine_label` or `labels`, otherwise the only ClassLabel
+            column.
+        train_split: name of the training split.
+        eval_split: name of the evaluation split. Default: `validation` (or `valid`, `val`), otherwise `test`,
+            otherwise a fraction of the training split, which is then not used for training. A warning names the
+            default.
+        validation_fraction: this fraction, above 0 and below 1. The split is seeded, and stratified if each class has
+            enough images. None: do not split the training split.
+        max_train_samples: maximum number of training images, a seeded random subset. (The first rows of many datasets
+            belong to one class.)
+        max_eval_samples: maximum number of evaluation images.
+        seed: seed of the random subsets and of the held-out fraction.
+        cache_dir: cache folder of `datasets`.
+        token: token for the Hub.
+        do_train: whether the training split is requested. Otherwise it is neither required nor validated.
+        do_eval: whether the evaluation split is requested.
+        label_names: class names to use instead of those in the data, such as those of the evaluated model.
 
     Raises:
-        ValueError: no source or two, no such data set, folder, split or column, nothing in it, labels missing or out
-            of range, splits of different classes, one class alone to train on, or a number out of its range.
+        ValueError: if there is not exactly one source, or the dataset, a folder, a split or a column does not exist or
+            is empty, or labels are missing or out of range, or the splits have different classes, or there is only one
+            class for training, or a number is out of range.
     """
     for name, size in (("max_train_samples", max_train_samples), ("max_eval_samples", max_eval_samples)):
         if size is not None and size < 1:
-            raise ValueError(f"{name} must be at least 1 (or left out for the whole split), got {size}.")
+            raise ValueError(f"{name} must be at least 1 (or None for the complete split), got {size}.")
     if validation_fraction is not None and not 0 < validation_fraction < 1:
-        raise ValueError(f"validation_fraction must lie above 0 and below 1, got {validation_fraction}.")
+        raise ValueError(f"validation_fraction must be above 0 and below 1, got {validation_fraction}.")
     if seed < 0:
         raise ValueError(f"seed must be at least 0, got {seed}.")
     if not (do_train or do_eval):
-        raise ValueError("Neither do_train nor do_eval: expected at least one split to load.")
+        raise ValueError("do_train and do_eval are both False. Set at least one of them.")
 
     if do_train and validation_dir is not None and train_dir is None and dataset_name is None:
         raise ValueError(
-            f"There are no images to train on, got validation_dir={validation_dir!r} alone. Pass train_dir too, or "
-            "only evaluate."
+            f"There are no images to train on, got only validation_dir={validation_dir!r}. Pass `train_dir`, or set "
+            "do_train=False."
         )
-    source = _load(
+    dataset_dict = _load_dataset_dict(
         dataset_name,
         dataset_config_name,
         train_dir,
-        # An evaluation folder that is not needed is not read.
+        # An evaluation folder that is not requested is not read.
         validation_dir if do_eval or train_dir is None else None,
         cache_dir,
         token,
@@ -120,34 +137,36 @@ def load_image_dataset(
         label_column=label_column_name,
         training=do_train and train_split == "train",
     )
-    chosen_eval = resolve_eval_split(source, train_split, eval_split) if do_eval else None
-    carve = do_eval and chosen_eval is None
-    if carve and validation_fraction is None:
+    chosen_eval = resolve_eval_split(dataset_dict, train_split, eval_split) if do_eval else None
+    split_from_train = do_eval and chosen_eval is None
+    if split_from_train and validation_fraction is None:
         raise ValueError(
-            f"No evaluation split among {sorted(source)}: name the split to evaluate on with --eval_split, or the "
-            "share of train that was kept from training with --train_val_split."
+            f"There is no evaluation split among {sorted(dataset_dict)}. Name the evaluation split with `eval_split`, "
+            "or the fraction of the training split that was not used for training with `validation_fraction`."
         )
-    used = [train_split] if do_train or carve else []
-    used += [chosen_eval] if chosen_eval is not None and chosen_eval not in used else []
-    for split in used:
-        validate_split(source, split, "--train_split" if do_train and split == train_split else "--eval_split")
+    loaded_splits = [train_split] if do_train or split_from_train else []
+    if chosen_eval is not None and chosen_eval not in loaded_splits:
+        loaded_splits.append(chosen_eval)
+    for split in loaded_splits:
+        validate_split(dataset_dict, split, "train_split" if do_train and split == train_split else "eval_split")
 
-    image_column = find_image_column(source[used[0]], used[0], image_column_name)
-    label_column = find_label_column(source[used[0]], used[0], label_column_name)
+    first_split, *other_splits = loaded_splits
+    image_column = find_image_column(dataset_dict[first_split], first_split, image_column_name)
+    label_column = find_label_column(dataset_dict[first_split], first_split, label_column_name)
     if label_column == image_column:
         raise ValueError(
-            f"Column '{image_column}' cannot hold both images and labels: name two with --image_column_name and "
-            "--label_column_name."
+            f"Column '{image_column}' cannot contain both images and labels. Name two columns with "
+            "`image_column_name` and `label_column_name`."
         )
-    for split in used[1:]:
-        find_image_column(source[split], split, image_column)
-        find_label_column(source[split], split, label_column)
-    splits, names = _number(source, used, train_split, label_column, label_names)
-    splits = {split: _with_located_images(dataset, image_column, dataset_name) for split, dataset in splits.items()}
+    for split in other_splits:
+        find_image_column(dataset_dict[split], split, image_column)
+        find_label_column(dataset_dict[split], split, label_column)
+    splits, names = _encode_split_labels(dataset_dict, loaded_splits, train_split, label_column, label_names)
+    splits = {split: _resolve_image_paths(dataset, image_column, dataset_name) for split, dataset in splits.items()}
     if do_train and len(names) < 2:
         raise ValueError(
-            f"Expected at least two classes to train on, and column '{label_column}' of split '{train_split}' has "
-            f"{len(names)}: {names}. Choose another with --label_column_name."
+            f"Training needs at least two classes, but column '{label_column}' of split '{train_split}' has "
+            f"{len(names)}: {names}. Choose another column with `label_column_name`."
         )
     if train_dir is not None and validation_dir is not None:
         _validate_eval_classes(splits, label_column, names)
@@ -156,13 +175,13 @@ def load_image_dataset(
     if chosen_eval is not None:
         evaluation = splits[chosen_eval]
     train = splits.get(train_split)
-    if carve:
+    if split_from_train:
         train, evaluation = _train_test_split(train, label_column, validation_fraction, seed)
         eval_name = f"{train_split} (held out: {validation_fraction:.3g} of it, seed {seed})"
         logger.warning(
-            "No evaluation split among %s: evaluating on %d of the %d images of '%s' (validation_fraction=%g, seed "
-            "%d), which are not trained on.",
-            sorted(source),
+            "There is no evaluation split among %s. %d of the %d images of '%s' are used for evaluation instead of "
+            "training (validation_fraction=%g, seed=%d).",
+            sorted(dataset_dict),
             len(evaluation),
             len(train) + len(evaluation),
             train_split,
@@ -177,13 +196,13 @@ def load_image_dataset(
         image_column=image_column,
         label_column=label_column,
         label_names=names,
-        eval_is_split_from_train=carve,
-        eval_fingerprint=source[chosen_eval or train_split]._fingerprint if do_eval else None,
-        revision=_hub_commit(source[used[0]]),
+        eval_is_split_from_train=split_from_train,
+        eval_fingerprint=dataset_dict[chosen_eval or train_split]._fingerprint if do_eval else None,
+        revision=_get_hub_commit(dataset_dict[first_split]),
     )
 
 
-def _load(
+def _load_dataset_dict(
     dataset_name: str | None,
     config_name: str | None,
     train_dir: str | None,
@@ -196,17 +215,17 @@ def _load(
     training: bool,
 ) -> DatasetDict:
     folders = {"train": ("train_dir", train_dir), "validation": ("validation_dir", validation_dir)}
-    folders = {split: given for split, given in folders.items() if given[1] is not None}
+    folders = {split: (name, folder) for split, (name, folder) in folders.items() if folder is not None}
     if bool(dataset_name) == bool(folders):
         raise ValueError(
-            "Expected either --dataset_name or image folders (--train_dir, --validation_dir), got "
+            "Expected either `dataset_name` or image folders (`train_dir`, `validation_dir`), got "
             f"dataset_name={dataset_name!r}, train_dir={train_dir!r}, validation_dir={validation_dir!r}. "
-            "'--dataset_name digits' needs no download."
+            "`dataset_name=digits` needs no download."
         )
     if dataset_name == "digits":
         if config_name is not None:
             raise ValueError(
-                f"The digits have no configurations, got --dataset_config_name {config_name}: leave it out."
+                f"digits has no configurations, got dataset_config_name={config_name!r}. Remove `dataset_config_name`."
             )
         return load_digits_dataset()
     options = {"label_column": label_column, "cache_dir": cache_dir}
@@ -215,39 +234,39 @@ def _load(
     if config_name is None and (found := find_image_folders(dataset_name)) is not None:
         if image_column is None or not (tables := find_tables(dataset_name)):
             return load_image_folders(found, training=training, required=False, **options)
-        # By itself, `load_dataset` would take the images for the dataset.
+        # Given the folder, `load_dataset` would load the images without the table.
         builder = "json" if "json" in os.path.splitext(next(iter(tables.values())))[1] else "csv"
-        return _open(repr(dataset_name), builder, data_files=tables, cache_dir=cache_dir)
-    return _open(repr(dataset_name), dataset_name, name=config_name, cache_dir=cache_dir, token=token)
+        return _load_dataset_checked(repr(dataset_name), builder, data_files=tables, cache_dir=cache_dir)
+    return _load_dataset_checked(repr(dataset_name), dataset_name, name=config_name, cache_dir=cache_dir, token=token)
 
 
-def _open(source: str, builder: str, **options: Any) -> DatasetDict:
-    """`load_dataset`, whose errors as a rule do not say what was being opened."""
+def _load_dataset_checked(source: str, builder: str, **options: Any) -> DatasetDict:
+    """Call `load_dataset`, with errors that name the dataset."""
     try:
         return load_dataset(builder, **options)
     except (FileNotFoundError, ConnectionError) as error:
         raise ValueError(
-            f"No data set {source}: expected 'digits', a data set of the Hub (a gated or private one needs "
-            f"`hf auth login`, and its terms accepted) or a local folder with data files. ({error})"
+            f"Dataset {source} not found. Expected 'digits', a dataset of the Hub (a gated or private dataset needs "
+            f"`hf auth login` and accepted terms) or a local folder with data files. ({error})"
         ) from error
     except (ValueError, DatasetsError) as error:
         if "corresponds to no data" in str(error):
             raise ValueError(
-                f"There are no images in {source}: expected data files with at least one row, or folders with one "
+                f"There are no images in {source}. Expected data files with at least one row, or folders with one "
                 "subfolder of images per class."
             ) from error
         reason = error.__cause__ or error
         raise ValueError(
-            f"The data set {source} cannot be read: {reason} (If a file is damaged, download or write it anew; if the "
-            "data set has several configurations, choose one with --dataset_config_name.)"
+            f"Dataset {source} cannot be read: {reason} (If a file is corrupted, download or create it again. If the "
+            "dataset has several configurations, choose one with `dataset_config_name`.)"
         ) from error
 
 
-def _with_located_images(dataset: Dataset, column: str, dataset_name: str | None) -> Dataset:
-    """The dataset with its image paths, if the column has relative ones, found where they are.
+def _resolve_image_paths(dataset: Dataset, column: str, dataset_name: str | None) -> Dataset:
+    """Make relative image paths of a string column absolute.
 
     Raises:
-        ValueError: none of the first of them is anywhere.
+        ValueError: if none of the first paths exists.
     """
     feature = dataset.features[column]
     if not isinstance(feature, Value) or "string" not in feature.dtype:
@@ -256,88 +275,114 @@ def _with_located_images(dataset: Dataset, column: str, dataset_name: str | None
     relative = [path for path in paths if path and not os.path.isabs(path) and "://" not in path]
     if not relative:
         return dataset
-    tried = relative[:PATHS_TRIED]
-    folders = list(_folders_of_tables(dataset_name))
-    folder = next((f for f in folders if any(os.path.isfile(os.path.join(f, path)) for path in tried)), None)
+    probed = relative[:MAX_PROBED_PATHS]
+    folders = list(_list_base_folders(dataset_name))
+    folder = next((base for base in folders if any(os.path.isfile(os.path.join(base, path)) for path in probed)), None)
     if folder is None:
         raise ValueError(
-            f"Column '{column}' has paths of images that are not there: {', '.join(map(repr, tried[:3]))}, looked for "
-            f"in {', '.join(folders)}. Write them relative to the folder of the data file, or absolute."
+            f"Column '{column}' has paths of images that do not exist: {', '.join(map(repr, probed[:3]))}, searched "
+            f"in {', '.join(folders)}. Use paths relative to the folder of the data file, or absolute paths."
         )
-    found = [os.path.join(folder, path) if path and "://" not in path else path for path in paths]
-    return dataset.remove_columns(column).add_column(column, found, feature=Value("string"))
+    resolved = [os.path.join(folder, path) if path and "://" not in path else path for path in paths]
+    return dataset.remove_columns(column).add_column(column, resolved, feature=Value("string"))
 
 
-def _folders_of_tables(dataset_name: str | None) -> Iterator[str]:
-    """What the paths in a table may be relative to: the dataset's folder, those of its tables, the current one."""
+def _list_base_folders(dataset_name: str | None) -> Iterator[str]:
+    """Yield the folders that paths may be relative to: the dataset's, those of its tables, the working directory."""
     if dataset_name is not None and os.path.isdir(dataset_name):
         root = os.path.abspath(dataset_name)
         yield root
         for folder, _, names in os.walk(root):
-            if folder != root and any(os.path.splitext(name)[1].lower() in TABLE_ENDINGS for name in names):
+            if folder != root and any(os.path.splitext(name)[1].lower() in TABLE_EXTENSIONS for name in names):
                 yield folder
     yield os.getcwd()
 
 
-def _hub_commit(dataset: Dataset) -> str | None:
-    """The commit that a data set of the Hub was downloaded from: `datasets` names the folder of its cache after it."""
+def _get_hub_commit(dataset: Dataset) -> str | None:
+    """Return the commit of a dataset of the Hub, which is the name of its folder in the cache."""
     folders = {Path(file["filename"]).parent.name for file in dataset.cache_files}
     commit = folders.pop() if len(folders) == 1 else ""
     return commit if re.fullmatch("[0-9a-f]{40}", commit) else None
 
 
-def resolve_eval_split(source: DatasetDict, train_split: str, eval_split: str | None) -> str | None:
+def resolve_eval_split(dataset_dict: DatasetDict, train_split: str, eval_split: str | None) -> str | None:
+    """Select the evaluation split, and log a warning unless it is a separate split named `validation`.
+
+    Args:
+        dataset_dict: all splits.
+        train_split: name of the training split.
+        eval_split: requested name of the evaluation split.
+
+    Returns:
+        The requested name, otherwise the first of `EVALUATION_SPLITS` that exists; None if there is none.
+    """
     if eval_split is not None:
         if eval_split == train_split:
-            logger.warning("Evaluating on '%s', the split that is trained on.", eval_split)
+            logger.warning("The evaluation split '%s' is also the training split.", eval_split)
         return eval_split
-    found = next((split for split in EVALUATION_SPLITS if split in source and split != train_split), None)
+    found = next((split for split in EVALUATION_SPLITS if split in dataset_dict and split != train_split), None)
     if found is not None and found != "validation":
-        logger.warning("No split 'validation' among %s: evaluating on '%s'.", sorted(source), found)
+        logger.warning("There is no split 'validation' among %s. Evaluating on '%s'.", sorted(dataset_dict), found)
     return found
 
 
-def validate_split(source: DatasetDict, split: str, flag: str) -> None:
-    if split not in source:
-        raise ValueError(f"No split '{split}'; the splits are {sorted(source)}. Choose one with {flag}.")
+def validate_split(dataset_dict: DatasetDict, split: str, parameter: str) -> None:
+    """Validate that a split exists.
+
+    Args:
+        dataset_dict: all splits.
+        split: name of the split.
+        parameter: name of the parameter with the split, for the message.
+
+    Raises:
+        ValueError: if there is no such split.
+    """
+    if split not in dataset_dict:
+        raise ValueError(
+            f"There is no split '{split}'. The splits are {sorted(dataset_dict)}. Choose one with `{parameter}`."
+        )
 
 
-def _number(
-    source: DatasetDict, used: list[str], train_split: str, column: str, label_names: Sequence[str] | None
+def _encode_split_labels(
+    dataset_dict: DatasetDict,
+    loaded_splits: list[str],
+    train_split: str,
+    column: str,
+    label_names: Sequence[str] | None,
 ) -> tuple[dict[str, Dataset], list[str]]:
-    """Number the classes of the used splits; strings as the training split has them, even if only evaluating."""
-    splits = {split: source[split] for split in used}
-    train = source.get(train_split)
-    by_name = label_names is None and train is not None and column in train.column_names
-    if by_name and train_split not in splits and not isinstance(train.features[column], ClassLabel):
+    """Encode the labels of the loaded splits. The training split determines the order of string labels."""
+    splits = {split: dataset_dict[split] for split in loaded_splits}
+    train = dataset_dict.get(train_split)
+    uses_train_labels = label_names is None and train is not None and column in train.column_names
+    if uses_train_labels and train_split not in splits and not isinstance(train.features[column], ClassLabel):
         splits = {train_split: train, **splits}
     return encode_labels(splits, column, label_names)
 
 
 def _validate_eval_classes(splits: dict[str, Dataset], column: str, names: list[str]) -> None:
-    """Bare integers are numbered together, so that a class of the evaluation images alone would get a number too."""
-    occurring = {split: set(read_labels(dataset, column).unique().to_pylist()) for split, dataset in splits.items()}
-    if "train" in occurring and (unseen := set().union(*occurring.values()) - occurring["train"]):
+    """Validate that all evaluation classes have training images. Integer labels need this after encoding."""
+    label_ids = {split: set(read_labels(dataset, column).unique().to_pylist()) for split, dataset in splits.items()}
+    if "train" in label_ids and (unseen := set().union(*label_ids.values()) - label_ids["train"]):
         raise ValueError(
             f"validation_dir has classes that train_dir has no images of: {sorted(names[i] for i in unseen)}. "
-            "Bring both to the same classes."
+            "Use the same classes in both."
         )
 
 
 def _train_test_split(train: Dataset, column: str, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
     labels = read_labels(train, column).to_numpy()
-    held_out = max(1, round(fraction * len(labels)))
-    if len(labels) - held_out < 1:
+    num_eval = max(1, round(fraction * len(labels)))
+    if len(labels) - num_eval < 1:
         raise ValueError(
-            f"Cannot hold {held_out} of {len(labels)} training images out for evaluation: at least one must be left "
-            "to train on. Name an evaluation split with --eval_split or give more images."
+            f"Cannot use {num_eval} of {len(labels)} training images for evaluation, since none would be left for "
+            "training. Name an evaluation split with `eval_split`, or add images."
         )
     _, per_class = np.unique(labels, return_counts=True)
-    stratify = per_class.min() > 1 and min(held_out, len(labels) - held_out) >= len(per_class)
-    kept, taken = train_test_split(
-        np.arange(len(labels)), test_size=held_out, random_state=seed, stratify=labels if stratify else None
+    stratify = per_class.min() > 1 and min(num_eval, len(labels) - num_eval) >= len(per_class)
+    train_indices, eval_indices = train_test_split(
+        np.arange(len(labels)), test_size=num_eval, random_state=seed, stratify=labels if stratify else None
     )
-    return _select(train, kept), _select(train, taken)
+    return _select(train, train_indices), _select(train, eval_indices)
 
 
 def _sample_subset(dataset: Dataset, size: int | None, seed: int) -> Dataset:

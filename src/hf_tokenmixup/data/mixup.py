@@ -1,10 +1,10 @@
-"""Mixing of whole input images, before the model: label smoothing, mixup and CutMix.
+"""Mixup, CutMix and label smoothing of input batches.
 
 - mixup: Beyond Empirical Risk Minimization (Zhang et al., 2018)
 - CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features (Yun et al., 2019)
 
-The draws and the arithmetic are those of `timm.data.Mixup`. TokenMixup then mixes tokens inside the network, and takes
-the distributions that come out of here as its labels.
+The implementation is `timm.data.Mixup`. TokenMixup mixes tokens afterwards, with the resulting class distributions as
+its labels.
 """
 
 import math
@@ -16,21 +16,21 @@ MIXUP_MODES = ("batch", "pair", "elem")
 
 
 class InputMixup:
-    """Labels to distributions, and images mixed pairwise (image i with image B-1-i).
+    """Mixup, CutMix and label smoothing. Image i is mixed with image B-1-i.
+
+    timm draws from numpy's global generator, which `transformers.set_seed` seeds and checkpoints of `Trainer` store.
 
     Args:
         num_classes: C.
-        mixup_alpha: Beta(alpha, alpha) gives mixup's share of an image; 0 turns mixup off.
-        cutmix_alpha: the same for CutMix's share of the area; 0 turns CutMix off.
-        prob: probability that mixing happens at all, per draw.
-        switch_prob: probability of CutMix where both are on.
-        mode: one draw per `batch` (nothing is read from or copied to the device), per `pair`, or per image (`elem`).
-        label_smoothing: e; the label gets 1 - e + e/C and every other class e/C.
-
-    timm draws from numpy's global generator, which transformers' `set_seed` seeds and the Trainer's checkpoints keep.
+        mixup_alpha: mixup draws lambda from Beta(alpha, alpha); 0 turns mixup off.
+        cutmix_alpha: CutMix draws the fraction of the area from Beta(alpha, alpha); 0 turns CutMix off.
+        prob: probability of mixing, per draw.
+        switch_prob: probability of CutMix instead of mixup, if both are on.
+        mode: one draw per `batch` (no device synchronization), per `pair`, or per image (`elem`).
+        label_smoothing: e; the label gets the probability 1 - e + e/C, and the other classes e/C.
 
     Raises:
-        ValueError: a setting out of its range.
+        ValueError: if a setting is out of range.
     """
 
     def __init__(
@@ -71,21 +71,21 @@ class InputMixup:
 
     @property
     def enabled(self) -> bool:
-        """Whether anything is on. If not, a call only turns labels into one-hot rows."""
+        """Whether mixup, CutMix or label smoothing is on. Otherwise a call only converts labels to one-hot rows."""
         return self._mixup is not None or self.label_smoothing > 0
 
     def __call__(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mix a batch; neither argument is changed.
+        """Mix a batch. The arguments are not changed.
 
         Args:
-            pixel_values: (B, 3, H, W) floating point, on any device.
-            labels: (B,) int64 in [0, C), not checked here (that would make the device wait).
+            pixel_values: (B, 3, H, W) floating-point images on any device.
+            labels: (B,) int64 class indices. They are not validated, which would synchronize the device.
 
         Returns:
-            Images (B, 3, H, W) of the same dtype, and targets (B, C) float32 whose rows sum to one.
+            Images (B, 3, H, W) in the same dtype, and class distributions (B, C) in float32.
 
         Raises:
-            ValueError: the shapes do not fit.
+            ValueError: if the shapes are invalid.
         """
         if pixel_values.ndim != 4 or labels.ndim != 1 or len(pixel_values) != len(labels):
             raise ValueError(
@@ -95,11 +95,10 @@ class InputMixup:
         if self._mixup is None:
             return pixel_values, mixup_target(labels, self.num_classes, 1.0, self.label_smoothing)
         size = len(labels)
-        # timm mixes in place. In float32, because it rounds per-image shares to the dtype of the images.
+        # timm mixes in place and rounds the lambda of each image to the dtype of the images, so use a float32 copy.
         images = pixel_values.to(torch.promote_types(pixel_values.dtype, torch.float32), copy=True)
         if size % 2:
-            # timm wants an even batch. With the last image doubled, its first copy mixes with image 1 and its second,
-            # which is dropped again, gives image 0 its partner. A single image meets itself.
+            # timm requires an even batch size, so the last image is duplicated and the copy is dropped afterwards.
             images, labels = torch.cat([images, images[-1:]]), torch.cat([labels, labels[-1:]])
         images, targets = self._mixup(images, labels)
         return images[:size].to(pixel_values.dtype), targets[:size].float()

@@ -146,7 +146,7 @@ def evaluate_classifier(
         )
     rank, world = (state.process_index, state.num_processes) if state is not None else (0, 1)
     if isinstance(data, ImageClassificationIterableDataset):
-        shard = data.share(rank, world, batch_size)
+        shard = data.shard(rank, world, batch_size)
         num_workers = min(num_workers, shard.num_shards)
     else:
         shard = Subset(data, range(rank, len(data), world))

@@ -5,11 +5,10 @@ import json
 from dataclasses import dataclass
 
 import torch
-from timm.layers import to_2tuple
 from transformers import AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 
 from ..configuration import TokenMixupConfigMixin
-from ..models import FAMILIES
+from ..models import FAMILIES, height_and_width
 
 MAX_CLASS_NAMES = 20
 _VIT_SIZES = {(192, 12): "Ti", (384, 12): "S", (768, 12): "B", (1024, 24): "L", (1280, 32): "H"}
@@ -77,7 +76,7 @@ def summarize_model(config: PreTrainedConfig) -> ModelSummary:
         num_parameters=_num_parameters(config),
         num_labels=config.num_labels,
         class_names=names if show_names else [],
-        image_size=None if image_size is None else to_2tuple(image_size),
+        image_size=None if image_size is None else height_and_width(image_size),
         sizes=_sizes(config, settings),
         horizontal_layers=sorted(settings.horizontal_layers) if enabled else [],
         vertical_layers=sorted(settings.vertical_layers) if enabled else [],

@@ -1,4 +1,4 @@
-"""Model families with TokenMixup."""
+"""Image classifiers with TokenMixup."""
 
 from .auto import FAMILIES, load_classifier, load_config_dict
 from .cct import (
@@ -9,11 +9,12 @@ from .cct import (
     TokenMixupCctForImageClassification,
     TokenMixupCctLayer,
 )
+from .cct.configuration_cct import height_and_width
 from .heads import class_names
 from .modeling_tokenmixup import TokenMixupModelMixin
 from .outputs import AVERAGED_METRICS, TokenMixupOutput
 from .peft_utils import find_adapter_layers, merge_adapters
-from .positions import border_hint, height_and_width
+from .positions import border_hint
 from .task import validate_evaluated_task, validate_single_label
 from .vit import TokenMixupViTConfig, TokenMixupViTForImageClassification, TokenMixupViTLayer
 

@@ -1,4 +1,4 @@
-"""Any image classifier by name: with TokenMixup where its family has it, plain otherwise."""
+"""Load or create image classifiers, with TokenMixup if the model family supports it."""
 
 import difflib
 import logging
@@ -17,9 +17,11 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
 )
 
+from ..utils.text import format_list
 from .cct import TokenMixupCctConfig, TokenMixupCctForImageClassification
-from .heads import class_layers, class_names, fit_classifier
-from .positions import border_hint, config_to_load_with, height_and_width, resize_positions, token_grid
+from .cct.configuration_cct import height_and_width
+from .heads import class_names, fit_classifier, get_class_layers
+from .positions import border_hint, config_to_load_with, resize_positions, token_grid
 from .task import PLAIN_OUTPUTS, SINGLE_LABEL, validate_single_label
 from .vit import TokenMixupViTConfig, TokenMixupViTForImageClassification
 
@@ -29,7 +31,7 @@ FAMILIES: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel]]] = {
     "cct": (TokenMixupCctConfig, TokenMixupCctForImageClassification),
     "vit": (TokenMixupViTConfig, TokenMixupViTForImageClassification),
 }
-# What the host raises for a configuration that no network can be built of.
+# Errors that transformers raises for an invalid configuration.
 MODEL_INIT_ERRORS = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError, StrictDataclassError)
 
 
@@ -47,68 +49,75 @@ def load_classifier(
     attn_implementation: str | None = None,
     **hub_options,
 ) -> PreTrainedModel:
-    """Open or build an image classifier, in float32.
+    """Load or create an image classifier in float32.
 
     Args:
-        name_or_path: a model on the Hub or a folder.
-        model_type: in place of ``name_or_path`` when training from scratch: the type's default configuration.
-        from_scratch: take the configuration alone, with fresh weights.
-        plain: without TokenMixup in any case, which is enough to evaluate.
-        label_names: the class names in order, for training on one label per image; None leaves the model's own. A
-            classifier of the same classes in another order is reordered.
-        tokenmixup: settings of TokenMixup; those not named stay as the checkpoint has them.
-        config_overrides: other attributes of the configuration. Learned positions are interpolated for another
-            `image_size`.
-        image_size: the same for models whose configuration has an image size; ignored for others.
-        ignore_mismatched_sizes: start a fresh classifier where the classes or their number differ.
-        attn_implementation: as in transformers, its choice if None.
-        hub_options: ``revision``, ``token``, ``cache_dir``.
+        name_or_path: name of a model on the Hub, or a folder.
+        model_type: model type for training from scratch with its default configuration, instead of `name_or_path`.
+        from_scratch: use only the configuration, with newly initialized weights.
+        plain: load the base model without TokenMixup, as for evaluation.
+        label_names: class names in order, for training with one label per image; None keeps the model's classes. A
+            classifier with the same classes in another order is reordered.
+        tokenmixup: settings of TokenMixup. Other settings are those of the checkpoint.
+        config_overrides: other attributes of the configuration. For another `image_size`, learned positions are
+            interpolated.
+        image_size: image size for models whose configuration has one; ignored for other models.
+        ignore_mismatched_sizes: initialize a new classifier if the classes or their number differ.
+        attn_implementation: attention implementation of transformers; None: the default.
+        hub_options: `revision`, `token`, `cache_dir`, `trust_remote_code`.
+
+    Returns:
+        The model, a TokenMixup classifier if `model_type` is one of `FAMILIES` and `plain` is False.
 
     Raises:
-        ValueError: without a name or model type, or one that does not exist; for settings of TokenMixup with a family
-            that has none; for attributes that the configuration does not have, or of which no network can be built;
-            for weights that cannot be read, are quantized or are another network's, for a classifier of other classes
-            without ``ignore_mismatched_sizes``, and, with ``plain``, for one that is not there.
+        ValueError: if the model or model type does not exist, the family does not support TokenMixup, an attribute of
+            the configuration is unknown or invalid, the weights cannot be read, are quantized or do not fit the model,
+            the classifier has other classes (without `ignore_mismatched_sizes`), or, with `plain`, weights are
+            missing.
     """
     name_or_path = name_or_path or None
     if name_or_path is None and not (from_scratch and model_type):
         raise ValueError(
-            "No model was named: give model_name_or_path, or from_scratch with a model_type (and config_overrides)."
+            "There is no model. Pass `model_name_or_path`, or `from_scratch` with `model_type` (and "
+            "`config_overrides`)."
         )
-    stored = load_config_dict(name_or_path, **hub_options) if name_or_path else {}
-    if model_type is not None and stored.get("model_type", model_type) != model_type:
+    config_dict = load_config_dict(name_or_path, **hub_options) if name_or_path else {}
+    if model_type is not None and config_dict.get("model_type", model_type) != model_type:
         raise ValueError(
-            f"{name_or_path} is of type {stored['model_type']!r}, got model_type {model_type!r} beside it: leave that "
-            "out."
+            f"model_type {model_type!r} does not match {name_or_path}, whose type is {config_dict['model_type']!r}. "
+            "Remove `model_type`."
         )
-    model_type = stored.get("model_type", model_type)
+    model_type = config_dict.get("model_type", model_type)
     tokenmixup = {} if plain else tokenmixup or {}
     changes = {**PLAIN_OUTPUTS, **(config_overrides or {}), **tokenmixup}
     if "model_type" in changes:
-        raise ValueError("The model type is no override of a configuration: give model_type, or another model.")
+        raise ValueError("model_type is not allowed in config_overrides. Pass `model_type`, or choose another model.")
     if label_names is not None:
-        if ours := sorted({"num_labels", "id2label", "label2id"} & changes.keys()):
-            raise ValueError(f"The classes are those of the data, {len(label_names)}: leave out {', '.join(ours)}.")
+        if overridden := sorted({"num_labels", "id2label", "label2id"} & changes.keys()):
+            raise ValueError(
+                f"The dataset determines the {len(label_names)} classes. Remove {', '.join(overridden)} from "
+                "config_overrides."
+            )
         changes["num_labels"] = len(label_names)
         changes["id2label"] = dict(enumerate(label_names))
         changes["label2id"] = {name: index for index, name in enumerate(label_names)}
         if (problem_type := changes.get("problem_type")) not in (None, SINGLE_LABEL):
             raise ValueError(
-                f"The images have one label each, so problem_type must be {SINGLE_LABEL!r}, got {problem_type!r}: "
-                "remove it from config_overrides."
+                f"Images have one label each, so problem_type must be {SINGLE_LABEL!r}, got {problem_type!r}. Remove "
+                "it from config_overrides."
             )
-    if stored.get("quantization_config") and not from_scratch:
+    if config_dict.get("quantization_config") and not from_scratch:
         raise ValueError(
-            f"{name_or_path} has quantized weights (quantization_config in its config.json), which are not trained or "
-            "evaluated in float32. Name the model that was quantized."
+            f"{name_or_path} has quantized weights (quantization_config in its config.json), which cannot be loaded "
+            "in float32. Choose the model before quantization."
         )
 
     if model_type in FAMILIES and not plain:
         config_class, model_class = FAMILIES[model_type]
     elif tokenmixup:
         raise ValueError(
-            f"TokenMixup is there for the model types {', '.join(sorted(FAMILIES))}, and this model is of type "
-            f"{model_type!r}: leave out {', '.join(sorted(tokenmixup))} to train it as it is."
+            f"TokenMixup supports the model types {', '.join(sorted(FAMILIES))}, got {model_type!r}. Remove "
+            f"{', '.join(sorted(tokenmixup))} to train without TokenMixup."
         )
     else:
         if not hub_options.get("trust_remote_code"):
@@ -120,7 +129,7 @@ def load_classifier(
         known = PreTrainedConfig if config_class is AutoConfig else config_class
         defaults = AutoConfig.for_model(model_type) if known is PreTrainedConfig else config_class()
         changes |= _image_size_change(image_size, config_overrides, defaults)
-        _refuse_unknown(changes, defaults)
+        _validate_config_keys(changes, defaults)
         with _wrap_init_errors(model_type, config_overrides):
             config = type(defaults)(**changes)
     else:
@@ -130,15 +139,15 @@ def load_classifier(
             config, unused = config_class.from_pretrained(
                 name_or_path, return_unused_kwargs=True, **changes, **hub_options
             )
-        _refuse_unknown(unused, config)
+        _validate_config_keys(unused, config)
         if (grid := token_grid(config)) is not None and min(grid) < 1:
             raise ValueError(
-                f"image_size {config.image_size} is smaller than a patch of {getattr(config, 'patch_size', None)} "
-                "pixels: no token is left. Pass a larger image_size."
+                f"image_size {config.image_size} is smaller than the patch size "
+                f"{getattr(config, 'patch_size', None)}, so there are no tokens. Increase image_size."
             )
     if label_names is not None:
         validate_single_label(config)
-    # The classes with TokenMixup warn of it themselves.
+    # TokenMixup classifiers log this warning themselves.
     if model_type in FAMILIES and plain and (hint := border_hint(config)):
         logger.warning(hint)
     if from_scratch:
@@ -149,7 +158,7 @@ def load_classifier(
     if model_class is AutoModelForImageClassification:
         loaded = config_to_load_with(model_class, config, original)
     try:
-        with _wrap_init_errors(model_type, config_overrides, aside=("ignore_mismatched_sizes",)):
+        with _wrap_init_errors(model_type, config_overrides, unchanged="ignore_mismatched_sizes"):
             model, report = model_class.from_pretrained(
                 name_or_path,
                 config=loaded or config,
@@ -161,31 +170,32 @@ def load_classifier(
             )
     except SafetensorError as error:
         raise ValueError(
-            f"The weights of {name_or_path} cannot be read ({error}): the file is damaged or cut short. Copy or "
-            "download it anew."
+            f"The weights of {name_or_path} cannot be read ({error}): the file is corrupted or truncated. Copy or "
+            "download it again."
         ) from error
     except RuntimeError as error:
         if "ignore_mismatched_sizes" not in str(error):
             raise
-        trained = len(stored.get("id2label", "LABEL_0 LABEL_1".split()))
-        if trained != config.num_labels:
+        # transformers defaults to two classes.
+        num_trained = len(config_dict.get("id2label", ("LABEL_0", "LABEL_1")))
+        if num_trained != config.num_labels:
             raise ValueError(
-                f"{name_or_path} was trained for {trained} classes and does not fit {config.num_labels} classes, as "
-                "asked for. To start a fresh classifier for them give ignore_mismatched_sizes."
+                f"{name_or_path} was trained for {num_trained} classes, but the data has {config.num_labels} classes. "
+                "Pass `ignore_mismatched_sizes` to train a new classifier."
             ) from error
-        raise ValueError(
-            f"The weights of {name_or_path} are of other shapes than its configuration says"
-            + (f" with {config_overrides}: leave that out." if config_overrides else ": correct its config.json.")
-        ) from error
+        hint = f"Remove {config_overrides} from config_overrides" if config_overrides else "Correct its config.json"
+        raise ValueError(f"The weights of {name_or_path} have other shapes than its configuration. {hint}.") from error
     if loaded is not None:
         resize_positions(model, config, str(name_or_path))
-    fresh = _validate_loaded_weights(name_or_path, model, report, whole=plain, overrides=config_overrides)
+    newly_initialized = _validate_loaded_weights(
+        name_or_path, model, report, require_all=plain, overrides=config_overrides
+    )
     if label_names is not None:
-        # Without as many names as the classifier has outputs, it is one without names.
+        # If the number of names differs from the number of outputs, the classifier has no names.
         names = [f"LABEL_{index}" for index in range(len(label_names))]
         if original.num_labels == len(label_names):
             names = class_names(original, str(name_or_path))
-        fit_classifier(model, fresh, names, label_names, ignore_mismatched_sizes, str(name_or_path))
+        fit_classifier(model, newly_initialized, names, label_names, ignore_mismatched_sizes, str(name_or_path))
     return model
 
 
@@ -194,103 +204,115 @@ def _image_size_change(
 ) -> dict[str, Any]:
     if image_size is None or not hasattr(config, "image_size"):
         return {}
-    given = (overrides or {}).get("image_size", image_size)
-    if height_and_width(given) != height_and_width(image_size):
+    override = (overrides or {}).get("image_size", image_size)
+    if height_and_width(override) != height_and_width(image_size):
         raise ValueError(
-            f"image_size is {image_size}, but config_overrides has image_size {given}: remove one of them."
+            f"image_size is {image_size}, but config_overrides has image_size {override}. Remove one of them."
         )
     return {"image_size": image_size}
 
 
 def load_config_dict(name_or_path: str, **hub_options) -> dict[str, Any]:
-    """The content of a model's config.json.
+    """Load the config.json of a model.
+
+    Args:
+        name_or_path: name of a model on the Hub, or a folder.
+        hub_options: `revision`, `token`, `cache_dir`.
 
     Raises:
-        ValueError: there is no such model, or its config.json is not that of one.
+        ValueError: if the model does not exist, or its config.json is invalid.
     """
     expected = "expected a folder with a config.json, as save_pretrained writes it, or the name of a model on the Hub"
     if Path(name_or_path).is_file():
         raise ValueError(f"{str(name_or_path)!r} is a file, not a model: {expected}.")
+    not_an_object = f"The config.json of {name_or_path} must contain a JSON object: {expected}."
     try:
-        stored = PreTrainedConfig.get_config_dict(name_or_path, **hub_options)[0]
+        config_dict = PreTrainedConfig.get_config_dict(name_or_path, **hub_options)[0]
     except (OSError, HFValidationError) as error:
-        raise ValueError(f"No model {str(name_or_path)!r}: {expected}. ({error})") from error
-    # Older versions of the host look into it at once.
+        raise ValueError(f"Model {str(name_or_path)!r} not found: {expected}. ({error})") from error
+    # Older versions of transformers fail if the content is no object.
     except (AttributeError, TypeError) as error:
-        stored = error
-    if not isinstance(stored, dict):
-        raise ValueError(f"The config.json of {name_or_path} must hold a JSON object: {expected}.")
-    if not stored.get("model_type"):
+        raise ValueError(not_an_object) from error
+    if not isinstance(config_dict, dict):
+        raise ValueError(not_an_object)
+    if not config_dict.get("model_type"):
         raise ValueError(f"{name_or_path} has no config.json that names a model_type: {expected}.")
-    return stored
+    return config_dict
 
 
 def _validate_model_type(model_type: str) -> None:
-    # Types that somebody registered are in the mappings and not among the names.
+    # Registered types are in the mappings, but not among the names.
     if model_type not in CONFIG_MAPPING or CONFIG_MAPPING[model_type] not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
         known = {*MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, *FAMILIES}
         near = difflib.get_close_matches(str(model_type), sorted(known), n=1)
         raise ValueError(
             f"There is no image classifier of type {model_type!r} in this version of transformers"
-            + (f": did you mean {near[0]!r}?" if near else f"; the types are {', '.join(sorted(known))}.")
+            + (f": did you mean {near[0]!r}?" if near else f". The types are {', '.join(sorted(known))}.")
         )
 
 
 @contextmanager
 def _wrap_init_errors(
-    model_type: str, overrides: dict[str, Any] | None, aside: tuple[str, ...] = ()
+    model_type: str, overrides: dict[str, Any] | None, unchanged: str | None = None
 ) -> Iterator[None]:
-    """Tell what was asked for where the host fails at it; errors of ours, and without overrides, say so themselves.
+    """Add `config_overrides` to the message of errors that transformers raises for them.
 
-    Errors whose message has one of the words `aside` are left as they are.
+    Args:
+        model_type: type of the model.
+        overrides: `config_overrides`; without them, errors are not changed.
+        unchanged: errors whose message contains this text are not changed.
     """
     try:
         yield
     except MODEL_INIT_ERRORS as error:
-        if not overrides or type(error) is ValueError or any(word in str(error) for word in aside):
+        if not overrides or type(error) is ValueError or (unchanged is not None and unchanged in str(error)):
             raise
         raise ValueError(
-            f"No {model_type} can be built with config_overrides {overrides} ({type(error).__name__}: "
-            f"{' '.join(str(error).split())}): correct or leave out what is not possible."
+            f"config_overrides {overrides} are invalid for a {model_type} ({type(error).__name__}: "
+            f"{' '.join(str(error).split())}). Correct or remove the invalid values."
         ) from error
 
 
 def _validate_loaded_weights(
-    name_or_path: str, model: PreTrainedModel, report: dict[str, Any], whole: bool, overrides: dict[str, Any] | None
+    name_or_path: str,
+    model: PreTrainedModel,
+    report: dict[str, Any],
+    require_all: bool,
+    overrides: dict[str, Any] | None,
 ) -> set[str]:
-    """Names of the tensors that were not loaded.
+    """Return the names of the newly initialized tensors.
 
     Raises:
-        ValueError: the checkpoint was another network's, ``whole`` and not everything was in it, or ``overrides`` of
-            the configuration change the shape of other tensors than the classifier's.
+        ValueError: if more than half of the tensors are newly initialized, or any of them with `require_all`, or if
+            `overrides` of the configuration change the shape of other tensors than the classifier's.
     """
     mismatched = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
-    classifier = tuple(f"{name}." for name in class_layers(model))
-    lost = sorted(name for name in mismatched if not name.startswith(classifier))
-    if overrides and classifier and lost:
+    classifier_prefixes = tuple(f"{name}." for name in get_class_layers(model))
+    lost = sorted(name for name in mismatched if not name.startswith(classifier_prefixes))
+    if overrides and classifier_prefixes and lost:
         raise ValueError(
             f"With config_overrides {overrides}, {len(lost)} tensors of {name_or_path} have another shape "
-            f"({', '.join(lost[:3])}{', ...' if len(lost) > 3 else ''}), and would be random: leave that out, or give "
-            "from_scratch to take the configuration alone."
+            f"({format_list(lost, 3)}) and would be initialized randomly. Remove config_overrides, or pass "
+            "`from_scratch` to use only the configuration."
         )
-    fresh = sorted({*report["missing_keys"], *mismatched})
+    newly_initialized = sorted({*report["missing_keys"], *mismatched})
     total = len([name for name in model.state_dict() if ".scorenet." not in name])
-    if not fresh or not whole and 2 * len(fresh) <= total:
-        return set(fresh)
-    shown = ", ".join(fresh[:3]) + (f" and {len(fresh) - 3} more" if len(fresh) > 3 else "")
+    if not newly_initialized or not require_all and 2 * len(newly_initialized) <= total:
+        return set(newly_initialized)
     raise ValueError(
-        f"The weights of {name_or_path} are not those of a {type(model).__name__} as its configuration has it: "
-        f"{len(fresh)} of {total} tensors are not among them, or of another shape ({shown}), and would be random. "
-        "Name a checkpoint of this type and size, or give from_scratch to take the configuration alone."
+        f"The weights of {name_or_path} do not fit a {type(model).__name__} with its configuration: "
+        f"{len(newly_initialized)} of {total} tensors are missing or have another shape "
+        f"({format_list(newly_initialized, 3)}) and would be initialized randomly. Choose a checkpoint of this type "
+        "and size, or pass `from_scratch` to use only the configuration."
     )
 
 
-def _refuse_unknown(changes: dict[str, Any], config: PreTrainedConfig) -> None:
+def _validate_config_keys(changes: dict[str, Any], config: PreTrainedConfig) -> None:
     known = [*config.to_dict(), "num_labels", "id2label", "label2id"]
     for name in changes:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             raise ValueError(
                 f"{type(config).__name__} has no attribute {name!r}"
-                + (f": did you mean {near[0]!r}?" if near else f"; it has {', '.join(sorted(known))}.")
+                + (f": did you mean {near[0]!r}?" if near else f". It has {', '.join(sorted(known))}.")
             )

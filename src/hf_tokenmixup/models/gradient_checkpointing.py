@@ -1,8 +1,8 @@
-"""Gradient checkpointing of layers whose input needs no gradient, as after frozen embeddings or frozen layers.
+"""Gradient checkpointing of layers whose input requires no gradient, as after frozen embeddings or frozen layers.
 
-The reentrant kind of `torch.utils.checkpoint` computes the gradients of a layer's weights only if one of the tensors
-that enter the layer requires a gradient. Otherwise the weights stay untrained, with a warning of torch only. The other
-kind has no such condition and gives the same gradients, so it takes over for these layers.
+Reentrant checkpointing of `torch.utils.checkpoint` computes the gradients of a layer's weights only if one of its
+input tensors requires a gradient. Otherwise the weights are not trained, and torch only logs a warning. Non-reentrant
+checkpointing has no such condition and gives the same gradients, so it is used for these layers.
 """
 
 from collections.abc import Callable
@@ -15,10 +15,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 
 class ActivationCheckpointing:
-    """Both names of gradient checkpointing for a `PreTrainedModel`, which this class precedes among the bases.
+    """Mixin with both names of gradient checkpointing. Precedes `PreTrainedModel` among the base classes.
 
-    transformers calls it activation checkpointing since 5.23 and deprecates the name gradient checkpointing. Here
-    both names exist with every version. Reading `is_gradient_checkpointing`, as peft does, gives no warning.
+    Since 5.23 transformers calls it activation checkpointing and deprecates the old name. With this mixin both names
+    exist in every version, and reading `is_gradient_checkpointing`, as peft does, gives no warning.
     """
 
     if not hasattr(PreTrainedModel, "activation_checkpointing_enable"):
@@ -39,11 +39,11 @@ class ActivationCheckpointing:
 
 
 def enable_checkpointing(model: nn.Module, settings: dict[str, Any] | None = None) -> None:
-    """Turn on gradient checkpointing of a model of transformers, by the name that its version has for it.
+    """Turn on gradient checkpointing with the method of the installed version of transformers.
 
     Args:
-        model: any `PreTrainedModel`.
-        settings: Keyword arguments of `torch.utils.checkpoint.checkpoint`.
+        model: a `PreTrainedModel`.
+        settings: keyword arguments of `torch.utils.checkpoint.checkpoint`.
     """
     if hasattr(model, "activation_checkpointing_enable"):
         model.activation_checkpointing_enable(settings)
@@ -52,29 +52,32 @@ def enable_checkpointing(model: nn.Module, settings: dict[str, Any] | None = Non
 
 
 def is_checkpointed(model: nn.Module) -> bool:
-    """Whether any layer of a model is under gradient checkpointing."""
+    """Whether any layer of a model uses gradient checkpointing."""
     return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
 def rename_in_config(config: PreTrainedConfig) -> None:
-    """Replace the attribute `activation_checkpointing` of a configuration by `gradient_checkpointing`, in place.
+    """Rename the attribute `activation_checkpointing` of a configuration to `gradient_checkpointing`, in place.
 
-    Every version of transformers reads the latter when it builds a model, and then removes it.
+    Every version of transformers reads the latter when it creates a model, and then removes it.
+
+    Args:
+        config: configuration of the model.
     """
     if vars(config).pop("activation_checkpointing", False):
         config.gradient_checkpointing = True
 
 
 def checkpoint_layer(checkpoint: Callable, function: Callable, *inputs: Any) -> Any:
-    """Run a function of a layer under gradient checkpointing, with the gradients that it has without.
+    """Run a function with gradient checkpointing. If no input requires a gradient, use the non-reentrant variant.
 
     Args:
-        checkpoint: `torch.utils.checkpoint.checkpoint` with its settings, as transformers gives it to a layer.
-        function: what is run, and run again in the backward pass.
-        inputs: of `function`.
+        checkpoint: `torch.utils.checkpoint.checkpoint` with its settings, as transformers passes it to a layer.
+        function: function to run, and to run again in the backward pass.
+        inputs: arguments of `function`.
 
     Returns:
-        What `function` returns.
+        The return value of `function`.
     """
     if _is_reentrant(checkpoint) and not any(torch.is_tensor(value) and value.requires_grad for value in inputs):
         checkpoint = partial(checkpoint.func, **checkpoint.keywords | {"use_reentrant": False})
@@ -82,9 +85,12 @@ def checkpoint_layer(checkpoint: Callable, function: Callable, *inputs: Any) -> 
 
 
 def checkpoint_frozen_inputs(model: nn.Module) -> None:
-    """Make every layer of a plain model of transformers that is checkpointed use :func:`checkpoint_layer`.
+    """Let all checkpointed layers of a model use `checkpoint_layer`, in place.
 
-    To be called after gradient checkpointing was turned on. Layers that mix tokens do so by themselves.
+    Call this after gradient checkpointing is turned on. TokenMixup layers call `checkpoint_layer` themselves.
+
+    Args:
+        model: model of transformers.
     """
     for module in model.modules():
         checkpoint = getattr(module, "_gradient_checkpointing_func", None)
@@ -93,6 +99,6 @@ def checkpoint_frozen_inputs(model: nn.Module) -> None:
 
 
 def _is_reentrant(checkpoint: Callable | None) -> bool:
-    """Whether this is the reentrant kind with its settings, which is the kind that torch takes unless told."""
+    """Whether a checkpoint function with settings is reentrant, which is the default of torch."""
     is_configured = isinstance(checkpoint, partial) and checkpoint.func is not checkpoint_layer
     return is_configured and checkpoint.keywords.get("use_reentrant") is not False

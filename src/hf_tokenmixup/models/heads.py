@@ -1,4 +1,4 @@
-"""The classifier of a checkpoint for the classes of a dataset: reused, reordered or trained from scratch."""
+"""Fit the classifier of a checkpoint to the classes of a dataset: reuse, reorder or initialize it."""
 
 import logging
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..utils.class_names import has_class_names, normalize_class_name
+from ..utils.text import format_list
 
 logger = logging.getLogger(__name__)
 
@@ -15,110 +16,113 @@ MAX_SHOWN = 3
 
 
 def class_names(config: PreTrainedConfig, name: str) -> list[str]:
-    """The class names of a configuration in order.
+    """Return the class names of a configuration in order.
 
     Args:
-        config: of the model.
-        name: of the model, for the message.
+        config: configuration of the model.
+        name: name of the model, for the message.
 
     Raises:
-        ValueError: `id2label` does not name every class from 0 on.
+        ValueError: if `id2label` does not name all classes from 0.
     """
     found = config.id2label
     if set(found) != set(range(config.num_labels)):
         raise ValueError(
             f"id2label in the config.json of {name} must name the classes 0 to {config.num_labels - 1}, got "
-            f"{', '.join(map(str, list(found)[:MAX_SHOWN]))}, ...: correct it there."
+            f"{format_list(found, MAX_SHOWN)}. Correct it in the config.json."
         )
     return [found[index] for index in range(config.num_labels)]
 
 
 def fit_classifier(
     model: PreTrainedModel,
-    fresh: set[str],
+    newly_initialized: set[str],
     model_names: Sequence[str],
     dataset_names: Sequence[str],
     allow_new: bool,
     name: str,
 ) -> None:
-    """Compare the classes that a loaded classifier was trained for with those of the dataset, and fit it, in place.
+    """Fit a loaded classifier to the classes of a dataset, in place.
 
-    The same names in the same order: nothing is done. In another order: the rows of the classifier (and of ScoreNet's)
-    are reordered. Where one side has no names (`LABEL_0`, or numbers in order), classes are taken by number, and a
-    warning is logged.
+    With the same names in another order, the rows of the classifier and of ScoreNet's classifier are reordered. If one
+    side has no names (`LABEL_0`, or numbers in order), classes are matched by index and a warning is logged.
 
     Args:
-        model: with as many outputs as `dataset_names`.
-        fresh: names of the parameters that the checkpoint did not have, or in another shape.
-        model_names: of the checkpoint, in order.
-        dataset_names: in order.
-        allow_new: initialize the classifier where the classes are others.
-        name: of the checkpoint, for messages.
+        model: model with one output per class of the dataset.
+        newly_initialized: names of the parameters that were not loaded from the checkpoint.
+        model_names: class names of the checkpoint in order.
+        dataset_names: class names of the dataset in order.
+        allow_new: initialize the classifier again if the classes differ.
+        name: name of the checkpoint, for messages.
 
     Raises:
-        ValueError: other classes without `allow_new`, or in another order in a classifier of a kind that is not known.
+        ValueError: if the classes differ (without `allow_new`), or the model has no known linear classifier to change.
     """
-    layers = class_layers(model)
-    if layers and all(f"{key}.weight" in fresh for key in layers if ".scorenet." not in key):
+    layers = get_class_layers(model)
+    if layers and all(f"{key}.weight" in newly_initialized for key in layers if ".scorenet." not in key):
         return
     heads = list(layers.values())
-    theirs, ours = ([normalize_class_name(item) for item in names] for names in (model_names, dataset_names))
-    if theirs == ours:
+    model_keys, dataset_keys = (
+        [normalize_class_name(item) for item in names] for names in (model_names, dataset_names)
+    )
+    if model_keys == dataset_keys:
         return
-    same = sorted(theirs) == sorted(ours) and len(set(ours)) == len(ours)
+    same = sorted(model_keys) == sorted(dataset_keys) and len(set(dataset_keys)) == len(dataset_keys)
     if same and heads:
-        order = torch.tensor([theirs.index(item) for item in ours])
+        order = torch.tensor([model_keys.index(key) for key in dataset_keys])
         for head in heads:
             _reorder(head, order)
         logger.warning(
-            "%s has the classes of the dataset in another order. The rows of its classifier are put into the order of "
+            "%s has the classes of the dataset in another order. The rows of its classifier are reordered to that of "
             "the dataset: %s.",
             name,
-            _some(dataset_names),
+            format_list(dataset_names, MAX_SHOWN),
         )
         return
-    nameless = [
-        of for of, names in ((name, model_names), ("the dataset", dataset_names)) if not has_class_names(names)
-    ]
+    sides = ((name, model_names), ("the dataset", dataset_names))
+    nameless = [side for side, names in sides if not has_class_names(names)]
     if nameless and not same:
         logger.warning(
-            "There are no class names in %s. The classifier is reused for the %d classes of the dataset by number: "
+            "There are no class names in %s. The classifier is reused for the %d classes of the dataset by index: "
             "class 0 is %r in the model and %r in the dataset.",
             " and in ".join(nameless),
-            len(ours),
+            len(dataset_names),
             model_names[0],
             dataset_names[0],
         )
         return
-    found = f"The classes of {name} are {_some(model_names)}, and those of the dataset are {_some(dataset_names)}."
+    found = (
+        f"The classes of {name} are {format_list(model_names, MAX_SHOWN)}, and those of the dataset are "
+        f"{format_list(dataset_names, MAX_SHOWN)}."
+    )
     if not heads:
         raise ValueError(
             f"{found} {type(model).__name__} has no linear classifier that could be initialized again. If these are "
-            "the same classes, correct id2label in its config.json; otherwise name another model."
+            "the same classes, correct id2label in its config.json. Otherwise choose another model."
         )
     if not allow_new:
         raise ValueError(
-            f"{found} Pass ignore_mismatched_sizes to train a new classifier. If these are the same classes under "
+            f"{found} Pass `ignore_mismatched_sizes` to train a new classifier. If these are the same classes under "
             "other names, correct id2label in the model's config.json."
         )
     for head in heads:
         _initialize(model, head)
-    logger.warning("%s The classifier is initialized and trained from scratch.", found)
+    logger.warning("%s The classifier is newly initialized.", found)
 
 
-def class_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
-    """The linear layers with one output per class, ScoreNet's among them; none where their role is not certain."""
-    classes, base = model.config.num_labels, f"{model.base_model_prefix}."
+def get_class_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
+    """Find the linear layers with one output per class, including ScoreNet's; empty if their role is unclear."""
+    num_classes, base = model.config.num_labels, f"{model.base_model_prefix}."
     outside = {
         key: module
         for key, module in model.named_modules()
         if isinstance(module, nn.Linear) and (not key.startswith(base) or key.endswith(".scorenet.classifier"))
     }
-    # A hidden layer of this width would be followed by one that reads it.
-    hidden = [key for key, module in outside.items() if ".scorenet." not in key and module.in_features == classes]
+    # A layer with this number of inputs follows a hidden layer, which is no classifier.
+    hidden = [key for key, module in outside.items() if ".scorenet." not in key and module.in_features == num_classes]
     if hidden and len([key for key in outside if ".scorenet." not in key]) > 1:
         return {}
-    return {key: module for key, module in outside.items() if module.out_features == classes}
+    return {key: module for key, module in outside.items() if module.out_features == num_classes}
 
 
 @torch.no_grad()
@@ -129,12 +133,7 @@ def _reorder(layer: nn.Linear, order: torch.Tensor) -> None:
 
 @torch.no_grad()
 def _initialize(model: PreTrainedModel, layer: nn.Linear) -> None:
-    # transformers does not initialize a parameter that it has loaded, so they are new ones.
+    # transformers does not initialize loaded parameters again, so replace them.
     for name, parameter in list(layer.named_parameters(recurse=False)):
         setattr(layer, name, nn.Parameter(torch.zeros_like(parameter), parameter.requires_grad))
     model._init_weights(layer)
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MAX_SHOWN} more" if len(names) > MAX_SHOWN else ""
-    return ", ".join(map(repr, names[:MAX_SHOWN])) + more

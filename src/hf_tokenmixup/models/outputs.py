@@ -1,4 +1,4 @@
-"""What travels through a training forward, and what comes out of it."""
+"""Output of a training forward pass, and the context that its layers share."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,72 +11,80 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from ..horizontal import HorizontalMixRecord
 from ..vertical import VerticalMemory
 
-# Counts that are means over images; the others are sums over them.
+# Mixing metrics that are means over images. The others are sums over images.
 AVERAGED_METRICS = ("difficulty", "scorenet_loss")
 
 
 @dataclass
 class TokenMixupOutput(ImageClassifierOutput):
-    """Output of a training forward with labels; an evaluation forward returns what the plain model does.
+    """Output of a training forward pass with labels. In evaluation mode, the model returns the base model's output.
 
     Attributes:
-        loss: () cross-entropy against the mixed targets plus lambda times ``scorenet_loss``.
-        logits: (B, C).
-        targets: (B, C) class distributions after all mixing.
-        scorenet_loss: () ScoreNet's cross-entropy, summed over horizontal layers; None without them.
-        scorenet_logits: one (B, C) for each horizontal layer.
-        horizontal: the record of each horizontal layer, see :class:`~hf_tokenmixup.horizontal.HorizontalMixRecord`.
-        counts: scalars on the device for logs: ``scorenet_loss``, and the mean over horizontal layers of
-            ``easy_samples``, ``mixed_samples``, ``replaced_tokens`` in the batch and of ``difficulty`` (nats);
-            ``vertical_tokens``, how many tokens of the batch were collected for vertical layers.
+        loss: () cross-entropy with the mixed targets plus `scorenet_loss_weight` times `scorenet_loss`.
+        logits: (B, C) class scores.
+        targets: (B, C) class distributions after mixing.
+        scorenet_loss: () cross-entropy of ScoreNet, summed over horizontal layers; None without horizontal layers.
+        scorenet_logits: class scores (B, C) of ScoreNet for each horizontal layer.
+        horizontal: record of each horizontal layer.
+        mixing_metrics: scalar tensors for logging, on the device of the model. Horizontal layers give `scorenet_loss`,
+            and the means over these layers of `easy_samples`, `mixed_samples`, `replaced_tokens` (number in the batch)
+            and `difficulty` (nats). Vertical layers give `vertical_tokens`, the number of tokens collected in the
+            batch.
     """
 
     targets: torch.Tensor | None = None
     scorenet_loss: torch.Tensor | None = None
     scorenet_logits: tuple[torch.Tensor, ...] | None = None
     horizontal: tuple[HorizontalMixRecord, ...] | None = None
-    counts: dict[str, torch.Tensor] | None = None
+    mixing_metrics: dict[str, torch.Tensor] | None = None
 
 
 class ManifoldMixupParams(NamedTuple):
-    """What was drawn for manifold mixup in one forward, as tensors: one compiled graph serves every draw.
+    """Random parameters of manifold mixup for one forward pass. As tensors, they need only one compiled graph.
 
     Attributes:
-        position: () int64, which of the configured layers mixes.
-        share: () what is kept of each image.
-        partner: (B,) int64, a permutation.
+        position: () int64 index into `manifold_mixup_layers`, the layer whose input is mixed.
+        lam: () weight of each image in [0, 1].
+        partner: (B,) int64 index of the partner, a permutation.
     """
 
     position: torch.Tensor
-    share: torch.Tensor
+    lam: torch.Tensor
     partner: torch.Tensor
 
     @classmethod
-    def of(cls, num_layers: int, alpha: float, batch: int, device: torch.device) -> "ManifoldMixupParams":
-        """One of so many layers, the share from Beta(alpha, alpha) and any permutation."""
-        # The first two come from the host's generator, and are not checked: either way the device would be waited for.
+    def sample(cls, num_layers: int, alpha: float, batch: int, device: torch.device) -> "ManifoldMixupParams":
+        """Draw the layer uniformly, lambda from Beta(alpha, alpha), and a random permutation.
+
+        Args:
+            num_layers: number of layers to choose from.
+            alpha: parameter of the Beta distribution.
+            batch: B.
+            device: device of the tensors.
+        """
+        # Draws from the CPU generator, without validation of the arguments, avoid device synchronizations.
         position = torch.randint(num_layers, ())
-        share = torch.distributions.Beta(float(alpha), float(alpha), validate_args=False).sample()
+        lam = torch.distributions.Beta(float(alpha), float(alpha), validate_args=False).sample()
         partner = torch.randperm(batch, device=device)
-        return cls(position.to(device, non_blocking=True), share.to(device, non_blocking=True), partner)
+        return cls(position.to(device, non_blocking=True), lam.to(device, non_blocking=True), partner)
 
 
 class TokenMixupContext:
-    """What travels with the hidden states of one training forward, from layer to layer; it dies with the forward.
+    """Context that is passed from layer to layer in a training forward pass, and discarded afterwards.
 
-    No dataclass: FSDP looks into these for tensors, and would hand every layer a copy.
+    This is no dataclass, since FSDP copies dataclass arguments to move their tensors.
 
     Args:
-        layers: the network's layers, which a rollout looks ahead in.
+        layers: all transformer layers, for the attention rollout.
         memory: tokens collected for vertical layers.
-        targets: (B, C) as the last mixing left them.
+        targets: (B, C) class distributions before mixing.
 
     Attributes:
-        saliency: (B, T) of the tokens where the detector looks at the input; it goes where a token goes. None for
-            detectors that look at the tokens themselves.
-        manifold: what manifold mixup does in this forward, if it is on.
-        scorenet_losses: (B,) for each horizontal layer passed, against the targets that entered it.
-        steps: the record of each horizontal layer passed.
+        targets: (B, C) class distributions after the mixing so far.
+        saliency: (B, T) saliency of the gradient detector, mixed together with the tokens; None for other detectors.
+        manifold: parameters of manifold mixup; None if it is off.
+        scorenet_losses: loss (B,) of ScoreNet for each horizontal layer so far.
+        horizontal_records: record of each horizontal layer so far.
     """
 
     def __init__(self, layers: Sequence[nn.Module], memory: VerticalMemory, targets: torch.Tensor):
@@ -86,19 +94,19 @@ class TokenMixupContext:
         self.saliency: torch.Tensor | None = None
         self.manifold: ManifoldMixupParams | None = None
         self.scorenet_losses: list[torch.Tensor] = []
-        self.steps: list[HorizontalMixRecord] = []
+        self.horizontal_records: list[HorizontalMixRecord] = []
 
-    def counts(self) -> dict[str, torch.Tensor]:
-        """Scalars for logs, see :class:`TokenMixupOutput`; they stay on the device."""
-        counts = {}
-        if self.steps:
-            replaced = torch.stack([step.replaced for step in self.steps])  # (layers, B, T)
-            layers = len(self.steps)
-            counts["scorenet_loss"] = torch.stack(self.scorenet_losses).detach().mean(dim=1).sum()
-            counts["easy_samples"] = torch.stack([step.easy for step in self.steps]).sum() / layers
-            counts["mixed_samples"] = replaced.any(dim=2).sum() / layers
-            counts["replaced_tokens"] = replaced.sum() / layers
-            counts["difficulty"] = torch.stack([step.difficulty for step in self.steps]).mean()
+    def compute_mixing_metrics(self) -> dict[str, torch.Tensor]:
+        """Compute the scalar tensors for logging, see `TokenMixupOutput`. They stay on the device."""
+        metrics = {}
+        if self.horizontal_records:
+            records = self.horizontal_records
+            replaced = torch.stack([record.replaced for record in records])  # (layers, B, T)
+            metrics["scorenet_loss"] = torch.stack(self.scorenet_losses).detach().mean(dim=1).sum()
+            metrics["easy_samples"] = torch.stack([record.easy for record in records]).sum() / len(records)
+            metrics["mixed_samples"] = replaced.any(dim=2).sum() / len(records)
+            metrics["replaced_tokens"] = replaced.sum() / len(records)
+            metrics["difficulty"] = torch.stack([record.difficulty for record in records]).mean()
         if self.memory.num_tokens:
-            counts["vertical_tokens"] = self.targets.new_full((), len(self.targets) * self.memory.num_tokens)
-        return counts
+            metrics["vertical_tokens"] = self.targets.new_full((), len(self.targets) * self.memory.num_tokens)
+        return metrics

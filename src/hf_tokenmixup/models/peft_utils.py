@@ -1,4 +1,4 @@
-"""Adapters of peft (LoRA and its kin) inside a model, told by what they offer: peft is an optional library."""
+"""Helpers for adapters of peft. peft is optional, so adapter layers are detected by their attributes."""
 
 import copy
 from collections.abc import Iterator
@@ -13,21 +13,21 @@ from transformers.utils import is_peft_available
 
 
 class AdapterMethods:
-    """`add_adapter` of a `PreTrainedModel`, which this class precedes among the bases."""
+    """Mixin with `add_adapter` of `PreTrainedModel`. Precedes `PreTrainedModel` among the base classes."""
 
     def add_adapter(self, *args: Any, **kwargs: Any) -> Any:
-        """As in `PreTrainedModel`.
+        """Call `PreTrainedModel.add_adapter`.
 
         Raises:
-            ValueError: this version of transformers needs another version of peft.
+            ValueError: if this version of transformers needs another version of peft.
         """
-        with _explained_peft_version():
+        with _explain_peft_version():
             return super().add_adapter(*args, **kwargs)
 
 
 @contextmanager
-def _explained_peft_version() -> Iterator[None]:
-    """Explain which versions are installed, and what helps, where transformers refuses the installed peft."""
+def _explain_peft_version() -> Iterator[None]:
+    """Add installed versions and a hint to the error of transformers for an unsupported version of peft."""
     try:
         yield
     except ValueError as error:
@@ -41,20 +41,25 @@ def _explained_peft_version() -> Iterator[None]:
 
 
 def find_adapter_layers(model: nn.Module) -> list[nn.Module]:
-    """The modules of peft that adapt a layer; each holds that layer as ``base_layer``."""
+    """Find the adapter layers of peft in a model. Each has the adapted layer as `base_layer`."""
     return [module for module in model.modules() if hasattr(module, "base_layer")]
 
 
 def merge_adapters(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of a model with the adapters merged into the weights that they adapt; all other weights are shared.
+    """Copy a model with its adapters merged into the adapted weights. Other weights are shared.
 
-    Where peft trains a copy of a module in full, that copy takes the module's place. The model itself stays as it is;
-    one that has no adapters is returned.
+    Modules that peft trains completely (`modules_to_save`) are replaced by their trained copies.
+
+    Args:
+        model: model; it is not changed.
+
+    Returns:
+        The merged copy, or the model itself if it has no adapters.
     """
     adapters = find_adapter_layers(model)
     if not adapters and not any(map(_is_modules_to_save_wrapper, model.modules())):
         return model
-    # Merging writes into the weights below an adapter, so those are copied.
+    # Merging changes the adapted weights, so these are copied.
     adapted = {id(tensor) for layer in adapters for tensor in layer.parameters()}
     shared = {id(tensor): nn.Parameter(tensor.detach()) for tensor in model.parameters() if id(tensor) not in adapted}
     merged = copy.deepcopy(model, shared)
@@ -63,13 +68,13 @@ def merge_adapters(model: PreTrainedModel) -> PreTrainedModel:
         if name.startswith(done):
             continue
         if _is_modules_to_save_wrapper(module):
-            plain = module.unload_and_optionally_merge_module(merge=True, safe_merge=True, adapter_names=None)
+            merged_module = module.unload_and_optionally_merge_module(merge=True, safe_merge=True, adapter_names=None)
         elif hasattr(module, "base_layer"):
             module.merge(safe_merge=True)
-            plain = module.get_base_layer()
+            merged_module = module.get_base_layer()
         else:
             continue
-        merged.set_submodule(name, plain)
+        merged.set_submodule(name, merged_module)
         done += (f"{name}.",)
     merged.peft_config = None
     merged._hf_peft_config_loaded = False
@@ -77,5 +82,5 @@ def merge_adapters(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _is_modules_to_save_wrapper(module: nn.Module) -> bool:
-    """Whether this is peft's way to train a module in full beside the adapters."""
+    """Whether a module is peft's wrapper of a completely trained module (`modules_to_save`)."""
     return hasattr(module, "unload_and_optionally_merge_module")

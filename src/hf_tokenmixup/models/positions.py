@@ -1,32 +1,24 @@
-"""Checkpoints at another image size: learned positions are interpolated, for every model that has them."""
+"""Interpolate the learned positions of a checkpoint to another image size, for any image classifier."""
 
 import copy
 import logging
-from collections.abc import Iterable
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from .cct.configuration_cct import height_and_width
 from .cct.modeling_cct import interpolate_positions
 
 logger = logging.getLogger(__name__)
 
 MAX_SIZE = 2**14
-# What the modules of a model derive from the image size when they are built.
+# Attributes of modules that depend on the image size.
 _GEOMETRY = ("image_size", "num_patches", "grid_size", "patch_shape", "input_resolution")
 
 
-def height_and_width(size: int | Iterable[int]) -> tuple[int, int]:
-    """A side or a pair as a pair."""
-    if isinstance(size, Iterable):
-        height, width = size
-        return height, width
-    return size, size
-
-
 def token_grid(config: PreTrainedConfig) -> tuple[int, int] | None:
-    """Rows and columns of patch tokens at the configured image size; None for a model without such a grid."""
+    """Return the rows and columns of patch tokens at the configured image size; None for models without a grid."""
     size = getattr(config, "image_size", None)
     if size is None:
         return None
@@ -45,16 +37,16 @@ def token_grid(config: PreTrainedConfig) -> tuple[int, int] | None:
 def config_to_load_with(
     model_class: type[PreTrainedModel], config: PreTrainedConfig, stored: PreTrainedConfig
 ) -> PreTrainedConfig | None:
-    """The configuration to open a checkpoint with whose learned positions are for another grid than `config` has.
+    """Return a configuration that loads a checkpoint with learned positions of another grid.
 
     Args:
-        model_class: the class to open, or a mapping of such classes that builds by `from_config`.
-        config: as the model is wanted.
-        stored: the checkpoint's own.
+        model_class: class of the model, or an auto class with `from_config`.
+        config: requested configuration.
+        stored: configuration of the checkpoint.
 
     Returns:
-        A copy of `config` with an image size at which the positions have the checkpoint's shape, for
-        :func:`resize_positions`. None where the grid is the same, or where more than positions depends on it.
+        A copy of `config` with an image size for which the positions have the shape of the checkpoint; call
+        `resize_positions` after loading. None if the grid is the same, or other parameters depend on it.
     """
     grid, new_grid = token_grid(stored), token_grid(config)
     if grid is None or new_grid is None or grid == new_grid or min(new_grid) < 1:
@@ -62,64 +54,67 @@ def config_to_load_with(
     loaded = copy.deepcopy(config)
     loaded.image_size = stored.image_size
     if token_grid(loaded) != grid:
-        size = _image_size_of(grid, loaded)
+        size = _find_image_size(grid, loaded)
         if size is None:
             return None
         loaded.image_size = size
     if getattr(loaded, "vertical_kappa", 0) > grid[0] * grid[1]:
-        # At most the number of patch tokens, which may be smaller here; `resize_positions` sets it back.
+        # The maximum is the number of patch tokens, which may be smaller here. `resize_positions` restores the value.
         loaded.vertical_kappa = grid[0] * grid[1]
-    here, wanted = _shapes(model_class, loaded), _shapes(model_class, config)
-    differing = [name for name in here if here[name] != wanted.get(name)]
+    shapes, new_shapes = _get_parameter_shapes(model_class, loaded), _get_parameter_shapes(model_class, config)
+    differing = [name for name in shapes if shapes[name] != new_shapes.get(name)]
     tokens, new_tokens = grid[0] * grid[1], new_grid[0] * new_grid[1]
     for name in differing:
-        shape, new_shape = here[name], wanted.get(name, ())
+        shape, new_shape = shapes[name], new_shapes.get(name, ())
         if len(shape) != 3 or len(new_shape) != 3 or shape[1] - tokens != new_shape[1] - new_tokens:
             return None
-    return loaded if differing and here.keys() == wanted.keys() else None
+    return loaded if differing and shapes.keys() == new_shapes.keys() else None
 
 
 def resize_positions(model: PreTrainedModel, config: PreTrainedConfig, name: str = "the checkpoint") -> None:
-    """Interpolate the learned positions of a model for the image size of `config`, in place.
+    """Interpolate the learned positions of a model to the image size of `config`, in place.
 
     Args:
-        model: opened with what :func:`config_to_load_with` returned.
-        config: as the model is wanted.
-        name: of the checkpoint, for the log.
+        model: model, loaded with the configuration of `config_to_load_with`.
+        config: requested configuration.
+        name: name of the checkpoint, for the warning.
     """
     grid, new_grid = token_grid(model.config), token_grid(config)
     with torch.device("meta"):
-        wanted = type(model)(copy.deepcopy(config))
-    shapes = {key: tensor.shape for key, tensor in wanted.state_dict().items()}
+        reference = type(model)(copy.deepcopy(config))
+    shapes = {key: tensor.shape for key, tensor in reference.state_dict().items()}
     for key, parameter in list(model.named_parameters()):
         if key in shapes and parameter.shape != shapes[key]:
             resized = interpolate_positions(parameter.detach(), grid, new_grid)
-            owner, _, leaf = key.rpartition(".")
-            setattr(model.get_submodule(owner), leaf, nn.Parameter(resized, parameter.requires_grad))
-    for module, built in zip(model.modules(), wanted.modules(), strict=True):
+            parent, _, parameter_name = key.rpartition(".")
+            setattr(model.get_submodule(parent), parameter_name, nn.Parameter(resized, parameter.requires_grad))
+    for module, reference_module in zip(model.modules(), reference.modules(), strict=True):
         for attribute in _GEOMETRY:
             if attribute in vars(module):
-                setattr(module, attribute, getattr(built, attribute))
+                setattr(module, attribute, getattr(reference_module, attribute))
     for attribute in ("image_size", "vertical_kappa"):
         if hasattr(config, attribute):
             setattr(model.config, attribute, getattr(config, attribute))
     logger.warning(
-        "%s was trained on a grid of %dx%d tokens. Its positions are interpolated to the %dx%d tokens of images of "
-        "%dx%d pixels.",
+        "%s was trained on a grid of %dx%d tokens. Its positions are interpolated to %dx%d tokens for images of %dx%d "
+        "pixels.",
         name, *grid, *new_grid, *height_and_width(config.image_size),
     )  # fmt: skip
 
 
 def border_hint(config: PreTrainedConfig, size: tuple[int, int] | None = None) -> str | None:
-    """A warning if tokens do not cover an image, with the nearest sizes that they cover; else None.
+    """Return a warning if the tokens do not cover an image completely, with the nearest sizes that they cover.
 
     Args:
-        config: of a ViT or CCT.
-        size: height and width of the images, the configured ones by default.
+        config: configuration of a ViT or CCT.
+        size: height and width of the images; None: the configured size.
+
+    Returns:
+        The warning, or None if the tokens cover the image.
     """
     size = height_and_width(config.image_size) if size is None else size
-    lost = [_uncovered(config, side, axis) for axis, side in enumerate(size)]
-    if max(lost) == 0:
+    uncovered = [_uncovered(config, side, axis) for axis, side in enumerate(size)]
+    if max(uncovered) == 0:
         return None
     choices = []
     for step in (-1, 1):
@@ -127,13 +122,13 @@ def border_hint(config: PreTrainedConfig, size: tuple[int, int] | None = None) -
         for axis in (0, 1):
             while 0 < sides[axis] < MAX_SIZE and _uncovered(config, sides[axis], axis):
                 sides[axis] += step
-        choices += [_size_text(sides)] if min(sides) > 0 else []
-    what = "patches of {}x{}".format(*height_and_width(config.patch_size))
+        choices += [_format_size(sides)] if min(sides) > 0 else []
+    unit = "patches of {}x{}".format(*height_and_width(config.patch_size))
     if hasattr(config, "uncovered_pixels") and config.tokenizer == "convolution":
-        what = "the strides of the tokenizer"
+        unit = "the strides of the tokenizer"
     return (
-        f"Images of {size[0]}x{size[1]} pixels are not a multiple of {what}: the last {lost[0]} rows and {lost[1]} "
-        f"columns of pixels of every image are not read. Use image_size {' or '.join(choices)}."
+        f"Images of {size[0]}x{size[1]} pixels are not a multiple of {unit}: the last {uncovered[0]} rows and "
+        f"{uncovered[1]} columns of pixels are ignored. Use image_size {' or '.join(choices)}."
     )
 
 
@@ -143,12 +138,12 @@ def _uncovered(config: PreTrainedConfig, side: int, axis: int) -> int:
     return side % height_and_width(config.patch_size)[axis]
 
 
-def _size_text(size: list[int]) -> str:
+def _format_size(size: list[int]) -> str:
     return str(size[0]) if size[0] == size[1] else str(size)
 
 
-def _image_size_of(grid: tuple[int, int], config: PreTrainedConfig) -> list[int] | None:
-    """The smallest height and width that give `grid`."""
+def _find_image_size(grid: tuple[int, int], config: PreTrainedConfig) -> list[int] | None:
+    """Find the smallest height and width with a grid of tokens."""
     found = []
     for axis in (0, 1):
         for side in range(1, MAX_SIZE):
@@ -161,7 +156,7 @@ def _image_size_of(grid: tuple[int, int], config: PreTrainedConfig) -> list[int]
     return found if token_grid(config) == grid else None
 
 
-def _shapes(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
+def _get_parameter_shapes(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
     build = getattr(model_class, "from_config", None) or model_class
     with torch.device("meta"):
         model = build(copy.deepcopy(config))

@@ -1,4 +1,4 @@
-"""What a base model's configuration says of its own task, and what single-label classification needs instead."""
+"""Adapt the configuration of a base model to single-label classification."""
 
 import logging
 from typing import Any
@@ -8,28 +8,32 @@ from transformers import PreTrainedConfig
 logger = logging.getLogger(__name__)
 
 SINGLE_LABEL = "single_label_classification"
-# The Trainer and the evaluation read `.logits` of an output, and nothing else of it.
+# Trainer and evaluation read only `.logits` of an output.
 PLAIN_OUTPUTS = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
 
 
 def validate_single_label(config: PreTrainedConfig) -> None:
-    """Set what training on one label per image needs, in place; what the base model was trained for is logged.
+    """Set the problem type to single-label classification, in place. A change is logged as a warning.
 
-    `problem_type` chooses the loss of the forward, whether tokens are mixed, and what `pipeline` makes of the logits.
+    `problem_type` determines the loss of the forward pass, whether tokens are mixed, and how `pipeline` converts the
+    logits.
+
+    Args:
+        config: configuration of the model.
 
     Raises:
-        ValueError: for fewer than two classes.
+        ValueError: if there are fewer than two classes.
     """
     if config.num_labels < 2:
         raise ValueError(
-            f"num_labels is {config.num_labels}, but classification needs at least 2 classes. Open the model with the "
+            f"num_labels is {config.num_labels}, but classification needs at least 2 classes. Load the model with the "
             "class names of the dataset (num_labels, id2label, label2id) and ignore_mismatched_sizes=True, which "
             "trains a new classifier."
         )
     found = config.problem_type
     if found not in (None, SINGLE_LABEL):
         logger.warning(
-            "problem_type of the base model is %r. It is set to %r, as the images have one label each.",
+            "problem_type of the base model is %r. It is changed to %r, since images have one label each.",
             found,
             SINGLE_LABEL,
         )
@@ -40,25 +44,25 @@ def validate_single_label(config: PreTrainedConfig) -> None:
 
 
 def validate_evaluated_task(stored: dict[str, Any], name: str) -> None:
-    """Look at the problem type of a model that is evaluated on single labels.
+    """Validate a model for evaluation with one label per image. Another problem type is logged as a warning.
 
     Args:
-        stored: the content of its config.json.
-        name: of the model.
+        stored: content of the config.json of the model.
+        name: name of the model.
 
     Raises:
-        ValueError: for a model of fewer than two outputs.
+        ValueError: if the model has fewer than two outputs.
     """
-    classes = len(stored["id2label"]) if isinstance(stored.get("id2label"), dict) else stored.get("num_labels", 2)
-    if classes < 2:
+    num_classes = len(stored["id2label"]) if isinstance(stored.get("id2label"), dict) else stored.get("num_labels", 2)
+    if num_classes < 2:
         raise ValueError(
-            f"{name} has {classes} output, as a model for regression or for one yes-or-no label. Top-1, top-5 and "
-            "cross-entropy need at least 2 classes: name another model."
+            f"{name} has {num_classes} output, as for regression or binary classification. Top-1, top-5 and "
+            "cross-entropy need at least 2 classes. Choose another model."
         )
     if stored.get("problem_type") not in (None, SINGLE_LABEL):
         logger.warning(
-            "%s was trained with problem_type %r. It is evaluated on one label per image: its highest output is the "
-            "class, and the loss is the cross-entropy of the softmax of its outputs, which it was not trained with.",
+            "%s was trained with problem_type %r. It is evaluated with one label per image: the highest output is the "
+            "predicted class, and the loss is cross-entropy, which is not the loss it was trained with.",
             name,
             stored["problem_type"],
         )

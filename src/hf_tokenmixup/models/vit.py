@@ -1,9 +1,8 @@
 """TokenMixup for the Vision Transformer of transformers (paper: section 4, ViT-B/16 on ImageNet-1k).
 
-The layers are replaced inside transformers' own ``ViTModel``: its renaming of checkpoint keys goes by that class.
+The layers of transformers' `ViTModel` are replaced. The class itself stays, since transformers renames checkpoint keys
+by model class.
 """
-
-from collections.abc import Iterable
 
 import torch
 from transformers import ViTConfig, ViTForImageClassification
@@ -11,21 +10,22 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.vit.modeling_vit import ViTAttention, ViTLayer, eager_attention_forward
 
 from ..configuration import TokenMixupConfigMixin
-from ..saliency import queries_of_inputs
+from ..saliency import project_queries_to_inputs
+from .cct.configuration_cct import height_and_width
 from .layers import TokenMixupLayerMixin, has_plain_weight
 from .modeling_tokenmixup import TokenMixupModelMixin
 
 
 class TokenMixupViTConfig(TokenMixupConfigMixin, ViTConfig):
-    """``ViTConfig`` with the settings of TokenMixup as further attributes.
+    """`ViTConfig` with the settings of TokenMixup.
 
-    The model type stays ``"vit"``, so that any ViT checkpoint comes in and a published one opens as a plain ViT.
+    The model type is `"vit"`: every ViT checkpoint can be loaded, and exported models load as a standard ViT.
 
     Args:
-        kwargs: settings of :class:`~hf_tokenmixup.configuration.TokenMixupConfigMixin` and of ``ViTConfig``.
+        kwargs: attributes of `hf_tokenmixup.configuration.TokenMixupConfigMixin` and of `ViTConfig`.
 
     Raises:
-        ValueError: for a setting out of its range or not fitting the network.
+        ValueError: if a setting is out of range or does not fit the model.
     """
 
     def __post_init__(self, **kwargs):
@@ -34,23 +34,23 @@ class TokenMixupViTConfig(TokenMixupConfigMixin, ViTConfig):
 
     @property
     def num_prefix_tokens(self) -> int:
-        """P: the CLS token."""
+        """P, the number of prefix tokens: 1 for the CLS token."""
         return 1
 
     @property
     def num_patch_tokens(self) -> int:
-        """T at the configured image size."""
-        rows, columns = self.token_grid(*_pair(self.image_size))
+        """T, the number of patch tokens at the configured image size."""
+        rows, columns = self.token_grid(*height_and_width(self.image_size))
         return rows * columns
 
     def token_grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of patch tokens of an image of this size."""
-        patch_height, patch_width = _pair(self.patch_size)
+        """Return the rows and columns of patch tokens for an image size in pixels."""
+        patch_height, patch_width = height_and_width(self.patch_size)
         return height // patch_height, width // patch_width
 
 
 class VerticalViTAttention(ViTAttention):
-    """Attention whose keys and values also come from a memory of salient tokens, if one is given (Eq. (13))."""
+    """Self-attention with additional keys and values from a memory of salient tokens, Eq. (13)."""
 
     def forward(
         self,
@@ -59,33 +59,45 @@ class VerticalViTAttention(ViTAttention):
         memory: torch.Tensor | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(B, N, D) normed tokens and (B, M, D) normed memory to (B, N, D) and the weights (B, H, N, N + M)."""
+        """Attend to the tokens and to the memory.
+
+        Args:
+            hidden_states: (B, N, D) normalized tokens.
+            attention_mask: as in the base class; ignored if there is a memory.
+            memory: (B, M, D) normalized tokens of earlier layers; None calls the base class.
+            kwargs: keyword arguments of the attention function.
+
+        Returns:
+            (B, N, D) tokens and the attention weights (B, H, N, N + M), None if not available.
+        """
         if memory is None:
             return super().forward(hidden_states, attention_mask, **kwargs)
-        sources = torch.cat([hidden_states, memory], dim=1)
-        # A mask of the user's is refused while tokens are mixed, so one that is here hides nothing (some versions of
-        # the host make such a mask under torch.compile) and would only have too few columns.
+        key_value_states = torch.cat([hidden_states, memory], dim=1)
+        # The model rejects masks of users while tokens are mixed. Some versions of transformers create a mask for
+        # torch.compile, which masks nothing and has too few columns.
         no_mask = None
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        attended, weights = attend(
+        attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        attn_output, attn_weights = attention_interface(
             self,
             split_heads(self, self.q_proj(hidden_states)),
-            split_heads(self, self.k_proj(sources)),
-            split_heads(self, self.v_proj(sources)),
+            split_heads(self, self.k_proj(key_value_states)),
+            split_heads(self, self.v_proj(key_value_states)),
             no_mask,
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
             **kwargs,
         )
-        return self.o_proj(attended.flatten(2)), weights
+        return self.o_proj(attn_output.flatten(2)), attn_weights
 
 
 class TokenMixupViTLayer(TokenMixupLayerMixin, ViTLayer):
-    """A ViT layer that mixes the tokens that enter it (HTM), hands tokens on to later layers and takes them (VTM).
+    """ViT layer with TokenMixup: mixes its input (HTM) and attends to salient tokens of earlier layers (VTM).
 
     Args:
-        config: with the settings of TokenMixup.
-        layer_index: the layer's number, from 0.
+        config: model configuration with the settings of TokenMixup.
+        layer_index: index of the layer, from 0.
     """
 
     def __init__(self, config: TokenMixupViTConfig, layer_index: int):
@@ -96,33 +108,35 @@ class TokenMixupViTLayer(TokenMixupLayerMixin, ViTLayer):
 
     @property
     def pre_norm(self) -> torch.nn.LayerNorm:
-        """The norm in front of attention."""
+        """The normalization before attention."""
         return self.layernorm_before
 
-    def query_and_key(self, hidden: torch.Tensor, cls_query_only: bool) -> tuple[torch.Tensor, torch.Tensor, float]:
-        """See :class:`~hf_tokenmixup.saliency.SupportsAttentionSaliency`."""
-        attention, normed = self.attention, self.normed(hidden)
+    def compute_query_key(
+        self, hidden: torch.Tensor, cls_query_only: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, float]:
+        """See `hf_tokenmixup.saliency.SupportsAttentionSaliency`."""
+        attention, normed = self.attention, self.apply_pre_norm(hidden)
         query = split_heads(attention, attention.q_proj(normed[:, :1] if cls_query_only else normed))
         if cls_query_only and has_plain_weight(attention.k_proj):
-            return queries_of_inputs(query, attention.k_proj.weight), normed[:, None], attention.scaling
+            return project_queries_to_inputs(query, attention.k_proj.weight), normed[:, None], attention.scaling
         return query, split_heads(attention, attention.k_proj(normed)), attention.scaling
 
-    def propagate(self, hidden: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
-        """See :class:`~hf_tokenmixup.saliency.SupportsAttentionSaliency`."""
-        value = split_heads(self.attention, self.attention.v_proj(self.normed(hidden)))
-        attended = (attention.to(value.dtype) @ value).transpose(1, 2).flatten(2)
-        hidden = hidden + self.attention.o_proj(attended)
+    def forward_with_attention(self, hidden: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
+        """See `hf_tokenmixup.saliency.SupportsAttentionSaliency`."""
+        value = split_heads(self.attention, self.attention.v_proj(self.apply_pre_norm(hidden)))
+        attn_output = (attention.to(value.dtype) @ value).transpose(1, 2).flatten(2)
+        hidden = hidden + self.attention.o_proj(attn_output)
         return hidden + self.mlp(self.layernorm_after(hidden))
 
 
 class TokenMixupViTForImageClassification(TokenMixupModelMixin, ViTForImageClassification):
-    """``ViTForImageClassification`` that mixes tokens in training, and is the plain model otherwise.
+    """`ViTForImageClassification` with TokenMixup in training mode. In evaluation mode it is the base model.
 
-    ``from_pretrained`` opens any ViT checkpoint; settings go to the configuration:
-    ``from_pretrained("google/vit-base-patch16-224", horizontal_layers=[3], vertical_layers=[4])``.
+    `from_pretrained` loads every ViT checkpoint. Settings of TokenMixup are keyword arguments:
+    `from_pretrained("google/vit-base-patch16-224", horizontal_layers=[3], vertical_layers=[4])`.
 
     Raises:
-        ValueError: for a configuration without the settings of TokenMixup, or with invalid ones.
+        ValueError: if the configuration has no settings of TokenMixup, or invalid ones.
     """
 
     config_class = TokenMixupViTConfig
@@ -132,9 +146,5 @@ class TokenMixupViTForImageClassification(TokenMixupModelMixin, ViTForImageClass
 
 
 def split_heads(attention: ViTAttention, states: torch.Tensor) -> torch.Tensor:
-    """(B, N, H * d) to (B, H, N, d)."""
+    """Reshape states (B, N, H * d) to (B, H, N, d)."""
     return states.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
-
-
-def _pair(size: int | Iterable[int]) -> tuple[int, int]:
-    return tuple(size) if isinstance(size, Iterable) else (size, size)

@@ -1,11 +1,10 @@
-"""Batches of a run: labels, sizes, memory format, and the loss of a model that does not compute its own."""
+"""Batches of a run: labels, sizes and memory format."""
 
 import logging
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import Trainer
 from transformers.trainer_utils import has_length
 
@@ -57,16 +56,6 @@ def num_real_samples(trainer: Trainer, num_images: int) -> int:
     num_real = data.remainder - trainer.accelerator.process_index * num_images
     # Where there are none, Trainer drops the loss of the batch.
     return num_real if 0 < num_real < num_images else num_images
-
-
-def cross_entropy_loss(logits: Tensor, targets: Tensor, num_items: Tensor | int | None) -> Tensor:
-    """Cross-entropy of `logits` (B, C) with class indices (B,) or distributions (B, C), in float32.
-
-    The mean over the batch, or the sum over its images divided by `num_items`.
-    """
-    if num_items is None:
-        return F.cross_entropy(logits.float(), targets)
-    return (F.cross_entropy(logits.float(), targets, reduction="sum") / num_items).mean()
 
 
 def validate_num_batches(trainer: Trainer, num_batches: int) -> None:

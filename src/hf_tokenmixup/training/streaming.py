@@ -42,7 +42,7 @@ def build_train_loader(trainer: Trainer) -> DataLoader:
     By itself Trainer has the first process read, decode and augment for all.
     """
     args, accelerator = trainer.args, trainer.accelerator
-    data = trainer.train_dataset.share(args.process_index, args.world_size, trainer._train_batch_size)
+    data = trainer.train_dataset.shard(args.process_index, args.world_size, trainer._train_batch_size)
     return prepare_data_loader(
         _build_loader(trainer, data, persistent=args.dataloader_persistent_workers),
         accelerator.device,
@@ -56,7 +56,7 @@ def build_train_loader(trainer: Trainer) -> DataLoader:
 
 def build_eval_loader(trainer: Trainer, data: ImageClassificationIterableDataset) -> DataLoader:
     """Build the data loader of a streamed evaluation: the first process reads for all, and each image counts once."""
-    data = data.share(0, 1, trainer.args.eval_batch_size)
+    data = data.shard(0, 1, trainer.args.eval_batch_size)
     batches = RebatchedDataset(_build_loader(trainer, data), trainer.args.eval_batch_size)
     return trainer.accelerator.prepare(DataLoader(batches, batch_size=None))
 

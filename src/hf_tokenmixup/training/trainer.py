@@ -37,8 +37,8 @@ from ..hub.model_card import TrainingCardData
 from ..hub.upload import upload_model_folder
 from ..metrics import ComputeMetrics, compute_metrics
 from ..models import TokenMixupModelMixin, find_adapter_layers, merge_adapters, validate_single_label
+from ..models.loss import cross_entropy_loss
 from .batches import (
-    cross_entropy_loss,
     half_precision_eval_dtype,
     num_real_samples,
     pop_labels,
@@ -432,7 +432,7 @@ class TokenMixupTrainer(Trainer):
             outputs = model(**inputs, labels=labels, num_items_in_batch=num_items_in_batch)
             # A scalar, but for DataParallel: there each replica returns its part (or its mean).
             loss = outputs.loss.mean() if num_items_in_batch is None else outputs.loss.sum()
-            self.mixing_metrics.update(getattr(outputs, "counts", None) or {}, len(labels))
+            self.mixing_metrics.update(getattr(outputs, "mixing_metrics", None) or {}, len(labels))
         else:
             # Float labels would become binary cross-entropy in the model and change its `config.problem_type`.
             outputs = model(**inputs)

@@ -1,1 +1,1 @@
-"""What several packages share: the environment of a run, redaction of what is published, class names."""
+"""Shared utilities: environment of a run, redaction, class names and messages."""

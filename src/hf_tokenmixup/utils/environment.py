@@ -1,4 +1,4 @@
-"""What a result was measured with: hardware, library versions, command; nothing that names a particular machine."""
+"""Hardware, library versions and commands of a run, without names of machines, users or local folders."""
 
 import os
 import platform
@@ -14,27 +14,27 @@ from .redaction import MASK, is_secret_name, remove_secrets
 
 DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
 LIBRARIES = ("hf_tokenmixup", "torch", "transformers", "datasets", "accelerate", "timm")
-# Within a text, a path ends at punctuation, but for the colons of a drive and of a URL and for escaped spaces.
+# A path in a text ends at punctuation, except for colons of drives and URLs, and escaped spaces.
 _WORD = re.compile(r"(?:(?<![A-Za-z0-9])[A-Za-z]:(?=[\\/])|:(?=//)|\\ |[^\s\"'`=,:;\[\](){}<>|&])+")
 _QUOTED_PATH = re.compile(r"""(["'])((?:~|/|\.\./|[A-Za-z]:[\\/]|\\\\)[^"'\n]*)\1""")
 
 _SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval", "evaluation"}
-# Names of folders that say nothing of the images in them.
+# Names of folders that do not describe their images.
 _PLACES = {"", "..", "~", "home", "users"}
-_UNTELLING_NAMES = _SPLIT_NAMES | _PLACES | {"data", "dataset", "datasets", "image", "images", "img", "imgs"}
+_GENERIC_NAMES = _SPLIT_NAMES | _PLACES | {"data", "dataset", "datasets", "image", "images", "img", "imgs"}
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that decide on a result, by name."""
+    """Return the versions of Python and of the libraries that affect results."""
     return {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
 
 
 def describe_hardware(num_devices: int = 1, device: torch.device | str | None = None) -> str:
-    """The accelerator, or the number of threads where there is none: `2 x NVIDIA H100 80GB HBM3`, `CPU, 2 threads`.
+    """Describe the accelerator or the CPU: `2 x NVIDIA H100 80GB HBM3`, `CPU, 2 threads`.
 
     Args:
-        num_devices: how many there are of it.
-        device: one of them; None: the accelerator if there is one.
+        num_devices: number of devices.
+        device: one of the devices; None: the accelerator if there is one, otherwise the CPU.
     """
     if device is None:
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
@@ -49,12 +49,12 @@ def describe_hardware(num_devices: int = 1, device: torch.device | str | None = 
 
 
 def describe_precision(autocast: str, weights: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> str:
-    """The precision of a forward: `fp32`, `bf16` (by autocast), `bf16 weights` (without it), `fp16, bf16 weights`.
+    """Describe the precision of a forward pass: `fp32`, `bf16` (autocast), `bf16 weights`, `fp16, bf16 weights`.
 
     Args:
-        autocast: what autocast computes in; `no` or `fp32` where it is off.
+        autocast: dtype of autocast; `no` or `fp32` if it is off.
         weights: dtype of the model's weights.
-        device: of the model; float32 on a CUDA device may be `tf32` in matrix products.
+        device: device of the model. On CUDA devices, float32 may be `tf32` in matrix products.
     """
     name = DTYPE_NAMES.get(weights, str(weights).removeprefix("torch."))
     if autocast not in ("no", "fp32"):
@@ -65,19 +65,23 @@ def describe_precision(autocast: str, weights: torch.dtype = torch.float32, devi
 
 
 def _uses_tf32() -> bool:
-    """Whether matrix products of float32 on CUDA devices may be in TF32."""
+    """Whether float32 matrix products on CUDA devices use TF32."""
     matmul = torch.backends.cuda.matmul
-    own = getattr(matmul, "fp32_precision", None)
-    # Before torch 2.9 there is the other setting alone.
-    if own is None:
+    precision = getattr(matmul, "fp32_precision", None)
+    # Versions before torch 2.9 have only the other setting.
+    if precision is None:
         return matmul.allow_tf32
-    return (torch.backends.fp32_precision if own == "none" else own) == "tf32"
+    return (torch.backends.fp32_precision if precision == "none" else precision) == "tf32"
 
 
 def redact_command(program: str, arguments: Sequence[str]) -> str:
-    """A command line as others may read and repeat it.
+    """Format a command line for publication.
 
-    Without secrets, without what says where to upload to, and with the last part alone of local paths.
+    Secrets and options of the upload are removed, and local paths are reduced to their last part.
+
+    Args:
+        program: name of the program.
+        arguments: its arguments.
     """
     public, value_follows = [], False
     for argument in arguments:
@@ -88,7 +92,7 @@ def redact_command(program: str, arguments: Sequence[str]) -> str:
             value_follows = False
             shown = public_paths(strip_local_path(remove_secrets(value)))
             if not shown and value and (equals or public and public[-1].startswith("--")):
-                # Without a value, an option would take the next word.
+                # An option without a value would use the next argument as its value.
                 shown = MASK
             if option or shown or not argument:
                 public.append(option + equals + shown)
@@ -98,47 +102,47 @@ def redact_command(program: str, arguments: Sequence[str]) -> str:
 
 
 def public_paths(text: str) -> str:
-    """A text with the last part alone of each path that leads out of the working directory."""
+    """Reduce paths outside of the working directory in a text to their last part."""
     text = _QUOTED_PATH.sub(lambda found: found[1] + (strip_local_path(found[2]) or found[2]) + found[1], text)
     return _WORD.sub(lambda word: strip_local_path(word[0]) or word[0], text)
 
 
 def strip_local_path(name: str) -> str:
-    """The last part of a path that leads out of the working directory; any other name as it is, without secrets."""
+    """Reduce a path outside of the working directory to its last part. Secrets are removed from other names."""
     path = _path(name)
-    return path.name if _leads_out(path) else remove_secrets(name)
+    return path.name if _is_outside(path) else remove_secrets(name)
 
 
 def public_dataset(name: str, kind: str = "folder") -> str:
-    """What to call a dataset: its name on the Hub, or what a local folder is, in words that are no name on the Hub.
+    """Return the public name of a dataset: its name on the Hub, or a description of a local folder.
 
     Args:
-        name: Name on the Hub, a folder, or a result of this function, which stays as it is.
-        kind: What a folder of this name is: `image folder`, `folder`.
+        name: name on the Hub, path of a folder, or a result of this function, which is returned unchanged.
+        kind: kind of the folder: `image folder`, `folder`.
 
     Returns:
-        `cats (local image folder)` for `/data/cats` and for `/data/cats/train`. A folder whose name says nothing is `a
-        local image folder`.
+        `cats (local image folder)` for `/data/cats` and for `/data/cats/train`, or `a local image folder` for a folder
+        with a generic name.
     """
     if name == "digits" or is_local_dataset(name):
         return name
     path = _path(name)
-    if not _leads_out(path) and not Path(name).exists():
+    if not _is_outside(path) and not Path(name).exists():
         return remove_secrets(name)
     if Path(name).exists():
-        # The folder that the working directory is in has a name too; a link is called what the user calls it.
+        # An absolute path gives the working directory a name. Links keep their own names.
         path = Path(os.path.abspath(name))
-    untelling = _PLACES
+    generic_names = _PLACES
     if path.name.lower() in _SPLIT_NAMES:
-        path, untelling = path.parent, _UNTELLING_NAMES
+        path, generic_names = path.parent, _GENERIC_NAMES
     of_user = path == Path.home() or path.parent.name.lower() in ("home", "users")
-    if of_user or path.name.lower() in untelling:
+    if of_user or path.name.lower() in generic_names:
         return f"a local {kind}"
     return f"{path.name} (local {kind})"
 
 
 def is_local_dataset(name: str) -> bool:
-    """Whether a name is one that `public_dataset` gives to a local folder."""
+    """Whether a name is the description of a local folder by `public_dataset`."""
     return name.startswith("a local ") or " (local " in name
 
 
@@ -147,5 +151,5 @@ def _path(name: str) -> PurePath:
     return PureWindowsPath(name) if "\\" in name or PureWindowsPath(name).drive else PurePosixPath(name)
 
 
-def _leads_out(path: PurePath) -> bool:
+def _is_outside(path: PurePath) -> bool:
     return bool(path.root) or ".." in path.parts or path.parts[:1] != () and path.parts[0].startswith("~")

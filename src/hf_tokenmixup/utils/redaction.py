@@ -1,10 +1,10 @@
-"""Removal of secrets from text that is published: tokens, passwords, keys, in options, variables, headers and URLs."""
+"""Remove secrets (tokens, passwords, keys) from options, variables, headers and URLs in published text."""
 
 import re
 from collections.abc import Callable
 
 MASK = "***"
-# The last word of an option's or a key's name that says what it holds.
+# Last words of the names of options or keys with a secret.
 _SECRET_WORDS = {
     "auth",
     "authorization",
@@ -22,10 +22,10 @@ _SECRET_WORDS = {
     "token",
 }
 _KEY_OWNERS = {"access", "account", "api", "auth", "encryption", "private", "secret", "service", "storage"}
-# In the name of an environment variable, or of a parameter of a URL, these words may be anywhere.
+# Names of environment variables and of URL parameters may contain these words anywhere.
 _SECRET_VARIABLE_WORDS = _SECRET_WORDS | {"key", "keys", "pass", "sas", "tokens"}
 _SECRET_PARAMETER_WORDS = _SECRET_VARIABLE_WORDS | {"accesskeyid", "code", "googleaccessid", "sig", "signature"}
-# Values of environment variables that a reader needs in order to repeat a command, and that name nobody.
+# Values of environment variables that are needed to repeat a command and are not private.
 _HARMLESS = re.compile(
     r"\d{1,6}(?:,\d{1,6})*|\d{1,6}\.\d{1,6}|true|false|on|off|yes|no|none|auto|offline|online|disabled"
     r"|bf16|fp16|fp32|fp8|nccl|gloo|cpu|cuda|mps",
@@ -37,7 +37,7 @@ _HEADER = re.compile(
     r"\b((?:proxy-)?authorization|(?:set-)?cookie|x-[\w-]*(?:key|token|auth)[\w-]*)(\s*:\s*)[^'\"\r\n]+", re.IGNORECASE
 )
 _BEARER = re.compile(r"\b(bearer)\s+[\w.~+/=-]{6,}", re.IGNORECASE)
-# A password may hold any character: what follows a colon that begins no port runs to the last @.
+# A password may contain any character: it extends from a colon that begins no port to the last @.
 _USER_IN_URL = re.compile(r"([A-Za-z][\w+.-]*://)(?:[^\s/:@'\"]*:(?!\d+(?:[/?#\s]|$))[^\s'\"]*@|[^\s/?#'\"@]*@)")
 _USER_OF_HOST = re.compile(r"(?<![\w/.:@-])[\w.%+-]+:[^\s/@:'\",]+@(?=[\w-]+\.|localhost|\[)")
 _QUERY = re.compile(r"([A-Za-z][\w+.-]*://[^\s'\"?#<>]*)([?#][^\s'\"<>]*)")
@@ -59,9 +59,12 @@ _KNOWN_TOKEN = re.compile(
 def remove_secrets(text: str) -> str:
     """Remove secrets from a command or a value.
 
-    An option with a secret and an environment variable disappear, a secret within something else becomes `***`.
-    Environment variables stay if their names hold no word such as KEY or TOKEN and their values are numbers or words
+    Options with a secret and environment variables are removed, other secrets are replaced by `***`. Environment
+    variables are kept if their names contain no word such as KEY or TOKEN, and their values are numbers or words such
     as `true` and `bf16`.
+
+    Args:
+        text: the command or value.
     """
     text = _HEADER.sub(rf"\1\2{MASK}", text)
     text = _BEARER.sub(rf"\1 {MASK}", text)
@@ -75,7 +78,7 @@ def remove_secrets(text: str) -> str:
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether an option or a key of this name holds a secret: `hub_token`, `api-key`, `dbPassword`."""
+    """Whether the name of an option or key denotes a secret: `hub_token`, `api-key`, `dbPassword`."""
     words = _words(name)
     last = words[-1] if words else ""
     return last in _SECRET_WORDS or last == "key" and (len(words) == 1 or words[-2] in _KEY_OWNERS)
@@ -87,7 +90,7 @@ def _words(name: str) -> list[str]:
 
 
 def _public_query(found: re.Match) -> str:
-    """A URL, without its query if a parameter of it is a secret or is long enough to be one."""
+    """Return a URL without its query if a parameter is a secret or long enough to be one."""
     for parameter in re.split("[?#&;]", found[2]):
         name, _, value = parameter.partition("=")
         words = _words(name)
@@ -103,7 +106,7 @@ def _public_assignment(text: str) -> Callable[[re.Match], str]:
         if not _SECRET_VARIABLE_WORDS & set(_words(name)) and _HARMLESS.fullmatch(value):
             return found[0]
         if re.search(r"(?:^|\s)--?\w[\w-]*[\s=]+['\"]?$", text[: found.start()]):
-            # An option's value: without it, the option would take the next word.
+            # This is the value of an option, which would otherwise use the next argument as its value.
             return f"{name}={MASK}{separator or ''}" + (" " if found[0][-1:].isspace() else "")
         return "" if exported or not separator else separator.strip() + " "
 
@@ -114,7 +117,7 @@ def _public_pair(found: re.Match) -> str:
     quote, name, between, value = found.group("quote", "name", "between", "value")
     if not is_secret_name(name) or value.lower() in ("true", "false", "null", "none"):
         return found[0]
-    # A number in JSON, such as an index of a token.
+    # Numbers in JSON are kept, such as the index of a token.
     if quote and re.fullmatch(r"-?\d+(\.\d+)?", value):
         return found[0]
     around = value[0] if value[0] in "\"'" else ""

@@ -1,7 +1,8 @@
 """Formatting of messages."""
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 
 
 def format_list(items: Iterable[object], max_items: int = 5) -> str:
@@ -32,3 +33,23 @@ def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
     """
     similar = difflib.get_close_matches(name, list(known), n=1)
     return f": did you mean {prefix}{similar[0]}?" if similar else "."
+
+
+def replace_parameters_by_flags(text: str, flags: Mapping[str, str]) -> str:
+    """Replace parameter names in a message of the library by the flags of a command.
+
+    Args:
+        text: message with parameter names in backticks, such as `eval_split` or `bf16=True`.
+        flags: flag of each parameter, such as `{"eval_split": "--eval_split", "bf16": "--bf16"}`.
+
+    Returns:
+        The message with `--eval_split` or `--bf16 True` for each parameter with a flag; other names are unchanged.
+    """
+
+    def replace(match: re.Match) -> str:
+        name, value = match["name"], match["value"]
+        if name not in flags:
+            return match[0]
+        return f"`{flags[name]} {value}`" if value else f"`{flags[name]}`"
+
+    return re.sub(r"`(?P<name>[a-z][a-z0-9_]*)(?:=(?P<value>[^`\s]+))?`", replace, text)

@@ -6,14 +6,16 @@ grid with T patch tokens, C classes.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from timm.layers import to_2tuple
 
-from ..functional import difficulty, horizontal_mix, select_salient_tokens
-from ..models import TokenMixupModelMixin
+from ..functional import difficulty, select_salient_tokens
+from ..horizontal import horizontal_mix_from_config
+from ..models import TokenMixupModelMixin, height_and_width
 from ..models.labels import to_soft_targets, validate_label_shape
-from ..saliency import attention_saliency, eval_mode, gradient_saliency, random_saliency
+from ..models.layers import detect_saliency
+from ..saliency import attention_saliency, eval_mode
 
 
 @dataclass(frozen=True)
@@ -118,8 +120,9 @@ def saliency_maps(
     targets = _to_soft_targets(model, targets, len(pixel_values))
     config, layers = model.config, list(model.get_transformer_layers())[layer:]
     hidden = layer_inputs(model, pixel_values)[layer]
+    interpolation_kwargs = _interpolation_kwargs(model, pixel_values)
     with eval_mode(model):
-        maps = {"gradient": _gradient(model, pixel_values, targets)} | {
+        maps = {"gradient": model.compute_gradient_saliency(pixel_values, targets, **interpolation_kwargs)} | {
             name: attention_saliency(through, hidden, config.num_prefix_tokens, config.saliency_query)
             for name, through in (("1-step", layers[:1]), ("full rollout", layers))
         }
@@ -167,19 +170,7 @@ def trace_horizontal_mixup(
     hidden = layer_inputs(model, pixel_values)[layer]
     saliency = _detect_saliency(model, pixel_values, targets, hidden, layer, config.rollout_steps, generator)
     easy = _select_easy(model, hidden, targets, layer, tau)
-    mix = horizontal_mix(
-        hidden,
-        targets,
-        saliency,
-        easy,
-        rho,
-        config.num_prefix_tokens,
-        assignment=config.assignment,
-        group_size=config.assignment_group_size,
-        token_selection=config.token_selection,
-        relabel=config.relabel,
-        generator=generator,
-    )
+    mix = horizontal_mix_from_config(hidden, targets, saliency, easy, config, rho=rho, generator=generator)
     return HorizontalMixTrace(
         layer=layer,
         rho=rho,
@@ -237,21 +228,12 @@ def trace_vertical_memory(
 
 def _detect_saliency(model, pixel_values, targets, hidden, layer, rollout_steps, generator) -> torch.Tensor:
     """(B, T) saliency of the tokens (B, N, D) that enter a layer, by the detector of the model's settings."""
-    config = model.config
+    layers = list(model.get_transformer_layers())[layer : layer + rollout_steps + 1]
+    gradient_fn = partial(
+        model.compute_gradient_saliency, pixel_values, targets, **_interpolation_kwargs(model, pixel_values)
+    )
     with eval_mode(model):
-        if config.saliency_detector == "gradient":
-            return _gradient(model, pixel_values, targets)
-        if config.saliency_detector == "random":
-            num_tokens = hidden.shape[1] - config.num_prefix_tokens
-            return random_saliency(len(hidden), num_tokens, hidden.device, generator)
-        layers = list(model.get_transformer_layers())[layer : layer + rollout_steps + 1]
-        return attention_saliency(layers, hidden, config.num_prefix_tokens, config.saliency_query)
-
-
-def _gradient(model: TokenMixupModelMixin, pixel_values: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    interpolation_kwargs = _interpolation_kwargs(model, pixel_values)
-    grid = model.token_grid(*pixel_values.shape[2:])
-    return gradient_saliency(lambda pixels: model(pixels, **interpolation_kwargs).logits, pixel_values, targets, grid)
+        return detect_saliency(model.config, layers, hidden, gradient_fn=gradient_fn, generator=generator)
 
 
 def _select_easy(model, hidden, targets, layer, tau) -> torch.Tensor:
@@ -278,7 +260,7 @@ def _to_soft_targets(model: TokenMixupModelMixin, targets: torch.Tensor, batch: 
 
 def _interpolation_kwargs(model: TokenMixupModelMixin, pixel_values: torch.Tensor) -> dict[str, bool]:
     """Arguments for images of another size than the configured one."""
-    is_configured_size = tuple(pixel_values.shape[2:]) == to_2tuple(model.config.image_size)
+    is_configured_size = tuple(pixel_values.shape[2:]) == height_and_width(model.config.image_size)
     return {} if is_configured_size else {"interpolate_pos_encoding": True}
 
 

@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 
 import torch
-from timm.layers import to_2tuple
 
-from ..models import TokenMixupModelMixin
+from ..models import TokenMixupModelMixin, height_and_width
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ def compute_token_grid(model: TokenMixupModelMixin, height: int, width: int) -> 
     rows, columns = model.token_grid(height, width)
     exact = getattr(model.config, "tokenizer", "patch") == "patch"
     # Patches do not cover the right and bottom border if the image size is not a multiple of the patch size.
-    cell_height, cell_width = to_2tuple(model.config.patch_size) if exact else (height / rows, width / columns)
+    cell_height, cell_width = height_and_width(model.config.patch_size) if exact else (height / rows, width / columns)
     return TokenGrid(
         rows=tuple(round(cell_height * row) for row in range(rows + 1)),
         columns=tuple(round(cell_width * column) for column in range(columns + 1)),

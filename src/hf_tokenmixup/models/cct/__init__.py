@@ -1,4 +1,4 @@
-"""Compact Transformers as a plain transformers model, and with TokenMixup."""
+"""Compact Transformers as a transformers model, without and with TokenMixup."""
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 
@@ -10,7 +10,7 @@ AutoConfig.register("cct", CctConfig, exist_ok=True)
 AutoModel.register(CctConfig, CctModel, exist_ok=True)
 AutoModelForImageClassification.register(CctConfig, CctForImageClassification, exist_ok=True)
 
-# Saving then carries the two files of the plain model, so that others open it with `trust_remote_code=True` alone.
+# `save_pretrained` then copies the two files of the base model, which `trust_remote_code=True` loads.
 CctConfig.register_for_auto_class()
 CctModel.register_for_auto_class("AutoModel")
 CctForImageClassification.register_for_auto_class("AutoModelForImageClassification")

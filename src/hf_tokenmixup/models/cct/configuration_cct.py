@@ -1,32 +1,52 @@
 """Configuration of the Compact Transformers (Hassani et al., "Escaping the Big Data Paradigm", 2021)."""
 
+from collections.abc import Iterable
 from typing import Literal
 
 from transformers import PreTrainedConfig
 
 
+def height_and_width(size: int | Iterable[int]) -> tuple[int, int]:
+    """Return height and width of a size.
+
+    This function is here because `push_to_hub` uploads this file without the rest of the package.
+
+    Args:
+        size: one number for both, or height and width.
+
+    Raises:
+        TypeError: if `size` has more or fewer than two numbers.
+    """
+    if not isinstance(size, Iterable):
+        return size, size
+    sides = tuple(size)
+    if len(sides) != 2:
+        raise TypeError(f"A size must be one number, or height and width, got {sides}.")
+    return sides
+
+
 class CctConfig(PreTrainedConfig):
     r"""
-    The family of CCT, CVT and ViT-Lite: a small vision transformer for small images. The defaults are CCT-7/3x1 for
-    32x32 images.
+    Configuration of a CCT, CVT or ViT-Lite: a small vision transformer for small images. The defaults are those of
+    CCT-7/3x1 for 32x32 images.
 
     Args:
         hidden_size (`int`, *optional*, defaults to 256): D.
         num_hidden_layers (`int`, *optional*, defaults to 7).
         num_attention_heads (`int`, *optional*, defaults to 4).
         intermediate_size (`int`, *optional*, defaults to 512).
-        image_size (`int` or pair, *optional*, defaults to 32): height and width the learned positions are made for.
+        image_size (`int` or pair, *optional*, defaults to 32): height and width of the learned positions.
         tokenizer (`str`, *optional*, defaults to `"convolution"`):
             `"convolution"`: blocks of convolution, ReLU and max-pooling; `"patch"`: one convolution over patches.
         num_conv_layers, conv_kernel_size, conv_stride, conv_padding, conv_channels:
-            The convolutional tokenizer's blocks; `conv_channels` between two of them.
-        pooling_kernel_size, pooling_stride, pooling_padding: Their max-pooling.
+            Blocks of the convolutional tokenizer; `conv_channels` is the number of channels between two blocks.
+        pooling_kernel_size, pooling_stride, pooling_padding: Max-pooling of these blocks.
         patch_size (`int`, *optional*, defaults to 4): side of a patch with `tokenizer="patch"`.
         pooling (`str`, *optional*, defaults to `"sequence"`):
-            What the classifier reads: `"sequence"`, an attention-weighted mean of all tokens, or `"cls"`, a CLS token.
+            Input of the classifier: `"sequence"`, an attention-weighted mean of all tokens, or `"cls"`, a CLS token.
         position_embedding (`str`, *optional*, defaults to `"learned"`): `"learned"`, `"sinusoidal"` or `"none"`.
         position_initializer_range (`float`, *optional*, defaults to 0.2).
-        drop_path_rate (`float`, *optional*, defaults to 0.1): of the last layer; linear from 0 in the first.
+        drop_path_rate (`float`, *optional*, defaults to 0.1): rate of the last layer, linear from 0 in the first.
     """
 
     model_type = "cct"
@@ -67,13 +87,13 @@ class CctConfig(PreTrainedConfig):
         for name, choices in allowed.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}.")
-        counts = ["hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_channels"]
+        positive = ["hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_channels"]
         if self.tokenizer == "patch":
-            counts += ["patch_size"]
+            positive += ["patch_size"]
         else:
-            counts += ["num_conv_layers", "conv_kernel_size", "conv_stride", "conv_channels"]
-            counts += ["pooling_kernel_size", "pooling_stride"]
-        for name in counts:
+            positive += ["num_conv_layers", "conv_kernel_size", "conv_stride", "conv_channels"]
+            positive += ["pooling_kernel_size", "pooling_stride"]
+        for name in positive:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
@@ -81,7 +101,7 @@ class CctConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}.")
         if self.num_patch_tokens < 1:
             raise ValueError(
-                f"Images of image_size {self.image_size} are too small for the tokenizer: no token is left."
+                f"image_size {self.image_size} is too small: the tokenizer makes no token. Increase image_size."
             )
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
@@ -117,22 +137,21 @@ class CctConfig(PreTrainedConfig):
 
     @property
     def num_prefix_tokens(self) -> int:
-        """P: 1 with a CLS token, else 0."""
+        """P, the number of prefix tokens: 1 with a CLS token, otherwise 0."""
         return int(self.pooling == "cls")
 
     def grid_size(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of tokens that the tokenizer makes of an image."""
+        """Return the rows and columns of patch tokens for an image size in pixels."""
         return self._num_tokens_along_axis(height), self._num_tokens_along_axis(width)
 
     @property
     def num_patch_tokens(self) -> int:
-        """T at the configured image size."""
-        size = self.image_size
-        rows, columns = self.grid_size(*(size if isinstance(size, list | tuple) else (size, size)))
+        """T, the number of patch tokens at the configured image size."""
+        rows, columns = self.grid_size(*height_and_width(self.image_size))
         return rows * columns
 
     def uncovered_pixels(self, size: int) -> int:
-        """How many pixels at the end of a side of this length no token reads."""
+        """Return the number of pixels at the end of a side of this length that no token covers."""
         if self.tokenizer == "patch":
             return size % self.patch_size
         windows = [

@@ -17,11 +17,11 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_cct import CctConfig
+from .configuration_cct import CctConfig, height_and_width
 
 
 class CctTokenizer(nn.Module):
-    """Images (B, channels, height, width) to tokens (B, T, D)."""
+    """Convert images (B, channels, height, width) to tokens (B, T, D)."""
 
     def __init__(self, config: CctConfig):
         super().__init__()
@@ -31,8 +31,8 @@ class CctTokenizer(nn.Module):
             self.layers = nn.ModuleList([nn.Conv2d(config.num_channels, config.hidden_size, size, size)])
             self.pool = None
             return
-        between = [config.conv_channels] * (config.num_conv_layers - 1)
-        channels = [config.num_channels, *between, config.hidden_size]
+        inner_channels = [config.conv_channels] * (config.num_conv_layers - 1)
+        channels = [config.num_channels, *inner_channels, config.hidden_size]
         self.layers = nn.ModuleList(
             nn.Conv2d(
                 channels[index],
@@ -48,19 +48,20 @@ class CctTokenizer(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         if pixel_values.shape[1] != self.num_channels:
-            raise ValueError(f"Expected images of {self.num_channels} channels, got {pixel_values.shape[1]}.")
-        # Channels last, the output lies in memory as (B, T, D): a third less time for a small model on a CPU.
+            raise ValueError(f"Expected images with {self.num_channels} channels, got {pixel_values.shape[1]}.")
+        # With channels last, the output has the memory order of (B, T, D). A small model on a CPU takes a third less
+        # time.
         hidden = pixel_values.contiguous(memory_format=torch.channels_last)
         for convolution in self.layers:
             hidden = convolution(hidden)
             if self.pool is not None:
-                # In this order the ReLU sees fewer elements; values and gradients are those of the other, bit for bit.
+                # Pooling first leaves fewer elements for the ReLU. Values and gradients are bit-identical.
                 hidden = nn.functional.relu(self.pool(hidden))
         return hidden.flatten(2).transpose(1, 2)
 
 
 class CctEmbeddings(nn.Module):
-    """Tokens of the image, behind the CLS token if there is one, with their positions."""
+    """Embed images as tokens with positions. An optional CLS token precedes the patch tokens."""
 
     def __init__(self, config: CctConfig):
         super().__init__()
@@ -85,40 +86,43 @@ class CctEmbeddings(nn.Module):
         return self.dropout(hidden)
 
     def learned_positions(self, height: int, width: int, interpolate: bool | None) -> torch.Tensor:
-        """(1, N, D) positions, those of the image interpolated to its grid if asked for."""
-        size = self.config.image_size
-        trained = tuple(size) if isinstance(size, list | tuple) else (size, size)
-        if (height, width) == trained:
+        """Return the learned positions (1, N, D) for an image size in pixels.
+
+        Raises:
+            ValueError: if the size is not the configured one and `interpolate` is not True.
+        """
+        trained_size = height_and_width(self.config.image_size)
+        if (height, width) == trained_size:
             return self.position_embeddings
         if not interpolate:
             raise ValueError(
-                f"The learned positions are made for images of {trained[0]}x{trained[1]}, got {height}x{width}: "
-                "resize the images or give interpolate_pos_encoding=True."
+                f"The learned positions are for images of {trained_size[0]}x{trained_size[1]} pixels, got "
+                f"{height}x{width}. Resize the images or pass interpolate_pos_encoding=True."
             )
-        grid, new_grid = self.config.grid_size(*trained), self.config.grid_size(height, width)
+        grid, new_grid = self.config.grid_size(*trained_size), self.config.grid_size(height, width)
         return interpolate_positions(self.position_embeddings, grid, new_grid)
 
 
 def interpolate_positions(positions: torch.Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> torch.Tensor:
-    """Learned positions for another grid of tokens, bicubic as transformers' `interpolate_pos_encoding`.
+    """Interpolate learned positions to another grid, bicubic as transformers' `interpolate_pos_encoding`.
 
     Args:
-        positions: (1, P + rows * columns, D), those of the P prefix tokens first.
-        grid: rows and columns that they were trained for.
-        new_grid: rows and columns wanted.
+        positions: (1, P + rows * columns, D), prefix tokens first.
+        grid: rows and columns of `positions`.
+        new_grid: rows and columns of the result.
 
     Returns:
-        (1, P + new rows * new columns, D) in the same dtype. Those of the prefix tokens are unchanged.
+        (1, P + new rows * new columns, D) in the same dtype. Positions of prefix tokens are unchanged.
     """
     prefix = positions.shape[1] - grid[0] * grid[1]
     image = positions[:, prefix:].unflatten(1, grid).permute(0, 3, 1, 2)
-    # Not every device has a bicubic kernel in half precision.
+    # Some devices have no bicubic kernel in half precision.
     image = nn.functional.interpolate(image.float(), size=new_grid, mode="bicubic", align_corners=False)
     return torch.cat([positions[:, :prefix], image.flatten(2).transpose(1, 2).to(positions.dtype)], dim=1)
 
 
 def build_sincos_position_embedding(length: int, hidden_size: int, device: torch.device) -> torch.Tensor:
-    """(1, N, D): sines in the even channels, cosines in the odd ones."""
+    """Return sinusoidal positions (1, N, D): sines in even channels, cosines in odd channels."""
     channel = torch.arange(hidden_size, device=device, dtype=torch.float32)
     period = 10000 ** (2 * (channel // 2) / hidden_size)
     angle = torch.arange(length, device=device, dtype=torch.float32)[:, None] / period
@@ -126,7 +130,7 @@ def build_sincos_position_embedding(length: int, hidden_size: int, device: torch
 
 
 class CctAttention(nn.Module):
-    """Self-attention with one fused projection, rows for queries, then keys, then values."""
+    """Self-attention with one fused projection for queries, keys and values, in this order."""
 
     def __init__(self, config: CctConfig):
         super().__init__()
@@ -141,17 +145,30 @@ class CctAttention(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def query_key_value(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """(B, N, D) to three (B, H, N, d)."""
+        """Project tokens (B, N, D) to queries, keys and values (B, H, N, d)."""
         return self.split_heads(self.qkv(hidden_states), 3)
 
     def split_heads(self, projected: torch.Tensor, parts: int) -> torch.Tensor:
-        """(B, N, parts * D) to (parts, B, H, N, d)."""
+        """Reshape projections (B, N, parts * D) to (parts, B, H, N, d)."""
         return projected.unflatten(-1, (parts, self.num_attention_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
 
     def attend(self, query, key, value, attention_mask=None, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Queries (B, H, N, d), keys and values (B, H, M, d) to (B, N, D), and the weights (B, H, N, M) if eager."""
-        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        attended, weights = attention(
+        """Compute attention and the output projection.
+
+        Args:
+            query: (B, H, N, d).
+            key: (B, H, M, d).
+            value: (B, H, M, d).
+            attention_mask: mask of the attention function.
+            kwargs: keyword arguments of the attention function.
+
+        Returns:
+            (B, N, D) tokens and the attention weights (B, H, N, M), None if not available.
+        """
+        attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        attn_output, attn_weights = attention_interface(
             self,
             query,
             key,
@@ -161,7 +178,7 @@ class CctAttention(nn.Module):
             scaling=self.scaling,
             **kwargs,
         )
-        return self.dropout(self.proj(attended.flatten(2))), weights
+        return self.dropout(self.proj(attn_output.flatten(2))), attn_weights
 
     def forward(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
@@ -170,7 +187,7 @@ class CctAttention(nn.Module):
 
 
 class CctLayer(GradientCheckpointingLayer):
-    """A transformer layer whose second residual branches off behind ``norm1``, as the released weights have it."""
+    """Transformer layer whose second residual connection starts after `norm1`, as in the released weights."""
 
     def __init__(self, config: CctConfig, layer_index: int):
         super().__init__()
@@ -186,11 +203,11 @@ class CctLayer(GradientCheckpointingLayer):
     def forward(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
     ) -> torch.Tensor:
-        attended, _ = self.attention(self.pre_norm(hidden_states), attention_mask, **kwargs)
-        return self.feed_forward(hidden_states + self.drop_path(attended))
+        attn_output, _ = self.attention(self.pre_norm(hidden_states), attention_mask, **kwargs)
+        return self.feed_forward(hidden_states + self.drop_path(attn_output))
 
     def feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """The half of the layer behind attention's residual, (B, N, D) to (B, N, D)."""
+        """Apply the part of the layer after attention, (B, N, D) to (B, N, D)."""
         hidden_states = self.norm1(hidden_states)
         hidden = self.dropout(self.activation(self.linear1(hidden_states)))
         return hidden_states + self.drop_path(self.dropout(self.linear2(hidden)))
@@ -232,7 +249,7 @@ class CctPreTrainedModel(PreTrainedModel):
 
 
 class CctModel(CctPreTrainedModel):
-    """The network without its classifier; ``pooler_output`` (B, D) is what the classifier reads."""
+    """Compact Transformer without classifier. `pooler_output` (B, D) is the input of the classifier."""
 
     def __init__(self, config: CctConfig):
         super().__init__(config)
@@ -254,7 +271,7 @@ class CctModel(CctPreTrainedModel):
         **kwargs,
     ) -> BaseModelOutputWithPooling:
         if pixel_values is None:
-            raise ValueError("pixel_values must be given, images (B, channels, height, width).")
+            raise ValueError("pixel_values is missing. Pass images of shape (B, channels, height, width).")
         weight = self.embeddings.tokenizer.layers[0].weight
         hidden_states = self.embeddings(pixel_values.to(weight.dtype), interpolate_pos_encoding)
         for layer in self.layers:
@@ -269,7 +286,7 @@ class CctModel(CctPreTrainedModel):
 
 
 class CctForImageClassification(CctPreTrainedModel):
-    """A Compact Transformer with a linear classifier."""
+    """Compact Transformer with a linear classifier."""
 
     def __init__(self, config: CctConfig):
         super().__init__(config)
@@ -286,7 +303,17 @@ class CctForImageClassification(CctPreTrainedModel):
         interpolate_pos_encoding: bool | None = None,
         **kwargs,
     ) -> ImageClassifierOutput:
-        """Images (B, channels, height, width) to logits (B, C); with class indices ``labels`` (B,), the loss too."""
+        """Classify images.
+
+        Args:
+            pixel_values: (B, channels, height, width) images.
+            labels: class indices (B,). The output then has a loss.
+            interpolate_pos_encoding: interpolate the learned positions to the size of the images.
+            kwargs: keyword arguments of the attention function and of the loss.
+
+        Returns:
+            An `ImageClassifierOutput` with the logits (B, C).
+        """
         outputs = self.cct(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
         logits = self.classifier(outputs.pooler_output)
         loss = None

@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 
 from ...configuration import TokenMixupConfigMixin
-from ...saliency import queries_of_inputs
+from ...saliency import project_queries_to_inputs
 from ..layers import TokenMixupLayerMixin, has_plain_weight
 from ..modeling_tokenmixup import TokenMixupModelMixin
 from .configuration_cct import CctConfig
@@ -12,18 +12,18 @@ from .modeling_cct import CctAttention, CctForImageClassification, CctLayer
 
 
 class TokenMixupCctConfig(TokenMixupConfigMixin, CctConfig):
-    """``CctConfig`` with the settings of TokenMixup as further attributes.
+    """`CctConfig` with the settings of TokenMixup.
+
+    CCT models have no CLS token by default, so `scorenet_pooling` is `"attention"` and `saliency_query` is `"mean"`.
 
     Args:
-        kwargs: settings of :class:`~hf_tokenmixup.configuration.TokenMixupConfigMixin` and of ``CctConfig``. As there
-        is
-            no CLS token by default, ScoreNet pools by attention and all tokens are asked for saliency.
+        kwargs: attributes of `hf_tokenmixup.configuration.TokenMixupConfigMixin` and of `CctConfig`.
 
     Raises:
-        ValueError: for a setting out of its range or not fitting the network.
+        ValueError: if a setting is out of range or does not fit the model.
     """
 
-    # A checkpoint in training is opened with this package, so it carries no code.
+    # Training checkpoints are loaded with this package, so no code is saved with them.
     _auto_class = None
 
     scorenet_pooling: str = "attention"
@@ -34,12 +34,12 @@ class TokenMixupCctConfig(TokenMixupConfigMixin, CctConfig):
         self.validate_tokenmixup_config()
 
     def token_grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of patch tokens of an image of this size."""
+        """Return the rows and columns of patch tokens for an image size in pixels."""
         return self.grid_size(height, width)
 
 
 class VerticalCctAttention(CctAttention):
-    """Attention whose keys and values also come from a memory of salient tokens, if one is given (Eq. (13))."""
+    """Self-attention with additional keys and values from a memory of salient tokens, Eq. (13)."""
 
     def forward(
         self,
@@ -48,7 +48,17 @@ class VerticalCctAttention(CctAttention):
         memory: torch.Tensor | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(B, N, D) normed tokens and (B, M, D) normed memory to (B, N, D) and the weights (B, H, N, N + M)."""
+        """Attend to the tokens and to the memory.
+
+        Args:
+            hidden_states: (B, N, D) normalized tokens.
+            attention_mask: as in the base class; ignored if there is a memory.
+            memory: (B, M, D) normalized tokens of earlier layers; None calls the base class.
+            kwargs: keyword arguments of the attention function.
+
+        Returns:
+            (B, N, D) tokens and the attention weights (B, H, N, N + M), None if not available.
+        """
         if memory is None:
             return super().forward(hidden_states, attention_mask, **kwargs)
         query, key, value = self.query_key_value(torch.cat([hidden_states, memory], dim=1))
@@ -56,11 +66,11 @@ class VerticalCctAttention(CctAttention):
 
 
 class TokenMixupCctLayer(TokenMixupLayerMixin, CctLayer):
-    """A CCT layer that mixes the tokens that enter it (HTM), hands tokens on to later layers and takes them (VTM).
+    """CCT layer with TokenMixup: mixes its input (HTM) and attends to salient tokens of earlier layers (VTM).
 
     Args:
-        config: with the settings of TokenMixup.
-        layer_index: the layer's number, from 0.
+        config: model configuration with the settings of TokenMixup.
+        layer_index: index of the layer, from 0.
     """
 
     def __init__(self, config: TokenMixupCctConfig, layer_index: int):
@@ -69,32 +79,34 @@ class TokenMixupCctLayer(TokenMixupLayerMixin, CctLayer):
             self.attention = VerticalCctAttention(config)
         self.init_tokenmixup(config, layer_index)
 
-    def query_and_key(self, hidden: torch.Tensor, cls_query_only: bool) -> tuple[torch.Tensor, torch.Tensor, float]:
-        """See :class:`~hf_tokenmixup.saliency.SupportsAttentionSaliency`."""
-        attention, normed = self.attention, self.normed(hidden)
+    def compute_query_key(
+        self, hidden: torch.Tensor, cls_query_only: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, float]:
+        """See `hf_tokenmixup.saliency.SupportsAttentionSaliency`."""
+        attention, normed = self.attention, self.apply_pre_norm(hidden)
         if not has_plain_weight(attention.qkv):
             query, key, _ = attention.query_key_value(normed)
             return query[:, :, :1] if cls_query_only else query, key, attention.scaling
         query_weight, key_weight, _ = attention.qkv.weight.chunk(3)
         if cls_query_only:
             query = attention.split_heads(F.linear(normed[:, :1], query_weight), 1)[0]
-            return queries_of_inputs(query, key_weight), normed[:, None], attention.scaling
+            return project_queries_to_inputs(query, key_weight), normed[:, None], attention.scaling
         query, key = attention.split_heads(F.linear(normed, attention.qkv.weight[: 2 * len(key_weight)]), 2)
         return query, key, attention.scaling
 
-    def propagate(self, hidden: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
-        """See :class:`~hf_tokenmixup.saliency.SupportsAttentionSaliency`."""
-        _, _, value = self.attention.query_key_value(self.normed(hidden))
-        attended = self.attention.proj((attention.to(value.dtype) @ value).transpose(1, 2).flatten(2))
-        hidden = self.norm1(hidden + attended)
+    def forward_with_attention(self, hidden: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
+        """See `hf_tokenmixup.saliency.SupportsAttentionSaliency`."""
+        _, _, value = self.attention.query_key_value(self.apply_pre_norm(hidden))
+        attn_output = self.attention.proj((attention.to(value.dtype) @ value).transpose(1, 2).flatten(2))
+        hidden = self.norm1(hidden + attn_output)
         return hidden + self.linear2(self.activation(self.linear1(hidden)))
 
 
 class TokenMixupCctForImageClassification(TokenMixupModelMixin, CctForImageClassification):
-    """``CctForImageClassification`` that mixes tokens in training, and is the plain model otherwise.
+    """`CctForImageClassification` with TokenMixup in training mode. In evaluation mode it is the base model.
 
     Raises:
-        ValueError: for a configuration without the settings of TokenMixup, or with invalid ones.
+        ValueError: if the configuration has no settings of TokenMixup, or invalid ones.
     """
 
     _auto_class = None
