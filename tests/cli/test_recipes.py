@@ -224,6 +224,7 @@ def test_base_without_a_name_raises(tmp_path, base):
     [
         ("a: [1\n", "is not valid YAML"),
         ("- a\n", "must be a mapping of options to values, got list"),
+        ("? [a]\n: 1\n", "is not valid YAML"),
         ("learning_rat: 1\n", "did you mean learning_rate?"),
         ("learning_rat: null\n", "did you mean learning_rate?"),
         ("bas: digits-quickstart\n", "did you mean base?"),

@@ -27,9 +27,9 @@ FORCED_OPTIONS = (
 
 def main(arguments: Sequence[str]) -> None:
     parser = CliParser(description=__doc__)
-    parser.add_argument("--warmup", type=int, default=10, help="Steps before the timed ones of a round.")
-    parser.add_argument("--steps", type=int, default=30, help="Timed steps of a round.")
-    parser.add_argument("--rounds", type=int, default=3, help="Rounds; each times all three in turn.")
+    parser.add_argument("--warmup", type=int, default=10, help="Untimed steps at the start of a measurement.")
+    parser.add_argument("--steps", type=int, default=30, help="Timed steps of a measurement.")
+    parser.add_argument("--rounds", type=int, default=3, help="Measurements of each kind, in turn.")
     args, options = parser.parse_known_args(arguments)
     for name in ("warmup", "steps", "rounds"):
         if getattr(args, name) < 1:
