@@ -132,7 +132,7 @@ def test_evaluate_with_classes_in_another_order_needs_a_label_mapping(script, tm
         folder.mkdir(parents=True, exist_ok=True)
         row["image"].save(folder / f"{index}.png")
     options = ["--validation_dir", images, "--cache_dir", tmp_path / "cache"]
-    with pytest.raises(ValueError, match=r"10 of 10 classes .* 0 \('digit_9' and 'Digit 0'\).*--label_mapping name"):
+    with pytest.raises(ValueError, match=r"10 of 10 classes .* 0 \('digit_9' and 'Digit 0'\).*`label_mapping=name`"):
         run(script, tmp_path, backwards, *options)
     by_name = run(script, tmp_path, backwards, *options, "--label_mapping", "name")
     by_number = run(script, tmp_path, backwards, *options, "--label_mapping", "number")
@@ -167,7 +167,7 @@ def test_evaluate_without_an_evaluation_split_needs_a_fraction(script, tmp_path)
     model = save(vit(), tmp_path / "model")
     write_split(tmp_path / "data", "train", list(range(10)) * 10)
     options = [model, "--dataset_name", tmp_path / "data", "--cache_dir", tmp_path / "cache"]
-    with pytest.raises(ValueError, match=r"No evaluation split among \['train'\]: .*--eval_split.*--train_val_split"):
+    with pytest.raises(ValueError, match=r"no evaluation split among \['train'\]. .*`eval_split`.*`validation_fraction`"):
         run(script, tmp_path, *options)
     whole = run(script, tmp_path, *options, "--eval_split", "train")
     share = run(script, tmp_path, *options, "--train_val_split", 0.2, "--seed", 5)

@@ -215,9 +215,9 @@ def test_validate_image_size_counts_no_flops_and_keeps_mode_and_attention(finetu
     "arguments, message",
     [
         ([*DIGITS, *SCRATCH], "Nothing to do: pass --do_train, --do_eval or both"),
-        ([*DIGITS, "--do_train"], "No model was named"),
-        ([*SCRATCH, "--do_train"], "Expected either --dataset_name or image folders"),
-        ([*DIGITS, *SCRATCH, "--do_train", "--image_column_name", "picture"], "no column 'picture'; the columns are"),
+        ([*DIGITS, "--do_train"], "There is no model"),
+        ([*SCRATCH, "--do_train"], "Expected either `dataset_name` or image folders"),
+        ([*DIGITS, *SCRATCH, "--do_train", "--image_column_name", "picture"], "no column 'picture'. The columns are"),
         (
             [*DIGITS, *SCRATCH, "--do_train", "--vertical_kappa", "17"],
             "vertical_kappa must be an integer between 0 and 16",
@@ -236,7 +236,7 @@ def test_build_trainer_evaluating_a_model_of_other_classes_raises(finetune, tmp_
         (tmp_path / "images" / name).mkdir(parents=True)
         Image.new("RGB", (16, 16)).save(tmp_path / "images" / name / "0.png")
     arguments = ["--model_name_or_path", tmp_path / "digits", "--validation_dir", tmp_path / "images", "--do_eval"]
-    with pytest.raises(ValueError, match="The model knows 10 classes and the dataset has 2"):
+    with pytest.raises(ValueError, match="The model has 10 classes and the dataset has 2"):
         finetune.build_trainer([*COMMON, *map(str, arguments), "--cache_dir", str(tmp_path / "cache")])
 
 

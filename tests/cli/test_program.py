@@ -26,7 +26,7 @@ def passed_on(raise_error) -> BaseException:
 
 
 def decode_nothing() -> None:
-    images.decode({"bytes": b"x", "path": None}, "Image 3", None)
+    images.decode_image({"bytes": b"x", "path": None}, "Image 3", None)
 
 
 def test_worker_error_of_the_package_gives_its_file_and_its_message():

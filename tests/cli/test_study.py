@@ -131,7 +131,7 @@ def test_study_with_a_rejected_row_trains_the_others(study, capsys, arguments, t
 def test_study_with_an_override_for_some_rows_trains_these_rows(study):
     with pytest.raises(SystemExit) as caught:
         study('5 -- --config_overrides {"num_hidden_layers":2}')
-    assert "Row 'manifold mixup': manifold_mixup_layers must lie" in caught.value.code
+    assert "Row 'manifold mixup': manifold_mixup_layers must be between" in caught.value.code
     recipes = launched_recipes(study.launched)
     assert recipes == ["cct-7-3x1-cifar100-baseline-no-input-mixing", "cct-7-3x1-cifar100-baseline"]
 
