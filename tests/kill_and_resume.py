@@ -155,7 +155,7 @@ class Kills:
         newest = max(complete, default=0)
         resumed = Moment("start-up", "trainer") in self.moments()
         for step in incomplete:
-            if step > newest and resumed and f"checkpoint-{step} is not complete" not in self.printed():
+            if step > newest and resumed and f"checkpoint-{step}: " not in self.printed():
                 raise RuntimeError(f"checkpoint-{step} was skipped without a warning:\n{self.printed()}")
         if newest > max(self._checkpoints()[0], default=0):
             raise RuntimeError(f"the last complete checkpoint, of step {newest}, is gone")

@@ -114,7 +114,7 @@ def test_effective_learning_rate_of_the_user_s_optimizer_cannot_change_on_resumi
         trainer.train(resume_from_checkpoint=checkpoint and f"{args.output_dir}/checkpoint-{checkpoint}")
 
     train(0.1)
-    with pytest.raises(ValueError, match="`learning_rate` it had, 0.1, and not with 0.2"):
+    with pytest.raises(ValueError, match="the optimizer of step 1 has 0.1, this run has 0.2"):
         train(0.2, 1)
     train(0.1, 1)
 

@@ -240,15 +240,15 @@ def test_a_file_cut_short_is_noticed(arguments):
     whole = file.read_bytes()
     for share in (0.0, 0.5, 0.95):
         file.write_bytes(whole[: int(share * len(whole))])
-        assert find_checkpoint_error(file.parent) == "average.safetensors is cut short"
+        assert find_checkpoint_error(file.parent) == "average.safetensors is truncated"
     before = copied(trainer.model.state_dict())
-    with pytest.raises(ValueError, match="average.safetensors is cut short. Resume from .*checkpoint-1"):
+    with pytest.raises(ValueError, match="average.safetensors is truncated. Resume from .*checkpoint-1"):
         trainer.train(resume_from_checkpoint=str(file.parent))
-    with pytest.raises(ValueError, match="average.safetensors cannot be read as an average"):
+    with pytest.raises(ValueError, match="average.safetensors cannot be read as EMA weights"):
         trainer._load_from_checkpoint(str(file.parent))
     other = ModelEma(resnet(), 0.5)
     other.save(file)
-    with pytest.raises(ValueError, match="is the average of another model: .* tensors differ"):
+    with pytest.raises(ValueError, match="has the EMA weights of another model: .* tensors differ"):
         trainer._load_from_checkpoint(str(file.parent))
     assert_same(trainer.model.state_dict(), before)
 
@@ -263,7 +263,7 @@ def test_an_average_that_begins_or_ends_in_the_middle_of_a_training(arguments, c
     trainer, record = trainer_of(tokenmixup_vit, arguments(**settings, ema_decay=0.6))
     with caplog.at_level(logging.WARNING):
         trainer.train(resume_from_checkpoint=str(out / "checkpoint-2"))
-    assert "checkpoint-2 holds no average of weights: it starts afresh from the weights there." in caplog.text
+    assert "checkpoint-2 has no EMA weights: a new EMA starts from its raw weights." in caplog.text
     assert_average(trainer, record.weights, 0.6)
     assert trainer.ema_model.updates == 2
     # A best checkpoint without an average stands for its own weights.
@@ -276,7 +276,7 @@ def test_an_average_that_begins_or_ends_in_the_middle_of_a_training(arguments, c
     trainer, _ = trainer_of(tokenmixup_vit, args)
     with caplog.at_level(logging.WARNING):
         trainer.train(resume_from_checkpoint=str(out / "checkpoint-3"))
-    assert "average.safetensors is left out: there is no --ema_decay" in caplog.text
+    assert "average.safetensors because ema_decay is not set" in caplog.text
     assert trainer.ema_model is None
     assert [path.parent.name for path in out.glob("*/average.safetensors")] == ["checkpoint-3"]
 
@@ -292,10 +292,10 @@ def test_a_second_training_starts_an_average_of_its_own(arguments):
 def test_what_is_said(arguments, caplog):
     with caplog.at_level(logging.WARNING, logger="hf_tokenmixup"):
         trainer_of(plain_vit, arguments(max_steps=3, ema_decay=0.9999, ema_warmup=True))[0].train()
-        assert caplog.text.count("use an average of the weights (ema_decay=0.9999 with warm-up)") == 1
-        assert "of the first" not in caplog.text
+        assert caplog.text.count("EMA enabled (ema_decay=0.9999 with warm-up)") == 1
+        assert "of the first step" not in caplog.text
         trainer_of(plain_vit, arguments(max_steps=3, ema_decay=0.9))[0].train()
-    assert "After 3 steps, 81 % of the average will be the weights of the first: choose a lower" in caplog.text
+    assert "After 3 steps, the weights of the first step still contribute 81 % of the EMA. Use a lower" in caplog.text
 
 
 def test_what_it_tells_in_the_card(arguments, monkeypatch):
@@ -405,7 +405,7 @@ def test_sharded_weights_are_refused_before_the_training(arguments, monkeypatch,
         setattr(self, flag, True)
 
     monkeypatch.setattr(Trainer, "create_accelerator_and_postprocess", sharded)
-    with pytest.raises(ValueError, match=f"does not go with {what}, .* leave out --ema_decay"):
+    with pytest.raises(ValueError, match=f"is not supported with {what}, .*emove `ema_decay`"):
         trainer_of(plain_vit, arguments(ema_decay=0.9))
 
 

@@ -65,9 +65,9 @@ def test_the_trainers_loss_of_no_images_is_an_error(make, training, tmp_path):
 
 def test_counts_of_steps_without_images_are_finite():
     counts, accelerator = MixingMetrics(), Accelerator(cpu=True)
-    counts.add({"difficulty": torch.tensor(float("nan")), "mixed_samples": torch.tensor(0)}, images=0)
-    counts.end_step()
-    assert counts.summary(accelerator) == {}
-    counts.add({"difficulty": torch.tensor(2.0), "mixed_samples": torch.tensor(4)}, images=4)
-    counts.end_step()
-    assert counts.summary(accelerator) == {"difficulty": 2.0, "mixed_samples": 2.0}
+    counts.update({"difficulty": torch.tensor(float("nan")), "mixed_samples": torch.tensor(0)}, num_images=0)
+    counts.step()
+    assert counts.compute(accelerator) == {}
+    counts.update({"difficulty": torch.tensor(2.0), "mixed_samples": torch.tensor(4)}, num_images=4)
+    counts.step()
+    assert counts.compute(accelerator) == {"difficulty": 2.0, "mixed_samples": 2.0}

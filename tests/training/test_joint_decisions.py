@@ -110,7 +110,7 @@ def write_checkpoints(folder: Path, steps: list[int]) -> Path:
         ),
         ([[3, 6], [3]], "{}/checkpoint-6", "process 1 of 2 cannot be resumed from: there is no such folder"),
         ([[3, 6], []], "last", "there is no such folder. Copy it there, or start a new run"),
-        ([[], [3]], "auto", "of process 1 of 2 holds checkpoint-3, and the main process"),
+        ([[], [3]], "auto", "of process 1 of 2 contains checkpoint-3, and the main process"),
         ([[], [3]], "last", "There is no complete checkpoint in"),
     ],
 )

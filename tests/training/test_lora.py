@@ -192,7 +192,7 @@ def test_an_adapter_of_another_name(arguments):
     assert all(torch.equal(got[name], expected[name]) for name in expected)
     file = checkpoint / "digits" / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-8])
-    assert find_checkpoint_error(checkpoint) == "digits/adapter_model.safetensors is cut short"
+    assert find_checkpoint_error(checkpoint) == "digits/adapter_model.safetensors is truncated"
 
 
 def test_checkpoints_that_are_cut_short_or_do_not_fit(arguments):
@@ -208,16 +208,16 @@ def test_checkpoints_that_are_cut_short_or_do_not_fit(arguments):
         after = weights(model)
         assert all(torch.equal(after[name], before[name]) for name in before)
 
-    resume(add_lora(tokenmixup_vit(), 3), "does not fit this TokenMixupViT.* of another shape: .*lora_A")
-    resume(add_lora(tokenmixup_vit(), 2, target_modules=["q_proj"]), "does not fit .* unexpected: .*v_proj")
-    resume(adapt(horizontal_layers=[1, 2]), "does not fit .* missing: vit.layers.2.scorenet")
-    resume(tokenmixup_vit(), "holds adapters, and this TokenMixupViT.* has none: resume with the --lora_rank")
+    resume(add_lora(tokenmixup_vit(), 3), "does not match this TokenMixupViT.* of another shape: .*lora_A")
+    resume(add_lora(tokenmixup_vit(), 2, target_modules=["q_proj"]), "does not match .* unexpected: .*v_proj")
+    resume(adapt(horizontal_layers=[1, 2]), "does not match .* missing: vit.layers.2.scorenet")
+    resume(tokenmixup_vit(), "contains adapters, and this TokenMixupViT.* has none. Resume with the lora_rank")
 
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         whole = (checkpoint / name).read_bytes()
         for share in (0.0, 0.5, 0.95):
             (checkpoint / name).write_bytes(whole[: int(share * len(whole))])
-            assert find_checkpoint_error(checkpoint) == f"{name} is cut short"
+            assert find_checkpoint_error(checkpoint) == f"{name} is truncated"
         (checkpoint / name).write_bytes(whole)
     (checkpoint / "adapter_model.safetensors").unlink()
     assert find_checkpoint_error(checkpoint) == "adapter_model.safetensors is missing"
@@ -350,7 +350,7 @@ def test_sharded_training_is_refused(arguments):
             super().create_accelerator_and_postprocess()
             self.is_fsdp_enabled = True
 
-    with pytest.raises(ValueError, match="adapters cannot be merged while FSDP or DeepSpeed"):
+    with pytest.raises(ValueError, match="LoRA is not supported with FSDP or DeepSpeed"):
         Sharded(adapt(), arguments(), train_dataset=Images(4))
 
 

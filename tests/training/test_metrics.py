@@ -22,20 +22,20 @@ def accelerator():
 
 def add_all(metrics, forwards):
     for values, images in forwards:
-        metrics.add(values, images)
-        metrics.end_step()
+        metrics.update(values, images)
+        metrics.step()
     return metrics
 
 
-def test_mixing_metrics_summary_sums_samples_per_step_and_averages_losses_per_image(accelerator):
+def test_mixing_metrics_compute_sums_samples_per_step_and_averages_losses_per_image(accelerator):
     metrics = MixingMetrics()
-    metrics.add(*FORWARDS[0])
-    metrics.add(*FORWARDS[1])
-    metrics.end_step()
-    metrics.add(*FORWARDS[2])
-    metrics.end_step()
+    metrics.update(*FORWARDS[0])
+    metrics.update(*FORWARDS[1])
+    metrics.step()
+    metrics.update(*FORWARDS[2])
+    metrics.step()
     expected = {"mixed_samples": (3 + 1 + 2) / 2, "difficulty": (4 * 1.0 + 2 * 4.0 + 4 * 2.5) / 10}
-    assert metrics.summary(accelerator) == pytest.approx(expected)
+    assert metrics.compute(accelerator) == pytest.approx(expected)
 
 
 def test_mixing_metrics_loaded_state_continues_as_without_interruption(accelerator):
@@ -44,10 +44,10 @@ def test_mixing_metrics_loaded_state_continues_as_without_interruption(accelerat
     second = MixingMetrics()
     second.load_state_dict(json.loads(json.dumps(first.state_dict(accelerator))), accelerator)
     add_all(second, FORWARDS[2:])
-    assert second.summary(accelerator) == pytest.approx(complete.summary(accelerator), rel=1e-6)
+    assert second.compute(accelerator) == pytest.approx(complete.compute(accelerator), rel=1e-6)
 
 
-def test_mixing_metrics_without_steps_has_empty_summary(accelerator):
+def test_mixing_metrics_without_steps_computes_nothing(accelerator):
     metrics = MixingMetrics()
-    metrics.add({"mixed_samples": torch.tensor(3)}, 0)
-    assert metrics.summary(accelerator) == {}
+    metrics.update({"mixed_samples": torch.tensor(3)}, 0)
+    assert metrics.compute(accelerator) == {}

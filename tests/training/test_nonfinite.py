@@ -35,14 +35,14 @@ def test_it_stops_at_the_next_log_line_with_the_last_good_checkpoint_named(argum
     told = str(error.value)
     assert "The loss of step 4 is infinite or not a number; the learning rate is 0.01 now, at step 5." in told
     good = tmp_path / "out" / "checkpoint-3"
-    assert f"The last good checkpoint is {good}: train on from its weights (--model_name_or_path {good})" in told
+    assert f"The last checkpoint before it is {good}: start from its weights (model_name_or_path={good})" in told
     assert not any("loss" in record for record in trainer.state.log_history)
 
 
 def test_no_checkpoint_holds_spoilt_weights(arguments, tmp_path):
     args = arguments(max_steps=8, logging_steps=100, save_strategy="steps", save_steps=2)
     trainer = in_order(TokenMixupTrainer(plain_vit(), args, train_dataset=Spoilt(32, 9)))
-    with pytest.raises(NonFiniteLossError, match="The loss of step 3 is .*checkpoint-2: train on"):
+    with pytest.raises(NonFiniteLossError, match="The loss of step 3 is .*checkpoint-2: start from"):
         trainer.train()
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-2"]
 
@@ -78,7 +78,7 @@ def test_a_skipped_step_moves_nothing(arguments, accumulation):
 def test_more_bad_steps_than_allowed_stop_the_training(arguments):
     args = arguments(max_steps=4, skip_nonfinite_steps=1, logging_steps=100)
     trainer = in_order(TokenMixupTrainer(plain_vit(), args, train_dataset=Spoilt(16, 5, 9)))
-    with pytest.raises(NonFiniteLossError, match="loss or a gradient of step 3 .*, and 1 such steps were left out"):
+    with pytest.raises(NonFiniteLossError, match="loss or a gradient of step 3 .*, and 1 such steps were skipped"):
         trainer.train()
     with pytest.raises(ValueError, match="skip_nonfinite_steps. must be at least 0"):
         arguments(skip_nonfinite_steps=-1)
@@ -100,7 +100,7 @@ def test_a_gradient_that_spoils_the_weights_spoils_no_checkpoint(arguments, tmp_
     args = arguments(max_steps=8, logging_steps=100, save_strategy="steps", save_steps=2, max_grad_norm=1.0)
     trainer = in_order(TokenMixupTrainer(spoil_a_gradient(plain_vit(), 4), args, train_dataset=Images(32)))
     with pytest.raises(
-        NonFiniteLossError, match="Behind step 4, a weight is infinite .*good checkpoint is .*-2: "
+        NonFiniteLossError, match="After step 4, a weight is infinite .*checkpoint before it is .*-2: "
     ) as e:
         trainer.train()
     assert "--max_grad_norm" not in str(e.value)
@@ -108,7 +108,7 @@ def test_a_gradient_that_spoils_the_weights_spoils_no_checkpoint(arguments, tmp_
     trainer = in_order(
         TokenMixupTrainer(spoil_a_gradient(plain_vit(), 8), arguments(max_steps=8), train_dataset=Images(32))
     )
-    with pytest.raises(NonFiniteLossError, match="Behind step 8, a weight is infinite"):
+    with pytest.raises(NonFiniteLossError, match="After step 8, a weight is infinite"):
         trainer.train()
 
 
@@ -148,5 +148,5 @@ def test_deepspeed_is_refused(arguments, monkeypatch):
         self.is_deepspeed_enabled = True
 
     monkeypatch.setattr(Trainer, "create_accelerator_and_postprocess", with_deepspeed)
-    with pytest.raises(ValueError, match="`skip_nonfinite_steps` does not go with DeepSpeed"):
+    with pytest.raises(ValueError, match="`skip_nonfinite_steps` is not supported with DeepSpeed"):
         TokenMixupTrainer(plain_vit(), arguments(skip_nonfinite_steps=1), train_dataset=Images(4))

@@ -101,7 +101,7 @@ def test_the_host_derives_epochs_and_steps(folder, arguments, tmp_path, monkeypa
 
 
 def test_max_steps_are_asked_for_where_nobody_knows_the_length(folder, arguments, tmp_path):
-    with pytest.raises(ValueError, match="split 'train' holds is not known before it is read: say by --max_steps"):
+    with pytest.raises(ValueError, match="number of images in split 'train' is unknown. Set max_steps"):
         trainer(folder, arguments, tmp_path / "out", num_images=None, max_steps=-1)
 
 

@@ -193,7 +193,7 @@ def test_a_batch_size_that_is_found_counts_the_last_attempt_alone(arguments):
     resumed = TokenMixupTrainer(
         tokenmixup_vit(), arguments(max_steps=4, per_device_train_batch_size=5), train_dataset=Images(12)
     )
-    with pytest.raises(ValueError, match="comes from steps of 4 images, and here they have 5"):
+    with pytest.raises(ValueError, match="is from steps of 4 images, and this run has 5"):
         resumed.train(resume_from_checkpoint=f"{args.output_dir}/checkpoint-3")
 
 

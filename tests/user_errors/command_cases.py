@@ -128,7 +128,7 @@ SCRIPTS = [
     ),
     main(
         "study", "rho --recipe digits-quickstart --values 0.1 --launcher true --output_dir {file} -- --use_cpu",
-        "--output_dir must be a folder that can be made", "File exists",
+        "output_dir", "is not writable", "File exists",
     ),
     main("study", "4 --report_only --output_dir {folder}", "No run of this study is finished in"),
     main("throughput", "--rounds 0 --recipe digits-quickstart", "--rounds must be at least 1", "got 0"),

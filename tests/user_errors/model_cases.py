@@ -260,20 +260,20 @@ MODELS = [
 ]
 CHECKPOINTS = [
     Mistake(
-        "an output folder that holds a model", output_with_a_model, ValueError, ("holds a model", "overwrite", "Name")
+        "an output folder with a model", output_with_a_model, ValueError, ("contains a model", "overwrite", "Choose")
     ),
-    Mistake("an output folder that is a file", output_file, ValueError, ("must be a folder", "it.txt", "Name")),
+    Mistake("an output folder that is a file", output_file, ValueError, ("is not writable", "it.txt", "choose another")),
     Mistake(
         "an output folder with another run in it",
         lambda bench: bench.train(*DIGITS, *bench.network(), output_dir=bench.trained),
         ValueError,
-        ("holds checkpoint-2 of an earlier training", "--resume_from_checkpoint last", "another --output_dir"),
+        ("contains checkpoint-2 of an earlier run", "resume_from_checkpoint=last", "another output_dir"),
     ),
     Mistake(
         "nothing to resume from",
         lambda bench: bench.digits("--resume_from_checkpoint", "last"),
         ValueError,
-        ("no complete checkpoint in", "--resume_from_checkpoint auto", "name the --output_dir"),
+        ("no complete checkpoint in", "resume_from_checkpoint=auto", "the output_dir of the run"),
     ),
     Mistake(
         "no such checkpoint",
@@ -282,29 +282,29 @@ CHECKPOINTS = [
         ("checkpoint-9 cannot be resumed from", "no such folder", "Resume from", "checkpoint-2"),
     ),
     resumed(
-        "another horizontal layer", ["--horizontal_layers", 2, "--vertical_layers", 2], "checkpoint-2 does not fit",
+        "another horizontal layer", ["--horizontal_layers", 2, "--vertical_layers", 2], "checkpoint-2 does not match",
         "missing: vit.layers.2.scorenet", "settings that the checkpoint was trained with",
     ),
     resumed(
         "another learning rate", [*MIXING, "--learning_rate", 0.5],
-        "the `learning_rate` it had", "0.5", "by --model_name_or_path",
+        "`learning_rate` cannot change on resume", "0.5", "model_name_or_path",
     ),
     resumed(
         "other images per step", [*MIXING, "--per_device_train_batch_size", 8],
-        "steps of 16 images", "have 8", "the same product",
+        "steps of 16 images", "this run has 8", "the same product",
     ),
-    resumed("nothing left to train", [*MIXING, "--max_steps", 1], "beyond the 1 steps", "raise --num_train_epochs"),
-    resumed("without TokenMixup", [], "does not fit", "unexpected: vit.layers.1.scorenet", "its config.json"),
+    resumed("nothing left to train", [*MIXING, "--max_steps", 1], "this run has 1 steps", "Increase num_train_epochs"),
+    resumed("without TokenMixup", [], "does not match", "unexpected: vit.layers.1.scorenet", "its config.json"),
     resumed(
-        "another vertical layer", ["--horizontal_layers", 1, "--vertical_layers", 1], "does not fit",
+        "another vertical layer", ["--horizontal_layers", 1, "--vertical_layers", 1], "does not match",
         "vertical_layers: [2] there, [1] here", "settings that the checkpoint was trained with",
     ),
-    resumed("a wider network", MIXING, "does not fit", "of another shape: ", network={"intermediate_size": 64}),
-    resumed("another optimizer", [*MIXING, "--optim", "sgd"], "another optimizer than --optim sgd", "resume"),
+    resumed("a wider network", MIXING, "does not match", "of another shape: ", network={"intermediate_size": 64}),
+    resumed("another optimizer", [*MIXING, "--optim", "sgd"], "another optimizer than optim=sgd", "resume"),
     Mistake(
         "another architecture resumed",
         lambda bench: bench.resume(*RESNET, "--image_size", 16),
         ValueError,
-        ("does not fit this ResNet", "missing: ", "unexpected: "),
+        ("does not match this ResNet", "missing: ", "unexpected: "),
     ),
 ]  # fmt: skip

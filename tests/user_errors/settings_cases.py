@@ -111,7 +111,7 @@ SETTINGS = [
     flags("--optim=adamw_apex_fused", "--optim adamw_apex_fused was removed", "pass adamw_torch_fused"),
     flags("--do_predict", "--do_predict has no effect", "--do_eval", "pipeline"),
     flags("--label_names labels other", "--label_names must be labels", "got labels other"),
-    flags("--output_dir=", "--output_dir must name a folder, got ''"),
+    flags("--output_dir=", "output_dir must name a folder, got ''"),
     flags("--skip_nonfinite_steps -1", "`skip_nonfinite_steps`", "at least 0", "-1"),
     flags("--mixup_alpha nan", "`mixup_alpha`", "finite number of at least 0", "0 turns it off", "nan"),
     flags("--mixup_prob 2", "`mixup_prob`", "between 0 and 1", "2.0"),

@@ -101,7 +101,7 @@ def warn_about_half_precision_weights(model: nn.Module) -> None:
     }
     if half:
         logger.warning(
-            "The weights are in %s and are trained in it: small updates are lost. Open the model with "
+            "The weights are in %s and are trained in it: small updates are lost. Load the model with "
             "dtype=torch.float32; bf16 or fp16 in the training arguments compute in half precision by autocast.",
             " and ".join(sorted(half)),
         )

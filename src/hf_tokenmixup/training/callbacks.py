@@ -1,4 +1,4 @@
-"""Callbacks of a training: the log as JSON lines, the curves as a picture, and the epoch made known to the data."""
+"""Callbacks of a run: the log as JSON lines, training curves, the epoch of the data, and frozen layers."""
 
 import json
 import logging
@@ -22,27 +22,27 @@ logger = logging.getLogger(__name__)
 class JsonlLoggerCallback(TrainerCallback):
     """Write each log record as one line of JSON to `<output_dir>/training_log.jsonl`.
 
-    The file always tells one training: a new one starts it afresh, a resumed one goes on from the records up to the
-    checkpoint. Records written before `train()` (an evaluation, say) are replaced then. A number that is not finite
-    becomes `null`, as JSON knows no NaN. Only the first process writes. Where that fails (a full disk), the training
-    goes on, and the file is written anew with the next record that can be.
+    The file contains exactly one run: a new run truncates it, a resumed run keeps the records up to the checkpoint.
+    Records written before `train()`, such as those of an evaluation, are replaced then. A non-finite number becomes
+    `null`. Only the first process writes. If writing fails, for example on a full disk, the run continues, and the
+    next record rewrites the file.
 
     Attributes:
-        folder: instead of the output folder, as a trial of a hyperparameter search has one of its own.
+        folder: Replaces the output folder, as each trial of a hyperparameter search has its own.
     """
 
     file_name = "training_log.jsonl"
 
     def __init__(self) -> None:
         self.folder: str | None = None
-        self._behind = False
+        self._needs_rewrite = False
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        # The restored state holds the records up to the checkpoint, and none that an interrupted run wrote after it.
+        # The restored state has the records up to the checkpoint, and none that an interrupted run wrote after it.
         self._write(args, state, state.log_history, "w")
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        if self._behind:
+        if self._needs_rewrite:
             self._write(args, state, state.log_history, "w")
         else:
             self._write(args, state, state.log_history[-1:], "a")
@@ -56,18 +56,18 @@ class JsonlLoggerCallback(TrainerCallback):
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open(mode, encoding="utf-8") as file:
                 file.write(lines)
-            self._behind = False
+            self._needs_rewrite = False
         except OSError as error:
-            if not self._behind:
-                logger.warning("%s cannot be written now (%s); the training goes on.", path, error.strerror)
-            self._behind = True
+            if not self._needs_rewrite:
+                logger.warning("%s cannot be written now (%s); the run continues.", path, error.strerror)
+            self._needs_rewrite = True
 
 
 class TrainingCurvesCallback(TrainerCallback):
-    """Draw accuracy, loss and mixing over the epochs to `<output_dir>/training_curves.png` when training ends.
+    """Plot accuracy, loss and mixing over the epochs to `<output_dir>/training_curves.png` when training ends.
 
     Attributes:
-        folder: instead of the output folder, as a trial of a hyperparameter search has one of its own.
+        folder: Replaces the output folder, as each trial of a hyperparameter search has its own.
     """
 
     file_name = "training_curves.png"
@@ -81,7 +81,7 @@ class TrainingCurvesCallback(TrainerCallback):
             try:
                 plot_training_curves(state.log_history, path)
             except OSError as error:
-                # What was trained is still to be saved.
+                # The trained model is still to be saved.
                 logger.warning("%s could not be written (%s).", path, error.strerror)
 
 

@@ -128,15 +128,13 @@ class ModelEma:
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
                 updates = int((opened.metadata() or {})["updates"])
         except (SafetensorError, OSError, KeyError, ValueError) as error:
-            raise ValueError(
-                f"{file} cannot be read as an average of weights ({error}): remove it to go on."
-            ) from error
+            raise ValueError(f"{file} cannot be read as EMA weights ({error}). Remove it to continue.") from error
         try:
             self.load_state_dict({"tensors": tensors, "updates": updates})
         except ValueError as error:
             raise ValueError(
-                f"{file} is the average of another model: {error}. Build the model with the settings that the "
-                "checkpoint was trained with, or remove the file to start the average afresh."
+                f"{file} has the EMA weights of another model: {error}. Build the model with the settings that the "
+                "checkpoint was trained with, or remove the file to start a new EMA."
             ) from error
 
 
@@ -200,10 +198,10 @@ class EmaCallback(TrainerCallback):
         file = Path(checkpoint) / EMA_WEIGHTS_NAME
         if not self._trainer.args.ema_decay:
             if file.is_file():
-                logger.warning("%s is left out: there is no --ema_decay, and the plain weights are taken.", file)
+                logger.warning("Ignoring %s because ema_decay is not set.", file)
             return None
         if not file.is_file():
-            logger.warning("%s holds no average of weights: it starts afresh from the weights there.", checkpoint)
+            logger.warning("%s has no EMA weights: a new EMA starts from its raw weights.", checkpoint)
             return None
         ema = self._new_ema()
         ema.load(file)
@@ -224,18 +222,18 @@ class EmaCallback(TrainerCallback):
         sharded_by = {
             "FSDP": trainer.is_fsdp_enabled or trainer.is_fsdp_xla_enabled,
             "DeepSpeed": trainer.is_deepspeed_enabled,
-            "a model that is spread over devices": getattr(trainer, "is_distributed_loading_by_transformers", False),
+            "a model sharded over devices": getattr(trainer, "is_distributed_loading_by_transformers", False),
         }
         for what, is_active in sharded_by.items():
             if is_active:
                 raise ValueError(
-                    f"`ema_decay` does not go with {what}, which keeps and restores weights in parts: train on "
-                    "several GPUs by plain data parallelism (accelerate launch --multi_gpu), or leave out --ema_decay."
+                    f"`ema_decay` is not supported with {what}, because the weights are sharded. Use DDP (`accelerate "
+                    "launch --multi_gpu`), or remove `ema_decay`."
                 )
         if "schedule_free" in trainer.args.optim:
             raise ValueError(
-                f"`ema_decay` does not go with optim={trainer.args.optim.value}, which averages the weights itself: "
-                "leave out --ema_decay, or choose another --optim."
+                f"`ema_decay` is not supported with optim={trainer.args.optim.value}, which averages the weights "
+                "itself. Remove `ema_decay`, or choose another `optim`."
             )
 
     def _new_ema(self) -> ModelEma:
@@ -246,16 +244,16 @@ class EmaCallback(TrainerCallback):
         """Log what uses the EMA, and warn if `steps` updates are few for its decay."""
         args = self._trainer.args
         logger.warning(
-            "Evaluation, the best model and what is published use an average of the weights (ema_decay=%g%s); the "
-            "training goes on from the plain ones, and checkpoints hold both.",
+            "EMA enabled (ema_decay=%g%s): evaluation, best-model selection and export use the EMA weights; "
+            "checkpoints contain both.",
             args.ema_decay,
             " with warm-up" if args.ema_warmup else "",
         )
         initial_weight = args.ema_decay ** max(steps - 1, 0)
         if initial_weight > MAX_INITIAL_WEIGHT and not args.ema_warmup:
             logger.warning(
-                "After %d steps, %.0f %% of the average will be the weights of the first: choose a lower --ema_decay, "
-                "or add --ema_warmup.",
+                "After %d steps, the weights of the first step still contribute %.0f %% of the EMA. Use a lower "
+                "ema_decay or ema_warmup.",
                 steps,
                 100 * initial_weight,
             )

@@ -1,4 +1,4 @@
-"""The counts of TokenMixup for the log: of whole optimizer steps, over micro-batches and processes."""
+"""Metrics of TokenMixup for the log: of full optimizer steps, over micro-batches and processes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from ..models import AVERAGED_METRICS
 
 
 class MixingMetrics:
-    """Adds up the counts of forwards where they are: reading them would have the device waited for.
+    """Accumulates the metrics of forward passes on the device, to avoid a synchronization per step.
 
     Samples and tokens are summed over the micro-batches and processes of a step and averaged over steps; losses and
     difficulties (`AVERAGED_METRICS`) are averaged over all images.
@@ -22,23 +22,23 @@ class MixingMetrics:
         self._images = 0
         self._steps = 0
 
-    def add(self, counts: Mapping[str, Tensor], images: int) -> None:
-        """Take the counts of a forward of so many images: scalars, or one for each replica of a DataParallel."""
-        if images == 0:
-            # A mean over no images is not a number.
+    def update(self, values: Mapping[str, Tensor], num_images: int) -> None:
+        """Add the metrics of a forward pass: scalars (), or (R,) for the R replicas of a DataParallel."""
+        if num_images == 0:
+            # The mean over no images is NaN.
             return
-        for name, value in counts.items():
+        for name, value in values.items():
             value = value.detach().float()
-            value = value.mean() * images if name in AVERAGED_METRICS else value.sum()
+            value = value.mean() * num_images if name in AVERAGED_METRICS else value.sum()
             self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self._images += images
+        self._images += num_images
 
-    def end_step(self) -> None:
-        """To be called behind the last micro-batch of an optimizer step."""
+    def step(self) -> None:
+        """End an optimizer step, after its last micro-batch."""
         self._steps += 1
 
-    def summary(self, accelerator: Accelerator) -> dict[str, float]:
-        """The counts of a step, averaged over all steps; nothing where none were counted. All processes call it."""
+    def compute(self, accelerator: Accelerator) -> dict[str, float]:
+        """Return the metrics of a step, averaged over all steps; empty if there were none. A collective operation."""
         if not self._steps:
             return {}
         totals = self._totals(accelerator)
@@ -48,19 +48,19 @@ class MixingMetrics:
         }
 
     def state_dict(self, accelerator: Accelerator) -> dict[str, Any]:
-        """What a checkpoint keeps of the steps since the last log line, as JSON has it. All processes call it."""
+        """Return the sums since the last log line as JSON values. A collective operation."""
         return self._totals(accelerator) | {"steps": self._steps}
 
     def load_state_dict(self, state: Mapping[str, Any], accelerator: Accelerator) -> None:
-        """Load what `state_dict` returned. The first process has it all, as sums over processes were kept."""
-        share = 1 if accelerator.is_main_process else 0
+        """Load what `state_dict` returned: the first process gets all of it, as it has the sums over processes."""
+        factor = 1 if accelerator.is_main_process else 0
         self._sums = {
-            name: torch.tensor(value * share, device=accelerator.device) for name, value in state["sums"].items()
+            name: torch.tensor(value * factor, device=accelerator.device) for name, value in state["sums"].items()
         }
-        self._images, self._steps = int(state["images"]) * share, state["steps"]
+        self._images, self._steps = int(state["images"]) * factor, state["steps"]
 
     def _totals(self, accelerator: Accelerator) -> dict[str, Any]:
-        """Sums over all processes, read from the device."""
+        """Return the sums over all processes, read from the device."""
         if not self._sums:
             return {"sums": {}, "images": 0}
         names = sorted(self._sums)

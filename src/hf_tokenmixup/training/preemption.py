@@ -89,7 +89,7 @@ class PreemptionCallback(TrainerCallback):
             return
         self.preempted = True
         control.should_save = control.should_training_stop = True
-        logger.warning("SIGTERM: a checkpoint is written at step %d, and the training ends.", state.global_step)
+        logger.warning("Received SIGTERM: saving a checkpoint at step %d and stopping.", state.global_step)
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if self.preempted:

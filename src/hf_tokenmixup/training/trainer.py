@@ -165,8 +165,8 @@ class TokenMixupTrainer(Trainer):
             self.args.average_tokens_across_devices = True
         if self.is_deepspeed_enabled and args.skip_nonfinite_steps:
             raise ValueError(
-                "`skip_nonfinite_steps` does not go with DeepSpeed, which takes the step before its loss is looked at "
-                "and passes over some such steps by its own settings: leave it out."
+                "`skip_nonfinite_steps` is not supported with DeepSpeed, which handles non-finite steps by its own "
+                "settings. Remove it."
             )
         self._set_memory_format(self.model)
         self._configure_for_model(self.classifier_model)
@@ -246,7 +246,7 @@ class TokenMixupTrainer(Trainer):
 
     def step_was_skipped(self) -> bool:
         """Return whether the last step left the weights as they were."""
-        return self.nonfinite.left_out or self.accelerator.optimizer_step_was_skipped
+        return self.nonfinite.step_skipped or self.accelerator.optimizer_step_was_skipped
 
     # Configuration
 
@@ -281,8 +281,8 @@ class TokenMixupTrainer(Trainer):
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         if sharded and find_adapter_layers(self.unwrapped_model):
             raise ValueError(
-                "A model with adapters cannot be merged while FSDP or DeepSpeed keeps it in parts: train on several "
-                "devices without these, as `accelerate launch --multi_gpu` does."
+                "LoRA is not supported with FSDP or DeepSpeed, because sharded weights cannot be merged. Use DDP "
+                "(`accelerate launch --multi_gpu`)."
             )
         if self.args.ema_decay:
             self.ema.validate()
@@ -395,11 +395,11 @@ class TokenMixupTrainer(Trainer):
             super()._run_epoch(*args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        self.nonfinite.begin(self)
+        self.nonfinite.on_micro_batch_begin(self)
         loss = super().training_step(*args, **kwargs)
         if self.accelerator.sync_gradients:
-            self.mixing_metrics.end_step()
-        return self.nonfinite.see(self, loss)
+            self.mixing_metrics.step()
+        return self.nonfinite.on_backward_end(self, loss)
 
     def compute_loss(
         self,
@@ -432,7 +432,7 @@ class TokenMixupTrainer(Trainer):
             outputs = model(**inputs, labels=labels, num_items_in_batch=num_items_in_batch)
             # A scalar, but for DataParallel: there each replica returns its part (or its mean).
             loss = outputs.loss.mean() if num_items_in_batch is None else outputs.loss.sum()
-            self.mixing_metrics.add(getattr(outputs, "counts", None) or {}, len(labels))
+            self.mixing_metrics.update(getattr(outputs, "counts", None) or {}, len(labels))
         else:
             # Float labels would become binary cross-entropy in the model and change its `config.problem_type`.
             outputs = model(**inputs)
@@ -458,8 +458,8 @@ class TokenMixupTrainer(Trainer):
             NonFiniteLossError: The loss of a step since the last such line was not finite.
         """
         if "loss" in logs:
-            self.nonfinite.check(self)
-            logs |= self.mixing_metrics.summary(self.accelerator)
+            self.nonfinite.raise_if_nonfinite_loss(self)
+            logs |= self.mixing_metrics.compute(self.accelerator)
             self.mixing_metrics = MixingMetrics()
         if "train_loss" in logs:
             self.resume_state.correct_run_metrics(logs)
@@ -480,7 +480,7 @@ class TokenMixupTrainer(Trainer):
             vars(self.args).update(original)
 
     def _raise_if_nonfinite(self) -> None:
-        self.nonfinite.check(self)
+        self.nonfinite.raise_if_nonfinite_loss(self)
         self.nonfinite.raise_if_nonfinite_weights(self)
 
     # Data
@@ -647,7 +647,7 @@ class TokenMixupTrainer(Trainer):
             super().save_metrics(split, metrics, combined)
 
     def save_state(self) -> None:
-        with saving("The state of the training", self.args.output_dir):
+        with saving("The state of the run", self.args.output_dir):
             super().save_state()
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:

@@ -31,11 +31,17 @@ def begun(arguments):
 @pytest.mark.parametrize(
     "changes, told",
     [
-        ({"per_device_train_batch_size": 2}, "from steps of 4 images, and here they have 2"),
-        ({"gradient_accumulation_steps": 2}, "from steps of 4 images, and here they have 8"),
-        ({"learning_rate": 0.001}, "with the `learning_rate` it had, 0.01, and not with 0.001"),
-        ({"weight_decay": 0.0}, "with the `weight_decay` it had, 0.1, and not with 0"),
-        ({"max_steps": 2}, "step 3 lies beyond the 2 steps of this training"),
+        ({"per_device_train_batch_size": 2}, "from steps of 4 images, and this run has 2"),
+        ({"gradient_accumulation_steps": 2}, "from steps of 4 images, and this run has 8"),
+        (
+            {"learning_rate": 0.001},
+            "`learning_rate` cannot change on resume: the optimizer of step 3 has 0.01, this run has 0.001",
+        ),
+        (
+            {"weight_decay": 0.0},
+            "`weight_decay` cannot change on resume: the optimizer of step 3 has 0.1, this run has 0",
+        ),
+        ({"max_steps": 2}, "is at step 3, and this run has 2 steps"),
     ],
 )
 def test_what_the_host_would_not_take_is_refused_and_nothing_is_lost(begun, changes, told):
@@ -69,7 +75,7 @@ def test_check_plan_other_processes_with_as_many_images_per_step_warns_for_any_d
 def test_other_settings_of_tokenmixup_are_told(begun, caplog):
     with caplog.at_level(logging.WARNING):
         begun(model=tokenmixup_vit(horizontal_tau=2.0, horizontal_rho=0.5))
-    assert "From step 3 on, the training has other settings" in caplog.text
+    assert "From step 3 on, the run has other settings" in caplog.text
     assert "horizontal_rho 0.5 (was 0.0), horizontal_tau 2.0 (was None)" in caplog.text
 
 
@@ -87,7 +93,7 @@ def test_a_checkpoint_of_the_model_alone_is_not_resumed(arguments):
     args = arguments(**SETTINGS, save_only_model=True)
     trainer = TokenMixupTrainer(plain_vit(), args, train_dataset=Images(32))
     trainer.train()
-    with pytest.raises(ValueError, match="holds the model alone, as --save_only_model writes it"):
+    with pytest.raises(ValueError, match="contains the model alone .save_only_model."):
         trainer.train(resume_from_checkpoint=str(Path(args.output_dir) / "checkpoint-3"))
 
 

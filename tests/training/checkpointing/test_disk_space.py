@@ -40,7 +40,7 @@ def leave_free(monkeypatch, free: float) -> None:
 def test_a_folder_that_cannot_be_made(arguments, tmp_path):
     (tmp_path / "file").write_text("")
     args = arguments(output_dir=str(tmp_path / "file" / "out"))
-    told = "--output_dir must be a folder that can be made and written to; .*file/out is not .Not a directory.. Name"
+    told = "output_dir .*file/out is not writable .Not a directory.. Check"
     with pytest.raises(OutputDirError, match=told):
         trainer_of(args).train()
     with pytest.raises(OutputDirError, match="File exists"):
@@ -86,7 +86,7 @@ def test_the_size_of_a_checkpoint(arguments, settings):
     weights = sum(tensor.nbytes for tensor in trainer.model.state_dict().values())
     assert 0 <= expected.checkpoint - written < 0.12 * weights + 256 * 1024
     published = (Path(args.output_dir) / "model.safetensors").stat().st_size
-    assert 0 <= expected.published - published < 0.1 * weights + 256 * 1024
+    assert 0 <= expected.exported - published < 0.1 * weights + 256 * 1024
 
 
 def test_too_little_room_is_told_before_training(arguments, monkeypatch, caplog):
@@ -94,33 +94,33 @@ def test_too_little_room_is_told_before_training(arguments, monkeypatch, caplog)
     trainer = trainer_of(args)
     one = estimate_checkpoint_sizes(trainer.model, args).checkpoint
     leave_free(monkeypatch, one - 1)
-    with pytest.raises(OutputDirError, match="A checkpoint will take about .*: not enough. Make room there, name"):
+    with pytest.raises(OutputDirError, match="A checkpoint needs about .*: not enough. Free disk space there, choose"):
         trainer.train()
     assert trainer.state.global_step == 0 and not list_checkpoints(args.output_dir)
 
     leave_free(monkeypatch, 6.5 * one)
     with caplog.at_level(logging.WARNING):
         trainer.train()
-    assert "6 checkpoints more and the model, " in caplog.text and "will not fit" in caplog.text
+    assert "6 checkpoints more and the model, " in caplog.text and "do not fit" in caplog.text
     caplog.clear()
     # Those that lie there may stay: with a limit, two more are there at once, and the model.
     args.save_total_limit = 1
     leave_free(monkeypatch, 2.9 * one)
     trainer_of(arguments(max_steps=6, save_strategy="steps", save_steps=1, output_dir=f"{args.output_dir}-new",
                          save_total_limit=1)).train()  # fmt: skip
-    assert "will not fit" in caplog.text
+    assert "do not fit" in caplog.text
     caplog.clear()
     leave_free(monkeypatch, 3.1 * one)
     trainer_of(arguments(max_steps=6, save_strategy="steps", save_steps=1, output_dir=f"{args.output_dir}-other",
                          save_total_limit=1)).train()  # fmt: skip
-    assert "will not fit" not in caplog.text
+    assert "do not fit" not in caplog.text
 
 
 def test_room_is_not_needed_for_what_is_not_written(arguments, monkeypatch):
     args = arguments(max_steps=2, save_strategy="steps", save_steps=1)
     trainer_of(args).train()
     sizes = estimate_checkpoint_sizes(tokenmixup_vit(), args)
-    leave_free(monkeypatch, sizes.published)
+    leave_free(monkeypatch, sizes.exported)
     # At its end no checkpoint is to come.
     trainer_of(args).train(resume_from_checkpoint=True)
     # An unfinished one gives its room back.
@@ -158,7 +158,9 @@ def test_a_disk_that_is_full_while_saving(arguments, monkeypatch, tmp_path, plac
             trainer.train()
     out = Path(args.output_dir)
     assert f"checkpoint-3 could not be written to {out} (No space left on device, " in str(told.value)
-    assert f"The last good checkpoint is {out / 'checkpoint-2'}: make room there, and go on with" in str(told.value)
+    assert f"The latest complete checkpoint is {out / 'checkpoint-2'}. Free disk space there, and resume with" in str(
+        told.value
+    )
     assert [path.name for path in list_checkpoints(out)] == ["checkpoint-2", "checkpoint-1"]
     resumed = trainer_of(args)
     resumed.train(resume_from_checkpoint=True)
@@ -228,7 +230,7 @@ def test_files_that_the_system_cuts_short(tmp_path):
     for limit in limits:
         out = f"{tmp_path / 'out'}-{limit}"
         assert f"checkpoint-2 could not be written to {out} (" in done.stdout
-        assert f"The last good checkpoint is {out}/checkpoint-1: make room" in done.stdout
+        assert f"The latest complete checkpoint is {out}/checkpoint-1. Free disk space" in done.stdout
         assert find_checkpoint_error(Path(out) / "checkpoint-1") is None
     assert done.stdout.count("['checkpoint-1']\n") == 3
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
@@ -269,7 +271,7 @@ def test_the_published_model_and_results_name_what_failed(arguments, monkeypatch
         raise FULL
 
     monkeypatch.setattr("safetensors.torch.serialize_file", full)
-    with pytest.raises(SaveError, match="The model could not be written to .*checkpoint-1: make room"):
+    with pytest.raises(SaveError, match="The model could not be written to .*checkpoint-1. Free disk space"):
         trainer.save_model()
     monkeypatch.setattr("json.dump", full)
     with pytest.raises(SaveError, match="The results could not be written"):

@@ -53,7 +53,7 @@ def test_every_file_cut_anywhere_is_noticed(folder, caplog, name, share):
     assert name in find_checkpoint_error(folder / "checkpoint-4")
     with caplog.at_level(logging.WARNING):
         assert require_last_complete_checkpoint(folder).name == "checkpoint-3"
-    assert "checkpoint-4 is not complete" in caplog.text and name in caplog.text
+    assert f"Skipping incomplete checkpoint {folder / 'checkpoint-4'}" in caplog.text and name in caplog.text
 
 
 def test_a_training_goes_on_from_the_one_before(trained, folder):
@@ -71,7 +71,7 @@ def test_a_training_goes_on_from_the_one_before(trained, folder):
 
 
 def test_a_folder_of_an_earlier_training(folder, tmp_path):
-    with pytest.raises(ValueError, match="holds checkpoint-4 of an earlier training. Go on with it by --resume_from"):
+    with pytest.raises(ValueError, match="contains checkpoint-4 of an earlier run. Resume it with resume_from"):
         check_no_existing_checkpoints(folder)
     for number in (3, 4):
         (folder / f"checkpoint-{number}" / "trainer_state.json").unlink()
@@ -80,7 +80,7 @@ def test_a_folder_of_an_earlier_training(folder, tmp_path):
 
 
 def test_nothing_to_resume_from(folder, tmp_path):
-    with pytest.raises(ValueError, match="no complete checkpoint in .*auto to start from the beginning"):
+    with pytest.raises(ValueError, match="no complete checkpoint in .*auto to start from scratch"):
         require_last_complete_checkpoint(tmp_path / "nowhere")
     (folder / "checkpoint-best").mkdir()
     assert require_last_complete_checkpoint(folder).name == "checkpoint-4"
@@ -115,7 +115,8 @@ def test_none_to_go_on_from(folder, tmp_path, caplog):
         (folder / f"checkpoint-{number}" / "trainer_state.json").unlink()
     with caplog.at_level(logging.WARNING):
         assert get_last_complete_checkpoint(folder) is None
-    assert "checkpoint-4 is not complete" in caplog.text and "checkpoint-3 is not complete" in caplog.text
+    assert f"Skipping incomplete checkpoint {folder / 'checkpoint-4'}" in caplog.text
+    assert f"Skipping incomplete checkpoint {folder / 'checkpoint-3'}" in caplog.text
 
 
 def go_on(folder, args, **settings):

@@ -172,7 +172,7 @@ def test_later_checkpoints_are_named(arguments, caplog):
     train(args)
     with caplog.at_level(logging.WARNING):
         train(args, 1)
-    assert f"Beyond checkpoint-1, {args.output_dir} holds checkpoint-3, checkpoint-2." in caplog.text
+    assert f"After checkpoint-1, {args.output_dir} contains checkpoint-3, checkpoint-2." in caplog.text
 
 
 def test_resuming_with_other_intervals_takes_the_new_ones(arguments):
@@ -208,3 +208,17 @@ def test_resuming_speeds_count_the_steps_of_this_process(arguments, monkeypatch,
     line = trainer.state.log_history[-1]
     assert line["train_steps_per_second"] * line["train_runtime"] == pytest.approx(2, rel=0.02)
     assert line["train_samples_per_second"] * line["train_runtime"] == pytest.approx(8, rel=0.02)
+
+
+def test_checkpoint_format_has_the_names_that_earlier_versions_wrote(arguments):
+    """Checkpoints of earlier versions resume only if these names stay."""
+    args = arguments(max_steps=2, save_strategy="steps", save_steps=2, ema_decay=0.5)
+    TokenMixupTrainer(tokenmixup_vit(), args, train_dataset=Images(8)).train()
+    checkpoint = Path(args.output_dir) / "checkpoint-2"
+    state = json.loads((checkpoint / "trainer_state.json").read_text())["stateful_callbacks"]["hf_tokenmixup"]
+    saved = "loss total_loss first_step last_logged_step grad_norm learning_rate epoch_ended evaluation_due".split()
+    assert state["kept"].keys() == {*saved, "counts", "skipped_steps", "plan"}
+    assert state["kept"]["counts"].keys() == {"sums", "images", "steps"}
+    plan = "images_per_step learning_rate weight_decay settings step_split readers".split()
+    assert state["kept"]["plan"].keys() == set(plan)
+    assert "average.safetensors" in state["files"] and (checkpoint / "average.safetensors").is_file()

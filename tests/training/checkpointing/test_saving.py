@@ -120,17 +120,17 @@ def test_a_checkpoint_of_another_model_is_refused(trained, tmp_path):
 
     for model in (plain_vit(), trainer.model.published()):
         model.save_pretrained(tmp_path / "no_scorenet")
-        with pytest.raises(ValueError, match="does not fit this TokenMixupViT.* missing: .*(ScoreNet|scorenet)"):
+        with pytest.raises(ValueError, match="does not match this TokenMixupViT.* missing: .*(ScoreNet|scorenet)"):
             trainer._load_from_checkpoint(str(tmp_path / "no_scorenet"))
     assert_same(weights(trainer.model), before)
 
     args = trainer.args
     other = TokenMixupTrainer(tokenmixup_vit(horizontal_layers=[1, 2]), args, train_dataset=Images(4))
-    with pytest.raises(ValueError, match="does not fit.* missing: vit.layers.2.scorenet"):
+    with pytest.raises(ValueError, match="does not match.* missing: vit.layers.2.scorenet"):
         other.train(resume_from_checkpoint=checkpoint)
 
     other = TokenMixupTrainer(tokenmixup_vit(intermediate_size=24), args, train_dataset=Images(4))
-    with pytest.raises(ValueError, match="does not fit.* of another shape: vit.layers.0.mlp.*and 6 more"):
+    with pytest.raises(ValueError, match="does not match.* of another shape: vit.layers.0.mlp.*and 6 more"):
         other.train(resume_from_checkpoint=checkpoint)
 
 

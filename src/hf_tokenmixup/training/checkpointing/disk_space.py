@@ -1,4 +1,4 @@
-"""Room in the output folder: looked at before a training starts, and told clearly where writing to it fails."""
+"""Check free disk space before training, and report write errors."""
 
 import errno
 import logging
@@ -21,7 +21,7 @@ from .integrity import find_checkpoint_error, list_checkpoints
 
 logger = logging.getLogger(__name__)
 
-# How many numbers of 4 bytes an optimizer keeps for each parameter it trains; for those not named here as Adam does.
+# Tensors of 4-byte values in the state of an optimizer, for each parameter. Others have as many as Adam.
 OPTIMIZER_STATE_TENSORS = {"sgd": 0, "adafactor": 0, "lomo": 0, "adalomo": 0, "adagrad": 1, "rmsprop": 1, "lion": 1}
 DEFAULT_STATE_TENSORS = 2
 # Configuration, scheduler, random state, arguments, log.
@@ -34,21 +34,21 @@ WRITE_ERRNOS = {
 
 
 class OutputDirError(ValueError):
-    """The output folder cannot be written to, or has no room for a checkpoint; the message names a way out."""
+    """Raised if the output folder is not writable, or has no space for a checkpoint; the message says what to do."""
 
 
 class SaveError(OSError):
-    """Something could not be written; the message names it, the folder and the last good checkpoint."""
+    """Raised if a file could not be written; the message names the folder and the latest complete checkpoint."""
 
 
 def check_writable(folder: str | Path) -> None:
-    """Make the folder if it is not there, and write a little into it, of which nothing is left.
+    """Create the folder if needed and check that it is writable.
 
     Raises:
-        OutputDirError: that cannot be done.
+        OutputDirError: It is not.
     """
     if not str(folder):
-        raise OutputDirError("--output_dir must name a folder, got ''.")
+        raise OutputDirError("output_dir must name a folder, got ''.")
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -56,20 +56,20 @@ def check_writable(folder: str | Path) -> None:
             file.flush()
     except OSError as error:
         raise OutputDirError(
-            f"--output_dir must be a folder that can be made and written to; {folder} is not "
-            f"({error.strerror or error}). Name another, or see to its rights and to the room there."
+            f"output_dir {folder} is not writable ({error.strerror or error}). Check its permissions and the free "
+            "space there, or choose another folder."
         ) from error
 
 
 class CheckpointSizes(NamedTuple):
-    """Bytes that a training writes: for each checkpoint, and for the published model."""
+    """Bytes that a run writes: for each checkpoint, and for the exported model."""
 
     checkpoint: int
-    published: int
+    exported: int
 
 
 def estimate_checkpoint_sizes(model: nn.Module, args: TokenMixupTrainingArguments) -> CheckpointSizes:
-    """What a training of `model` will write, by its tensors and the kind of optimizer."""
+    """Estimate what a run writes, from the tensors of the model and the optimizer."""
     weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     state = (
@@ -77,60 +77,60 @@ def estimate_checkpoint_sizes(model: nn.Module, args: TokenMixupTrainingArgument
         if args.save_only_model
         else trained * _optimizer_bytes_per_parameter(str(getattr(args.optim, "value", args.optim)), args)
     )
-    average = weights if args.ema_decay else 0
-    return CheckpointSizes(weights + state + average + METADATA_BYTES, weights + METADATA_BYTES)
+    ema = weights if args.ema_decay else 0
+    return CheckpointSizes(weights + state + ema + METADATA_BYTES, weights + METADATA_BYTES)
 
 
 def _optimizer_bytes_per_parameter(optim: str, args: TrainingArguments) -> int:
-    """Bytes of state for each parameter."""
+    """Return the bytes of optimizer state for each parameter."""
     kind = optim.removeprefix("paged_").partition("_")[0]
-    numbers = OPTIMIZER_STATE_TENSORS.get(kind, DEFAULT_STATE_TENSORS)
+    num_tensors = OPTIMIZER_STATE_TENSORS.get(kind, DEFAULT_STATE_TENSORS)
     if kind in ("sgd", "rmsprop") and "momentum" in (args.optim_args or ""):
-        numbers += 1
-    return numbers * (1 if "8bit" in optim else 4)
+        num_tensors += 1
+    return num_tensors * (1 if "8bit" in optim else 4)
 
 
 def check_disk_space(model: nn.Module, args: TokenMixupTrainingArguments, state: TrainerState) -> None:
-    """Compare the room in the output folder with what the training that begins now will write there.
+    """Compare the free space in the output folder with what the run that begins now writes there.
 
     Raises:
-        OutputDirError: not even the next checkpoint fits. A warning tells where all of them do not.
+        OutputDirError: Not even the next checkpoint fits. If not all of them fit, a warning says so.
     """
     folder, sizes = Path(args.output_dir), estimate_checkpoint_sizes(model, args)
     checkpoints = _num_remaining_checkpoints(args, state)
     free = shutil.disk_usage(folder).free
-    published = folder / SAFE_WEIGHTS_NAME
-    # Written over, or removed before the next checkpoint is written.
-    free += published.stat().st_size if published.is_file() else 0
-    there = list_checkpoints(folder)
-    unfinished = [checkpoint for checkpoint in there if find_checkpoint_error(checkpoint) is not None]
+    exported = folder / SAFE_WEIGHTS_NAME
+    # These are overwritten, or removed before the next checkpoint is written.
+    free += exported.stat().st_size if exported.is_file() else 0
+    existing = list_checkpoints(folder)
+    incomplete = [checkpoint for checkpoint in existing if find_checkpoint_error(checkpoint) is not None]
     if args.save_total_limit:
-        free += sum(file.stat().st_size for path in unfinished for file in path.rglob("*") if file.is_file())
-    at_once = checkpoints
+        free += sum(file.stat().st_size for path in incomplete for file in path.rglob("*") if file.is_file())
+    max_coexisting = checkpoints
     if args.save_total_limit:
-        # The best and the last always stay, and the new one is complete before an old one goes.
-        most = max(args.save_total_limit, 2 if args.load_best_model_at_end else 1) + 1
-        at_once = min(checkpoints, max(1, most - (len(there) - len(unfinished))))
-    needed = at_once * sizes.checkpoint + sizes.published
-    told = (
-        f"{folder} has {convert_bytes(free)} left. A checkpoint will take about {convert_bytes(sizes.checkpoint)}, "
-        f"the model at the end {convert_bytes(sizes.published)}"
+        # The best and the last always stay, and the new one is complete before an old one is removed.
+        limit = max(args.save_total_limit, 2 if args.load_best_model_at_end else 1) + 1
+        max_coexisting = min(checkpoints, max(1, limit - (len(existing) - len(incomplete))))
+    needed = max_coexisting * sizes.checkpoint + sizes.exported
+    message = (
+        f"{folder} has {convert_bytes(free)} of free space. A checkpoint needs about "
+        f"{convert_bytes(sizes.checkpoint)}, the model at the end {convert_bytes(sizes.exported)}"
     )
-    hint = "Make room there, name another --output_dir"
-    if free < (sizes.checkpoint if checkpoints else sizes.published):
-        raise OutputDirError(f"{told}: not enough. {hint}, or save no checkpoints (--save_strategy no).")
+    hint = "Free disk space there, choose another output_dir"
+    if free < (sizes.checkpoint if checkpoints else sizes.exported):
+        raise OutputDirError(f"{message}: not enough. {hint}, or save no checkpoints (save_strategy=no).")
     if free < needed:
-        count = f"{at_once} checkpoint{'s' if at_once > 1 else ''} more"
+        count = f"{max_coexisting} checkpoint{'s' if max_coexisting > 1 else ''} more"
         logger.warning(
-            f"{told}; {count} and the model, {convert_bytes(needed)}, will not fit. {hint}, or keep "
-            "fewer checkpoints (--save_total_limit)."
+            f"{message}; {count} and the model, {convert_bytes(needed)}, do not fit. {hint}, or keep "
+            "fewer checkpoints (save_total_limit)."
         )
 
 
 def _num_remaining_checkpoints(args: TrainingArguments, state: TrainerState) -> int:
-    """How many checkpoints will be written; one where that is known later only."""
-    left = state.max_steps - state.global_step
-    if args.save_strategy == SaveStrategy.NO or left <= 0:
+    """Return how many checkpoints the run writes; 1 if the number is not known in advance."""
+    steps_left = state.max_steps - state.global_step
+    if args.save_strategy == SaveStrategy.NO or steps_left <= 0:
         return 0
     if args.save_strategy == SaveStrategy.STEPS and state.save_steps:
         return -(-state.max_steps // state.save_steps) - state.global_step // state.save_steps
@@ -140,20 +140,24 @@ def _num_remaining_checkpoints(args: TrainingArguments, state: TrainerState) -> 
 
 
 def is_write_error(error: Exception) -> bool:
-    """Whether an error is one of writing a file, whoever wrote it: Python, safetensors or torch."""
+    """Return whether an error is one of writing a file by Python, safetensors or torch."""
     if isinstance(error, OSError):
         return error.errno in WRITE_ERRNOS
-    # Neither of the two hands on the system's number.
-    told_by_torch = ("PytorchStreamWriter", "inline_container")
-    return isinstance(error, SafetensorError) or any(name in str(error) for name in told_by_torch)
+    # Neither of the two exposes errno.
+    torch_writers = ("PytorchStreamWriter", "inline_container")
+    return isinstance(error, SafetensorError) or any(name in str(error) for name in torch_writers)
 
 
 @contextmanager
 def saving(what: str, output_dir: str | Path) -> Iterator[None]:
-    """Around the writing of `what`, a name for a message, into the output folder of a training.
+    """Context manager that turns write errors into a `SaveError`.
+
+    Args:
+        what: What is written, as the subject of the message.
+        output_dir: The output folder of the run.
 
     Raises:
-        SaveError: instead of the error with which the writing failed.
+        SaveError: In place of the original error.
     """
     try:
         yield
@@ -166,15 +170,15 @@ def saving(what: str, output_dir: str | Path) -> Iterator[None]:
 def _format_save_error(what: str, folder: Path, error: Exception) -> str:
     reason = error.strerror if isinstance(error, OSError) else str(error).partition("\n")[0].strip()
     free = f", {convert_bytes(shutil.disk_usage(folder).free)} free" if folder.is_dir() else ""
-    good = next(
+    last = next(
         (checkpoint for checkpoint in list_checkpoints(folder) if find_checkpoint_error(checkpoint) is None), None
     )
-    if good is None:
+    if last is None:
         return (
-            f"{what} could not be written to {folder} ({reason}{free}), where there is no checkpoint to go on from. "
-            "Make room there, or name another folder."
+            f"{what} could not be written to {folder} ({reason}{free}). There is no complete checkpoint. "
+            "Free disk space there, or choose another folder."
         )
     return (
-        f"{what} could not be written to {folder} ({reason}{free}). The last good checkpoint is {good}: make room "
-        "there, and go on with --resume_from_checkpoint last."
+        f"{what} could not be written to {folder} ({reason}{free}). The latest complete checkpoint is {last}. "
+        "Free disk space there, and resume with resume_from_checkpoint=last."
     )

@@ -1,4 +1,4 @@
-"""Which checkpoint a training goes on from: the newest that was written to its end, and of which nothing is gone."""
+"""Find, validate and remove checkpoints: the latest complete one is the one that a run resumes from."""
 
 import json
 import logging
@@ -22,30 +22,30 @@ from ..processes import connected, gather, on_main_process
 
 logger = logging.getLogger(__name__)
 
-# The host writes this one last.
+# Trainer writes this file last.
 TRAINER_STATE_NAME = "trainer_state.json"
-# What is kept there for this package, among the states of callbacks.
+# The state of this package there, among the states of callbacks.
 CALLBACK_STATE_KEY = "hf_tokenmixup"
 MODEL_FILES = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
 
 
 def list_checkpoints(folder: str | Path) -> list[Path]:
-    """The checkpoints in an output folder, the newest first."""
-    named = {
+    """Return the checkpoints in an output folder, the latest first."""
+    by_step = {
         int(found[1]): path
         for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
         if (found := re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name)) and path.is_dir()
     }
-    return [named[step] for step in sorted(named, reverse=True)]
+    return [by_step[step] for step in sorted(by_step, reverse=True)]
 
 
 def get_last_complete_checkpoint(folder: str | Path) -> Path | None:
-    """The newest checkpoint that is whole, None if there is none; a warning names those passed over."""
+    """Return the latest complete checkpoint, None if there is none; a warning names those that are skipped."""
     for checkpoint in list_checkpoints(folder):
-        fault = find_checkpoint_error(checkpoint)
-        if fault is None:
+        problem = find_checkpoint_error(checkpoint)
+        if problem is None:
             return checkpoint
-        logger.warning("%s is not complete (%s): an earlier one is looked for.", checkpoint, fault)
+        logger.warning("Skipping incomplete checkpoint %s: %s.", checkpoint, problem)
     return None
 
 
@@ -53,64 +53,62 @@ def require_last_complete_checkpoint(folder: str | Path) -> Path:
     """As `get_last_complete_checkpoint`.
 
     Raises:
-        ValueError: there is none.
+        ValueError: There is none.
     """
     checkpoint = get_last_complete_checkpoint(folder)
     if checkpoint is None:
         raise ValueError(
-            f"There is no complete checkpoint in {folder} to resume from: say --resume_from_checkpoint auto to start "
-            "from the beginning then, or name the --output_dir of the training that is to go on."
+            f"There is no complete checkpoint in {folder} to resume from. Pass resume_from_checkpoint=auto to start "
+            "from scratch in that case, or the output_dir of the run that is to be resumed."
         )
     return checkpoint
 
 
-def resolve_resume_checkpoint(given: str, folder: str | Path) -> str | None:
-    """The checkpoint that a setting asks for: a path, or in the output folder the newest whole one.
+def resolve_resume_checkpoint(resume_from_checkpoint: str, folder: str | Path) -> str | None:
+    """Return the checkpoint to resume from: a path, or the latest complete one in the output folder.
 
-    With several processes, the main one chooses, and all of them look whether that checkpoint is complete for them
-    too: with separate disks it may not be. All processes call this together.
+    With several processes, the main one chooses, and all of them check that the checkpoint is complete for them: with
+    separate disks it may not be. A collective operation.
 
     Args:
-        given: a path; `last` (or `true`); or `auto`, with which nothing is resumed where there is no checkpoint, so
-            that a command can be repeated until the training is done.
-        folder: output folder.
+        resume_from_checkpoint: A path; `last` (or `true`); or `auto`, which returns None if there is no checkpoint, so
+            that a command can be repeated until the run is finished.
+        folder: The output folder.
 
     Raises:
-        ValueError: there is none, or the one that is named or chosen is not complete, in any process.
+        ValueError: There is none, or the one that is passed or chosen is incomplete, in any process.
     """
-    wanted = given.lower()
+    wanted = resume_from_checkpoint.lower()
     if wanted in ("auto", "last", "true"):
         choose = get_last_complete_checkpoint if wanted == "auto" else require_last_complete_checkpoint
         # The name, as each process may have an output folder of its own.
         name = on_main_process(lambda: None if (chosen := choose(folder)) is None else chosen.name)
         checkpoint = None if name is None else str(Path(folder) / name)
     else:
-        checkpoint = given
+        checkpoint = resume_from_checkpoint
     if connected():
-        _check_for_all(None if checkpoint is None else Path(checkpoint), Path(folder))
-    elif checkpoint == given:
-        validate_checkpoint(given)
+        _validate_in_all_processes(None if checkpoint is None else Path(checkpoint), Path(folder))
+    elif checkpoint == resume_from_checkpoint:
+        validate_checkpoint(checkpoint)
     return checkpoint
 
 
-def _check_for_all(checkpoint: Path | None, folder: Path) -> None:
-    """Compare what each process finds of the checkpoint that all are to resume from; None: they begin without one.
+def _validate_in_all_processes(checkpoint: Path | None, folder: Path) -> None:
+    """Compare what each process finds of the checkpoint that all resume from; None: they start from scratch.
 
     Raises:
-        ValueError: in every process, if it is not complete in one of them, or of another step.
+        ValueError: In every process, if the checkpoint is incomplete or of another step in one of them.
     """
-    beside = folder if checkpoint is None else checkpoint.parent
-    complete = [path.name for path in list_checkpoints(beside) if find_checkpoint_error(path) is None]
+    parent = folder if checkpoint is None else checkpoint.parent
+    complete = [path.name for path in list_checkpoints(parent) if find_checkpoint_error(path) is None]
+    step = None
     if checkpoint is None:
-        fault, step = complete[0] if complete else None, None
+        problem = complete[0] if complete else None
     else:
-        fault = find_checkpoint_error(checkpoint)
-        step = (
-            json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["global_step"]
-            if not fault
-            else None
-        )
-    everyone = gather((fault, step, complete, str(beside if checkpoint is None else checkpoint)))
+        problem = find_checkpoint_error(checkpoint)
+        if problem is None:
+            step = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["global_step"]
+    everyone = gather((problem, step, complete, str(parent if checkpoint is None else checkpoint)))
     expected = (None, everyone[0][1])
     rank = next((rank for rank, found in enumerate(everyone) if found[:2] != expected), None)
     if rank is None:
@@ -121,30 +119,30 @@ def _check_for_all(checkpoint: Path | None, folder: Path) -> None:
         "or start a new run in an empty folder. All processes read the checkpoint: with separate disks, train with "
         "save_on_each_node=True."
     )
-    fault, step, _, place = everyone[rank]
-    place += f" of process {rank} of {len(everyone)}"
+    problem, step, _, location = everyone[rank]
+    location += f" of process {rank} of {len(everyone)}"
     if checkpoint is None:
         raise ValueError(
-            f"{place} holds {fault}, and the main process, without a complete checkpoint, would start from the "
-            f"beginning. {hint}"
+            f"{location} contains {problem}, and the main process, without a complete checkpoint, would start from "
+            f"scratch. {hint}"
         )
-    fault = fault or f"it is of step {step}, and that of the main process of step {everyone[0][1]}"
-    raise ValueError(f"{place} cannot be resumed from: {fault}. {hint}")
+    problem = problem or f"it is of step {step}, and that of the main process of step {everyone[0][1]}"
+    raise ValueError(f"{location} cannot be resumed from: {problem}. {hint}")
 
 
 def list_incomplete_checkpoints(folder: str | Path) -> list[Path]:
-    """Those in whose writing or removal a training was interrupted."""
+    """Return the checkpoints whose writing or removal was interrupted."""
     return [checkpoint for checkpoint in list_checkpoints(folder) if find_checkpoint_error(checkpoint) is not None]
 
 
 def remove_checkpoint(checkpoint: Path) -> None:
-    """Remove a checkpoint so that what is left of it, if this is interrupted, is no complete one."""
+    """Remove a checkpoint; if that is interrupted, it is incomplete."""
     (checkpoint / TRAINER_STATE_NAME).unlink(missing_ok=True)
     shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def list_file_sizes(checkpoint: Path) -> dict[str, int]:
-    """The files of a checkpoint, by their path in it, with their sizes in bytes; all but the one written last."""
+    """Return the sizes in bytes of the files of a checkpoint by relative path, without the file written last."""
     return {
         path.relative_to(checkpoint).as_posix(): path.stat().st_size
         for path in sorted(checkpoint.rglob("*"))
@@ -153,43 +151,45 @@ def list_file_sizes(checkpoint: Path) -> dict[str, int]:
 
 
 def check_no_existing_checkpoints(folder: str | Path) -> None:
-    """
+    """Check that a new run may write to a folder.
+
     Raises:
-        ValueError: `folder` holds checkpoints of an earlier training, which a new one would mix with its own, or a
+        ValueError: The folder contains checkpoints of an earlier run, which a new one would mix with its own, or a
             model, which it would overwrite.
     """
     used = [checkpoint for checkpoint in list_checkpoints(folder) if find_checkpoint_error(checkpoint) is None]
     if used:
         raise ValueError(
-            f"--output_dir {folder} holds {used[0].name} of an earlier training. Go on with it by "
-            "--resume_from_checkpoint last (or auto), name another --output_dir, or remove the checkpoints there."
+            f"output_dir {folder} contains {used[0].name} of an earlier run. Resume it with "
+            "resume_from_checkpoint=last (or auto), choose another output_dir, or remove the checkpoints there."
         )
     weights = next((name for name in MODEL_FILES if (Path(folder) / name).exists()), None)
     if weights is not None:
         raise ValueError(
-            f"--output_dir {folder} holds a model ({weights}), which this run would overwrite. Name another "
-            "--output_dir, or remove the model there."
+            f"output_dir {folder} contains a model ({weights}), which this run would overwrite. Choose another "
+            "output_dir, remove the model there, or pass resume_from_checkpoint=auto to train again over it."
         )
 
 
 def validate_checkpoint(checkpoint: str | Path) -> None:
-    """
+    """Check that a checkpoint is complete.
+
     Raises:
-        ValueError: `checkpoint` is not there or not whole; names the newest that is, if any.
+        ValueError: It is missing or incomplete. The message names the latest complete one, if there is one.
     """
-    fault = find_checkpoint_error(Path(checkpoint))
-    if fault is None:
+    problem = find_checkpoint_error(Path(checkpoint))
+    if problem is None:
         return
     others = [other for other in list_checkpoints(Path(checkpoint).parent) if find_checkpoint_error(other) is None]
-    instead = f"Resume from {others[0]}" if others else "No other lies beside it; start the training anew"
-    raise ValueError(f"The checkpoint {checkpoint} cannot be resumed from: {fault}. {instead}.")
+    hint = f"Resume from {others[0]}" if others else "No other checkpoint was found; start a new run"
+    raise ValueError(f"The checkpoint {checkpoint} cannot be resumed from: {problem}. {hint}.")
 
 
 def find_checkpoint_error(checkpoint: Path) -> str | None:
-    """What is missing or cut short in a checkpoint's files; None if it is whole.
+    """Return what is missing or truncated in the files of a checkpoint; None if it is complete.
 
-    `trainer_state.json` lists the files of a checkpoint that this package wrote. Of any other, what is there is looked
-    at: that is enough for one in whose writing a training was interrupted.
+    `trainer_state.json` lists the files of a checkpoint that this package wrote. Of any other checkpoint, the files
+    that exist are checked, which is enough for one whose writing was interrupted.
     """
     state = checkpoint / TRAINER_STATE_NAME
     if not checkpoint.is_dir():
@@ -201,31 +201,31 @@ def find_checkpoint_error(checkpoint: Path) -> str | None:
         index = checkpoint / SAFE_WEIGHTS_INDEX_NAME
         shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values() if index.is_file() else ()
     except ValueError:
-        return f"{TRAINER_STATE_NAME} or {SAFE_WEIGHTS_INDEX_NAME} is cut short"
+        return f"{TRAINER_STATE_NAME} or {SAFE_WEIGHTS_INDEX_NAME} is truncated"
     listed = ((written.get("stateful_callbacks") or {}).get(CALLBACK_STATE_KEY) or {}).get("files", {})
     for name in sorted(set(shards) | listed.keys()):
         if not (checkpoint / name).is_file():
             return f"{name} is missing"
     for name, size in listed.items():
         if (found := (checkpoint / name).stat().st_size) != size:
-            return f"{name} is cut short" if found < size else f"{name} is not the one that was written"
+            return f"{name} is truncated" if found < size else f"{name} is not the one that was written"
     for config in sorted(checkpoint.glob(f"**/{ADAPTER_CONFIG_NAME}")):
         try:
             json.loads(config.read_text(encoding="utf-8"))
         except ValueError:
-            return f"{config.name} is cut short"
+            return f"{config.name} is truncated"
         if not config.with_name(ADAPTER_SAFE_WEIGHTS_NAME).is_file():
             return f"{ADAPTER_SAFE_WEIGHTS_NAME} is missing"
-    # Those of an adapter with a name lie in a folder of this name.
+    # The files of an adapter are in a folder of its name.
     for file in sorted(checkpoint.glob("**/*.safetensors")):
         try:
             # Compares the length of the file with what its header says.
             with safe_open(file, framework="pt"):
                 pass
         except (SafetensorError, OSError):
-            return f"{file.name} is cut short"
+            return f"{file.name} is truncated"
     for file in sorted([*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth"), *checkpoint.glob("*.bin")]):
-        # torch's files are zip archives, whose table of contents stands at the end.
+        # torch's files are zip archives, whose table of contents is at the end.
         if not zipfile.is_zipfile(file):
-            return f"{file.name} is cut short"
+            return f"{file.name} is truncated"
     return None

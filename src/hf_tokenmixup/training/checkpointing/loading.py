@@ -60,9 +60,8 @@ def get_optimizer_options(trainer: "TokenMixupTrainer", checkpoint: str | None) 
     has_schedule = checkpoint is None or trainer.is_deepspeed_enabled or (Path(checkpoint) / SCHEDULER_NAME).is_file()
     if not has_schedule:
         raise ValueError(
-            f"The checkpoint {checkpoint} holds the model alone, as --save_only_model writes it: there is no "
-            "optimizer and no schedule to go on with. Begin a new training from its weights, by "
-            "--model_name_or_path."
+            f"The checkpoint {checkpoint} contains the model alone (save_only_model) and cannot be resumed. Start a "
+            "new run from its weights (model_name_or_path)."
         )
     # torch adds options to the defaults, which no group has, whenever it loads a state.
     defaults = getattr(trainer.optimizer, "defaults", None)
@@ -87,8 +86,8 @@ def validate_optimizer_state(trainer: "TokenMixupTrainer", checkpoint: str | Non
     if missing := sorted(options - trainer.optimizer.param_groups[0].keys()):
         optim = getattr(trainer.args.optim, "value", trainer.args.optim)
         raise ValueError(
-            f"The checkpoint {checkpoint} holds the state of another optimizer than --optim {optim}, without "
-            f"{', '.join(missing)}: resume with the optimizer that it was trained with."
+            f"The checkpoint {checkpoint} has the state of another optimizer than optim={optim}, without "
+            f"{', '.join(missing)}. Resume with the optimizer that it was trained with."
         )
 
 
@@ -116,8 +115,8 @@ def _uses_adapters(trainer: "TokenMixupTrainer", checkpoint: str) -> bool:
     has_adapters = bool(find_adapter_layers(model))
     if not has_adapters and is_adapter_checkpoint(checkpoint):
         raise ValueError(
-            f"The checkpoint {checkpoint} holds adapters, and this {type(model).__name__} has "
-            "none: resume with the --lora_rank and the model that the training began with."
+            f"The checkpoint {checkpoint} contains adapters, and this {type(model).__name__} has none. Resume with "
+            "the lora_rank and the model that the run was started with."
         )
     return has_adapters
 
@@ -157,7 +156,7 @@ def _load_pretrained(trainer: "TokenMixupTrainer", checkpoint: str) -> None:
         num_saved = _count_tensors(Path(checkpoint))
         if num_saved is not None and num_saved < len(saved):
             problems.append(
-                f"missing: {len(saved) - num_saved} tensors, ScoreNet's it seems, as in a published model."
+                f"missing: {len(saved) - num_saved} tensors, probably those of ScoreNet, as in an exported model."
             )
         # These layers have no weights of their own, so the tensors do not show a difference.
         problems += [
@@ -172,9 +171,9 @@ def _load_pretrained(trainer: "TokenMixupTrainer", checkpoint: str) -> None:
 def _raise_on_mismatch(trainer: "TokenMixupTrainer", checkpoint: str, problems: list[str]) -> None:
     if problems:
         raise ValueError(
-            f"The checkpoint {checkpoint} does not fit this {type(trainer.classifier_model).__name__}, and nothing "
-            f"is restored by halves. {' '.join(problems)} Build the model with the settings that the checkpoint "
-            "was trained with (its config.json or adapter_config.json holds them), or start a new training."
+            f"The checkpoint {checkpoint} does not match this {type(trainer.classifier_model).__name__}: "
+            f"{' '.join(problems)} No weights were loaded. Build the model with the settings that the checkpoint was "
+            "trained with (see its config.json or adapter_config.json), or start a new run."
         )
 
 

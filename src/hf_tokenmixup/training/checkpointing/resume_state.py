@@ -144,8 +144,8 @@ def warn_about_newer_checkpoints(checkpoint: Path) -> None:
     newer = [path.name for path in newer if find_checkpoint_error(path) is None]
     if newer:
         logger.warning(
-            "Beyond %s, %s holds %s. What lies there is overwritten as the training reaches its steps: remove it if "
-            "the training goes on with other settings, as resuming from the last checkpoint would take it.",
+            "After %s, %s contains %s. These are overwritten when the run reaches their steps. Remove them if the "
+            "settings changed, as resuming from the last checkpoint would use them.",
             checkpoint.name, checkpoint.parent, ", ".join(newer),
         )  # fmt: skip
 
