@@ -167,7 +167,9 @@ def test_evaluate_without_an_evaluation_split_needs_a_fraction(script, tmp_path)
     model = save(vit(), tmp_path / "model")
     write_split(tmp_path / "data", "train", list(range(10)) * 10)
     options = [model, "--dataset_name", tmp_path / "data", "--cache_dir", tmp_path / "cache"]
-    with pytest.raises(ValueError, match=r"no evaluation split among \['train'\]. .*`eval_split`.*`validation_fraction`"):
+    with pytest.raises(
+        ValueError, match=r"no evaluation split among \['train'\]. .*`eval_split`.*`validation_fraction`"
+    ):
         run(script, tmp_path, *options)
     whole = run(script, tmp_path, *options, "--eval_split", "train")
     share = run(script, tmp_path, *options, "--train_val_split", 0.2, "--seed", 5)

@@ -7,7 +7,9 @@ import pytest
 import torch
 from datasets import Value
 from helpers.commands import open_script
+from helpers.tiny_training import plain_vit
 from torch._utils import ExceptionWrapper
+from transformers import ViTImageProcessor
 from user_errors.harness import DIGITS, Bench, encoded, picture
 
 from hf_tokenmixup.cli import program
@@ -116,3 +118,20 @@ def test_train_and_evaluate_best_model_without_an_evaluation_warns(tmp_path, mon
     bench = Bench(tmp_path, tmp_path, monkeypatch)
     bench.train(*DIGITS, *bench.network(), *steps.split())
     assert "no checkpoint was evaluated" in caplog.text
+
+
+@pytest.mark.parametrize("command", ["finetune", "evaluate"])
+def test_entry_point_message_of_the_library_names_flags(tmp_path, monkeypatch, command):
+    harness = Bench(tmp_path, tmp_path, monkeypatch)
+    data = harness.parquet([encoded(picture())] * 2, [0, 1], Value("int64"))
+    options = ["--dataset_name", data, "--image_column_name", "pic"]
+    if command == "finetune":
+        options += ["--do_train", *harness.network(), "--output_dir", tmp_path / "out"]
+    else:
+        plain_vit().save_pretrained(tmp_path / "model")
+        ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(tmp_path / "model")
+        options.insert(0, tmp_path / "model")
+    monkeypatch.setattr(sys, "argv", [f"{command}.py", *map(str, options)])
+    with pytest.raises(SystemExit) as raised:
+        open_script(command).entry_point()
+    assert "Choose one with `--image_column_name`" in raised.value.code

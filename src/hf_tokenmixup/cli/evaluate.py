@@ -53,12 +53,8 @@ from .threads import use_physical_cores
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def parse_options(arguments: Sequence[str]) -> tuple[EvalDataArguments, Namespace]:
-    """The options of the data, and all others.
-
-    Raises:
-        ValueError: An option does not exist, has a wrong value, or cannot be used with another one.
-    """
+def build_parser() -> CliParser:
+    """The parser of the command line."""
     parser = CliParser(
         EvalDataArguments,
         usage="%(prog)s MODEL [options]",
@@ -76,6 +72,16 @@ def parse_options(arguments: Sequence[str]) -> tuple[EvalDataArguments, Namespac
     group.add_argument("--json", metavar="FILE", type=Path, help="Write the result to this file.")
     group.add_argument("--update_card", action="store_true", help="Write the result into the model's card.")
     add_hub_options(parser, remote_code=True)
+    return parser
+
+
+def parse_options(arguments: Sequence[str]) -> tuple[EvalDataArguments, Namespace]:
+    """The options of the data, and all others.
+
+    Raises:
+        ValueError: An option does not exist, has a wrong value, or cannot be used with another one.
+    """
+    parser = build_parser()
     data_args, args, remaining = parser.parse_args_into_dataclasses(
         arguments, return_remaining_strings=True, look_for_args_file=False
     )
@@ -282,7 +288,7 @@ def save_result(evaluation: EvaluationResult, args: Namespace) -> None:
 
 def entry_point() -> None:
     # The bases include the error of the HTTP client, of which there are several.
-    run_command(main, (ImportError, ValueError, *HfHubHTTPError.__bases__))
+    run_command(main, (ImportError, ValueError, *HfHubHTTPError.__bases__), build_parser)
 
 
 if __name__ == "__main__":

@@ -60,9 +60,10 @@ from ..training.checkpointing.integrity import (
 from ..training.effective_settings import mixed_precision
 from ..training.processes import check_equal, on_all_processes
 from ..utils.environment import public_dataset, redact_command
-from .arguments import DataArguments, ModelArguments, ParsedArguments, format_recipe, parse_options
+from .arguments import DataArguments, ModelArguments, ParsedArguments, build_parser, format_recipe, parse_options
 from .launch_command import launch_command
 from .optimizer_checks import validate_optimizer_args
+from .parser import flags_by_parameter
 from .processors import open_image_processor
 from .program import exit_with, invocation, out_of_memory_message, program_name, worker_error
 from .recipes import take_option
@@ -556,7 +557,7 @@ def entry_point() -> None:
             return
         trainer = build_trainer(sys.argv[1:])
     except (ValueError, OSError, ImportError) as error:
-        exit_with(error)
+        exit_with(error, flags_by_parameter(build_parser()))
     except (MemoryError, RuntimeError) as error:
         exit_for_memory(error)
     try:
@@ -576,7 +577,7 @@ def entry_point() -> None:
         if not raised_in.is_relative_to(Path(__file__).parents[1]):
             # Not an error of this package, so its traceback is needed.
             raise
-        exit_with(error)
+        exit_with(error, flags_by_parameter(build_parser()))
 
 
 if __name__ == "__main__":

@@ -129,6 +129,14 @@ def add_hub_options(parser: argparse.ArgumentParser, *, remote_code: bool = Fals
         group.add_argument("--trust_remote_code", action="store_true", help="Run the code that comes with the model.")
 
 
+def flags_by_parameter(parser: argparse.ArgumentParser) -> dict[str, str]:
+    """The flag of each option by the name of its parameter in the library, for messages of the library."""
+    names = {action.dest for action in parser._actions if action.option_strings}
+    flags = {name: f"--{name}" for name in names}
+    # The parameter of the data loading functions has another name.
+    return flags | ({"validation_fraction": "--train_val_split"} if "train_val_split" in names else {})
+
+
 def hub_kwargs(args: argparse.Namespace) -> dict[str, str]:
     """Keyword arguments for `from_pretrained`, from the options of `add_hub_options` that were given."""
     return drop_none(revision=args.revision, token=args.token, cache_dir=args.cache_dir)

@@ -2,9 +2,13 @@
 
 import re
 import sys
-from collections.abc import Callable, Sequence
+from argparse import ArgumentParser
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
+
+from ..utils.text import replace_parameters_by_flags
+from .parser import flags_by_parameter
 
 CONSOLE_COMMAND = "hf-tokenmixup"
 # The system usually kills a worker of a data loader for its memory.
@@ -49,10 +53,16 @@ def out_of_memory_message(error: BaseException) -> str | None:
     return None
 
 
-def exit_with(error: object) -> NoReturn:
-    """End the process with status 1 and one line on stderr."""
+def exit_with(error: object, flags: Mapping[str, str] | None = None) -> NoReturn:
+    """End the process with status 1 and one line on stderr.
+
+    Args:
+        error: an error or its message.
+        flags: the command's flags by the names of parameters, which messages of the library have.
+    """
     in_worker = worker_error(error) if isinstance(error, BaseException) else None
-    line = f"{program_name()}: {' '.join(str(in_worker[1] if in_worker else error).split())}"
+    message = replace_parameters_by_flags(str(in_worker[1] if in_worker else error), flags or {})
+    line = f"{program_name()}: {' '.join(message.split())}"
     # Set by `hf_tokenmixup.training.peers` in one of several processes; the other processes end too.
     report = getattr(sys.excepthook, "report", None)
     if report is not None:
@@ -87,18 +97,21 @@ def check_output_file(option: str, path: Path) -> None:
 
 
 def run_command(
-    main: Callable[[Sequence[str]], None], errors: tuple[type[BaseException], ...] = (ValueError, OSError)
+    main: Callable[[Sequence[str]], None],
+    errors: tuple[type[BaseException], ...] = (ValueError, OSError),
+    build_parser: Callable[[], ArgumentParser] | None = None,
 ) -> None:
     """Run `main` with the command line's arguments, and end the process with one line for an expected error.
 
     Args:
         main: of a command.
         errors: types of expected errors. Errors of too little memory are expected too.
+        build_parser: builds the command's parser, whose flags replace parameter names in messages of the library.
     """
     try:
         main(sys.argv[1:])
     except errors as error:
-        exit_with(error)
+        exit_with(error, flags_by_parameter(build_parser()) if build_parser else None)
     except (MemoryError, RuntimeError) as error:
         message = out_of_memory_message(error)
         if message is None:
