@@ -16,7 +16,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from fake_hub.server import Hub
-from helpers.commands import HANG_S, SCRIPTS, open_script
+from helpers.commands import HANG_S, SCRIPTS, import_command
 from helpers.tiny_training import resnet, tokenmixup_vit
 from huggingface_hub import ModelCard
 from PIL import Image
@@ -34,7 +34,7 @@ SIZES |= {"intermediate_size": 32}
 
 @pytest.fixture(scope="module")
 def script():
-    return open_script("evaluate")
+    return import_command("evaluate")
 
 
 def save(model, folder, names=DIGITS, size=16):

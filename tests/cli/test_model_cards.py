@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from fake_hub.cards import check_card, read_card
-from helpers.commands import open_script
+from helpers.commands import import_command
 from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import ViTImageProcessor
@@ -45,7 +45,7 @@ def blocks(name: str, language: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def script():
-    return open_script("model_cards")
+    return import_command("model_cards")
 
 
 @pytest.fixture(scope="module")

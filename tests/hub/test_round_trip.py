@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from helpers.commands import SCRIPTS, open_script
+from helpers.commands import SCRIPTS, import_command
 from huggingface_hub import ModelCard
 from safetensors.torch import load
 
@@ -53,7 +53,7 @@ print("done")
 
 @pytest.fixture(scope="module")
 def finetune():
-    return open_script("finetune")
+    return import_command("finetune")
 
 
 def arguments(family, out, *more):
