@@ -276,7 +276,7 @@ def test_a_model_and_a_dataset_on_the_hub(tmp_path):
         assert done.returncode == 0, done.stderr
         card = ModelCard(hub.files("alice/vit")["README.md"].decode())
         assert [request for request in hub.unknown_requests if request.path != "/api/agent-harnesses"] == []
-        assert hub.sent("hf_alice") == hub.sent(str(tmp_path)) == []
+        assert hub.requests_containing("hf_alice") == hub.requests_containing(str(tmp_path)) == []
     text = (tmp_path / "result.json").read_text()
     result = json.loads(text)
     assert (result["model"], result["model_revision"]) == ("alice/vit", commit)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from fake_hub.cards import check_card, read_card
+from fake_hub.cards import read_card, validate_card
 from helpers.commands import import_command
 from huggingface_hub import ModelCard
 from PIL import Image
@@ -94,7 +94,7 @@ def test_check_names_what_is_out_of_step(script, tmp_path):
 def test_a_card_claims_nothing_that_was_not_measured(name):
     recipe, card = recipe_of(name), ModelCard.load(ROOT / "model_cards" / f"{name}.md")
     metadata = read_card(str(card))
-    assert check_card(str(card)) == ([], []) and {"model-index", "metrics"}.isdisjoint(metadata)
+    assert validate_card(str(card)) == ([], []) and {"model-index", "metrics"}.isdisjoint(metadata)
     assert metadata["datasets"] == [recipe["dataset_name"]]
     assert metadata.get("base_model") == recipe.get("model_name_or_path")
     assert ("tokenmixup" in metadata["tags"]) == ("baseline" not in name)

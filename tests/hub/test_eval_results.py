@@ -5,7 +5,7 @@ import re
 import huggingface_hub
 import pytest
 import yaml
-from fake_hub.cards import check_card, read_card
+from fake_hub.cards import read_card, validate_card
 from helpers.card_cases import EVALUATION, FACTS, INDEX, RESULT, changed, mixing_config
 from helpers.tiny_training import plain_vit, tokenmixup_vit
 from huggingface_hub import ModelCard, constants
@@ -131,7 +131,7 @@ def test_update_of_a_card_without_results(tmp_path, block, text, others):
     (folder / "README.md").write_bytes((block + text).encode())
     update_card(str(folder), EVALUATION)
     new = (folder / "README.md").read_bytes().decode()
-    assert check_card(new) == ([], []) and ModelCard(new).data.eval_results == eval_results(EVALUATION)
+    assert validate_card(new) == ([], []) and ModelCard(new).data.eval_results == eval_results(EVALUATION)
     assert read_card(new.replace("\r\n", "\n")) == others | {"model-index": INDEX}
     assert ModelCard(new).text == text and new.endswith(text) and new.count("\r\n") in (0, new.count("\n"))
 
@@ -167,7 +167,7 @@ def test_update_makes_a_card_where_none_is(tmp_path, monkeypatch, model, told):
     monkeypatch.chdir(folder)
     assert update_card(".", EVALUATION) == "README.md"
     card = ModelCard.load(folder / "README.md")
-    assert check_card(str(card)) == ([], []) and card.data.eval_results == eval_results(EVALUATION)
+    assert validate_card(str(card)) == ([], []) and card.data.eval_results == eval_results(EVALUATION)
     assert card.text.startswith("\n# converted\n") and told in card.text and card.data.model_name == "converted"
     assert str(tmp_path) not in str(card)
 
@@ -190,7 +190,7 @@ def reachable(hub, monkeypatch, tmp_path):
 def test_update_on_the_hub_keeps_the_card_and_takes_the_hubs_rules(reachable):
     foreign = FOREIGN.replace("language: no", "language: en").replace("\n", "\r\n")
     foreign = foreign.replace("  - task: {type: image-classification}\r\n\r\n", "\r\n")
-    assert check_card(foreign) == ([], [])
+    assert validate_card(foreign) == ([], [])
     reachable.add_repo("alice/vit", {"README.md": foreign})
     address = update_card("alice/vit", changed(command="python scripts/evaluate.py /home/me/vit"), token="hf_alice")
     repo = reachable.repo("alice/vit")
@@ -200,7 +200,7 @@ def test_update_on_the_hub_keeps_the_card_and_takes_the_hubs_rules(reachable):
     assert text_and_metadata(new)[0] == text_and_metadata(foreign)[0]
     assert text_and_metadata(new)[1]["model-index"][0]["results"][-1] == RESULT
     assert "uoft-cs/cifar10, test" in commit.title and "python scripts/evaluate.py vit" in commit.message
-    assert not reachable.sent("/home/me") and not reachable.sent("hf_alice")
+    assert not reachable.requests_containing("/home/me") and not reachable.requests_containing("hf_alice")
     with pytest.raises(HfHubHTTPError):
         update_card("alice/vit", changed(top1=0.1), token="hf_bob")
     assert repo.branches["main"] == commit
@@ -212,7 +212,7 @@ def test_update_makes_a_card_on_a_branch_of_the_hub(reachable, tmp_path):
     reachable.repo("alice/vit").branches["measured"] = reachable.repo("alice/vit").branches["main"]
     update_card("alice/vit", EVALUATION, token="hf_alice", revision="measured")
     card = ModelCard(reachable.files("alice/vit", "measured")["README.md"].decode())
-    assert check_card(str(card)) == ([], []) and card.data.eval_results == eval_results(EVALUATION)
+    assert validate_card(str(card)) == ([], []) and card.data.eval_results == eval_results(EVALUATION)
     assert 'model="alice/vit")' in card.text and "README.md" not in reachable.files("alice/vit")
     if int(huggingface_hub.__version__.split(".")[0]) >= 2:  # earlier clients ask huggingface.co
         card.validate()

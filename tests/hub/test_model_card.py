@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from fake_hub.cards import check_card, read_card
+from fake_hub.cards import read_card, validate_card
 from helpers.card_cases import EVALUATION, FACTS, INDEX, changed, mixing_config
 from helpers.tiny_training import VIT, plain_vit, resnet, tokenmixup_vit
 from huggingface_hub import ModelCard
@@ -21,7 +21,7 @@ from hf_tokenmixup.models import CctConfig, TokenMixupCctConfig
 def test_metadata_is_what_was_run_and_comes_back(tmp_path):
     build_model_card(mixing_config(), "alice/vit", FACTS, [EVALUATION]).save(tmp_path / "README.md")
     written = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert check_card(written) == ([], [])
+    assert validate_card(written) == ([], [])
     assert read_card(written) == {
         "base_model": "google/vit-base-patch16-224",
         "datasets": ["uoft-cs/cifar10"],
@@ -62,7 +62,7 @@ def test_the_text_tells_every_fact():
 
 def test_what_is_not_known_is_left_out():
     card = build_model_card(mixing_config(), "alice/vit", TrainingCardData())
-    assert check_card(str(card)) == ([], [])
+    assert validate_card(str(card)) == ([], [])
     assert {"base_model", "datasets", "metrics", "model-index"}.isdisjoint(read_card(str(card)))
     for absent in (
         "None",
@@ -81,7 +81,7 @@ def test_what_is_not_known_is_left_out():
 
 def test_weights_of_unknown_origin_claim_no_training_and_no_license():
     card = build_model_card(CctConfig(num_labels=10), "alice/cct", None, [EVALUATION])
-    assert check_card(str(card)) == ([], []) and "license" not in read_card(str(card))
+    assert validate_card(str(card)) == ([], []) and "license" not in read_card(str(card))
     assert "How these weights were trained is not recorded here." in card.text
     assert "license of these weights is not recorded" in card.text and "TokenMixup is" not in card.text
     assert read_card(str(card))["tags"] == ["image-classification", "hf_tokenmixup", "cct"]
@@ -189,7 +189,7 @@ def test_no_path_and_no_token_gets_into_a_card(tmp_path, monkeypatch):
     card = build_model_card(mixing_config(), str(tmp_path / "secret" / "vit"), facts, [evaluation])
     for private in (str(tmp_path), "secret", token, "hf_short", "TOKEN"):
         assert private not in str(card)
-    assert check_card(str(card)) == ([], []) and "base_model" not in read_card(str(card))
+    assert validate_card(str(card)) == ([], []) and "base_model" not in read_card(str(card))
     assert "datasets" not in read_card(str(card)) and "Trained on `flowers` (local folder)" in card.text
     command = "accelerate launch scripts/finetune.py --train_dir train --token_selection random --output_dir='out'"
     assert f"```bash\n{command}\n```" in card.text and "| recipe | `mine` |" in card.text
@@ -205,7 +205,7 @@ def test_only_names_of_the_hub_are_datasets(dataset):
     card = build_model_card(
         mixing_config(), "a/b", dataclasses.replace(FACTS, dataset=dataset), [changed(dataset=dataset)]
     )
-    assert check_card(str(card)) == ([], []) and "datasets" not in read_card(str(card))
+    assert validate_card(str(card)) == ([], []) and "datasets" not in read_card(str(card))
     assert read_card(str(card))["model-index"][0]["results"][0]["dataset"]["type"] == dataset
 
 
@@ -226,7 +226,7 @@ def test_build_card_of_a_local_folder_claims_no_dataset_on_the_hub(folder, tmp_p
     for name in (folder, str(tmp_path / folder)):
         facts = dataclasses.replace(FACTS, dataset=name, dataset_config=None)
         card = build_model_card(mixing_config(), "a/b", facts, [changed(dataset=name, dataset_config=None)])
-        assert check_card(str(card)) == ([], []) and "datasets" not in read_card(str(card))
+        assert validate_card(str(card)) == ([], []) and "datasets" not in read_card(str(card))
         assert (
             "Trained on `photos` (local folder)" in card.text and "| dataset | `photos` (local folder) |" in card.text
         )

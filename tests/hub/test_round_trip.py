@@ -89,7 +89,7 @@ def test_a_stranger_opens_what_a_training_pushed(finetune, hub, tmp_path, monkey
         weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
         expected[family] = {"weights": weights, "pixels": pixels, "logits": logits, "scores": logits[0].softmax(0)}
         assert set(load(files["model.safetensors"])) and not any("scorenet" in name for name in weights)
-    assert not hub.sent(str(tmp_path)) and not hub.sent("hf_alice")
+    assert not hub.requests_containing(str(tmp_path)) and not hub.requests_containing("hf_alice")
 
     torch.save(expected, tmp_path / "expected.pt")
     environment = hub.environment(cache=tmp_path / "cache") | {"OMP_NUM_THREADS": "1"}
@@ -103,7 +103,7 @@ def test_publishing_a_folder_that_was_not_pushed(finetune, hub, tmp_path):
     out = tmp_path / "out"
     first = ["--hub_model_id", "alice/first", "--hub_token", "hf_alice", "--hub_strategy", "end"]
     trainer = finetune.prepare(arguments("cct", out, *first))
-    hub.refuse_next_upload()
+    hub.reject_next_upload()
     with pytest.raises(finetune.HubUploadError, match="hf-tokenmixup publish .*out alice/first"):
         finetune.run(trainer)
     assert set(hub.files("alice/first")) == {".gitattributes"}
@@ -118,7 +118,7 @@ def test_publishing_a_folder_that_was_not_pushed(finetune, hub, tmp_path):
     assert 'model="alice/second"' in card and "evaluate.py alice/second " in card and "alice/first" not in card
     assert ModelCard(card).data.model_name == "second"
 
-    assert not hub.sent(str(tmp_path)) and not hub.sent("hf_alice")
+    assert not hub.requests_containing(str(tmp_path)) and not hub.requests_containing("hf_alice")
 
 
 def test_the_command_in_a_card_repeats_its_results(finetune, tmp_path):

@@ -48,7 +48,7 @@ def test_only_the_published_model_goes_up(hub, folder):
     assert not any(".scorenet." in name for name in load_file(folder / "model.safetensors"))
     for name in expected - {".gitattributes"}:
         assert files[name] == (folder / name).read_bytes()
-    assert not hub.sent(str(folder)) and not hub.sent("hf_alice")
+    assert not hub.requests_containing(str(folder)) and not hub.requests_containing("hf_alice")
 
 
 def test_again_changes_nothing_and_sends_no_weights(hub, folder):
@@ -85,7 +85,7 @@ def test_who_may_not_write_is_told_before_anything_is_sent(hub, folder, token, r
     assert said in str(error.value) and (token is None or token not in str(error.value))
     with pytest.raises(ValueError):
         upload_model_folder(folder, repo_id, token=token)
-    assert set(hub.files("alice/there")) == {"README.md", ".gitattributes"} and not hub.sent("scorenet")
+    assert set(hub.files("alice/there")) == {"README.md", ".gitattributes"} and not hub.requests_containing("scorenet")
     assert not any(request.method == "PUT" for request in hub.requests)
 
 
@@ -103,7 +103,7 @@ def test_no_hub_at_all(monkeypatch):
 
 def test_an_upload_that_breaks_off_can_be_repeated(hub, folder):
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    hub.refuse_next_upload(status=403)
+    hub.reject_next_upload(status=403)
     with pytest.raises(ValueError, match=r"Repeat the upload: `hf-tokenmixup publish .*output alice/vit`"):
         upload_model_folder(folder, "alice/vit", token="hf_alice")
     assert set(hub.files("alice/vit")) == {".gitattributes"}
@@ -130,7 +130,7 @@ def test_publish_folder_leaves_out_local_folders_and_keeps_the_rest(hub, folder)
     assert json.loads(files["config.json"]) == config | {"_name_or_path": "base", "cache": "cache"}
     assert json.loads(files["adapter_config.json"]) == {"base_model_name_or_path": "", "r": 8}
     assert json.loads(files["training_log.jsonl"]) == {"epoch": 1.0, "file": "output"}
-    assert not hub.sent(str(folder)) and not hub.sent(str(Path.home() / "cache"))
+    assert not hub.requests_containing(str(folder)) and not hub.requests_containing(str(Path.home() / "cache"))
     # The files on the disk stay as they are.
     assert json.loads((folder / "config.json").read_text()) == config
 
@@ -154,7 +154,7 @@ def test_publish_folder_with_an_unknown_license_sends_nothing(hub, folder, licen
     before = (folder / "README.md").read_bytes()
     with pytest.raises(ValueError, match=said):
         upload_model_folder(folder, "alice/vit", token="hf_alice", license=license)
-    assert (folder / "README.md").read_bytes() == before and not hub.sent("A model")
+    assert (folder / "README.md").read_bytes() == before and not hub.requests_containing("A model")
 
 
 def test_check_license_without_an_answer_takes_what_looks_like_one(monkeypatch):
