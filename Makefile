@@ -7,8 +7,9 @@ OF_TORCH := torch torchvision triton sympy mpmath networkx
 # Words that the code, the messages and the README avoid, as regular expressions. "." is a space, "_" or "-".
 AVOIDED := the.host a.training trainings told tells kept held lies stands whole beside behind in.front.of troubles? \
 	faults? remed(y|ies) ways?.out by.halves cut.short spoilt anew afresh goes.on left.out passed.over so.many so.much \
-	pictures savers? deviations? published.models? data.sets? sub.folders? recognis(e|ed|es|ing) \
-	summaris(e|ed|es|ing) colou(r|rs|red) grey licen(ce|ces|ced)
+	pictures savers? deviations? published.models? data.sets? sub.folders? \
+	(recogn|summar|normal|initial|optim|visual|organ|general|synchron)is(e|ed|es|ing|ations?) colou(r|rs|red) grey \
+	licen(ce|ces|ced) behaviours? neighbours? centred? labelled misspelt
 # Standard terms that contain one of these words. They are not counted.
 TERMS := standard.deviations?|held.out|a.training.(run|step|set|split|dataset|image|batch|loop|log|script|epoch|folder)s?
 WORDS_IN := src scripts tests docs README.md CONTRIBUTING.md
