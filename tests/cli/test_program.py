@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Value
-from helpers.commands import open_script
+from helpers.commands import import_command
 from torch._utils import ExceptionWrapper
-from user_errors.harness import DIGITS, Bench, encoded, picture
+from user_errors.harness import DIGITS, Harness, encode_image, solid_image
 
 from hf_tokenmixup.cli import program
 from hf_tokenmixup.data import image_cache as images
@@ -40,13 +40,13 @@ def test_worker_error_of_other_errors_is_none():
 
 
 def test_finetune_broken_image_in_a_worker_ends_in_one_line(tmp_path, monkeypatch):
-    bench = Bench(tmp_path, tmp_path, monkeypatch)
-    data = bench.parquet([encoded(picture()), b"x"], [0, 1], Value("int64"))
-    options = ["--dataset_name", data, "--do_train", *bench.network(), "--output_dir", tmp_path / "out"]
+    harness = Harness(tmp_path, tmp_path, monkeypatch)
+    data = harness.write_parquet([encode_image(solid_image()), b"x"], [0, 1], Value("int64"))
+    options = ["--dataset_name", data, "--do_train", *harness.vit_flags(), "--output_dir", tmp_path / "out"]
     options += "--use_cpu --max_steps 1 --report_to none --image_cache_gib 0 --dataloader_num_workers 1".split()
     monkeypatch.setattr(sys, "argv", ["finetune.py", *map(str, options)])
     with pytest.raises(SystemExit) as raised:
-        open_script("finetune").entry_point()
+        import_command("finetune").entry_point()
     assert raised.value.code.startswith("finetune.py: Image 1 of split 'train' cannot be decoded")
     assert "Traceback" not in raised.value.code
 
@@ -63,7 +63,7 @@ def test_finetune_broken_image_in_a_worker_ends_in_one_line(tmp_path, monkeypatc
 )
 @pytest.mark.parametrize("step", ["prepare", "run"])
 def test_finetune_without_memory_names_the_batch_size(monkeypatch, step, error):
-    finetune = open_script("finetune")
+    finetune = import_command("finetune")
 
     def fail(*arguments):
         raise error
@@ -78,7 +78,7 @@ def test_finetune_without_memory_names_the_batch_size(monkeypatch, step, error):
 
 
 def test_finetune_other_runtime_error_keeps_its_traceback(monkeypatch):
-    finetune = open_script("finetune")
+    finetune = import_command("finetune")
 
     def fail(arguments):
         raise RuntimeError("something else")
@@ -89,7 +89,7 @@ def test_finetune_other_runtime_error_keeps_its_traceback(monkeypatch):
 
 
 def test_finetune_missing_package_ends_in_one_line(monkeypatch):
-    finetune = open_script("finetune")
+    finetune = import_command("finetune")
 
     def prepare(arguments):
         raise ImportError("This needs peft: pip install peft")
@@ -102,17 +102,19 @@ def test_finetune_missing_package_ends_in_one_line(monkeypatch):
 
 @pytest.mark.parametrize("words", ["--eval_steps 3", "--hub_model_id user/model"])
 def test_prepare_option_without_effect_warns(tmp_path, monkeypatch, caplog, words):
-    Bench(tmp_path, tmp_path, monkeypatch).digits(*words.split())
+    Harness(tmp_path, tmp_path, monkeypatch).prepare_digits(*words.split())
     assert f"{words.split()[0]} has no effect without" in caplog.text
 
 
 def test_prepare_batches_of_one_image_warn(tmp_path, monkeypatch, caplog):
-    Bench(tmp_path, tmp_path, monkeypatch).digits("--horizontal_layers", 1, "--per_device_train_batch_size", 1)
+    Harness(tmp_path, tmp_path, monkeypatch).prepare_digits(
+        "--horizontal_layers", 1, "--per_device_train_batch_size", 1
+    )
     assert "no effect in batches of one image" in caplog.text
 
 
 def test_run_best_model_without_an_evaluation_warns(tmp_path, monkeypatch, caplog):
     steps = "--max_steps 1 --eval_strategy steps --eval_steps 1 --save_steps 1 --eval_delay 9 --load_best_model_at_end"
-    bench = Bench(tmp_path, tmp_path, monkeypatch)
-    bench.train(*DIGITS, *bench.network(), *steps.split())
+    harness = Harness(tmp_path, tmp_path, monkeypatch)
+    harness.train(*DIGITS, *harness.vit_flags(), *steps.split())
     assert "no checkpoint was evaluated" in caplog.text

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
-from user_errors.harness import ErrorCase, Harness, black_image, encode_image
+from user_errors.harness import ErrorCase, Harness, encode_image, solid_image
 
 from hf_tokenmixup.data import loading
 
@@ -13,7 +13,7 @@ VALID_LABELS = [0, 1, 0, 1]
 
 
 def train_valid_data(harness: Harness, *flags: object):
-    return harness.prepare_data(harness.write_parquet([black_image()] * 4, VALID_LABELS), *flags)
+    return harness.prepare_data(harness.write_parquet([solid_image()] * 4, VALID_LABELS), *flags)
 
 
 def dataset_flags(name: str, flags: str, *fragments: str) -> ErrorCase:
@@ -25,7 +25,7 @@ def labels(name: str, values: list, *fragments: str, label_type: object = None) 
     """Train on images with these labels."""
 
     def trigger(harness: Harness):
-        return harness.prepare_data(harness.write_parquet([black_image()] * len(values), values, label_type))
+        return harness.prepare_data(harness.write_parquet([solid_image()] * len(values), values, label_type))
 
     return ErrorCase(name, trigger, ValueError, fragments)
 
@@ -34,7 +34,7 @@ def image(name: str, content: bytes | None, *fragments: str) -> ErrorCase:
     """Train with one invalid image among valid ones. The image cache decodes all of them."""
 
     def trigger(harness: Harness):
-        valid = encode_image(black_image())
+        valid = encode_image(solid_image())
         return harness.prepare_data(
             harness.write_parquet([valid, valid, content, valid], VALID_LABELS, Value("int64"))
         )
@@ -67,8 +67,8 @@ def split_labels(name: str, train: list, evaluation: list, *fragments: str) -> E
     """Train and evaluate on parquet files with these labels."""
 
     def trigger(harness: Harness):
-        harness.write_parquet([black_image()] * len(evaluation), evaluation, split="test")
-        return harness.prepare_data(harness.write_parquet([black_image()] * len(train), train), "--do_eval")
+        harness.write_parquet([solid_image()] * len(evaluation), evaluation, split="test")
+        return harness.prepare_data(harness.write_parquet([solid_image()] * len(train), train), "--do_eval")
 
     return ErrorCase(name, trigger, ValueError, fragments)
 
@@ -79,7 +79,7 @@ def split_label_types(name: str, train: object, evaluation: object, *fragments: 
     def trigger(harness: Harness):
         splits = {
             split: Dataset.from_dict(
-                {"image": [black_image()] * 2, "label": ["a", "b"] if label_type == Value("string") else [0, 1]},
+                {"image": [solid_image()] * 2, "label": ["a", "b"] if label_type == Value("string") else [0, 1]},
                 features=Features({"image": ImageFeature(), "label": label_type}),
             )
             for split, label_type in {"train": train, "test": evaluation}.items()
@@ -100,7 +100,7 @@ def train_on_huge_images(harness: Harness):
 
 
 def train_without_labels(harness: Harness):
-    return harness.prepare_data(harness.write_parquet([black_image()] * 2, None))
+    return harness.prepare_data(harness.write_parquet([solid_image()] * 2, None))
 
 
 def train_without_images(harness: Harness):
@@ -108,7 +108,7 @@ def train_without_images(harness: Harness):
 
 
 def train_on_one_column_for_images_and_labels(harness: Harness):
-    data = harness.write_parquet([black_image()] * 2, ["a", "b"])
+    data = harness.write_parquet([solid_image()] * 2, ["a", "b"])
     return harness.prepare_data(data, "--image_column_name", "label", "--label_column_name", "label")
 
 
@@ -150,14 +150,14 @@ def write_output_into_train_dir(harness: Harness):
 
 
 def write_output_into_dataset(harness: Harness):
-    data = harness.write_parquet([black_image()] * 2, [0, 1])
+    data = harness.write_parquet([solid_image()] * 2, [0, 1])
     return harness.prepare("--dataset_name", data, "--do_train", *harness.vit_flags(), output_dir=data / "out")
 
 
 def evaluate_empty_stream(harness: Harness):
     label_type = ClassLabel(names=["a", "b"])
     harness.write_parquet([], [], label_type, split="test")
-    data = harness.write_parquet([black_image()] * 2, [0, 1], label_type)
+    data = harness.write_parquet([solid_image()] * 2, [0, 1], label_type)
     return harness.prepare_data(data, "--streaming", "--do_eval", "--max_steps", 2)
 
 
@@ -296,7 +296,7 @@ IMAGE_CASES = [
     image("empty image file", b"", "empty or no image", "Repair the file or remove the row"),
     image("text instead of an image", b"something else", "cannot identify", "Repair the file or remove the row"),
     image(
-        "truncated image", encode_image(black_image(size=(64, 64)), "BMP")[:500], "truncated", "Repair the file"
+        "truncated image", encode_image(solid_image(size=(64, 64)), "BMP")[:500], "truncated", "Repair the file"
     ),
     image("image of width 0", b"P6 0 16 255\n", "cannot be decoded", "Repair the file or remove the row"),
     case("image with too many pixels", train_on_huge_images, "256 pixels", "exceeds limit", "Store it smaller"),

@@ -141,7 +141,7 @@ class Harness:
             folder = root / class_name
             folder.mkdir(parents=True, exist_ok=True)
             for index in range(count):
-                black_image().save(folder / f"{index}.png")
+                solid_image().save(folder / f"{index}.png")
         return root
 
     def write_folder(self, file_name: str, content: str | bytes) -> Path:
@@ -171,8 +171,9 @@ class Harness:
         return folder
 
 
-def black_image(mode: str = "RGB", size: tuple[int, int] = (16, 16)) -> Image.Image:
-    return Image.new(mode, size, 0)
+def solid_image(mode: str = "RGB", size: tuple[int, int] = (16, 16), color: Any = 0) -> Image.Image:
+    """Create an image of one color, by default black."""
+    return Image.new(mode, size, color)
 
 
 def encode_image(image: Image.Image, image_format: str = "PNG") -> bytes:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from user_errors.harness import DIGITS, TOKENMIXUP, ErrorCase, Harness, black_image
+from user_errors.harness import DIGITS, TOKENMIXUP, ErrorCase, Harness, solid_image
 
 RESNET = ["--from_scratch", "--model_type", "resnet", "--config_overrides"]
 RESNET += ['{"depths": [1], "hidden_sizes": [8], "embedding_size": 8}']
@@ -98,7 +98,7 @@ def with_config(text: str) -> Callable[[Harness], Path]:
 
 
 def use_three_classes(harness: Harness, *flags: str, model: Path | None = None):
-    data = harness.write_parquet([black_image()] * 6, ["x", "y", "z"] * 2)
+    data = harness.write_parquet([solid_image()] * 6, ["x", "y", "z"] * 2)
     return harness.prepare("--dataset_name", data, "--model_name_or_path", model or harness.trained, *flags)
 
 

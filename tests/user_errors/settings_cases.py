@@ -343,7 +343,8 @@ SETTINGS_CASES = [
     flags("label_names", "--label_names labels other", "--label_names must be labels", "got labels other"),
     flags("empty output_dir", "--output_dir=", "--output_dir must name a folder, got ''"),
     flags(
-        "negative power of a polynomial scheduler", '--lr_scheduler_type polynomial --lr_scheduler_kwargs {"power":-1}',
+        "negative power of a polynomial scheduler",
+        '--lr_scheduler_type polynomial --lr_scheduler_kwargs {"power":-1}',
         "{'power': -1}", "negative power",
     ),
     flags(
