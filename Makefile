@@ -12,7 +12,7 @@ AVOIDED := the.host a.training trainings told tells kept held lies stands whole 
 	licen(ce|ces|ced) behaviours? neighbours? centred? labelled misspelt
 # Standard terms that contain one of these words. They are not counted.
 TERMS := standard.deviations?|held.out|a.training.(run|step|set|split|dataset|image|batch|loop|log|script|epoch|folder)s?
-WORDS_IN := src scripts tests docs README.md CONTRIBUTING.md
+WORDS_IN := src scripts tests docs README.md CONTRIBUTING.md CHANGELOG.md
 
 .PHONY: quality style test test-slow constraints words
 
@@ -53,7 +53,7 @@ words:
 	@text=$$(mktemp); trap 'rm -f "$$text"' EXIT; \
 	pattern() { echo "(^|[^[:alpha:]])($${1//./[ _-]})([^[:alpha:]]|$$)"; }; \
 	terms=$$(pattern '$(TERMS)'); \
-	grep -rIniE --exclude='*.json' --exclude-dir='__pycache__' --exclude-dir='*.egg-info' '[a-z]' $(WORDS_IN) \
+	grep -rHIniE --exclude='*.json' --exclude-dir='__pycache__' --exclude-dir='*.egg-info' '[a-z]' $(WORDS_IN) \
 		| sed -E "s/$$terms/\1 \4/gI" >"$$text"; \
 	if [ -n '$(WORD)' ]; then grep -iE "^[^:]*:[0-9]+:.*$$(pattern '$(WORD)')" "$$text" || true; exit; fi; \
 	for word in $(foreach word,$(AVOIDED),'$(word)'); do \
