@@ -55,7 +55,7 @@ words:
 	terms=$$(pattern '$(TERMS)'); \
 	grep -rHIniE --exclude='*.json' --exclude-dir='__pycache__' --exclude-dir='*.egg-info' '[a-z]' $(WORDS_IN) \
 		| sed -E "s/$$terms/\1 \4/gI" >"$$text"; \
-	if [ -n '$(WORD)' ]; then grep -iE "^[^:]*:[0-9]+:.*$$(pattern '$(WORD)')" "$$text" || true; exit; fi; \
+	if [ -n '$(WORD)' ]; then grep -iE "^[^:]*:[0-9]+.*$$(pattern '$(WORD)')" "$$text" || true; exit; fi; \
 	for word in $(foreach word,$(AVOIDED),'$(word)'); do \
 		echo "$$(cut -d: -f3- "$$text" | { grep -oiE "$$(pattern "$$word")" || true; } | wc -l) $$word"; \
 	done | sort -rn | awk '{ total += $$1; print } END { print total, "in total" }'
