@@ -4,7 +4,17 @@ SHELL := bash
 # torch, and what its builds alone ask for. See the first lines of constraints.txt.
 OF_TORCH := torch torchvision triton sympy mpmath networkx
 
-.PHONY: quality style test test-slow constraints
+# Words that the code, the messages and the README avoid, as regular expressions. "." is a space, "_" or "-".
+AVOIDED := the.host a.training trainings told tells kept held lies stands whole beside behind in.front.of troubles? \
+	faults? remed(y|ies) ways?.out by.halves cut.short spoilt anew afresh goes.on left.out passed.over so.many so.much \
+	pictures savers? deviations? published.models? data.sets? sub.folders? \
+	(recogn|summar|normal|initial|optim|visual|organ|general|synchron)is(e|ed|es|ing|ations?) colou(r|rs|red) grey \
+	licen(ce|ces|ced) behaviours? neighbours? centred? labelled misspelt
+# Standard terms that contain one of these words. They are not counted.
+TERMS := standard.deviations?|held.out|a.training.(run|step|set|split|dataset|image|batch|loop|log|script|epoch|folder)s?
+WORDS_IN := src scripts tests docs README.md CONTRIBUTING.md CHANGELOG.md
+
+.PHONY: quality style test test-slow constraints words
 
 # Checks the source code without changing it.
 quality:
@@ -37,3 +47,15 @@ constraints:
 	  echo "# torch, torchvision and what only torch asks for are not here: a machine's own build of torch takes precedence."; \
 	  grep -vE '^(nvidia|cuda)-' "$$folder/versions.txt"; } > "$$folder/constraints.txt"; \
 	mv "$$folder/constraints.txt" constraints.txt
+
+# Counts the avoided words in WORDS_IN. `make words WORD=told` lists the lines that have one of them.
+words:
+	@text=$$(mktemp); trap 'rm -f "$$text"' EXIT; \
+	pattern() { echo "(^|[^[:alpha:]])($${1//./[ _-]})([^[:alpha:]]|$$)"; }; \
+	terms=$$(pattern '$(TERMS)'); \
+	grep -rHIniE --exclude='*.json' --exclude-dir='__pycache__' --exclude-dir='*.egg-info' '[a-z]' $(WORDS_IN) \
+		| sed -E "s/$$terms/\1 \4/gI" >"$$text"; \
+	if [ -n '$(WORD)' ]; then grep -iE "^[^:]*:[0-9]+.*$$(pattern '$(WORD)')" "$$text" || true; exit; fi; \
+	for word in $(foreach word,$(AVOIDED),'$(word)'); do \
+		echo "$$(cut -d: -f3- "$$text" | { grep -oiE "$$(pattern "$$word")" || true; } | wc -l) $$word"; \
+	done | sort -rn | awk '{ total += $$1; print } END { print total, "in total" }'

@@ -8,17 +8,17 @@ from hf_tokenmixup import functional
 from hf_tokenmixup.saliency import attention_saliency
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
-CASES = [*golden_cases.names("vit_"), *golden_cases.names("cct_")]
+CASES = [*golden_cases.list_cases("vit_"), *golden_cases.list_cases("cct_")]
 TRAINING_CASES = [name for name in CASES if "_eval" not in name]
 
 
 def build(name, case, **changes):
-    return (golden_cases.vit if name.startswith("vit_") else golden_cases.cct)(case, **changes)
+    return (golden_cases.build_vit if name.startswith("vit_") else golden_cases.build_cct)(case, **changes)
 
 
-@pytest.mark.parametrize("name", golden_cases.names("htm_op_"))
+@pytest.mark.parametrize("name", golden_cases.list_cases("htm_op_"))
 def test_golden_functional(name):
-    case, tensors = golden_cases.load(name)
+    case, tensors = golden_cases.load_case(name)
     hidden = tensors["in.tokens"].requires_grad_()
     easy, saliency = tensors["in.easy_mask"], tensors["in.saliency"]
     mix = functional.horizontal_mix(hidden, tensors["in.targets"], saliency, easy, case["rho"], int(case["has_cls"]))
@@ -39,7 +39,7 @@ def test_golden_functional(name):
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_golden_evaluation(name, attention):
-    case, tensors = golden_cases.load(name)
+    case, tensors = golden_cases.load_case(name)
     model = build(name, case, attn_implementation=attention).eval()
     torch.testing.assert_close(model(tensors["in.pixel_values"]).logits, tensors["eval.logits"], **TOLERANCE)
     if "eval.tokens_first2" in tensors:
@@ -50,7 +50,7 @@ def test_golden_evaluation(name, attention):
 @pytest.mark.parametrize("name", TRAINING_CASES)
 @pytest.mark.parametrize("route", ["auto", "output_attentions"])
 def test_golden_training(name, route):
-    case, tensors = golden_cases.load(name)
+    case, tensors = golden_cases.load_case(name)
     model = build(name, case, saliency_route=route)
     convention = "paper_postmix" if "paper_postmix.logits" in tensors else "paper"
     expected = {key.split(".", 1)[1]: value for key, value in tensors.items() if key.startswith("paper.")}
@@ -123,15 +123,15 @@ def own_gradient(name, gradients, case):
         if name.startswith("scorenet."):
             name = f"vit.layers.{case['horizontal_layer']}.{name.replace('scorenet.', 'scorenet.classifier.')}"
         return gradients[name]
-    own, part = golden_cases.cct_name(name)
+    own, part = golden_cases.convert_cct_name(name)
     if name.endswith(("query.weight", "key.weight", "value.weight")):
         return gradients[own].chunk(3)[part]
     return gradients[own]
 
 
 def test_golden_selected_tokens():
-    case, tensors = golden_cases.load("vit_vtm")
-    model = golden_cases.vit(case)
+    case, tensors = golden_cases.load_case("vit_vtm")
+    model = golden_cases.build_vit(case)
     hidden = model.eval()(tensors["in.pixel_values"], output_hidden_states=True).hidden_states
     for layer, index in enumerate(tensors["paper.vtm_topk_index"]):
         saliency = attention_saliency([model.vit.layers[layer]], hidden[layer], 1)

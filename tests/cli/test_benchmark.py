@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 import yaml
-from helpers.commands import SCRIPTS, open_script
+from helpers.commands import SCRIPTS, import_command
 from helpers.tiny_training import VIT
 
 from hf_tokenmixup.benchmarks.compared_models import PAPER_BASELINES
@@ -32,7 +32,7 @@ SYSTEMS = {
 
 @pytest.fixture(scope="module")
 def module():
-    return open_script("benchmark")
+    return import_command("benchmark")
 
 
 @pytest.fixture

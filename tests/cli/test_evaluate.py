@@ -16,7 +16,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from fake_hub.server import Hub
-from helpers.commands import HANG_S, SCRIPTS, open_script
+from helpers.commands import HANG_S, SCRIPTS, import_command
 from helpers.tiny_training import resnet, tokenmixup_vit
 from huggingface_hub import ModelCard
 from PIL import Image
@@ -34,7 +34,7 @@ SIZES |= {"intermediate_size": 32}
 
 @pytest.fixture(scope="module")
 def script():
-    return open_script("evaluate")
+    return import_command("evaluate")
 
 
 def save(model, folder, names=DIGITS, size=16):
@@ -277,7 +277,7 @@ def test_evaluate_on_the_hub_records_commits_and_updates_the_card(tmp_path):
         assert done.returncode == 0, done.stderr
         card = ModelCard(hub.files("alice/vit")["README.md"].decode())
         assert [request for request in hub.unknown_requests if request.path != "/api/agent-harnesses"] == []
-        assert hub.sent("hf_alice") == hub.sent(str(tmp_path)) == []
+        assert hub.requests_containing("hf_alice") == hub.requests_containing(str(tmp_path)) == []
     text = (tmp_path / "result.json").read_text()
     result = json.loads(text)
     assert (result["model"], result["model_revision"]) == ("alice/vit", commit)

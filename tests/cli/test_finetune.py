@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.commands import HANG_S, SCRIPTS, open_script
+from helpers.commands import HANG_S, SCRIPTS, import_command
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import (
@@ -34,7 +34,7 @@ MIXING = "--horizontal_layers 1 --horizontal_tau none --horizontal_rho 0 --verti
 
 @pytest.fixture(scope="module")
 def finetune():
-    return open_script("finetune")
+    return import_command("finetune")
 
 
 def run(finetune, *arguments):

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 import torch
-from helpers.commands import open_script
+from helpers.commands import import_command
 from PIL import Image
 from transformers import AutoImageProcessor, ViTConfig, ViTForImageClassification, ViTImageProcessor, pipeline
 
@@ -18,7 +18,7 @@ MIXING = "--horizontal_layers 1 --horizontal_tau none --horizontal_rho 0 --verti
 
 
 def finetune(*arguments):
-    script = open_script("finetune")
+    script = import_command("finetune")
     trainer = script.build_trainer([*COMMON, *map(str, arguments)])
     script.train_and_evaluate(trainer)
     return trainer
@@ -50,6 +50,8 @@ def test_finetune_of_a_multi_label_model_at_another_size_saves_a_single_label_mo
 def test_finetune_at_a_size_that_patches_do_not_divide_warns(tmp_path, caplog):
     network = ["--from_scratch", "--model_type", "vit", "--config_overrides", json.dumps(TINY | {"image_size": 19})]
     with caplog.at_level(logging.WARNING):
-        open_script("finetune").build_trainer([*COMMON, *network, "--do_train", "--output_dir", str(tmp_path / "out")])
+        import_command("finetune").build_trainer(
+            [*COMMON, *network, "--do_train", "--output_dir", str(tmp_path / "out")]
+        )
     assert "Images of 19x19 pixels" in caplog.text and "last 3 rows and 3 columns" in caplog.text
     assert "image_size 16 or 20" in caplog.text

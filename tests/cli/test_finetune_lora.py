@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from helpers.commands import open_script
+from helpers.commands import import_command
 from safetensors.torch import load_file
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
@@ -19,7 +19,7 @@ LORA = "--lora_rank 2 --lora_dropout 0.1 --learning_rate 0.01 --ignore_mismatche
 
 @pytest.fixture(scope="module")
 def finetune():
-    return open_script("finetune")
+    return import_command("finetune")
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.commands import HANG_S, SCRIPTS, open_script
+from helpers.commands import HANG_S, SCRIPTS, import_command
 from helpers.streams import write_shards
 from safetensors.torch import load_file
 
@@ -31,7 +31,7 @@ def source(tmp_path):
 
 
 def test_evaluate_with_streaming_equals_evaluate_without(source, tmp_path, capsys):
-    finetune, out = open_script("finetune"), tmp_path / "out"
+    finetune, out = import_command("finetune"), tmp_path / "out"
     options = [*COMMON, *source, *SCRATCH, *MIXING, "--do_train", "--do_eval", "--num_train_epochs", "1"]
     trainer = finetune.build_trainer([*options, "--streaming", "--shuffle_buffer", "8", "--output_dir", str(out)])
     assert trainer.train_dataset.shuffle_buffer == 8
@@ -42,7 +42,7 @@ def test_evaluate_with_streaming_equals_evaluate_without(source, tmp_path, capsy
     options = [str(out), *source, "--use_cpu", "--batch_size", "4"]
     results = []
     for more in ([], ["--streaming", "--num_workers", "3"]):
-        open_script("evaluate").main([*options, *more, "--json", str(tmp_path / "result.json")])
+        import_command("evaluate").main([*options, *more, "--json", str(tmp_path / "result.json")])
         results.append(json.loads((tmp_path / "result.json").read_text()))
     whole, streamed = results
     assert streamed["num_images"] == 15 and streamed["dataset_fingerprint"] is None
@@ -52,7 +52,7 @@ def test_evaluate_with_streaming_equals_evaluate_without(source, tmp_path, capsy
 
 
 def test_build_trainer_with_a_wrong_streaming_option_raises(source, tmp_path):
-    finetune = open_script("finetune")
+    finetune = import_command("finetune")
     options = [*COMMON, *source, *SCRATCH, "--do_train", "--streaming", "--output_dir", str(tmp_path / "out")]
     for more, message in (
         (["--max_train_samples", "5"], "`max_train_samples` selects images of the complete split"),

@@ -2,7 +2,7 @@
 
 import pytest
 from accelerate.commands.launch import launch_command_parser
-from helpers.commands import open_script
+from helpers.commands import import_command
 from helpers.tiny_training import VIT, plain_vit
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
@@ -55,7 +55,7 @@ def test_finetune_evaluation_creates_no_folder(tmp_path, monkeypatch, capsys):
         "--model_name_or_path model --dataset_name digits --do_eval --max_eval_samples 20 --cache_dir cache --use_cpu"
     )
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    finetune = open_script("finetune")
+    finetune = import_command("finetune")
     trainer = finetune.build_trainer(words.split())
     finetune.train_and_evaluate(trainer)
     assert "top-1" in capsys.readouterr().out

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from fake_hub.cards import check_card, read_card
-from helpers.commands import open_script
+from fake_hub.cards import read_card, validate_card
+from helpers.commands import import_command
 from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import ViTImageProcessor
@@ -41,7 +41,7 @@ def blocks(name: str, language: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def script():
-    return open_script("model_cards")
+    return import_command("model_cards")
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_model_cards_check_names_outdated_files(script, tmp_path):
 def test_model_card_has_no_results(name):
     recipe, card = load_recipe(name), ModelCard.load(ROOT / "model_cards" / f"{name}.md")
     metadata = read_card(str(card))
-    assert check_card(str(card)) == ([], []) and {"model-index", "metrics"}.isdisjoint(metadata)
+    assert validate_card(str(card)) == ([], []) and {"model-index", "metrics"}.isdisjoint(metadata)
     assert metadata["datasets"] == [recipe["dataset_name"]]
     assert metadata.get("base_model") == recipe.get("model_name_or_path")
     assert ("tokenmixup" in metadata["tags"]) == ("baseline" not in name)

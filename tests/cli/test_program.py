@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Value
-from helpers.commands import open_script
+from helpers.commands import import_command
 from helpers.tiny_training import plain_vit
 from torch._utils import ExceptionWrapper
 from transformers import ViTImageProcessor
-from user_errors.harness import DIGITS, Bench, encoded, picture
+from user_errors.harness import DIGITS, Harness, encode_image, solid_image
 
 from hf_tokenmixup.cli import program
 from hf_tokenmixup.data import image_cache as images
@@ -42,13 +42,13 @@ def test_worker_error_of_other_errors_is_none():
 
 
 def test_finetune_broken_image_in_a_worker_ends_in_one_line(tmp_path, monkeypatch):
-    bench = Bench(tmp_path, tmp_path, monkeypatch)
-    data = bench.parquet([encoded(picture()), b"x"], [0, 1], Value("int64"))
-    options = ["--dataset_name", data, "--do_train", *bench.network(), "--output_dir", tmp_path / "out"]
+    harness = Harness(tmp_path, tmp_path, monkeypatch)
+    data = harness.write_parquet([encode_image(solid_image()), b"x"], [0, 1], Value("int64"))
+    options = ["--dataset_name", data, "--do_train", *harness.vit_flags(), "--output_dir", tmp_path / "out"]
     options += "--use_cpu --max_steps 1 --report_to none --image_cache_gib 0 --dataloader_num_workers 1".split()
     monkeypatch.setattr(sys, "argv", ["finetune.py", *map(str, options)])
     with pytest.raises(SystemExit) as raised:
-        open_script("finetune").entry_point()
+        import_command("finetune").entry_point()
     assert raised.value.code.startswith("finetune.py: Image 1 of split 'train' cannot be decoded")
     assert "Traceback" not in raised.value.code
 
@@ -65,7 +65,7 @@ def test_finetune_broken_image_in_a_worker_ends_in_one_line(tmp_path, monkeypatc
 )
 @pytest.mark.parametrize("step", ["build_trainer", "train_and_evaluate"])
 def test_finetune_without_memory_names_the_batch_size(monkeypatch, step, error):
-    finetune = open_script("finetune")
+    finetune = import_command("finetune")
 
     def fail(*arguments):
         raise error
@@ -80,7 +80,7 @@ def test_finetune_without_memory_names_the_batch_size(monkeypatch, step, error):
 
 
 def test_finetune_other_runtime_error_keeps_its_traceback(monkeypatch):
-    finetune = open_script("finetune")
+    finetune = import_command("finetune")
 
     def fail(arguments):
         raise RuntimeError("something else")
@@ -91,7 +91,7 @@ def test_finetune_other_runtime_error_keeps_its_traceback(monkeypatch):
 
 
 def test_finetune_missing_package_ends_in_one_line(monkeypatch):
-    finetune = open_script("finetune")
+    finetune = import_command("finetune")
 
     def prepare(arguments):
         raise ImportError("This needs peft: pip install peft")
@@ -104,34 +104,36 @@ def test_finetune_missing_package_ends_in_one_line(monkeypatch):
 
 @pytest.mark.parametrize("words", ["--eval_steps 3", "--hub_model_id user/model"])
 def test_build_trainer_option_without_effect_warns(tmp_path, monkeypatch, caplog, words):
-    Bench(tmp_path, tmp_path, monkeypatch).digits(*words.split())
+    Harness(tmp_path, tmp_path, monkeypatch).prepare_digits(*words.split())
     assert f"{words.split()[0]} has no effect without" in caplog.text
 
 
 def test_build_trainer_batches_of_one_image_warn(tmp_path, monkeypatch, caplog):
-    Bench(tmp_path, tmp_path, monkeypatch).digits("--horizontal_layers", 1, "--per_device_train_batch_size", 1)
+    Harness(tmp_path, tmp_path, monkeypatch).prepare_digits(
+        "--horizontal_layers", 1, "--per_device_train_batch_size", 1
+    )
     assert "no effect in batches of one image" in caplog.text
 
 
 def test_train_and_evaluate_best_model_without_an_evaluation_warns(tmp_path, monkeypatch, caplog):
     steps = "--max_steps 1 --eval_strategy steps --eval_steps 1 --save_steps 1 --eval_delay 9 --load_best_model_at_end"
-    bench = Bench(tmp_path, tmp_path, monkeypatch)
-    bench.train(*DIGITS, *bench.network(), *steps.split())
+    harness = Harness(tmp_path, tmp_path, monkeypatch)
+    harness.train(*DIGITS, *harness.vit_flags(), *steps.split())
     assert "no checkpoint was evaluated" in caplog.text
 
 
 @pytest.mark.parametrize("command", ["finetune", "evaluate"])
 def test_entry_point_message_of_the_library_names_flags(tmp_path, monkeypatch, command):
-    harness = Bench(tmp_path, tmp_path, monkeypatch)
-    data = harness.parquet([encoded(picture())] * 2, [0, 1], Value("int64"))
+    harness = Harness(tmp_path, tmp_path, monkeypatch)
+    data = harness.write_parquet([encode_image(solid_image())] * 2, [0, 1], Value("int64"))
     options = ["--dataset_name", data, "--image_column_name", "pic"]
     if command == "finetune":
-        options += ["--do_train", *harness.network(), "--output_dir", tmp_path / "out"]
+        options += ["--do_train", *harness.vit_flags(), "--output_dir", tmp_path / "out"]
     else:
         plain_vit().save_pretrained(tmp_path / "model")
         ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(tmp_path / "model")
         options.insert(0, tmp_path / "model")
     monkeypatch.setattr(sys, "argv", [f"{command}.py", *map(str, options)])
     with pytest.raises(SystemExit) as raised:
-        open_script(command).entry_point()
+        import_command(command).entry_point()
     assert "Choose one with `--image_column_name`" in raised.value.code

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers.commands import SCRIPTS, open_script
+from helpers.commands import SCRIPTS, import_command
 from kill_and_resume import OBSERVED
 from observed_training import Moment, Order
 
@@ -34,7 +34,7 @@ top1 = (len(name) + seed) / 1000
 
 @pytest.fixture(scope="module")
 def script():
-    return open_script("study")
+    return import_command("study")
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers.commands import SCRIPTS, open_script
+from helpers.commands import SCRIPTS, import_command
 from helpers.tiny_training import resnet, tokenmixup_vit
 from PIL import Image
 from torch import nn
@@ -25,7 +25,7 @@ TOKENMIXUP = {"horizontal_layers": [1], "horizontal_rho": 0.0, "vertical_layers"
 
 @pytest.fixture(scope="module")
 def script():
-    return open_script("visualize")
+    return import_command("visualize")
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.golden_cases import FOLDER, cct, load
+from helpers.golden_cases import FOLDER, build_cct, load_case
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
@@ -138,10 +138,10 @@ CONTAINERS = {
 
 @pytest.mark.parametrize("name", CONTAINERS)
 def test_cct_in_each_container_matches_reference(tmp_path, name):
-    case, tensors = load("cct_eval")
+    case, tensors = load_case("cct_eval")
     file = write(tmp_path / name, CONTAINERS[name](released_cct()))
     folder = convert_weights(file, tmp_path / "out", num_attention_heads=2)
-    assert_equal(load_file(folder / "model.safetensors"), cct(case).published().state_dict())
+    assert_equal(load_file(folder / "model.safetensors"), build_cct(case).published().state_dict())
     model = AutoModelForImageClassification.from_pretrained(folder).eval()
     assert type(model) is CctForImageClassification
     torch.testing.assert_close(model(tensors["in.pixel_values"]).logits, tensors["eval.logits"], **LOGITS)
@@ -152,13 +152,13 @@ def test_cct_in_each_container_matches_reference(tmp_path, name):
     "name", ["cct_eval_sine", "cct_cls_eval", "cct_htm", "cct_vtm", "cct_htm_then_vtm", "cct_cls_htm", "cct_cls_vtm"]
 )
 def test_every_cct_structure_matches_reference(tmp_path, name):
-    case, tensors = load(name)
+    case, tensors = load_case(name)
     folder = convert_weights(FOLDER / case["weights_file"], tmp_path / "out", num_attention_heads=2)
     model = AutoModelForImageClassification.from_pretrained(folder).eval()
     assert model.config.image_size == case["config"]["img_size"]
     expected = tensors.get("eval.logits")
     if expected is None:
-        expected = cct(case).eval()(tensors["in.pixel_values"]).logits
+        expected = build_cct(case).eval()(tensors["in.pixel_values"]).logits
     torch.testing.assert_close(model(tensors["in.pixel_values"]).logits, expected, **LOGITS)
 
 
@@ -185,13 +185,13 @@ def test_cct_structures_give_equal_weights_and_fused_qkv(tmp_path):
 
 
 def test_settings_give_the_tokenmixup_model_with_scorenet(tmp_path):
-    case, _ = load("cct_htm_then_vtm")
+    case, _ = load_case("cct_htm_then_vtm")
     settings = {"horizontal_tau": 3.0, "horizontal_rho": 0.02, "vertical_kappa": 5}
     folder = convert_weights(FOLDER / case["weights_file"], tmp_path / "out", settings=settings, num_attention_heads=2)
     model = TokenMixupCctForImageClassification.from_pretrained(folder)
     assert model.config.horizontal_layers == [1] and model.config.vertical_layers == [3]
     assert (model.config.horizontal_tau, model.config.horizontal_rho, model.config.vertical_kappa) == (3.0, 0.02, 5)
-    assert_equal(model.state_dict(), cct(case).state_dict())
+    assert_equal(model.state_dict(), build_cct(case).state_dict())
 
 
 def test_unused_pooling_of_cls_scorenet_is_dropped(tmp_path, caplog):
@@ -215,7 +215,7 @@ def test_horizontal_layers_without_scorenet_weights_raise(tmp_path):
 
 @pytest.mark.parametrize("name", ["authors.bin", "authors.pth.tar", "original.npz"])
 def test_vit_formats_match_reference(tmp_path, name):
-    _, tensors = load("vit_eval")
+    _, tensors = load_case("vit_eval")
     if name.endswith(".npz"):
         file, heads = write(tmp_path / name, jax_vit()), None
     else:

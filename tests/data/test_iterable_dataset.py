@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, Value
-from helpers.streams import CLASSES, Number, numbered, stream, write_shards
+from helpers.streams import CLASSES, ReadNumber, load_stream, numbered_images, write_shards
 from torch.utils.data import DataLoader
 from transformers import ViTImageProcessor
 
@@ -31,7 +31,7 @@ def uneven(tmp_path_factory):
 
 def streamed(folder, transform=None, **options):
     options = {"seed": 5, "shuffle_buffer": 16, "num_images": 72} | options
-    return ImageClassificationIterableDataset(stream(folder), transform or Number(), **options)
+    return ImageClassificationIterableDataset(load_stream(folder), transform or ReadNumber(), **options)
 
 
 def batches(data, workers=0, **options):
@@ -168,7 +168,7 @@ def test_unknown_length_does_not_end(uneven):
 
 @pytest.mark.parametrize("workers", [0, 2, 3])
 def test_evaluation_yields_each_image_once(uneven, workers):
-    data = streamed(uneven, Number(draws=False), seed=None, label_map=[1, 2, 3, 0])
+    data = streamed(uneven, ReadNumber(draws=False), seed=None, label_map=[1, 2, 3, 0])
     loader = DataLoader(data, 4, num_workers=workers, collate_fn=collate)
     read = [(batch["pixel_values"][:, 0, 0, 0].int(), batch["labels"]) for batch in RebatchedDataset(loader, 4)]
     assert [len(labels) for _, labels in read] == [4] * 6 + [1]
@@ -193,7 +193,7 @@ def test_batches_per_worker_and_global_batch_index():
 
 
 def test_string_column_with_paths_is_read(tmp_path):
-    for number, image in enumerate(numbered(range(3))["image"]):
+    for number, image in enumerate(numbered_images(range(3))["image"]):
         image.save(tmp_path / f"{number}.png")
     rows = {"file": [str(tmp_path / f"{number}.png") for number in range(3)], "label": [0, 1, 2]}
     features = Features({"file": Value("string"), "label": ClassLabel(names=CLASSES)})
@@ -206,7 +206,9 @@ def test_string_column_with_paths_is_read(tmp_path):
 @pytest.mark.parametrize("seed, place", [(None, "process 0, worker 0"), (1, "process 0, worker 0, epoch 2")])
 def test_invalid_images_and_labels_raise(tmp_path, seed, place):
     features = Features({"image": Image(), "label": ClassLabel(names=CLASSES)})
-    good = {"bytes": numbered([1]).with_format(None).cast_column("image", Image(decode=False))[0]["image"]["bytes"]}
+    good = {
+        "bytes": numbered_images([1]).with_format(None).cast_column("image", Image(decode=False))[0]["image"]["bytes"]
+    }
 
     def read(image, label):
         rows = {"image": [image], "label": [label]}

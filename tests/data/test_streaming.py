@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
-from helpers.streams import CLASSES, numbered, write_shards
+from helpers.streams import CLASSES, numbered_images, write_shards
 from torchvision.transforms.functional import pil_to_tensor
 
 from hf_tokenmixup.data import ImageClassificationData, load_image_dataset, load_streaming_image_dataset
@@ -46,7 +46,7 @@ def test_stream_columns_match_stored_dataset(load):
     load.folder.mkdir()
     features = Features({"coarse_label": ClassLabel(names=["x", "y"]), "fine_label": ClassLabel(names=CLASSES)})
     labels = Dataset.from_dict({"coarse_label": [0, 1], "fine_label": [2, 3]}, features=features)
-    pictures = numbered([0, 1]).remove_columns("label").rename_column("image", "img")
+    pictures = numbered_images([0, 1]).remove_columns("label").rename_column("image", "img")
     rows = {"img": pictures["img"], "coarse_label": labels["coarse_label"], "fine_label": labels["fine_label"]}
     split = Dataset.from_dict(rows, features=Features(pictures.features | features))
     split.to_parquet(load.folder / "train.parquet")
@@ -60,7 +60,7 @@ def test_stream_columns_match_stored_dataset(load):
 @pytest.mark.parametrize("feature, labels", [(Value("string"), ["ant", "bee"]), (Value("int64"), [0, 1])])
 def test_stream_unknown_classes_raise(load, feature, labels):
     load.folder.mkdir()
-    rows = numbered([0, 1]).remove_columns("label").add_column("label", labels, feature=feature)
+    rows = numbered_images([0, 1]).remove_columns("label").add_column("label", labels, feature=feature)
     rows.to_parquet(load.folder / "train.parquet")
     with pytest.raises(ValueError, match=f"'label' of split 'train' has {feature.dtype}.*remove `streaming`"):
         load(do_eval=False)
@@ -107,7 +107,7 @@ def test_pickled_stream_has_no_paths(tmp_path):
     for count in (100, 1100):
         for label in "ab":
             (tmp_path / str(count) / label).mkdir(parents=True)
-        numbered([0])[0]["image"].save(tmp_path / "one.png")
+        numbered_images([0])[0]["image"].save(tmp_path / "one.png")
         for number in range(count):
             name = tmp_path / str(count) / "ab"[number % 2] / f"{number:0100}.png"
             name.hardlink_to(tmp_path / "one.png")

@@ -6,13 +6,13 @@
         assert "config.json" in hub.files("alice/model")
         assert not hub.unknown_requests
 
-A client in the tests' own process needs xet off (HF_HUB_DISABLE_XET) too. The endpoints are in `routes`, the
+A client in the process of the tests also needs xet turned off (HF_HUB_DISABLE_XET). The endpoints are in `routes`, the
 repositories in `storage`, the rules for cards in `cards`. Unlike the real Hub, this one
 
-- has no organisations, gated repositories, Spaces, search or pages of results, and refuses pull requests with a 403;
-- ignores .gitignore, takes binary files of up to 10 MiB without LFS, and never adds to .gitattributes by itself;
-- tells a model's library from its card or `model_type` and its task from its card alone;
-- sends LFS files itself, where the real one redirects to a storage host.
+- has no organizations, gated repositories, Spaces, search or pagination, and rejects pull requests with a 403;
+- ignores .gitignore, accepts binary files of up to 10 MiB without LFS, and never adds to .gitattributes;
+- derives the library of a model from its card or `model_type`, and its task from its card only;
+- sends LFS files itself, where the real Hub redirects to a storage server.
 """
 
 import base64
@@ -28,13 +28,20 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from fake_hub.routes import Call, Reply, Routes, refusal
+from fake_hub.routes import Reply, Request, Routes, error_reply
 from fake_hub.storage import HubError, Repository
 
 
 @dataclass(frozen=True)
-class Request:
-    """What came in and how it ended: `status` is None where the connection was lost; `token`, whether one was sent."""
+class RequestRecord:
+    """A request and its result.
+
+    Args:
+        method: HTTP method.
+        path: Path and query, with "***" instead of tokens.
+        status: Status of the reply, or None if the connection was lost.
+        token: Whether the request had a token.
+    """
 
     method: str
     path: str
@@ -43,10 +50,13 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Fault:
-    """What happens to a request instead of its being answered: a refusal with `status`, or a lost connection.
+class Failure:
+    """An error reply or a lost connection for one request.
 
-    The connection is lost once `after_bytes` of the body (None: all) have arrived; if `stored`, once it was served.
+    Args:
+        status: Status of the error reply, or None to reset the connection.
+        after_bytes: Bytes of the body to receive before the reset. None for all.
+        stored: Whether to handle the request before the reset.
     """
 
     status: int | None = None
@@ -55,10 +65,11 @@ class Fault:
 
 
 class Hub:
-    """The server, which runs from its creation to `close` or the end of a `with` block.
+    """The server. It runs from its creation to `close` or the end of a `with` block.
 
-    `tokens` maps each valid token to its user, or to the user and "read" for a token that may not write. The user
-    `alice` owns the repositories `alice/...`.
+    Args:
+        tokens: The user of each valid token, or the user and "read" for a token without write access. The user `alice`
+            owns the repositories `alice/...`.
     """
 
     def __init__(self, tokens: Mapping[str, str | tuple[str, str]] | None = None):
@@ -67,9 +78,9 @@ class Hub:
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self._lock = threading.RLock()
         self._routes = Routes(self.url, tokens or {})
-        self._requests: list[tuple[Request, bytes]] = []
-        self._unknown: list[Request] = []
-        self._faults: dict[str, list[Fault]] = {"upload": [], "commit": []}
+        self._records: list[tuple[RequestRecord, bytes]] = []
+        self._unknown_records: list[RequestRecord] = []
+        self._failures: dict[str, list[Failure]] = {"upload": [], "commit": []}
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def __enter__(self) -> "Hub":
@@ -79,7 +90,7 @@ class Hub:
         self.close()
 
     def close(self) -> None:
-        """Stop, and end the connections that clients keep open."""
+        """Stop the server and close all connections."""
         self._server.shutdown()
         self._server.server_close()
         for connection in list(self._server.connections):
@@ -87,19 +98,34 @@ class Hub:
                 connection.shutdown(socket.SHUT_RDWR)
 
     def environment(self, token: str | None = None, *, cache: Path) -> dict[str, str]:
-        """The whole environment of a process that is to use this Hub: the present one, less its settings for another.
+        """Return the environment variables of a process that uses this Hub.
 
-        `cache` becomes HF_HOME. The libraries' calls to other hosts are off, but for a look-up by `load_dataset` of
-        the dataset viewer's name, which it makes from this Hub's and which does not exist.
+        They are those of this process, without settings for another Hub or a proxy. Requests of the libraries to other
+        servers are off. Only `load_dataset` looks up the name of the dataset viewer. It derives that name from the
+        address of this Hub, and the name does not exist.
+
+        Args:
+            token: Token of the process. None for a process without one.
+            cache: Folder for `HF_HOME`.
         """
         foreign = ("HF_", "HUGGING", "TRANSFORMERS_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
-        kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(foreign)}
-        ours = {"HF_ENDPOINT": self.url, "HF_HOME": str(cache), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
-        on = ("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_TELEMETRY", "DISABLE_SAFETENSORS_CONVERSION")
-        ours |= dict.fromkeys(on, "1") | {"HF_UPDATE_DOWNLOAD_COUNTS": "0"}
-        # The client's 10 seconds are for a network, not for a busy machine.
-        ours |= dict.fromkeys(("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"), "600")
-        return kept | ours | ({"HF_TOKEN": token} if token else {})
+        environment = {name: value for name, value in os.environ.items() if not name.upper().startswith(foreign)}
+        environment |= {
+            "HF_ENDPOINT": self.url,
+            "HF_HOME": str(cache),
+            "NO_PROXY": "127.0.0.1",
+            "no_proxy": "127.0.0.1",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "DISABLE_SAFETENSORS_CONVERSION": "1",
+            "HF_UPDATE_DOWNLOAD_COUNTS": "0",
+            # The default of 10 seconds is too short for a busy machine.
+            "HF_HUB_ETAG_TIMEOUT": "600",
+            "HF_HUB_DOWNLOAD_TIMEOUT": "600",
+        }
+        if token:
+            environment["HF_TOKEN"] = token
+        return environment
 
     def add_repo(
         self,
@@ -109,7 +135,11 @@ class Hub:
         repo_type: str = "model",
         private: bool = False,
     ) -> str:
-        """A repository, also of somebody without a token; like each new one it holds .gitattributes. Its commit id."""
+        """Create a repository with a .gitattributes and these files. The owner needs no token.
+
+        Returns:
+            The id of the last commit.
+        """
         with self._lock:
             if (repo_type, repo_id) in self._routes.repositories:
                 raise ValueError(f"There is a {repo_type} {repo_id} already")
@@ -126,118 +156,133 @@ class Hub:
         revision: str = "main",
         repo_type: str = "model",
     ) -> str:
-        """A commit on a branch as if its owner had made it elsewhere. Its id."""
+        """Commit to a branch as the owner, without a request.
+
+        Returns:
+            The id of the commit.
+        """
         with self._lock:
             return self.repo(repo_id, repo_type).write(revision, files, delete, "Change files").oid
 
     def repo(self, repo_id: str, repo_type: str = "model") -> Repository:
-        """The repository itself, with its branches, tags, commits and LFS objects; a KeyError where there is none."""
+        """Return a repository, with its branches, tags, commits and LFS objects.
+
+        Raises:
+            KeyError: There is no such repository.
+        """
         return self._routes.repositories[repo_type, repo_id]
 
     def files(self, repo_id: str, revision: str = "main", repo_type: str = "model") -> dict[str, bytes]:
-        """The content of each file of a revision."""
+        """Return the content of each file of a revision."""
         with self._lock:
             commit = self.repo(repo_id, repo_type).resolve(revision)
         return {path: blob.data for path, blob in commit.files.items()}
 
     @property
-    def requests(self) -> list[Request]:
-        """Every request so far, in the order of their ends."""
+    def requests(self) -> list[RequestRecord]:
+        """All requests so far, in the order in which they ended."""
         with self._lock:
-            return [request for request, _ in self._requests]
+            return [record for record, _ in self._records]
 
     @property
-    def unknown_requests(self) -> list[Request]:
-        """The requests for which there is no endpoint here: each is an error of the client or a gap of this Hub."""
+    def unknown_requests(self) -> list[RequestRecord]:
+        """Requests without an endpoint. Each is an error of the client, or an endpoint that this Hub lacks."""
         with self._lock:
-            return list(self._unknown)
+            return list(self._unknown_records)
 
-    def sent(self, text: str | bytes) -> list[Request]:
-        """The requests that hold `text`: in their address, headers but for Authorization, or body, base64 decoded."""
+    def requests_containing(self, text: str | bytes) -> list[RequestRecord]:
+        """Return the requests with `text` in the URL, a header other than Authorization, or the decoded body."""
         needle = text.encode() if isinstance(text, str) else text
         with self._lock:
-            return [request for request, content in self._requests if needle in content]
+            return [record for record, content in self._records if needle in content]
 
     def drop_next_upload(self, after_bytes: int = 0, times: int = 1) -> None:
-        """Reset the connection of the next `times` LFS uploads once `after_bytes` of each have arrived.
+        """Reset the connection of the next `times` LFS uploads after `after_bytes` of the body.
 
-        The client tries again by itself up to five times, waiting 1, 2, 4, 8 and 8 seconds; but huggingface_hub 1.x
-        gives up at once if it was still sending, as it is with files of many MB.
+        The client retries up to five times, after 1, 2, 4, 8 and 8 seconds. But huggingface_hub 1.x does not retry if
+        it was still sending, as with files of many MB.
         """
-        self._add_faults("upload", [Fault(after_bytes=after_bytes)] * times)
+        self._add_failures("upload", [Failure(after_bytes=after_bytes)] * times)
 
-    def refuse_next_upload(self, status: int = 403) -> None:
-        """Answer the next LFS upload with an error; the client does not try again after a 4xx."""
-        self._add_faults("upload", [Fault(status)])
+    def reject_next_upload(self, status: int = 403) -> None:
+        """Reply to the next LFS upload with an error. The client does not retry after a status of 4xx."""
+        self._add_failures("upload", [Failure(status)])
 
     def drop_next_commit(self, stored: bool = False) -> None:
-        """Reset the connection of the next commit before it is made; if `stored`, after, so that the answer is lost.
+        """Reset the connection of the next commit.
 
-        `create_commit` and, with xet off, `upload_folder` do not send a commit twice by themselves.
+        `create_commit` and, with xet off, `upload_folder` do not retry a commit.
+
+        Args:
+            stored: Whether to store the commit first, so that only the reply is lost.
         """
-        self._add_faults("commit", [Fault(stored=stored)])
+        self._add_failures("commit", [Failure(stored=stored)])
 
-    def _add_faults(self, kind: str, faults: list[Fault]) -> None:
+    def _add_failures(self, kind: str, failures: list[Failure]) -> None:
         with self._lock:
-            self._faults[kind] += faults
+            self._failures[kind] += failures
 
-    def _fault(self, method: str, path: str) -> Fault | None:
-        kind = {"PUT": "upload", "POST": "commit"}.get(method)
-        if not (path.startswith("/lfs-storage/") if kind == "upload" else kind and "/commit/" in path):
+    def _next_failure(self, method: str, path: str) -> Failure | None:
+        if method == "PUT" and path.startswith("/lfs-storage/"):
+            kind = "upload"
+        elif method == "POST" and "/commit/" in path:
+            kind = "commit"
+        else:
             return None
         with self._lock:
-            return self._faults[kind].pop(0) if self._faults[kind] else None
+            return self._failures[kind].pop(0) if self._failures[kind] else None
 
-    def _serve(self, call: Call, target: str, fault: Fault | None) -> Reply | None:
-        """The reply to a request, after it was recorded; None where the connection is to be dropped."""
+    def _serve(self, request: Request, target: str, failure: Failure | None) -> Reply | None:
+        """Handle and record a request. Return the reply, or None to reset the connection."""
         with self._lock:
             unknown, reply = False, None
-            if fault and fault.status:
-                reply = refusal(HubError(fault.status, "Request has expired"))
-            elif fault is None or fault.stored:
-                reply = self._routes.handle(call)
+            if failure and failure.status:
+                reply = error_reply(HubError(failure.status, "Request has expired"))
+            elif failure is None or failure.stored:
+                reply = self._routes.handle(request)
                 unknown = reply is None
-                reply = reply or refusal(HubError(404, "Sorry, we can't find the page you are looking for."))
-            if fault and fault.stored:
+                reply = reply or error_reply(HubError(404, "Sorry, we can't find the page you are looking for."))
+            if failure and failure.stored:
                 reply = None
-            request = self._record(call, target, reply.status if reply else None)
-            self._unknown += [request] if unknown else []
+            record = self._record(request, target, reply.status if reply else None)
+            if unknown:
+                self._unknown_records.append(record)
             return reply
 
-    def _record(self, call: Call, target: str, status: int | None) -> Request:
+    def _record(self, request: Request, target: str, status: int | None) -> RequestRecord:
         headers = "\n".join(
-            f"{name}: {value}" for name, value in call.headers.items() if name.lower() != "authorization"
+            f"{name}: {value}" for name, value in request.headers.items() if name.lower() != "authorization"
         )
-        content = b"\n".join([target.encode(), headers.encode(), call.body, *_plain_parts(call.body)])
+        content = b"\n".join([target.encode(), headers.encode(), request.body, *_decoded_strings(request.body)])
         for token in self._routes.accounts:
             target = target.replace(token, "***")
-        request = Request(call.method, target, status, "authorization" in call.headers)
-        self._requests.append((request, content))
-        return request
+        record = RequestRecord(request.method, target, status, "authorization" in request.headers)
+        self._records.append((record, content))
+        return record
 
 
-def _plain_parts(body: bytes) -> Iterator[bytes]:
-    """The strings of a JSON or NDJSON body as they read without its escapes and base64."""
+def _decoded_strings(body: bytes) -> Iterator[bytes]:
+    """Yield the decoded strings of a JSON or NDJSON body, without escapes and base64."""
 
-    def parts(value: object) -> Iterator[bytes]:
+    def decode(value: object) -> Iterator[bytes]:
         if isinstance(value, dict):
             for key, item in value.items():
-                encoded = key == "sample" or (key == "content" and value.get("encoding") == "base64")
-                yield from [base64.b64decode(item)] if encoded else parts(item)
+                is_base64 = key == "sample" or (key == "content" and value.get("encoding") == "base64")
+                yield from [base64.b64decode(item)] if is_base64 else decode(item)
         elif isinstance(value, list):
             for item in value:
-                yield from parts(item)
+                yield from decode(item)
         elif isinstance(value, str):
             yield value.encode()
 
     if body.startswith(b"{"):
         with suppress(ValueError, TypeError):
             for line in body.splitlines():
-                yield from parts(json.loads(line))
+                yield from decode(json.loads(line))
 
 
 class _Server(ThreadingHTTPServer):
-    # The client opens many connections at once; a full queue would cost each of the others a second.
+    # The client opens many connections at once. With a full queue, each further one waits for a second.
     request_queue_size = 64
     hub: Hub
 
@@ -247,7 +292,7 @@ class _Server(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """HTTP/1.1 with connections that stay open, whole bodies in and whole bodies out."""
+    """Handler for HTTP/1.1 with persistent connections and complete bodies."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -269,15 +314,15 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             super().handle_one_request()
         except OSError:
-            # The client, or the end of the Hub, cut the connection.
+            # The client or `Hub.close` closed the connection.
             self.close_connection = True
 
-    def _answer(self) -> None:
-        address, hub = urlsplit(self.path), self.server.hub
-        call = Call(self.command, address.path, parse_qs(address.query), self.headers, b"")
-        fault = hub._fault(call.method, call.path)
-        call.body, complete = self._read_body(fault.after_bytes if fault else None)
-        reply = hub._serve(call, self.path, fault if complete else Fault())
+    def _handle(self) -> None:
+        url, hub = urlsplit(self.path), self.server.hub
+        request = Request(self.command, url.path, parse_qs(url.query), self.headers, b"")
+        failure = hub._next_failure(request.method, request.path)
+        request.body, complete = self._read_body(failure.after_bytes if failure else None)
+        reply = hub._serve(request, self.path, failure if complete else Failure())
         if reply is None:
             self._reset()
             return
@@ -285,20 +330,20 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in (reply.headers | {"Content-Length": str(len(reply.body))}).items():
             self.send_header(name, value)
         self.end_headers()
-        if call.method != "HEAD":
+        if request.method != "HEAD":
             self.wfile.write(reply.body)
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _answer
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _handle
 
     def _read_body(self, limit: int | None) -> tuple[bytes, bool]:
-        """The body, or no more than its first `limit` bytes, and whether it came whole."""
+        """Return the body, or its first `limit` bytes, and whether all of these bytes arrived."""
         length = int(self.headers.get("Content-Length", 0))
-        wanted = length if limit is None else min(limit, length)
-        body = self.rfile.read(wanted)
-        return body, len(body) == wanted
+        num_bytes = length if limit is None else min(limit, length)
+        body = self.rfile.read(num_bytes)
+        return body, len(body) == num_bytes
 
     def _reset(self) -> None:
-        """End the connection so that the client gets an error at once, whether it is still sending or waiting."""
+        """Reset the connection, so that the client gets an error at once even while it is sending."""
         self.close_connection = True
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         os.close(self.connection.detach())

@@ -1,4 +1,4 @@
-"""What the tests' Hub keeps: blobs, commits, branches and tags, and the rules for what may enter them."""
+"""Store the repositories of the fake Hub: blobs, commits, branches and tags, and the rules of a valid commit."""
 
 import base64
 import binascii
@@ -11,29 +11,42 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cached_property
 
-from fake_hub.cards import as_list, check_card, read_card
+from fake_hub.cards import as_list, read_card, validate_card
 
 MAX_REGULAR_SIZE = 10 * 2**20
 
 LFS_PATTERNS = (
-    "*.7z *.arrow *.bin *.bz2 *.ckpt *.ftz *.gz *.h5 *.joblib *.lfs.* *.mlmodel *.model *.msgpack *.npy *.npz *.onnx "
-    "*.ot *.parquet *.pb *.pickle *.pkl *.pt *.pth *.rar *.safetensors saved_model/**/* *.tar.* *.tar *.tflite *.tgz "
-    "*.wasm *.xz *.zip *.zst *tfevents*"
-).split()
+    "*.7z", "*.arrow", "*.bin", "*.bz2", "*.ckpt", "*.ftz", "*.gz", "*.h5", "*.joblib", "*.lfs.*", "*.mlmodel",
+    "*.model", "*.msgpack", "*.npy", "*.npz", "*.onnx", "*.ot", "*.parquet", "*.pb", "*.pickle", "*.pkl", "*.pt",
+    "*.pth", "*.rar", "*.safetensors", "saved_model/**/*", "*.tar.*", "*.tar", "*.tflite", "*.tgz", "*.wasm", "*.xz",
+    "*.zip", "*.zst", "*tfevents*",
+)  # fmt: skip
 DATASET_LFS_PATTERNS = (
-    "*.lz4 *.mds *.pcm *.sam *.raw *.aac *.flac *.mp3 *.ogg *.wav *.bmp *.gif *.png *.tiff *.jpg *.jpeg *.webp *.mp4 "
-    "*.webm"
-).split()
+    "*.lz4", "*.mds", "*.pcm", "*.sam", "*.raw", "*.aac", "*.flac", "*.mp3", "*.ogg", "*.wav", "*.bmp", "*.gif",
+    "*.png", "*.tiff", "*.jpg", "*.jpeg", "*.webp", "*.mp4", "*.webm",
+)  # fmt: skip
 
 
 class HubError(Exception):
-    """A refusal: the status, the message, the X-Error-Code where there is one, and more for the body or headers."""
+    """An error reply.
+
+    Args:
+        status: HTTP status.
+        message: Text for the header `X-Error-Message` and the body.
+        code: Value of the header `X-Error-Code`.
+        headers: Additional headers.
+        body: Additional keys of the JSON body.
+    """
 
     def __init__(
         self, status: int, message: str, code: str | None = None, headers: Mapping[str, str] | None = None, **body: str
     ):
         super().__init__(message)
-        self.status, self.message, self.code, self.headers, self.body = status, message, code, headers or {}, body
+        self.status = status
+        self.message = message
+        self.code = code
+        self.headers = headers or {}
+        self.body = body
 
 
 def sha256(data: bytes) -> str:
@@ -44,19 +57,27 @@ def git_oid(kind: str, data: bytes) -> str:
     return hashlib.sha1(f"{kind} {len(data)}\0".encode() + data).hexdigest()
 
 
-def timestamp(date: datetime) -> str:
+def format_timestamp(date: datetime) -> str:
     return date.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.000Z")
 
 
-def check_path(path: str) -> str:
-    """`path` if it names a place inside a repository; a 400 otherwise."""
+def validate_path(path: str) -> str:
+    """Return the path of a file if it is valid.
+
+    Raises:
+        HubError: The path does not stay inside the repository (400).
+    """
     if not isinstance(path, str) or any(part.lower() in ("", ".", "..", ".git") for part in path.split("/")):
         raise HubError(400, f"Invalid path in repository: {path!r}")
     return path
 
 
-def check_ref_name(name: str) -> str:
-    """`name` if it may name a branch or a tag; a 400 otherwise."""
+def validate_ref_name(name: str) -> str:
+    """Return the name of a branch or a tag if it is valid.
+
+    Raises:
+        HubError: The name is not valid (400).
+    """
     if not re.fullmatch(r"(?!.*(?:\.\.|//))\w[\w./-]*(?<![./])", name) or re.fullmatch(r"[0-9a-f]{40}", name):
         raise HubError(400, f"Invalid reference name: {name}")
     return name
@@ -64,7 +85,7 @@ def check_ref_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Blob:
-    """The content of a file; with LFS, git holds a pointer to it and the client sees both."""
+    """Content of a file. With LFS, git stores a pointer, and the client gets both."""
 
     data: bytes
     lfs: bool
@@ -84,13 +105,13 @@ class Blob:
 
     @property
     def content_oid(self) -> str:
-        """What the client compares a local file with: the ETag, and the `oid` that preupload gives."""
+        """Hash that the client compares with a local file: the ETag, and the `oid` in the reply of preupload."""
         return self.sha256 if self.lfs else self.oid
 
 
 @dataclass(frozen=True)
 class Commit:
-    """An immutable snapshot of a whole repository."""
+    """Immutable snapshot of all files of a repository."""
 
     oid: str
     parent: "Commit | None"
@@ -101,22 +122,23 @@ class Commit:
     files: Mapping[str, Blob]
 
     def history(self) -> "Iterator[Commit]":
+        """Yield this commit and its ancestors, newest first."""
         commit: Commit | None = self
         while commit is not None:
             yield commit
             commit = commit.parent
 
     def last_change(self, path: str) -> "Commit":
-        """The latest commit that changed the file `path`, or a file under the folder `path`."""
+        """Return the latest commit that changed the file `path`, or a file in the folder `path`."""
 
-        def state(commit: Commit | None) -> dict[str, str]:
+        def list_oids(commit: Commit | None) -> dict[str, str]:
             files = commit.files if commit else {}
             return {name: blob.oid for name, blob in files.items() if name == path or name.startswith(path + "/")}
 
-        return next(commit for commit in self.history() if state(commit) != state(commit.parent))
+        return next(commit for commit in self.history() if list_oids(commit) != list_oids(commit.parent))
 
     def entry(self, path: str, expand: bool = False) -> dict | None:
-        """The file or folder `path` as the tree and paths-info endpoints describe it; None where there is none."""
+        """Describe a file or folder for the endpoints tree and paths-info. None if it does not exist."""
         if blob := self.files.get(path):
             entry = {"type": "file", "oid": blob.oid, "size": len(blob.data), "path": path}
             if blob.lfs:
@@ -128,21 +150,25 @@ class Commit:
             entry = {"type": "directory", "oid": git_oid("tree", "\n".join(inside).encode()), "size": 0, "path": path}
         if expand:
             last = self.last_change(path)
-            entry["lastCommit"] = {"id": last.oid, "title": last.title, "date": timestamp(last.date)}
+            entry["lastCommit"] = {"id": last.oid, "title": last.title, "date": format_timestamp(last.date)}
         return entry
 
     def tree(self, folder: str, recursive: bool) -> list[str]:
-        """The paths of the files and folders in `folder`; a 404 where that is no folder."""
+        """List the paths of the files and folders in a folder.
+
+        Raises:
+            HubError: The folder does not exist (404).
+        """
         prefix = f"{folder}/" if folder else ""
-        below = [path.removeprefix(prefix).split("/") for path in self.files if path.startswith(prefix)]
-        if folder and not below:
+        relative_paths = [path.removeprefix(prefix).split("/") for path in self.files if path.startswith(prefix)]
+        if folder and not relative_paths:
             raise HubError(404, f"{folder} does not exist on the given revision", "EntryNotFound")
-        depths = {"/".join(parts[:depth]) for parts in below for depth in range(1, len(parts) + 1)}
-        return sorted(prefix + path for path in depths if recursive or "/" not in path)
+        entries = {"/".join(parts[:depth]) for parts in relative_paths for depth in range(1, len(parts) + 1)}
+        return sorted(prefix + path for path in entries if recursive or "/" not in path)
 
 
 def read_config(commit: Commit) -> dict:
-    """The settings in config.json; empty where there are none or they cannot be read."""
+    """Return the content of config.json. The result is empty if the file is missing or not a JSON object."""
     try:
         config = json.loads(commit.files["config.json"].data)
     except (KeyError, ValueError):
@@ -152,7 +178,7 @@ def read_config(commit: Commit) -> dict:
 
 @dataclass
 class Repository:
-    """A model or a dataset repository: a history per branch, tags, and the LFS objects uploaded to it."""
+    """Model or dataset repository: the commits of each branch, the tags, and the uploaded LFS objects."""
 
     id: str
     type: str
@@ -163,8 +189,8 @@ class Repository:
     lfs: dict[str, bytes] = field(default_factory=dict)
 
     def __post_init__(self):
-        """Like the real Hub's, the first commit holds the rules for what goes to LFS."""
-        patterns = LFS_PATTERNS + (DATASET_LFS_PATTERNS if self.type == "dataset" else [])
+        # As on the real Hub, the first commit contains the rules for LFS.
+        patterns = LFS_PATTERNS + (DATASET_LFS_PATTERNS if self.type == "dataset" else ())
         rules = "".join(f"{pattern} filter=lfs diff=lfs merge=lfs -text\n" for pattern in patterns)
         self._append("main", {".gitattributes": Blob(rules.encode(), lfs=False)}, "initial commit", "", "system")
 
@@ -177,7 +203,11 @@ class Repository:
         return self.id if self.type == "model" else f"{self.type}s/{self.id}"
 
     def resolve(self, revision: str) -> Commit:
-        """The commit that a branch, a tag or (the first seven digits of) a commit id names."""
+        """Return the commit of a branch, a tag, or a commit id of at least seven digits.
+
+        Raises:
+            HubError: The revision does not exist (404).
+        """
         if commit := self.branches.get(revision) or self.tags.get(revision):
             return commit
         if re.fullmatch(r"[0-9a-f]{7,40}", revision):
@@ -186,8 +216,8 @@ class Repository:
                 return found[0]
         raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
 
-    def goes_to_lfs(self, path: str, size: int, commit: Commit) -> bool:
-        """Whether `path` is stored with LFS: too large for git, or named by the commit's .gitattributes."""
+    def uses_lfs(self, path: str, size: int, commit: Commit) -> bool:
+        """Return whether a file uses LFS: it is too large for git, or the .gitattributes of the commit match it."""
         rules = commit.files.get(".gitattributes")
         lines = [line.split() for line in rules.data.decode().splitlines()] if rules else []
         patterns = [line[0] for line in lines if "filter=lfs" in line[1:]]
@@ -197,25 +227,36 @@ class Repository:
     def _append(self, branch: str, files: Mapping[str, Blob], title: str, message: str, author: str) -> Commit:
         parent, date = self.branches.get(branch), datetime.now(timezone.utc)
         listing = [f"{path} {blob.oid}" for path, blob in sorted(files.items())]
-        facts = [self.id, parent and parent.oid, title, message, author, timestamp(date), *listing]
-        oid = git_oid("commit", "\n".join(map(str, facts)).encode())
+        content = [self.id, parent and parent.oid, title, message, author, format_timestamp(date), *listing]
+        oid = git_oid("commit", "\n".join(map(str, content)).encode())
         commit = Commit(oid, parent, title, message, author, date, dict(sorted(files.items())))
         self.commits[oid] = self.branches[branch] = commit
         return commit
 
     def write(self, branch: str, files: Mapping[str, bytes | str], delete: Iterable[str], title: str) -> Commit:
-        """A commit made from Python, as by the owner; paths are checked, cards are not."""
+        """Commit files as the owner, without a request. Validate the paths, but not the card."""
         head = self.branches[branch]
         if missing := set(delete) - head.files.keys():
             raise KeyError(f"Not in {self.id}: {sorted(missing)}")
-        contents = {check_path(path): data.encode() if isinstance(data, str) else data for path, data in files.items()}
-        new = {path: Blob(data, self.goes_to_lfs(path, len(data), head)) for path, data in contents.items()}
+        new = {}
+        for path, content in files.items():
+            data = content.encode() if isinstance(content, str) else content
+            new[validate_path(path)] = Blob(data, self.uses_lfs(path, len(data), head))
         self.lfs.update({blob.sha256: blob.data for blob in new.values() if blob.lfs})
-        kept = {path: head.files[path] for path in head.files.keys() - set(delete)}
-        return self._append(branch, kept | new, title, "", self.owner)
+        unchanged = {path: head.files[path] for path in head.files.keys() - set(delete)}
+        return self._append(branch, unchanged | new, title, "", self.owner)
 
     def commit(self, branch: str, operations: list[dict], author: str) -> Commit:
-        """Apply the lines of a commit request, all of them or none."""
+        """Apply all lines of a commit request, or none.
+
+        Args:
+            branch: Branch to commit to.
+            operations: The header and the operations, one per line of the request.
+            author: User who sent the request.
+
+        Raises:
+            HubError: The header, the branch, the parent or an operation is not valid.
+        """
         if not operations or operations[0].get("key") != "header" or not operations[0]["value"].get("summary"):
             raise HubError(400, "The first line of a commit must be a header with a summary")
         header = operations[0]["value"]
@@ -227,18 +268,18 @@ class Repository:
         files = dict(head.files)
         for operation in operations[1:]:
             self._apply(operation["key"], operation["value"], files)
-        clash = sorted(path for path in files if any(other.startswith(path + "/") for other in files))
-        if clash:
-            raise HubError(400, f"Both a file and a folder: {clash[0]}")
+        conflicts = sorted(path for path in files if any(other.startswith(path + "/") for other in files))
+        if conflicts:
+            raise HubError(400, f"Both a file and a folder: {conflicts[0]}")
         card = files.get("README.md")
         if card is not None and card is not head.files.get("README.md"):
-            errors, _ = check_card(card.data.decode(errors="replace"))
+            errors, _ = validate_card(card.data.decode(errors="replace"))
             if errors:
                 raise HubError(400, "Invalid metadata in README.md.\n" + "\n".join(f"- {error}" for error in errors))
         return self._append(branch, files, header["summary"], header.get("description") or "", author)
 
     def _apply(self, key: str, value: dict, files: dict[str, Blob]) -> None:
-        path = check_path(value["path"].removesuffix("/") if key == "deletedFolder" else value["path"])
+        path = validate_path(value["path"].removesuffix("/") if key == "deletedFolder" else value["path"])
         if key == "file":
             if value.get("encoding") != "base64":
                 raise HubError(400, f"Unknown encoding of {path}: {value.get('encoding')}")
@@ -268,7 +309,7 @@ class Repository:
             raise HubError(400, f"Unknown operation: {key}")
 
     def info(self, commit: Commit, blobs: bool) -> dict:
-        """What `model_info` and `dataset_info` read; the counts are zero, as nobody uses this Hub."""
+        """Describe a revision for `model_info` and `dataset_info`. The numbers of downloads and likes are 0."""
         readme = commit.files.get("README.md")
         card = read_card(readme.data.decode(errors="replace")) if readme else {}
         siblings: list[dict] = [{"rfilename": path} for path in commit.files]
@@ -277,19 +318,35 @@ class Repository:
                 sibling |= {"size": len(blob.data), "blobId": blob.oid}
                 if lfs := commit.entry(path).get("lfs"):
                     sibling["lfs"] = {"sha256": lfs["oid"], "size": lfs["size"], "pointerSize": lfs["pointerSize"]}
-        first = list(commit.history())[-1]
-        facts = {"id": self.id, "author": self.owner, "sha": commit.oid, "private": self.private, "gated": False}
-        facts |= {"disabled": False, "downloads": 0, "likes": 0, "siblings": siblings, "cardData": card}
-        facts |= {"createdAt": timestamp(first.date), "lastModified": timestamp(commit.date)}
         tags = list(as_list(card.get("tags")))
         for key, prefix in (("license", "license"), ("datasets", "dataset"), ("base_model", "base_model")):
             tags += [f"{prefix}:{value}" for value in as_list(card.get(key))]
+        info = {
+            "id": self.id,
+            "author": self.owner,
+            "sha": commit.oid,
+            "private": self.private,
+            "gated": False,
+            "disabled": False,
+            "downloads": 0,
+            "likes": 0,
+            "siblings": siblings,
+            "cardData": card,
+            "createdAt": format_timestamp(list(commit.history())[-1].date),
+            "lastModified": format_timestamp(commit.date),
+        }
         if self.type == "model":
             config = read_config(commit)
             library = card.get("library_name") or ("transformers" if "model_type" in config else None)
-            tags += [tag for tag in (library, card.get("pipeline_tag")) if tag]
-            keys = ("architectures", "auto_map", "model_type")
-            facts |= {"modelId": self.id, "config": {key: config[key] for key in keys if key in config}}
-            facts |= {"library_name": library, "pipeline_tag": card.get("pipeline_tag"), "spaces": []}
-            facts |= {"model-index": card.get("model-index")}
-        return facts | {"tags": list(dict.fromkeys(tags))}
+            task = card.get("pipeline_tag")
+            tags += [tag for tag in (library, task) if tag]
+            config_keys = ("architectures", "auto_map", "model_type")
+            info |= {
+                "modelId": self.id,
+                "config": {key: config[key] for key in config_keys if key in config},
+                "library_name": library,
+                "pipeline_tag": task,
+                "spaces": [],
+                "model-index": card.get("model-index"),
+            }
+        return info | {"tags": list(dict.fromkeys(tags))}

@@ -1,19 +1,20 @@
-"""The rules of the tests' Hub for cards."""
+"""Tests of the validation of cards."""
 
 import json
 
 import pytest
-from fake_hub.cards import check_card, read_card
+from fake_hub.cards import read_card, validate_card
 
 
-def card(**data):
+def card_text(**data):
     return f"---\n{json.dumps(data)}\n---\n# A model\n"
 
 
-def model_index(**changed):
-    parts = {"task": {"type": "image-classification"}, "dataset": {"type": "cifar10", "name": "CIFAR-10"}}
-    parts |= {"metrics": [{"type": "accuracy", "value": 0.5}]} | changed
-    return [{"name": "model", "results": [{key: part for key, part in parts.items() if part is not None}]}]
+def model_index(**changes):
+    """Return a model index with one result. The value None removes a key of the result."""
+    result = {"task": {"type": "image-classification"}, "dataset": {"type": "cifar10", "name": "CIFAR-10"}}
+    result |= {"metrics": [{"type": "accuracy", "value": 0.5}]} | changes
+    return [{"name": "model", "results": [{key: value for key, value in result.items() if value is not None}]}]
 
 
 @pytest.mark.parametrize(
@@ -21,43 +22,43 @@ def model_index(**changed):
     [
         ("---\na: [1\n---\n", "YAML metadata error"),
         ("---\n- a\n---\n", "the metadata must be a mapping"),
-        (card(license=2), '"license" must be a string'),
-        (card(license="Apache 2.0"), '"license" must be one of [apache-2.0, mit'),
-        (card(license=["mit", "none"]), '"license[1]" must be one of'),
+        (card_text(license=2), '"license" must be a string'),
+        (card_text(license="Apache 2.0"), '"license" must be one of [apache-2.0, mit'),
+        (card_text(license=["mit", "none"]), '"license[1]" must be one of'),
         ("---\nlanguage: no\n---\n", '"language" must be a string'),
-        (card(tags=["a", 1]), '"tags[1]" must be a string'),
-        (card(base_model=""), '"base_model" is not allowed to be empty'),
-        (card(base_model="/home/me/vit"), '"base_model" with value "/home/me/vit" is not valid'),
-        (card(base_model="./vit"), '"base_model" with value "./vit" is not valid'),
-        (card(datasets=["/data/images"]), '"datasets[0]" with value "/data/images" is not valid'),
-        (card(pipeline_tag=["a"]), '"pipeline_tag" must be a string'),
-        (card(**{"model-index": {"name": "model"}}), '"model-index" must be an array'),
-        (card(**{"model-index": ["model"]}), '"model-index[0]" must be of type object'),
-        (card(**{"model-index": [{"name": "model"}]}), '"model-index[0].results" is required'),
-        (card(**{"model-index": [{"results": []}]}), '"model-index[0].name" is required'),
-        (card(**{"model-index": model_index(task=None)}), '"model-index[0].results[0].task" is required'),
-        (card(**{"model-index": model_index(dataset={"type": "a"})}), 'results[0].dataset.name" is required'),
-        (card(**{"model-index": model_index(metrics=None)}), 'results[0].metrics" is required'),
-        (card(**{"model-index": model_index(metrics=[])}), 'results[0].metrics" must be an array of 1 or more'),
-        (card(**{"model-index": model_index(metrics=[{"type": "a"}])}), 'metrics[0].value" is required'),
+        (card_text(tags=["a", 1]), '"tags[1]" must be a string'),
+        (card_text(base_model=""), '"base_model" is not allowed to be empty'),
+        (card_text(base_model="/home/me/vit"), '"base_model" with value "/home/me/vit" is not valid'),
+        (card_text(base_model="./vit"), '"base_model" with value "./vit" is not valid'),
+        (card_text(datasets=["/data/images"]), '"datasets[0]" with value "/data/images" is not valid'),
+        (card_text(pipeline_tag=["a"]), '"pipeline_tag" must be a string'),
+        (card_text(**{"model-index": {"name": "model"}}), '"model-index" must be an array'),
+        (card_text(**{"model-index": ["model"]}), '"model-index[0]" must be of type object'),
+        (card_text(**{"model-index": [{"name": "model"}]}), '"model-index[0].results" is required'),
+        (card_text(**{"model-index": [{"results": []}]}), '"model-index[0].name" is required'),
+        (card_text(**{"model-index": model_index(task=None)}), '"model-index[0].results[0].task" is required'),
+        (card_text(**{"model-index": model_index(dataset={"type": "a"})}), 'results[0].dataset.name" is required'),
+        (card_text(**{"model-index": model_index(metrics=None)}), 'results[0].metrics" is required'),
+        (card_text(**{"model-index": model_index(metrics=[])}), 'results[0].metrics" must be an array of 1 or more'),
+        (card_text(**{"model-index": model_index(metrics=[{"type": "a"}])}), 'metrics[0].value" is required'),
     ],
 )
-def test_wrong_metadata_is_an_error(text, message):
-    for each in (text, text.replace("\n", "\r\n")):
-        errors, warnings = check_card(each)
+def test_validate_card_invalid_metadata_is_error(text, message):
+    for card in (text, text.replace("\n", "\r\n")):
+        errors, warnings = validate_card(card)
         assert [message in error for error in errors] == [True] and warnings == []
 
 
 @pytest.mark.parametrize("text", ["", "# No metadata", "---\n---\n# A model", "Before\n---\na: [1\n---\n"])
-def test_missing_metadata_is_a_warning(text):
-    assert check_card(text) == ([], ["empty or missing yaml metadata in repo card"])
+def test_validate_card_missing_metadata_is_warning(text):
+    assert validate_card(text) == ([], ["empty or missing yaml metadata in repo card"])
     assert read_card(text) == {}
 
 
-def test_metadata_in_order():
+def test_validate_card_valid_metadata_passes():
     data = {"license": "apache-2.0", "language": ["en"], "tags": ["vision"], "datasets": "cifar10", "metrics": ["f1"]}
     data |= {"base_model": "google/vit-base", "library_name": "transformers", "pipeline_tag": "image-classification"}
     for index in (model_index(), [{"name": "model", "results": []}]):
-        text = card(**data, **{"model-index": index})
-        assert check_card(text) == ([], [])
+        text = card_text(**data, **{"model-index": index})
+        assert validate_card(text) == ([], [])
         assert read_card(text) == data | {"model-index": index}

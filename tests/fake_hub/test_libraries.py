@@ -1,4 +1,4 @@
-"""The tests' Hub serves transformers and datasets, which read HF_ENDPOINT when they are imported."""
+"""Use the fake Hub with transformers and datasets, in a new process: they read HF_ENDPOINT at import."""
 
 import io
 import json
@@ -9,7 +9,7 @@ import pyarrow
 import pyarrow.parquet
 from fake_hub.server import Hub
 
-LIBRARIES = """
+SCRIPT = """
 import sys
 import huggingface_hub, torch
 from datasets import load_dataset
@@ -35,7 +35,7 @@ except OSError as error:
     assert "not a valid model identifier" in str(error)
 
 assert ModelCard.load("alice/vit").data.library_name == "transformers"
-# Earlier clients send every card to huggingface.co to be checked.
+# Older clients send every card to huggingface.co for validation.
 if int(huggingface_hub.__version__.split(".")[0]) >= 2:
     metadata_update("alice/vit", {"license": "mit"})
     assert ModelCard.load("alice/vit").data.license == "mit"
@@ -47,7 +47,7 @@ if int(huggingface_hub.__version__.split(".")[0]) >= 2:
 print("done")
 """
 
-CUSTOM = """
+CUSTOM_CONFIG = """
 from transformers import PretrainedConfig
 
 class Custom(PretrainedConfig):
@@ -59,17 +59,19 @@ class Custom(PretrainedConfig):
 """
 
 
-def test_transformers_and_datasets_work_with_it(tmp_path):
-    rows = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.table({"x": [1, 2, 3]}), rows)
-    settings = {"model_type": "custom", "x": 5, "auto_map": {"AutoConfig": "custom.Custom"}}
+def test_fake_hub_serves_transformers_and_datasets(tmp_path):
+    parquet = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table({"x": [1, 2, 3]}), parquet)
+    config = {"model_type": "custom", "x": 5, "auto_map": {"AutoConfig": "custom.Custom"}}
     with Hub({"hf_alice": "alice"}) as hub:
-        hub.add_repo("alice/data", {"data/train.parquet": rows.getvalue()}, repo_type="dataset", private=True)
-        first = hub.add_repo("alice/custom", {"config.json": json.dumps(settings), "custom.py": CUSTOM})
-        hub.add_commit("alice/custom", {"config.json": json.dumps(settings | {"x": 6})})
+        hub.add_repo("alice/data", {"data/train.parquet": parquet.getvalue()}, repo_type="dataset", private=True)
+        first_commit = hub.add_repo("alice/custom", {"config.json": json.dumps(config), "custom.py": CUSTOM_CONFIG})
+        hub.add_commit("alice/custom", {"config.json": json.dumps(config | {"x": 6})})
         environment = hub.environment("hf_alice", cache=tmp_path) | {"OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-c", LIBRARIES, first]
-        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
-        assert done.stdout.endswith("done\n"), done.stderr
+        command = [sys.executable, "-c", SCRIPT, first_commit]
+        process = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+        assert process.stdout.endswith("done\n"), process.stderr
         assert set(hub.files("alice/vit")) == {".gitattributes", "README.md", "config.json", "model.safetensors"}
-        assert hub.sent(str(tmp_path)) == hub.sent("hf_alice") == hub.unknown_requests == []
+        assert not hub.requests_containing(str(tmp_path))
+        assert not hub.requests_containing("hf_alice")
+        assert not hub.unknown_requests

@@ -1,4 +1,4 @@
-"""The repositories of the tests' Hub: commits are whole, and refused as the real Hub refuses them."""
+"""Tests of repositories: a commit applies completely or raises the error of the real Hub."""
 
 import base64
 import hashlib
@@ -18,7 +18,8 @@ def repo():
     return repo
 
 
-def lines(*operations, **header):
+def commit_lines(*operations, **header):
+    """Return the lines of a commit request: the header, and operations as pairs of key and value."""
     return [
         {"key": "header", "value": {"summary": "A commit"} | header},
         *({"key": key, "value": value} for key, value in operations),
@@ -46,10 +47,10 @@ def lines(*operations, **header):
         (("renamedFile", {"path": "a.txt"}), 400, "Unknown operation: renamedFile"),
     ],
 )
-def test_a_wrong_operation_refuses_the_commit(repo, operation, status, message):
+def test_commit_invalid_operation_raises(repo, operation, status, message):
     before = repo.resolve("main")
     with pytest.raises(HubError, match=message) as error:
-        repo.commit("main", lines(("file", TEXT | {"path": "good.txt"}), operation), "alice")
+        repo.commit("main", commit_lines(("file", TEXT | {"path": "good.txt"}), operation), "alice")
     assert error.value.status == status
     assert repo.resolve("main") is before and list(before.files) == [".gitattributes", "a.txt", "w.bin", "x/b.txt"]
 
@@ -58,19 +59,19 @@ def test_a_wrong_operation_refuses_the_commit(repo, operation, status, message):
     "branch, operations, status",
     [
         ("main", [], 400),
-        ("main", lines()[1:] + [{"key": "file", "value": TEXT | {"path": "b.txt"}}], 400),
-        ("main", lines(summary=""), 400),
-        ("none", lines(), 404),
-        ("main", lines(parentCommit="0" * 40), 412),
+        ("main", commit_lines()[1:] + [{"key": "file", "value": TEXT | {"path": "b.txt"}}], 400),
+        ("main", commit_lines(summary=""), 400),
+        ("none", commit_lines(), 404),
+        ("main", commit_lines(parentCommit="0" * 40), 412),
     ],
 )
-def test_a_commit_needs_a_header_a_branch_and_its_parent(repo, branch, operations, status):
+def test_commit_invalid_header_branch_or_parent_raises(repo, branch, operations, status):
     with pytest.raises(HubError) as error:
         repo.commit(branch, operations, "alice")
     assert error.value.status == status
 
 
-def test_operations_in_order(repo):
+def test_commit_applies_operations_in_order(repo):
     before = repo.resolve("main")
     operations = [
         ("deletedFolder", {"path": "x/"}),
@@ -78,38 +79,38 @@ def test_operations_in_order(repo):
         ("deletedFile", {"path": "a.txt"}),
         ("lfsFile", POINTER | {"path": "v.bin"}),
     ]
-    made = repo.commit("main", lines(*operations, parentCommit=before.oid, description="More"), "bob")
-    assert {path: blob.data for path, blob in made.files.items() if path[0] != "."} == {
+    commit = repo.commit("main", commit_lines(*operations, parentCommit=before.oid, description="More"), "bob")
+    assert {path: blob.data for path, blob in commit.files.items() if path[0] != "."} == {
         "v.bin": DATA,
         "w.bin": DATA,
         "x": b"text",
     }
-    assert (made.parent, made.title, made.message, made.author) == (before, "A commit", "More", "bob")
-    assert made.oid != repo.commit("main", lines(), "bob").oid and repo.resolve(made.oid[:7]) is made
-    assert [made.last_change(path).title for path in ("x", "w.bin", ".gitattributes")] == [
+    assert (commit.parent, commit.title, commit.message, commit.author) == (before, "A commit", "More", "bob")
+    assert commit.oid != repo.commit("main", commit_lines(), "bob").oid and repo.resolve(commit.oid[:7]) is commit
+    assert [commit.last_change(path).title for path in ("x", "w.bin", ".gitattributes")] == [
         "A commit",
         "Files",
         "initial commit",
     ]
 
 
-def test_a_card_is_checked_when_it_changes(repo):
+def test_commit_validates_changed_card_only(repo):
     repo.write("main", {"README.md": "---\n- wrong\n---\n"}, (), "Seed")
-    repo.commit("main", lines(("deletedFile", {"path": "a.txt"})), "alice")
+    repo.commit("main", commit_lines(("deletedFile", {"path": "a.txt"})), "alice")
     card = {"path": "README.md", "encoding": "base64", "content": base64.b64encode(b"---\n- worse\n---\n").decode()}
     with pytest.raises(HubError, match="Invalid metadata in README.md"):
-        repo.commit("main", lines(("file", card)), "alice")
-    repo.commit("main", lines(("file", card | {"path": "docs/README.md"})), "alice")
+        repo.commit("main", commit_lines(("file", card)), "alice")
+    repo.commit("main", commit_lines(("file", card | {"path": "docs/README.md"})), "alice")
 
 
-def test_what_goes_to_lfs():
+def test_write_uses_lfs_by_pattern_and_size():
     files = {"a.txt": b"x", "model.bin": b"bin", "runs/events.out.tfevents.1": b"tf", "x/plot.png": b"png"}
     expected = {"model": ["model.bin", "runs/events.out.tfevents.1"]}
     expected["dataset"] = [*expected["model"], "x/plot.png"]
     for kind, paths in expected.items():
-        made = Repository("alice/name", kind, private=False).write("main", files, (), "Files")
-        assert [path for path, blob in made.files.items() if blob.lfs] == paths
+        commit = Repository("alice/name", kind, private=False).write("main", files, (), "Files")
+        assert [path for path, blob in commit.files.items() if blob.lfs] == paths
     repo = Repository("alice/name", "model", private=False)
     head = repo.write("main", {".gitattributes": "*.txt filter=lfs diff=lfs\n*.bin text\n"}, (), "Rules")
-    assert repo.goes_to_lfs("x/a.txt", 1, head) and not repo.goes_to_lfs("a.bin", 10 * 2**20, head)
-    assert repo.goes_to_lfs("a.bin", 10 * 2**20 + 1, head)
+    assert repo.uses_lfs("x/a.txt", 1, head) and not repo.uses_lfs("a.bin", 10 * 2**20, head)
+    assert repo.uses_lfs("a.bin", 10 * 2**20 + 1, head)

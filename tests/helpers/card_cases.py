@@ -1,4 +1,4 @@
-"""A training and an evaluation, for the tests of model cards."""
+"""Training card data and an evaluation result, for the tests of model cards."""
 
 import dataclasses
 
@@ -30,7 +30,7 @@ EVALUATION = EvaluationResult(
     command="torchrun --nproc_per_node 2 scripts/evaluate.py alice/vit --dataset_name uoft-cs/cifar10",
     versions={"torch": "2.6.0", "timm": "1.0.20"},
 )
-FACTS = TrainingCardData(
+CARD_DATA = TrainingCardData(
     base_model="google/vit-base-patch16-224",
     dataset="uoft-cs/cifar10",
     dataset_config="plain_text",
@@ -44,7 +44,7 @@ FACTS = TrainingCardData(
     versions={"torch": "2.6.0"},
     curves="training_curves.png",
 )
-RESULT = {
+MODEL_INDEX_RESULT = {
     "task": {"type": "image-classification", "name": "Image Classification"},
     "dataset": {
         "name": "uoft-cs/cifar10",
@@ -59,12 +59,14 @@ RESULT = {
         {"type": "loss", "value": 0.1234567, "name": "Cross-entropy"},
     ],
 }
-INDEX = [{"name": "vit", "results": [RESULT]}]
+MODEL_INDEX = [{"name": "vit", "results": [MODEL_INDEX_RESULT]}]
 
 
-def mixing_config(**settings):
+def tokenmixup_config(**settings):
+    """Return a configuration with one horizontal and one vertical layer."""
     return TokenMixupViTConfig(**VIT | {"horizontal_layers": [1], "vertical_layers": [2]} | settings)
 
 
-def changed(**fields):
-    return dataclasses.replace(EVALUATION, **fields)
+def evaluation_result(**changes):
+    """Return `EVALUATION` with other values of some fields."""
+    return dataclasses.replace(EVALUATION, **changes)

@@ -1,4 +1,4 @@
-"""Two processes of this one, connected by gloo, for quick tests of what processes do together."""
+"""Fork processes that are connected by gloo, for quick tests of several processes."""
 
 import multiprocessing
 import traceback
@@ -12,14 +12,23 @@ import torch.distributed as dist
 from helpers.commands import HANG_S
 
 
-def in_processes(function: Callable[[int], Any], folder: Path, world: int = 2) -> list[Any]:
-    """What `function(rank)` returns in each process; an exception is returned as (name of its type, message)."""
+def run_in_processes(function: Callable[[int], Any], folder: Path, world_size: int = 2) -> list[Any]:
+    """Call a function in forks of this process.
+
+    Args:
+        function: Function of the rank.
+        folder: Folder for the file that connects the processes.
+        world_size: Number of processes.
+
+    Returns:
+        The result of each rank. An exception is returned as the name of its type and its message.
+    """
     context = multiprocessing.get_context("fork")
-    pipes = [context.Pipe(duplex=False) for _ in range(world)]
+    pipes = [context.Pipe(duplex=False) for _ in range(world_size)]
     init = f"file://{folder / 'store'}"
     processes = [
-        context.Process(target=_run, args=(function, rank, world, init, pipes[rank][1]), daemon=True)
-        for rank in range(world)
+        context.Process(target=_run, args=(function, rank, world_size, init, pipes[rank][1]), daemon=True)
+        for rank in range(world_size)
     ]
     for process in processes:
         process.start()
@@ -31,9 +40,11 @@ def in_processes(function: Callable[[int], Any], folder: Path, world: int = 2) -
             process.kill()
 
 
-def _run(function: Callable[[int], Any], rank: int, world: int, init: str, result: Any) -> None:
+def _run(function: Callable[[int], Any], rank: int, world_size: int, init: str, result: Any) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=init, rank=rank, world_size=world, timeout=timedelta(seconds=HANG_S))
+    dist.init_process_group(
+        "gloo", init_method=init, rank=rank, world_size=world_size, timeout=timedelta(seconds=HANG_S)
+    )
     try:
         result.send(function(rank))
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Opens the reference values under tests/golden."""
+"""Load the reference values in tests/golden, and build the models with the reference weights."""
 
 import json
 import re
@@ -17,16 +17,18 @@ from hf_tokenmixup.models import (
 FOLDER = Path(__file__).parents[1] / "golden"
 
 
-def names(prefix: str) -> list[str]:
+def list_cases(prefix: str) -> list[str]:
+    """List the names of the cases that start with `prefix`."""
     return sorted(path.stem for path in FOLDER.glob(f"{prefix}*.json"))
 
 
-def load(name: str) -> tuple[dict, dict[str, torch.Tensor]]:
+def load_case(name: str) -> tuple[dict, dict[str, torch.Tensor]]:
+    """Load the settings and the tensors of a case."""
     return json.loads((FOLDER / f"{name}.json").read_text()), load_file(FOLDER / f"{name}.safetensors")
 
 
 def tokenmixup_settings(case: dict) -> dict:
-    """The settings of a case under our names, tau in nats."""
+    """Return the settings of a case as config attributes. `tau` is in nats."""
     settings = {}
     horizontal, vertical = case.get("horizontal_layer"), case.get("vertical_layer")
     if horizontal is not None:
@@ -46,10 +48,10 @@ def tokenmixup_settings(case: dict) -> dict:
     return settings
 
 
-def vit(case: dict, **changes) -> TokenMixupViTForImageClassification:
-    """The model of a ``vit_*`` case, with the reference weights, in training mode."""
+def build_vit(case: dict, **config_changes) -> TokenMixupViTForImageClassification:
+    """Build the model of a `vit_*` case with the reference weights, in training mode."""
     model = TokenMixupViTForImageClassification(
-        TokenMixupViTConfig(**case["config"] | tokenmixup_settings(case) | changes)
+        TokenMixupViTConfig(**case["config"] | tokenmixup_settings(case) | config_changes)
     )
     weights = load_file(FOLDER / "vit_weights.safetensors")
     scorenet = {name: weights.pop(name) for name in list(weights) if name.startswith("scorenet.")}
@@ -60,8 +62,8 @@ def vit(case: dict, **changes) -> TokenMixupViTForImageClassification:
     return model.train()
 
 
-def cct(case: dict, **changes) -> TokenMixupCctForImageClassification:
-    """The model of a ``cct_*`` case, with the reference weights, in training mode."""
+def build_cct(case: dict, **config_changes) -> TokenMixupCctForImageClassification:
+    """Build the model of a `cct_*` case with the reference weights, in training mode."""
     released = case["config"]
     config = TokenMixupCctConfig(
         hidden_size=released["embedding_dim"],
@@ -76,32 +78,36 @@ def cct(case: dict, **changes) -> TokenMixupCctForImageClassification:
         position_embedding={"learnable": "learned", "sine": "sinusoidal"}[released["positional_embedding"]],
         attention_probs_dropout_prob=0.0,
         drop_path_rate=0.0,
-        **tokenmixup_settings(case) | changes,
+        **tokenmixup_settings(case) | config_changes,
     )
     model = TokenMixupCctForImageClassification(config)
     weights = {}
-    for name, tensor in load_file(FOLDER / case["weights_file"]).items():
-        own, part = cct_name(name)
-        weights.setdefault(own, {})[part] = tensor
-    weights = {name: torch.cat([parts[key] for key in sorted(parts)]) for name, parts in weights.items()}
-    known = model.state_dict()
-    # Positions that are computed, and a ScoreNet pooling that a CLS token leaves without use.
-    unused = {name for name in weights if name not in known}
+    for released_name, tensor in load_file(FOLDER / case["weights_file"]).items():
+        name, part = convert_cct_name(released_name)
+        weights.setdefault(name, {})[part] = tensor
+    weights = {name: torch.cat([parts[part] for part in sorted(parts)]) for name, parts in weights.items()}
+    parameter_names = set(model.state_dict())
+    # Sinusoidal positions are computed, and a model with a CLS token does not use the attention pooling of ScoreNet.
+    unused = weights.keys() - parameter_names
     assert all("position_embeddings" in name or "scorenet.attention" in name for name in unused)
-    model.load_state_dict({name: tensor for name, tensor in weights.items() if name in known})
+    model.load_state_dict({name: tensor for name, tensor in weights.items() if name in parameter_names})
     return model.train()
 
 
-def cct_name(name: str) -> tuple[str, int]:
-    """Our name of a released parameter, and its place in the fused projection where it is a part of one."""
-    own = re.sub(r"^tokenizer\.conv_layers\.(\d+)\.0\.", r"cct.embeddings.tokenizer.layers.\1.", name)
-    own = re.sub(r"^classifier\.blocks\.", "cct.layers.", own)
-    own = re.sub(r"^classifier\.(norm|attention_pool)\.", r"cct.\1.", own)
-    own = own.replace("classifier.fc.", "classifier.").replace("self_attn", "attention")
-    own = own.replace("classifier.positional_emb", "cct.embeddings.position_embeddings")
-    own = own.replace("classifier.class_emb", "cct.embeddings.cls_token")
-    own = own.replace("small_h_attention_pool", "scorenet.attention").replace("small_h_fc", "scorenet.classifier")
-    for place, part in enumerate(("query", "key", "value")):
-        if own.endswith(f"attention.{part}.weight"):
-            return own.replace(f".{part}.", ".qkv."), place
-    return own, 0
+def convert_cct_name(released_name: str) -> tuple[str, int]:
+    """Convert the name of a released parameter.
+
+    Returns:
+        The name in this package, and the index of the part if it is a part of the fused QKV projection (0 otherwise).
+    """
+    name = re.sub(r"^tokenizer\.conv_layers\.(\d+)\.0\.", r"cct.embeddings.tokenizer.layers.\1.", released_name)
+    name = re.sub(r"^classifier\.blocks\.", "cct.layers.", name)
+    name = re.sub(r"^classifier\.(norm|attention_pool)\.", r"cct.\1.", name)
+    name = name.replace("classifier.fc.", "classifier.").replace("self_attn", "attention")
+    name = name.replace("classifier.positional_emb", "cct.embeddings.position_embeddings")
+    name = name.replace("classifier.class_emb", "cct.embeddings.cls_token")
+    name = name.replace("small_h_attention_pool", "scorenet.attention").replace("small_h_fc", "scorenet.classifier")
+    for index, part in enumerate(("query", "key", "value")):
+        if name.endswith(f"attention.{part}.weight"):
+            return name.replace(f".{part}.", ".qkv."), index
+    return name, 0

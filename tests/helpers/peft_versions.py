@@ -1,4 +1,4 @@
-"""Which routes to adapters the installed versions of transformers and peft take together."""
+"""Skip tests that the installed version of peft does not support."""
 
 from importlib.metadata import version
 
@@ -7,7 +7,7 @@ from packaging.version import Version
 
 
 def skip_without_add_adapter() -> None:
-    """Skip a test that needs transformers' own `add_adapter`, where the installed peft is too old for it."""
+    """Skip a test of `add_adapter` of transformers if the installed version of peft is too old."""
     from transformers.integrations.peft import MIN_PEFT_VERSION
 
     if Version(version("peft")) < Version(MIN_PEFT_VERSION):

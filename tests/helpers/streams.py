@@ -1,4 +1,4 @@
-"""Small streamed data sets for tests: parquet shards whose images tell their number."""
+"""Small streamed datasets for tests: parquet shards with numbered images."""
 
 from pathlib import Path
 
@@ -10,8 +10,15 @@ from PIL import Image as PILImage
 CLASSES = ["ant", "bee", "cat", "dog"]
 
 
-def numbered(numbers) -> Dataset:
-    """Images of 8 x 8 pixels whose first one holds the number, below 65,536; the label is its remainder by 4."""
+def numbered_images(numbers) -> Dataset:
+    """Create images of 8 x 8 pixels.
+
+    Args:
+        numbers: Number of each image, below 65,536. Red is `number // 256` and green is `number % 256`.
+
+    Returns:
+        A dataset with the columns `image` and `label`. The label is `number % 4`.
+    """
     pixels = [np.full((8, 8, 3), (number // 256, number % 256, 60 * (number % 4)), np.uint8) for number in numbers]
     features = Features({"image": Image(), "label": ClassLabel(names=CLASSES)})
     rows = {"image": [PILImage.fromarray(image) for image in pixels], "label": [number % 4 for number in numbers]}
@@ -19,20 +26,26 @@ def numbered(numbers) -> Dataset:
 
 
 def write_shards(folder: Path, sizes, split: str = "train", first: int = 0) -> Path:
+    """Write one parquet file of numbered images per size, and return the folder. The numbers start at `first`."""
     folder.mkdir(parents=True, exist_ok=True)
     for shard, size in enumerate(sizes):
         file = folder / f"{split}-{shard:05d}-of-{len(sizes):05d}.parquet"
-        numbered(range(first, first + size)).to_parquet(file)
+        numbered_images(range(first, first + size)).to_parquet(file)
         first += size
     return folder
 
 
-def stream(folder: Path, split: str = "train"):
+def load_stream(folder: Path, split: str = "train"):
+    """Open a split of a folder of shards as a streamed dataset."""
     return load_dataset(str(folder), split=split, streaming=True, cache_dir=str(folder.parent / "cache"))
 
 
-class Number:
-    """The number in an image, and a draw of the augmentation: (3, 1, 1)."""
+class ReadNumber:
+    """Transform that returns the number of an image and a random value, as a tensor of shape `(3, 1, 1)`.
+
+    Args:
+        draws: Whether to draw the random value, as an augmentation does. It is 0 otherwise.
+    """
 
     uses_numpy_rng = False
 

@@ -1,4 +1,4 @@
-"""Small images and models for the tests of training."""
+"""Small images and models for tests of training."""
 
 import torch
 from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig, ViTForImageClassification
@@ -23,7 +23,7 @@ VIT = {
 
 
 class Images(torch.utils.data.Dataset):
-    """Noise with the label in its brightness. `seen` lists the epoch that each item was read in."""
+    """Noise of shape `(3, 8, 8)` whose brightness is the label. `seen` lists the epoch of each item that was read."""
 
     def __init__(self, size: int):
         generator = torch.Generator().manual_seed(0)
@@ -40,16 +40,18 @@ class Images(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict:
         self.seen.append(self.epoch)
-        # As an augmentation does, what is read depends on the epoch.
+        # As with an augmentation, the pixels depend on the epoch.
         return {"pixel_values": self.pixels[index] + 0.1 * (self.epoch or 0), "labels": int(self.labels[index])}
 
 
 def plain_vit(**settings) -> ViTForImageClassification:
+    """Create a ViT of transformers, with the same random weights each time."""
     torch.manual_seed(1)
     return ViTForImageClassification(ViTConfig(**VIT | settings))
 
 
 def tokenmixup_vit(**settings) -> TokenMixupViTForImageClassification:
+    """Create a TokenMixup ViT that mixes in every batch, with the same random weights each time."""
     torch.manual_seed(1)
     settings = {
         "horizontal_layers": [1],
@@ -61,13 +63,15 @@ def tokenmixup_vit(**settings) -> TokenMixupViTForImageClassification:
 
 
 def tokenmixup_cct(**settings) -> TokenMixupCctForImageClassification:
+    """Create a TokenMixup CCT, with the same random weights each time."""
     torch.manual_seed(1)
-    size = {name: VIT[name] for name in VIT if name != "patch_size"}
+    config = {name: VIT[name] for name in VIT if name != "patch_size"}
     settings = {"horizontal_layers": [1], "vertical_layers": [2], "vertical_kappa": 2, "pooling_stride": 1} | settings
-    return TokenMixupCctForImageClassification(TokenMixupCctConfig(**size, horizontal_rho=0.0, **settings))
+    return TokenMixupCctForImageClassification(TokenMixupCctConfig(**config, horizontal_rho=0.0, **settings))
 
 
 def resnet() -> ResNetForImageClassification:
+    """Create a ResNet, with the same random weights each time."""
     torch.manual_seed(1)
     config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=CLASSES)
     return ResNetForImageClassification(config)

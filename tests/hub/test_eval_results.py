@@ -5,8 +5,15 @@ import re
 import huggingface_hub
 import pytest
 import yaml
-from fake_hub.cards import check_card, read_card
-from helpers.card_cases import EVALUATION, FACTS, INDEX, RESULT, changed, mixing_config
+from fake_hub.cards import read_card, validate_card
+from helpers.card_cases import (
+    CARD_DATA,
+    EVALUATION,
+    MODEL_INDEX,
+    MODEL_INDEX_RESULT,
+    evaluation_result,
+    tokenmixup_config,
+)
 from helpers.tiny_training import plain_vit, tokenmixup_vit
 from huggingface_hub import ModelCard, constants
 from huggingface_hub.errors import HfHubHTTPError
@@ -72,10 +79,10 @@ def test_update_replaces_matching_results_only(tmp_path, line_break, bom):
     (model_before,) = before.pop("model-index")
     assert metadata == before and model["name"] == "Somebody's"
     f1 = {**model_before["results"][0], "metrics": [{"type": "f1", "value": 0.25}]}
-    assert model["results"] == [f1, *model_before["results"][1:], RESULT]
+    assert model["results"] == [f1, *model_before["results"][1:], MODEL_INDEX_RESULT]
 
     # A later evaluation replaces the earlier one, even for another revision of the dataset.
-    update_model_card(str(tmp_path), changed(top1=0.5, dataset_revision="new"))
+    update_model_card(str(tmp_path), evaluation_result(top1=0.5, dataset_revision="new"))
     later = text_and_metadata(path.read_bytes().decode())[1]["model-index"][0]["results"]
     assert later[:-1] == model["results"][:-1] and len(later) == len(model["results"])
     assert later[-1]["metrics"][0]["value"] == 0.5 and later[-1]["dataset"]["revision"] == "new"
@@ -85,17 +92,19 @@ def test_update_replaces_matching_results_only(tmp_path, line_break, bom):
 
 @pytest.mark.parametrize("field", ["dataset", "dataset_config", "split"])
 def test_update_keeps_results_for_other_data(tmp_path, field):
-    build_model_card(mixing_config(), "alice/vit", FACTS, [EVALUATION]).save(tmp_path / "README.md")
-    update_model_card(str(tmp_path), changed(**{field: "another"}))
+    build_model_card(tokenmixup_config(), "alice/vit", CARD_DATA, [EVALUATION]).save(tmp_path / "README.md")
+    update_model_card(str(tmp_path), evaluation_result(**{field: "another"}))
     card = ModelCard.load(tmp_path / "README.md")
-    assert card.data.eval_results == build_eval_results(EVALUATION) + build_eval_results(changed(**{field: "another"}))
-    assert card.text == build_model_card(mixing_config(), "alice/vit", FACTS, [EVALUATION]).text
+    assert card.data.eval_results == build_eval_results(EVALUATION) + build_eval_results(
+        evaluation_result(**{field: "another"})
+    )
+    assert card.text == build_model_card(tokenmixup_config(), "alice/vit", CARD_DATA, [EVALUATION]).text
 
 
 def test_update_keeps_results_for_other_local_folders(tmp_path):
     (tmp_path / "README.md").write_text("# A model\n")
     for name in ("cats", "dogs", "cats"):
-        update_model_card(str(tmp_path), changed(dataset=f"/data/{name}/val"))
+        update_model_card(str(tmp_path), evaluation_result(dataset=f"/data/{name}/val"))
     (model,) = read_card((tmp_path / "README.md").read_text())["model-index"]
     names = [result["dataset"]["name"] for result in model["results"]]
     assert sorted(names) == ["cats (local folder)", "dogs (local folder)"]
@@ -131,8 +140,8 @@ def test_update_card_without_results(tmp_path, block, text, other_metadata):
     (folder / "README.md").write_bytes((block + text).encode())
     update_model_card(str(folder), EVALUATION)
     new = (folder / "README.md").read_bytes().decode()
-    assert check_card(new) == ([], []) and ModelCard(new).data.eval_results == build_eval_results(EVALUATION)
-    assert read_card(new.replace("\r\n", "\n")) == other_metadata | {"model-index": INDEX}
+    assert validate_card(new) == ([], []) and ModelCard(new).data.eval_results == build_eval_results(EVALUATION)
+    assert read_card(new.replace("\r\n", "\n")) == other_metadata | {"model-index": MODEL_INDEX}
     assert ModelCard(new).text == text and new.endswith(text) and new.count("\r\n") in (0, new.count("\n"))
 
 
@@ -167,7 +176,7 @@ def test_update_creates_missing_card(tmp_path, monkeypatch, model, expected_text
     monkeypatch.chdir(folder)
     assert update_model_card(".", EVALUATION) == "README.md"
     card = ModelCard.load(folder / "README.md")
-    assert check_card(str(card)) == ([], []) and card.data.eval_results == build_eval_results(EVALUATION)
+    assert validate_card(str(card)) == ([], []) and card.data.eval_results == build_eval_results(EVALUATION)
     assert (
         card.text.startswith("\n# converted\n") and expected_text in card.text and card.data.model_name == "converted"
     )
@@ -192,21 +201,21 @@ def reachable(hub, monkeypatch, tmp_path):
 def test_update_on_hub_keeps_the_card_and_respects_permissions(reachable):
     foreign = FOREIGN.replace("language: no", "language: en").replace("\n", "\r\n")
     foreign = foreign.replace("  - task: {type: image-classification}\r\n\r\n", "\r\n")
-    assert check_card(foreign) == ([], [])
+    assert validate_card(foreign) == ([], [])
     reachable.add_repo("alice/vit", {"README.md": foreign})
     address = update_model_card(
-        "alice/vit", changed(command="python scripts/evaluate.py /home/me/vit"), token="hf_alice"
+        "alice/vit", evaluation_result(command="python scripts/evaluate.py /home/me/vit"), token="hf_alice"
     )
     repo = reachable.repo("alice/vit")
     commit = repo.branches["main"]
     assert address == f"{reachable.url}/alice/vit/commit/{commit.oid}"
     new = reachable.files("alice/vit")["README.md"].decode()
     assert text_and_metadata(new)[0] == text_and_metadata(foreign)[0]
-    assert text_and_metadata(new)[1]["model-index"][0]["results"][-1] == RESULT
+    assert text_and_metadata(new)[1]["model-index"][0]["results"][-1] == MODEL_INDEX_RESULT
     assert "uoft-cs/cifar10, test" in commit.title and "python scripts/evaluate.py vit" in commit.message
-    assert not reachable.sent("/home/me") and not reachable.sent("hf_alice")
+    assert not reachable.requests_containing("/home/me") and not reachable.requests_containing("hf_alice")
     with pytest.raises(HfHubHTTPError):
-        update_model_card("alice/vit", changed(top1=0.1), token="hf_bob")
+        update_model_card("alice/vit", evaluation_result(top1=0.1), token="hf_bob")
     assert repo.branches["main"] == commit
 
 
@@ -216,7 +225,7 @@ def test_update_creates_card_on_hub_branch(reachable, tmp_path):
     reachable.repo("alice/vit").branches["measured"] = reachable.repo("alice/vit").branches["main"]
     update_model_card("alice/vit", EVALUATION, token="hf_alice", revision="measured")
     card = ModelCard(reachable.files("alice/vit", "measured")["README.md"].decode())
-    assert check_card(str(card)) == ([], []) and card.data.eval_results == build_eval_results(EVALUATION)
+    assert validate_card(str(card)) == ([], []) and card.data.eval_results == build_eval_results(EVALUATION)
     assert 'model="alice/vit")' in card.text and "README.md" not in reachable.files("alice/vit")
     if int(huggingface_hub.__version__.split(".")[0]) >= 2:  # earlier versions send requests to huggingface.co
         card.validate()

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from fake_hub.cards import check_card, read_card
-from helpers.card_cases import EVALUATION, FACTS, INDEX, changed, mixing_config
+from fake_hub.cards import read_card, validate_card
+from helpers.card_cases import CARD_DATA, EVALUATION, MODEL_INDEX, evaluation_result, tokenmixup_config
 from helpers.tiny_training import VIT, plain_vit, resnet, tokenmixup_vit
 from huggingface_hub import ModelCard
 from transformers import ResNetConfig, ViTConfig
@@ -20,9 +20,9 @@ from hf_tokenmixup.paper_results import find_paper_results
 
 
 def test_metadata_round_trip(tmp_path):
-    build_model_card(mixing_config(), "alice/vit", FACTS, [EVALUATION]).save(tmp_path / "README.md")
+    build_model_card(tokenmixup_config(), "alice/vit", CARD_DATA, [EVALUATION]).save(tmp_path / "README.md")
     written = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert check_card(written) == ([], [])
+    assert validate_card(written) == ([], [])
     assert read_card(written) == {
         "base_model": "google/vit-base-patch16-224",
         "datasets": ["uoft-cs/cifar10"],
@@ -30,7 +30,7 @@ def test_metadata_round_trip(tmp_path):
         "metrics": ["accuracy"],
         "pipeline_tag": "image-classification",
         "tags": ["image-classification", "hf_tokenmixup", "tokenmixup", "vit"],
-        "model-index": INDEX,
+        "model-index": MODEL_INDEX,
     }
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.eval_results == build_eval_results(EVALUATION) and card.data.model_name == "vit"
@@ -38,13 +38,13 @@ def test_metadata_round_trip(tmp_path):
 
 
 def test_text_contains_every_fact():
-    text = build_model_card(mixing_config(), "alice/vit", FACTS, [EVALUATION]).text
+    text = build_model_card(tokenmixup_config(), "alice/vit", CARD_DATA, [EVALUATION]).text
     row = "| `uoft-cs/cifar10` (plain_text) | test | 10,000 | 97.57 | 99.91 | 0.1235 |"
     assert row in text and f"```bash\n{EVALUATION.command}\n```" in text
     assert "| multiply-accumulate operations per image | 16.90 G |" in text
     setup = "2 x NVIDIA H100 80GB HBM3, bf16, batches of 64 in each of 2 processes. torch 2.6.0, timm 1.0.20."
     assert all(part in text for part in (setup, "`0a1b2c`", "`3d4e5f`", "`6a7b8c`"))
-    assert f"```bash\n{FACTS.command}\n```" in text and "![Training curves](training_curves.png)" in text
+    assert f"```bash\n{CARD_DATA.command}\n```" in text and "![Training curves](training_curves.png)" in text
     assert "| duration | 2 h 3 min |" in text and "| epochs | 29.5 |" in text
     assert "| recipe | `my-recipe` |" in text and "| split | train |" in text
     hyperparameters = [
@@ -56,14 +56,14 @@ def test_text_contains_every_fact():
     assert "of 8x8 pixels into 4 classes" in text and "Before layer 1," in text and "In layer 2," in text
     assert "No weights yet" not in text and "Results in the paper" not in text
     resumed = build_model_card(
-        mixing_config(), "alice/vit", dataclasses.replace(FACTS, resumed=True, seconds=59.6)
+        tokenmixup_config(), "alice/vit", dataclasses.replace(CARD_DATA, resumed=True, seconds=59.6)
     ).text
     assert "| duration | 1 min 0 s since the run was resumed |" in resumed
 
 
 def test_unknown_facts_are_omitted():
-    card = build_model_card(mixing_config(), "alice/vit", TrainingCardData())
-    assert check_card(str(card)) == ([], [])
+    card = build_model_card(tokenmixup_config(), "alice/vit", TrainingCardData())
+    assert validate_card(str(card)) == ([], [])
     assert {"base_model", "datasets", "metrics", "model-index"}.isdisjoint(read_card(str(card)))
     for absent in (
         "None",
@@ -82,7 +82,7 @@ def test_unknown_facts_are_omitted():
 
 def test_card_without_training_facts_claims_no_training_and_no_license():
     card = build_model_card(CctConfig(num_labels=10), "alice/cct", None, [EVALUATION])
-    assert check_card(str(card)) == ([], []) and "license" not in read_card(str(card))
+    assert validate_card(str(card)) == ([], []) and "license" not in read_card(str(card))
     assert "The training of these weights is not recorded here." in card.text
     assert "license of these weights is not recorded" in card.text and "TokenMixup is" not in card.text
     assert read_card(str(card))["tags"] == ["image-classification", "hf_tokenmixup", "cct"]
@@ -120,7 +120,7 @@ def test_model_and_class_names():
 
 def test_settings_table_lists_active_settings_only():
     def build(**settings):
-        card = build_model_card(mixing_config(**settings), "a/b", FACTS)
+        card = build_model_card(tokenmixup_config(**settings), "a/b", CARD_DATA)
         table = card.text.partition("### TokenMixup")[2].partition("##")[0]
         tagged = "tokenmixup" in read_card(str(card))["tags"]
         assert tagged == bool(table)
@@ -150,21 +150,23 @@ def test_settings_table_lists_active_settings_only():
 def test_snippets_use_trust_remote_code_for_cct_only():
     for config, requires_remote_code in (
         (TokenMixupCctConfig(), True),
-        (mixing_config(), False),
+        (tokenmixup_config(), False),
         (ResNetConfig(), False),
     ):
-        text = build_model_card(config, "alice/model", FACTS).text
+        text = build_model_card(config, "alice/model", CARD_DATA).text
         assert ('model="alice/model", trust_remote_code=True)' in text) == requires_remote_code
         assert ('model="alice/model")' in text) == (not requires_remote_code)
         assert 'load_classifier("alice/model")' in text
 
 
 def test_paper_results_are_shown_for_recipes_of_the_paper_only():
-    facts = dataclasses.replace(FACTS, recipe="scripts/recipes/cct-7-3x1-cifar100-htm-300.yaml")
+    facts = dataclasses.replace(CARD_DATA, recipe="scripts/recipes/cct-7-3x1-cifar100-htm-300.yaml")
     card = build_model_card(TokenMixupCctConfig(), "a/b", facts)
     assert "| HTM | 3.81 M | 0.95 G | 83.56 |\n" in card.text and "Not measured here." in card.text
     assert "model-index" not in read_card(str(card)) and find_paper_results("cct-2-3x2-cifar10-cpu") is None
-    explicit = build_model_card(mixing_config(), "a/b", FACTS, paper=find_paper_results("vit-b16-imagenet1k-htm"))
+    explicit = build_model_card(
+        tokenmixup_config(), "a/b", CARD_DATA, paper=find_paper_results("vit-b16-imagenet1k-htm")
+    )
     assert "| HTM | 87.3 M | 16.9 G | 82.37 | 96.29 |\n" in explicit.text
 
 
@@ -173,7 +175,7 @@ def test_card_contains_no_local_path_and_no_token(tmp_path, monkeypatch):
     (tmp_path / "outputs" / "vit").mkdir(parents=True)
     token = "hf_" + "aB3" * 11
     facts = dataclasses.replace(
-        FACTS,
+        CARD_DATA,
         base_model=str(tmp_path / "secret" / "vit"),
         dataset=str(tmp_path / "secret" / "flowers"),
         recipe=str(tmp_path / "secret" / "mine.yaml"),
@@ -182,42 +184,47 @@ def test_card_contains_no_local_path_and_no_token(tmp_path, monkeypatch):
         hyperparameters={"cache": f"{tmp_path}/secret/cache", "others": [f"{tmp_path}/secret/x", token]},
         curves=str(tmp_path / "secret" / "curves.png"),
     )
-    evaluation = changed(
+    evaluation = evaluation_result(
         model=str(tmp_path / "secret" / "vit"),
         dataset="C:\\secret\\images",
         command=f"python scripts/evaluate.py ../secret/vit --validation_dir {tmp_path}/secret/val --token {token}",
     )
-    card = build_model_card(mixing_config(), str(tmp_path / "secret" / "vit"), facts, [evaluation])
+    card = build_model_card(tokenmixup_config(), str(tmp_path / "secret" / "vit"), facts, [evaluation])
     for private in (str(tmp_path), "secret", token, "hf_short", "TOKEN"):
         assert private not in str(card)
-    assert check_card(str(card)) == ([], []) and "base_model" not in read_card(str(card))
+    assert validate_card(str(card)) == ([], []) and "base_model" not in read_card(str(card))
     assert "datasets" not in read_card(str(card)) and "Trained on `flowers` (local folder)" in card.text
     command = "accelerate launch scripts/finetune.py --train_dir train --token_selection random --output_dir='out'"
     assert f"```bash\n{command}\n```" in card.text and "| recipe | `mine` |" in card.text
     assert "python scripts/evaluate.py vit --validation_dir val\n" in card.text
     assert "(curves.png)" in card.text and '| `others` | ["x", ""] |' in card.text
     # An existing folder is not a model on the Hub, even if its name is valid there.
-    folder = build_model_card(mixing_config(), "outputs/vit", dataclasses.replace(FACTS, base_model="outputs/vit"))
+    folder = build_model_card(
+        tokenmixup_config(), "outputs/vit", dataclasses.replace(CARD_DATA, base_model="outputs/vit")
+    )
     assert "base_model" not in read_card(str(folder)) and 'load_classifier("outputs/vit")' in folder.text
 
 
 @pytest.mark.parametrize("dataset", ["digits", "flowers", "images/train/x", "a b/c"])
 def test_datasets_metadata_contains_hub_names_only(dataset):
     card = build_model_card(
-        mixing_config(), "a/b", dataclasses.replace(FACTS, dataset=dataset), [changed(dataset=dataset)]
+        tokenmixup_config(),
+        "a/b",
+        dataclasses.replace(CARD_DATA, dataset=dataset),
+        [evaluation_result(dataset=dataset)],
     )
-    assert check_card(str(card)) == ([], []) and "datasets" not in read_card(str(card))
+    assert validate_card(str(card)) == ([], []) and "datasets" not in read_card(str(card))
     assert read_card(str(card))["model-index"][0]["results"][0]["dataset"]["type"] == dataset
 
 
 def test_license_is_in_the_card_only_if_set():
-    for training in (FACTS, None):
+    for training in (CARD_DATA, None):
         for license in (None, "mit"):
-            card = build_model_card(mixing_config(), "a/b", training, license=license)
+            card = build_model_card(tokenmixup_config(), "a/b", training, license=license)
             assert read_card(str(card)).get("license") == license
             assert ("\n## License\n\n`mit`" in card.text) == (license is not None)
-    facts = dataclasses.replace(FACTS, license="cc-by-4.0")
-    assert read_card(str(build_model_card(mixing_config(), "a/b", facts)))["license"] == "cc-by-4.0"
+    facts = dataclasses.replace(CARD_DATA, license="cc-by-4.0")
+    assert read_card(str(build_model_card(tokenmixup_config(), "a/b", facts)))["license"] == "cc-by-4.0"
 
 
 @pytest.mark.parametrize("folder", ["photos/train", "photos/val/", "photos"])
@@ -225,9 +232,11 @@ def test_card_for_local_folder_has_no_hub_dataset(folder, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     (tmp_path / folder).mkdir(parents=True)
     for name in (folder, str(tmp_path / folder)):
-        facts = dataclasses.replace(FACTS, dataset=name, dataset_config=None)
-        card = build_model_card(mixing_config(), "a/b", facts, [changed(dataset=name, dataset_config=None)])
-        assert check_card(str(card)) == ([], []) and "datasets" not in read_card(str(card))
+        facts = dataclasses.replace(CARD_DATA, dataset=name, dataset_config=None)
+        card = build_model_card(
+            tokenmixup_config(), "a/b", facts, [evaluation_result(dataset=name, dataset_config=None)]
+        )
+        assert validate_card(str(card)) == ([], []) and "datasets" not in read_card(str(card))
         assert (
             "Trained on `photos` (local folder)" in card.text and "| dataset | `photos` (local folder) |" in card.text
         )
@@ -236,19 +245,19 @@ def test_card_for_local_folder_has_no_hub_dataset(folder, tmp_path, monkeypatch)
 
 
 def test_card_omits_secret_hyperparameters():
-    facts = dataclasses.replace(FACTS, hyperparameters={"hub_token": "s3cr3t", "proxy": "http://me:s3cr3t@host"})
-    text = build_model_card(mixing_config(), "a/b", facts).text
+    facts = dataclasses.replace(CARD_DATA, hyperparameters={"hub_token": "s3cr3t", "proxy": "http://me:s3cr3t@host"})
+    text = build_model_card(tokenmixup_config(), "a/b", facts).text
     assert "s3cr3t" not in text and "hub_token" not in text and "| `proxy` | http://host |" in text
 
 
 def test_card_for_working_directory_has_its_name_as_title(tmp_path, monkeypatch):
     (tmp_path / "digits").mkdir()
     monkeypatch.chdir(tmp_path / "digits")
-    assert "\n# digits\n" in str(build_model_card(mixing_config(), "."))
+    assert "\n# digits\n" in str(build_model_card(tokenmixup_config(), "."))
 
 
 def test_build_eval_results_omits_nonfinite_loss():
-    assert [result.metric_type for result in build_eval_results(changed(loss=float("nan")))] == [
+    assert [result.metric_type for result in build_eval_results(evaluation_result(loss=float("nan")))] == [
         "accuracy",
         "top_5_accuracy",
     ]

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from helpers.commands import SCRIPTS, open_script
+from helpers.commands import SCRIPTS, import_command
 from huggingface_hub import ModelCard
 from safetensors.torch import load
 
@@ -53,7 +53,7 @@ print("done")
 
 @pytest.fixture(scope="module")
 def finetune():
-    return open_script("finetune")
+    return import_command("finetune")
 
 
 def arguments(family, out, *more):
@@ -91,7 +91,7 @@ def test_pushed_model_loads_without_this_package(finetune, hub, tmp_path, monkey
         weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
         expected[family] = {"weights": weights, "pixels": pixels, "logits": logits, "scores": logits[0].softmax(0)}
         assert set(load(files["model.safetensors"])) and not any("scorenet" in name for name in weights)
-    assert not hub.sent(str(tmp_path)) and not hub.sent("hf_alice")
+    assert not hub.requests_containing(str(tmp_path)) and not hub.requests_containing("hf_alice")
 
     torch.save(expected, tmp_path / "expected.pt")
     environment = hub.environment(cache=tmp_path / "cache") | {"OMP_NUM_THREADS": "1"}
@@ -104,7 +104,7 @@ def test_publish_script_uploads_a_folder_after_failed_push(finetune, hub, tmp_pa
     out = tmp_path / "out"
     first = ["--hub_model_id", "alice/first", "--hub_token", "hf_alice", "--hub_strategy", "end"]
     trainer = finetune.build_trainer(arguments("cct", out, *first))
-    hub.refuse_next_upload()
+    hub.reject_next_upload()
     with pytest.raises(finetune.HubUploadError, match="hf-tokenmixup publish .*out alice/first"):
         finetune.train_and_evaluate(trainer)
     assert set(hub.files("alice/first")) == {".gitattributes"}
@@ -119,7 +119,7 @@ def test_publish_script_uploads_a_folder_after_failed_push(finetune, hub, tmp_pa
     assert 'model="alice/second"' in card and "evaluate.py alice/second " in card and "alice/first" not in card
     assert ModelCard(card).data.model_name == "second"
 
-    assert not hub.sent(str(tmp_path)) and not hub.sent("hf_alice")
+    assert not hub.requests_containing(str(tmp_path)) and not hub.requests_containing("hf_alice")
 
 
 def test_command_in_card_reproduces_its_results(finetune, tmp_path):

@@ -53,7 +53,7 @@ def test_upload_model_folder_uploads_the_exported_model_only(hub, folder):
     assert not any(".scorenet." in name for name in load_file(folder / "model.safetensors"))
     for name in expected - {".gitattributes"}:
         assert files[name] == (folder / name).read_bytes()
-    assert not hub.sent(str(folder)) and not hub.sent("hf_alice")
+    assert not hub.requests_containing(str(folder)) and not hub.requests_containing("hf_alice")
 
 
 def test_upload_model_folder_again_sends_no_weights(hub, folder):
@@ -90,7 +90,7 @@ def test_upload_without_write_access_raises_before_sending(hub, folder, token, r
     assert message in str(error.value) and (token is None or token not in str(error.value))
     with pytest.raises(ValueError):
         upload_model_folder(folder, repo_id, token=token)
-    assert set(hub.files("alice/there")) == {"README.md", ".gitattributes"} and not hub.sent("scorenet")
+    assert set(hub.files("alice/there")) == {"README.md", ".gitattributes"} and not hub.requests_containing("scorenet")
     assert not any(request.method == "PUT" for request in hub.requests)
 
 
@@ -108,7 +108,7 @@ def test_create_and_check_repo_unreachable_hub_raises(monkeypatch):
 
 def test_upload_model_folder_after_failure_can_be_repeated(hub, folder):
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    hub.refuse_next_upload(status=403)
+    hub.reject_next_upload(status=403)
     with pytest.raises(ValueError, match=r"Repeat the upload: `hf-tokenmixup publish .*output alice/vit`"):
         upload_model_folder(folder, "alice/vit", token="hf_alice")
     assert set(hub.files("alice/vit")) == {".gitattributes"}
@@ -134,7 +134,7 @@ def test_upload_model_folder_removes_local_paths_from_json(hub, folder):
     assert json.loads(files["config.json"]) == config | {"_name_or_path": "base", "cache": "cache"}
     assert json.loads(files["adapter_config.json"]) == {"base_model_name_or_path": "", "r": 8}
     assert json.loads(files["training_log.jsonl"]) == {"epoch": 1.0, "file": "output"}
-    assert not hub.sent(str(folder)) and not hub.sent(str(Path.home() / "cache"))
+    assert not hub.requests_containing(str(folder)) and not hub.requests_containing(str(Path.home() / "cache"))
     # Local files do not change.
     assert json.loads((folder / "config.json").read_text()) == config
 
@@ -159,7 +159,7 @@ def test_upload_model_folder_with_unknown_license_raises_before_sending(hub, fol
     before = (folder / "README.md").read_bytes()
     with pytest.raises(ValueError, match=message):
         upload_model_folder(folder, "alice/vit", token="hf_alice", license=license)
-    assert (folder / "README.md").read_bytes() == before and not hub.sent("A model")
+    assert (folder / "README.md").read_bytes() == before and not hub.requests_containing("A model")
 
 
 def test_validate_license_without_answer_checks_the_form_only(monkeypatch):

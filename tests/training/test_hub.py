@@ -64,7 +64,7 @@ def test_a_training_that_is_pushed(hub, arguments, tmp_path, model):
     assert results["accuracy"].dataset_type == "alice/pictures" and card.data.datasets == ["alice/pictures"]
     assert 'model="alice/vit"' in card.text and "scripts/evaluate.py alice/vit --dataset_name" in card.text
     assert "`learning_rate` | 0.1" in card.text and "recipe | `tiny`" in card.text
-    assert not hub.sent(str(tmp_path)) and not hub.sent("hf_alice")
+    assert not hub.requests_containing(str(tmp_path)) and not hub.requests_containing("hf_alice")
 
 
 def test_the_evaluation_in_a_card_is_that_of_the_published_model(arguments):
@@ -91,7 +91,7 @@ def test_an_upload_that_breaks_off_leaves_the_training_whole(hub, arguments, tmp
     args = arguments(push_to_hub=True, hub_model_id="alice/vit", hub_token="hf_alice")
     trainer = trainer_of(args)
     trainer.train()
-    hub.refuse_next_upload()
+    hub.reject_next_upload()
     with pytest.raises(HubUploadError, match="Repeat the upload: `hf-tokenmixup publish .*out alice/vit`"):
         trainer.push_to_hub()
     assert PUBLISHED - {".gitattributes"} <= {path.name for path in (tmp_path / "out").iterdir()}
@@ -122,7 +122,7 @@ def test_what_goes_up_while_training_is_published(hub, arguments, strategy):
     checkpoint = load(files["last-checkpoint/model.safetensors"])
     (name,) = [name for name in checkpoint if name.endswith("scorenet.classifier.weight")]
     assert torch.equal(checkpoint[name], trainer.model.vit.layers[1].scorenet.classifier.weight)
-    assert not hub.sent("hf_alice")
+    assert not hub.requests_containing("hf_alice")
 
 
 def test_a_checkpoint_that_is_pushed_names_no_folder_and_is_complete(hub, arguments, tmp_path):
@@ -142,7 +142,7 @@ def test_a_checkpoint_that_is_pushed_names_no_folder_and_is_complete(hub, argume
     assert str(tmp_path) in on_disk["best_model_checkpoint"] and state["log_history"] == on_disk["log_history"]
     for folder in (str(tmp_path), f"{Path.home()}/"):
         assert [name for name, content in files.items() if folder.encode() in content] == []
-        assert not hub.sent(folder)
+        assert not hub.requests_containing(folder)
     downloaded = tmp_path / "downloaded"
     for name, content in files.items():
         (downloaded / name).parent.mkdir(parents=True, exist_ok=True)

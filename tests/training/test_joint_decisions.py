@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers.forked_group import in_processes
+from helpers.forked_group import run_in_processes
 from torch.utils.data import RandomSampler, WeightedRandomSampler
 from transformers import TrainerControl, TrainerState
 
@@ -36,7 +36,7 @@ def failing_in(rank: int, number: int, error: Exception):
 
 
 def test_on_main_process_value_and_error_are_those_of_the_main_process(tmp_path):
-    assert in_processes(lambda rank: on_main_process(lambda: f"chosen by {rank}"), tmp_path) == ["chosen by 0"] * 2
+    assert run_in_processes(lambda rank: on_main_process(lambda: f"chosen by {rank}"), tmp_path) == ["chosen by 0"] * 2
 
 
 @pytest.mark.parametrize(
@@ -48,19 +48,19 @@ def test_on_main_process_value_and_error_are_those_of_the_main_process(tmp_path)
     ],
 )
 def test_on_main_process_error_is_raised_in_every_process(tmp_path, error, kind):
-    found = in_processes(lambda rank: on_main_process(failing_in(rank, 0, error)), tmp_path)
+    found = run_in_processes(lambda rank: on_main_process(failing_in(rank, 0, error)), tmp_path)
     assert [name for name, _ in found] == [kind] * 2 and all("no room" in message for _, message in found)
 
 
 def test_on_all_processes_returns_each_its_own_value_and_raises_one_error(tmp_path):
-    assert in_processes(lambda rank: on_all_processes(lambda: rank + 10), tmp_path) == [10, 11]
+    assert run_in_processes(lambda rank: on_all_processes(lambda: rank + 10), tmp_path) == [10, 11]
     (tmp_path / "store").unlink(missing_ok=True)
-    found = in_processes(lambda rank: on_all_processes(failing_in(rank, 1, OutputDirError("no room"))), tmp_path)
+    found = run_in_processes(lambda rank: on_all_processes(failing_in(rank, 1, OutputDirError("no room"))), tmp_path)
     assert found == [("OutputDirError", "In process 1 of 2: no room")] * 2
 
 
 def test_on_all_processes_same_error_everywhere_is_raised_as_it_is(tmp_path):
-    found = in_processes(lambda rank: on_all_processes(failing_in(rank, rank, ValueError("no room"))), tmp_path)
+    found = run_in_processes(lambda rank: on_all_processes(failing_in(rank, rank, ValueError("no room"))), tmp_path)
     assert found == [("ValueError", "no room")] * 2
 
 
@@ -69,16 +69,16 @@ def test_check_equal_names_what_differs(tmp_path):
         check_equal("The dataset", {"classes": ["a", "b"], "images": 5 + rank}, "Copy it.")
 
     message = "The dataset differs between the 2 processes of this run: images is 5 in process 0 and 6 in process 1."
-    assert in_processes(check, tmp_path) == [("ValueError", f"{message} Copy it.")] * 2
+    assert run_in_processes(check, tmp_path) == [("ValueError", f"{message} Copy it.")] * 2
 
 
 def test_folder_is_shared_tells_one_disk_from_two(tmp_path):
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder in folders:
         folder.mkdir()
-    assert in_processes(lambda rank: folder_is_shared(folders[0]), tmp_path) == [True, True]
+    assert run_in_processes(lambda rank: folder_is_shared(folders[0]), tmp_path) == [True, True]
     (tmp_path / "store").unlink(missing_ok=True)
-    assert in_processes(lambda rank: folder_is_shared(folders[rank]), tmp_path) == [False, False]
+    assert run_in_processes(lambda rank: folder_is_shared(folders[rank]), tmp_path) == [False, False]
     assert not list(folders[0].iterdir())
 
 
@@ -116,7 +116,9 @@ def write_checkpoints(folder: Path, steps: list[int]) -> Path:
 )
 def test_checkpoint_to_resume_separate_disks_agree_or_raise_together(tmp_path, disks, given, found):
     folders = [write_checkpoints(tmp_path / str(rank), steps) for rank, steps in enumerate(disks)]
-    chosen = in_processes(lambda rank: resolve_resume_checkpoint(given.format(folders[rank]), folders[rank]), tmp_path)
+    chosen = run_in_processes(
+        lambda rank: resolve_resume_checkpoint(given.format(folders[rank]), folders[rank]), tmp_path
+    )
     if found is None or found.startswith("checkpoint-"):
         assert chosen == [found and str(folder / found) for folder in folders]
     else:
@@ -126,7 +128,7 @@ def test_checkpoint_to_resume_separate_disks_agree_or_raise_together(tmp_path, d
 def test_checkpoint_to_resume_same_name_of_another_step_raises_in_both(tmp_path):
     folders = [write_checkpoints(tmp_path / str(rank), [3]) for rank in range(2)]
     (folders[1] / "checkpoint-3" / "trainer_state.json").write_text(json.dumps({"global_step": 4}))
-    first, second = in_processes(lambda rank: resolve_resume_checkpoint("last", folders[rank]), tmp_path)
+    first, second = run_in_processes(lambda rank: resolve_resume_checkpoint("last", folders[rank]), tmp_path)
     assert first == second and "it is of step 4, and that of the main process of step 3" in first[1]
 
 

@@ -298,7 +298,7 @@ def test_what_goes_up_while_training(hub, arguments, tmp_path):
     assert load(files["model.safetensors"]).keys() == load_file(tmp_path / "base" / "model.safetensors").keys()
     held = {name.removeprefix("last-checkpoint/") for name in files if "/" in name}
     assert {"adapter_model.safetensors", "adapter_config.json", "optimizer.pt"} < held
-    assert "model.safetensors" not in held and not hub.sent(str(tmp_path))
+    assert "model.safetensors" not in held and not hub.requests_containing(str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.streams import Number, stream, write_shards
+from helpers.streams import ReadNumber, load_stream, write_shards
 from helpers.tiny_training import tokenmixup_vit
 from transformers import TrainerCallback, ViTImageProcessor
 
@@ -37,7 +37,9 @@ class StopAt(TrainerCallback):
 
 
 def trainer(folder, arguments, name, num_images=27, stop=None, **settings):
-    data = ImageClassificationIterableDataset(stream(folder), AUGMENT, seed=3, shuffle_buffer=8, num_images=num_images)
+    data = ImageClassificationIterableDataset(
+        load_stream(folder), AUGMENT, seed=3, shuffle_buffer=8, num_images=num_images
+    )
     settings = {"save_strategy": "steps", "save_steps": 3, "logging_steps": 1, "mixup_alpha": 0.8} | settings
     args = arguments(output_dir=str(folder.parent / name), per_device_train_batch_size=3, **settings)
     model = tokenmixup_vit(hidden_dropout_prob=0.1)
@@ -115,7 +117,7 @@ def test_no_more_workers_than_shards(folder, arguments, tmp_path, caplog):
 def test_evaluation_is_that_of_the_stored_split(folder, arguments, tmp_path, workers):
     stored = load_image_dataset(str(folder), cache_dir=str(tmp_path / "cache"), do_train=False, eval_split="train")
     args = arguments(output_dir=str(tmp_path), per_device_eval_batch_size=4, dataloader_num_workers=workers)
-    streamed = ImageClassificationIterableDataset(stream(folder), PREPARE)
+    streamed = ImageClassificationIterableDataset(load_stream(folder), PREPARE)
     options = {"data_collator": collate, "compute_metrics": compute_metrics}
     options["preprocess_logits_for_metrics"] = top_classes
     one = TokenMixupTrainer(tokenmixup_vit(num_labels=4), args, **options)
@@ -129,5 +131,5 @@ def test_evaluation_is_that_of_the_stored_split(folder, arguments, tmp_path, wor
 
 
 def test_numbers_of_images_are_labels(folder):
-    images = list(ImageClassificationIterableDataset(stream(folder), Number(draws=False)))
+    images = list(ImageClassificationIterableDataset(load_stream(folder), ReadNumber(draws=False)))
     assert [int(image["pixel_values"][0]) % 4 for image in images] == [image["labels"] for image in images]

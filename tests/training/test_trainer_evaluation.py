@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers.streams import stream, write_shards
+from helpers.streams import load_stream, write_shards
 from helpers.tiny_training import CLASSES, Images, tokenmixup_vit
 from torch.utils.data import Dataset, Subset
 from transformers import TrainerCallback, ViTImageProcessor
@@ -68,7 +68,7 @@ def test_evaluation_option_changes_no_result(arguments, size, settings):
 )
 def test_evaluation_of_a_stream_counts_its_images(arguments, tmp_path, settings):
     images = ImageClassificationIterableDataset(
-        stream(write_shards(tmp_path / "shards", [7, 5])),
+        load_stream(write_shards(tmp_path / "shards", [7, 5])),
         build_transforms(ViTImageProcessor(size={"height": 8, "width": 8}))[1],
     )
     args = arguments(per_device_eval_batch_size=4, **settings)

@@ -1,27 +1,39 @@
-"""Everything that a user can get wrong, and the message each gets; and what looks wrong and works."""
+"""Every known user error raises a message that says what is expected, what was found, and what to do."""
 
 import pytest
 from datasets import config as datasets_config
 from huggingface_hub import constants as hub_constants
-from user_errors.command_cases import SCRIPTS, VERSIONS
-from user_errors.data_cases import DATA, IMAGES
-from user_errors.harness import DIGITS, MIXING, Bench
-from user_errors.model_cases import CHECKPOINTS, MODELS
-from user_errors.settings_cases import NOT_PARSED, RECIPES, SETTINGS
+from user_errors.command_cases import COMMAND_CASES, VERSION_CASES
+from user_errors.data_cases import DATA_CASES, IMAGE_CASES
+from user_errors.harness import DIGITS, TOKENMIXUP, Harness
+from user_errors.model_cases import CHECKPOINT_CASES, MODEL_CASES
+from user_errors.settings_cases import PARSER_CASES, RECIPE_CASES, SETTINGS_CASES
 
 from hf_tokenmixup.data import load_digits_dataset, loading
 
-MISTAKES = [*NOT_PARSED, *SETTINGS, *RECIPES, *DATA, *IMAGES, *MODELS, *CHECKPOINTS, *SCRIPTS, *VERSIONS]
+CASES = [
+    *PARSER_CASES,
+    *SETTINGS_CASES,
+    *RECIPE_CASES,
+    *DATA_CASES,
+    *IMAGE_CASES,
+    *MODEL_CASES,
+    *CHECKPOINT_CASES,
+    *COMMAND_CASES,
+    *VERSION_CASES,
+]
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The output folder of a training of two steps, with a checkpoint of each."""
+    """Return the output folder of a run of two steps, with a checkpoint of each step."""
     folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        bench = Bench(folder, folder, patch)
-        bench.train(*DIGITS, *bench.network(), *MIXING, "--max_steps", 2, "--save_steps", 1, output_dir=folder / "out")
-    return folder / "out"
+    output_dir = folder / "out"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        harness = Harness(folder, folder, monkeypatch)
+        flags = [*DIGITS, *harness.vit_flags(), *TOKENMIXUP, "--max_steps", 2, "--save_steps", 1]
+        harness.train(*flags, output_dir=output_dir)
+    return output_dir
 
 
 @pytest.fixture(scope="module")
@@ -30,23 +42,23 @@ def digits():
 
 
 @pytest.fixture
-def bench(tmp_path, trained, digits, monkeypatch):
+def harness(tmp_path, trained, digits, monkeypatch):
     monkeypatch.setattr(loading, "load_digits_dataset", lambda: digits)
-    # Read when the libraries are imported, so the environment would be too late.
+    # The libraries read the environment variables at import, so setting them here has no effect.
     monkeypatch.setattr(datasets_config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", True)
-    return Bench(tmp_path, trained, monkeypatch)
+    return Harness(tmp_path, trained, monkeypatch)
 
 
-@pytest.mark.parametrize("mistake", MISTAKES, ids=[mistake.name for mistake in MISTAKES])
-def test_a_mistake_is_told(mistake, bench):
-    with pytest.raises(mistake.error) as raised:
-        mistake.provoke(bench)
+@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+def test_user_error_message(case, harness):
+    with pytest.raises(case.exception) as raised:
+        case.trigger(harness)
     message = str(raised.value)
-    missing = [part for part in mistake.told if part not in message]
-    assert not missing, message
+    missing_fragments = [fragment for fragment in case.expected_fragments if fragment not in message]
+    assert not missing_fragments, message
 
 
-def test_the_table_names_each_mistake_once():
-    names = [mistake.name for mistake in MISTAKES]
+def test_case_names_are_unique():
+    names = [case.name for case in CASES]
     assert len(set(names)) == len(names)
