@@ -134,7 +134,7 @@ def check_scorenet_trainable(model: nn.Module) -> None:
         return
     active = set(adapters[0].active_adapters)
     for index, layer in enumerate(model.get_transformer_layers()):
-        if not layer.is_horizontal or layer.settings.horizontal_tau is None:
+        if not layer.is_horizontal or layer.config.horizontal_tau is None:
             continue
         parameters = layer.scorenet.named_parameters()
         frozen = [name for name, parameter in parameters if not parameter.requires_grad and _is_active(name, active)]
