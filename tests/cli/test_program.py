@@ -126,7 +126,7 @@ def test_train_and_evaluate_best_model_without_an_evaluation_warns(tmp_path, mon
 def test_entry_point_message_of_the_library_names_flags(tmp_path, monkeypatch, command):
     harness = Harness(tmp_path, tmp_path, monkeypatch)
     data = harness.write_parquet([encode_image(solid_image())] * 2, [0, 1], Value("int64"))
-    options = ["--dataset_name", data, "--image_column_name", "pic"]
+    options = ["--dataset_name", data, "--eval_split", "train", "--image_column_name", "pic"]
     if command == "finetune":
         options += ["--do_train", *harness.vit_flags(), "--output_dir", tmp_path / "out"]
     else:

@@ -258,4 +258,4 @@ def test_labels_of_a_narrow_or_unsigned_type_are_numbered(load, kind):
 
 def test_numbers_of_classes_with_gaps_are_logged(load, caplog):
     load({"train": split_of([3, 7, 3], Value("int64")), "test": split_of([7], Value("int64"))})
-    assert "2 different numbers up to 7" in caplog.text and "6 of the 8 classes have no images" in caplog.text
+    assert "2 different labels up to 7" in caplog.text and "6 of the 8 classes have no images" in caplog.text

@@ -413,7 +413,7 @@ def test_settings_that_make_no_sense(arguments):
     for decay in (-0.1, 1.0, math.nan):
         with pytest.raises(ValueError, match="`ema_decay` must be at least 0 .off. and less than 1, got"):
             arguments(ema_decay=decay)
-    with pytest.raises(ValueError, match="give `ema_decay` too"):
+    with pytest.raises(ValueError, match="Pass `ema_decay` too"):
         arguments(ema_warmup=True)
     with pytest.raises(ValueError, match="optim=schedule_free_adamw, which averages the weights itself"):
         trainer_of(plain_vit, arguments(ema_decay=0.9, optim="schedule_free_adamw"))

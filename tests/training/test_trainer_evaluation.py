@@ -162,7 +162,7 @@ def test_more_accumulation_steps_than_batches_train_on_all_of_them(arguments, dr
         ({"label_names": ["targets"]}, r"`label_names` must contain 'labels', got \['targets'\]"),
         (
             {"prediction_loss_only": True, "metric_for_best_model": "top1"},
-            "`metric_for_best_model` is 'top1', and with `prediction_loss_only`",
+            "`metric_for_best_model` is 'top1', but with `prediction_loss_only`",
         ),
     ],
     ids=lambda value: "" if isinstance(value, str) else "-".join(value),

@@ -104,11 +104,11 @@ def import_with_old_transformers(harness: Harness):
 
 
 COMMAND_CASES = [
-    evaluate("folder that does not exist", missing_folder, "No model", "config.json"),
+    evaluate("folder that does not exist", missing_folder, "not found", "config.json"),
     evaluate("folder without a model", empty_folder, "no config.json that names a model_type"),
-    evaluate("truncated weights", with_truncated_weights, "cannot be read", "anew"),
+    evaluate("truncated weights", with_truncated_weights, "cannot be read", "download it again"),
     evaluate("weights without a classifier", without_classifier, "2 of 56 tensors", "classifier.weight"),
-    evaluate("weights of another architecture", with_other_architecture, "not those of a DeiT"),
+    evaluate("weights of another architecture", with_other_architecture, "do not fit a DeiT"),
     evaluate("image processor of another size", with_other_image_size, "(3, 20, 20)", "(16*16)", "patch_size"),
     evaluate(
         "batch_size of 0", trained_model, "--batch_size must be at least 1", "got 0", flags=("--batch_size", 0)
@@ -176,7 +176,7 @@ COMMAND_CASES = [
     ),
     command(
         "visualize", "model that does not exist", "saliency {folder}/no --images x --output {folder}/figure.png",
-        "No model", "config.json",
+        "not found", "config.json",
     ),
     command(
         "visualize", "images that do not exist",
@@ -227,7 +227,7 @@ COMMAND_CASES = [
     command(
         "study", "output_dir that is a file",
         "rho --recipe digits-quickstart --values 0.1 --launcher true --output_dir {file} -- --use_cpu",
-        "--output_dir must be a folder that can be made", "File exists",
+        "output_dir", "is not writable", "File exists",
     ),
     command(
         "study", "report without a finished run", "4 --report_only --output_dir {folder}",
@@ -255,7 +255,7 @@ COMMAND_CASES = [
     command("benchmark", "unknown device", "--device tpu", "--device must be cpu, cuda or cuda:NUMBER", "tpu"),
     command("benchmark", "rho that is nan", "--rho nan", "--rho must be at least 0", "nan"),
     command("benchmark", "misspelled model", "--model vit-hug", "--model", "'vit-hug'", "'vit-small'"),
-    command("benchmark", "unknown flag", "--rows 3", "Not understood", "--rows"),
+    command("benchmark", "unknown flag", "--rows 3", "Unknown arguments", "--rows"),
     command(
         "benchmark", "recipe", "--recipe digits-quickstart --part parameters --rh 1", "reads no --recipe. Omit it"
     ),

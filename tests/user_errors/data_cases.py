@@ -193,32 +193,32 @@ DATA_CASES = [
     case("no label column", train_without_labels, "one label column", "'image' (Image)", "label_column"),
     case("no image column", train_without_images, "one image column", "'width' (int64)", "image_column_name"),
     dataset_flags(
-        "label_column_name that does not exist", "label_column_name lable",
-        "no column 'lable'", "'label' (int64)", "--label_column_name",
+        "label_column_name that does not exist", "--label_column_name lable",
+        "no column 'lable'", "'label' (int64)", "label_column_name",
     ),
     dataset_flags(
-        "image_column_name that does not exist", "image_column_name img",
+        "image_column_name that does not exist", "--image_column_name img",
         "no column 'img'", "'image' (Image)", "image_column_name",
     ),
     dataset_flags(
         "image_column_name of the labels", "--image_column_name label",
-        "'label' of split 'train' has no images", "--image_column_name",
+        "'label' of split 'train' has no images", "image_column_name",
     ),
     dataset_flags(
-        "label_column_name of the images", "label_column_name image",
-        "ClassLabel, integer or string", "Image", "--label_column_name",
+        "label_column_name of the images", "--label_column_name image",
+        "ClassLabel, integer or string", "Image", "label_column_name",
     ),
     dataset_flags(
-        "train_split that does not exist", "train_split tran", "no split 'tran'", "['train']", "--train_split"
+        "train_split that does not exist", "--train_split tran", "no split 'tran'", "['train']", "train_split"
     ),
     dataset_flags(
-        "eval_split that does not exist", "--do_eval eval_split tset",
+        "eval_split that does not exist", "--do_eval --eval_split tset",
         "no split 'tset'", "['train']", "eval_split",
     ),
     dataset_flags("train_val_split of 1", "--do_eval --train_val_split 1", "above 0 and below 1", "1.0"),
     dataset_flags(
         "train_val_split that leaves no training image", "--do_eval --train_val_split 0.9",
-        "Cannot use 4 of 4 training images for evaluation", "--eval_split",
+        "Cannot use 4 of 4 training images for evaluation", "eval_split",
     ),
     dataset_flags(
         "max_train_samples of 0", "--max_train_samples 0",
@@ -233,7 +233,7 @@ DATA_CASES = [
     ),
     case(
         "one column for images and labels", train_on_one_column_for_images_and_labels,
-        "'label' cannot contain both images and labels", "--image_column_name",
+        "'label' cannot contain both images and labels", "image_column_name",
     ),
     case("no dataset", train_without_dataset, "either `dataset_name` or image folders", "digits"),
     case(

@@ -132,9 +132,9 @@ MODEL_CASES = [
     ),
     model(
         "model name that does not exist", lambda harness: "outputs/no",
-        "No model 'outputs/no'", "the name of a model on the Hub",
+        "'outputs/no' not found", "the name of a model on the Hub",
     ),
-    model("empty model name", lambda harness: "", "No model was named"),
+    model("empty model name", lambda harness: "", "There is no model"),
     model(
         "model_revision of a local folder", trained_model, "--model_revision is for models on the Hub",
         flags=("--model_revision", "x"),
@@ -245,7 +245,7 @@ MODEL_CASES = [
         "evaluation split with other classes than the model",
         lambda harness: use_three_classes(harness, "--do_eval", "--eval_split", "train"),
         ValueError,
-        ("has 10 classes and the dataset has 3", "--label_mapping name"),
+        ("has 10 classes and the dataset has 3", "label_mapping=name"),
     ),
     digits("no model", "There is no model", "from_scratch"),
     digits(
@@ -299,15 +299,15 @@ MODEL_CASES = [
 ]  # fmt: skip
 CHECKPOINT_CASES = [
     ErrorCase(
-        "output_dir that is a file", train_into_a_file, ValueError, ("must be a folder", "notes.txt", "Name")
+        "output_dir that is a file", train_into_a_file, ValueError, ("is not writable", "notes.txt", "choose another")
     ),
     ErrorCase(
         "output_dir of another run", train_into_the_folder_of_another_run, ValueError,
-        ("contains checkpoint-2 of an earlier run", "resume_from_checkpoint=last", "another --output_dir"),
+        ("contains checkpoint-2 of an earlier run", "resume_from_checkpoint=last", "another output_dir"),
     ),
     ErrorCase(
         "output_dir that contains a model", train_into_model_folder, ValueError,
-        ("holds a model", "overwrite", "Name"),
+        ("contains a model", "overwrite", "Choose"),
     ),
     ErrorCase(
         "output_dir without a checkpoint to resume from",
