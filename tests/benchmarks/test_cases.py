@@ -83,7 +83,7 @@ def shared_parameters(one, other):
     "case, settings",
     [
         ("attention", {}),
-        ("whole maps", {"saliency_route": "output_attentions"}),
+        ("full maps", {"saliency_route": "output_attentions"}),
         ("full rollout", {"rollout_steps": 1}),
         ("gradient", {"saliency_detector": "gradient"}),
     ],
@@ -119,7 +119,7 @@ def test_step_cases_match_the_complete_step(saliency):
     hidden, targets = torch.randn(4, 6, 3), torch.eye(4)
     cases = step_cases(hidden, saliency, targets, rho=0.01, num_prefix_tokens=1, group_sizes=[2])
     assert torch.allclose(cases["gain"](), gain_matrix(saliency, 0.01))
-    complete = cases["whole"]()
+    complete = cases["complete step"]()
     assert torch.equal(cases["assignment"](), complete.partner) and complete.replaced.any()
     tokens, mixed = cases["mixing"]()
     assert torch.equal(tokens, complete.hidden) and torch.equal(mixed, complete.targets)

@@ -227,4 +227,4 @@ def test_timing_table_shows_ratios_memory_and_gain(clock):
     ]
     assert lines[0].split("   ")[-1].strip() == "of plain" and len({len(line) for line in lines[2:]}) == 1
     lines = timing_table(timings, relative_gain={"HTM": 0.9876}).splitlines()
-    assert [line.split()[-1] for line in lines] == ["kept", "2000", "98.8%", "0.0200"]
+    assert [line.split()[-1] for line in lines] == ["gain", "2000", "98.8%", "0.0200"]

@@ -16,7 +16,7 @@ from hf_tokenmixup.models import TokenMixupViTConfig, TokenMixupViTForImageClass
 
 SCRIPT = SCRIPTS / "benchmark.py"
 BRIEF = ["--rounds", "2", "--warmup", "1", "--device", "cpu"]
-SALIENCY_DETECTORS = ["attention", "whole maps", "full rollout", "gradient", "random"]
+SALIENCY_DETECTORS = ["attention", "full maps", "full rollout", "gradient", "random"]
 
 
 def build(**settings):
@@ -77,8 +77,8 @@ def test_benchmark_of_a_network_writes_tables_and_json(script, tmp_path, capsys)
     assert {"setting", "detection", "step", "training", "command", "versions"} == set(result)
 
     detection, step, training = (result[part] for part in ("detection", "step", "training"))
-    assert list(detection["timings"]) == SALIENCY_DETECTORS and detection["difference_to_whole_maps"] < 1e-6
-    pieces = ["gain", "transfer", "assignment", "assignment, groups of 4", "mixing", "whole"]
+    assert list(detection["timings"]) == SALIENCY_DETECTORS and detection["difference_to_full_maps"] < 1e-6
+    pieces = ["gain", "transfer", "assignment", "assignment, groups of 4", "mixing", "complete step"]
     assert list(step["timings"]) == pieces and list(step["relative_gain"]) == ["assignment, groups of 4"]
     assert 0 < step["relative_gain"]["assignment, groups of 4"] <= 1
     variants = [f"HTM, {name}" for name in ("gradient", "random", "full rollout", "groups of 4")]
@@ -98,13 +98,15 @@ def test_benchmark_of_a_network_writes_tables_and_json(script, tmp_path, capsys)
 
 
 def test_benchmark_of_optimizations_skips_unsupported_ones(script, tmp_path, capsys):
-    result = run(script, tmp_path, "--model", "tiny", "--part", "savers", "--saver", "ema", "fp16", "foreach")
-    savers, text = result["savers"], capsys.readouterr().out
-    assert savers["system"] == "HTM + VTM" and list(savers["timings"]) == ["plain", "ema", "foreach"]
-    shown = table(text.replace("\nfp16 was", "\n\nfp16 was"), "savers of HTM + VTM")
-    memory = savers["peak_memory"]
+    result = run(
+        script, tmp_path, "--model", "tiny", "--part", "optimizations", "--optimization", "ema", "fp16", "foreach"
+    )
+    optimizations, text = result["optimizations"], capsys.readouterr().out
+    assert optimizations["system"] == "HTM + VTM" and list(optimizations["timings"]) == ["plain", "ema", "foreach"]
+    shown = table(text.replace("\nfp16 was", "\n\nfp16 was"), "optimizations of HTM + VTM")
+    memory = optimizations["peak_memory"]
     assert shown["ema"][-1] == f"{memory['ema'] / memory['plain']:.3f}" and memory["ema"] > memory["plain"]
-    assert "fp16 was skipped: a CPU has no fp16 arithmetic" in text and list(savers["left_out"]) == ["fp16"]
+    assert "fp16 was skipped: a CPU has no fp16 arithmetic" in text and list(optimizations["left_out"]) == ["fp16"]
 
 
 def test_benchmark_record_has_no_paths(script, tmp_path):
@@ -175,7 +177,7 @@ def test_benchmark_of_parameters_matches_the_paper(script, tmp_path, monkeypatch
     "arguments, message",
     [
         (["--part", "speed"], "invalid choice: 'speed'"),
-        (["--saver", "ema", "sleep"], "invalid choice: 'sleep'"),
+        (["--optimization", "ema", "sleep"], "invalid choice: 'sleep'"),
         (["--model", "vit-huge"], "invalid choice: 'vit-huge'"),
         (
             ["--horizontal_layers", "2"],

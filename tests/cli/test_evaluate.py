@@ -191,7 +191,10 @@ def test_evaluate_without_an_evaluation_split_needs_a_fraction(script, tmp_path)
         (["model", "--dataset_name", "digits", "--dtype", "int8"], "invalid choice: 'int8'"),
         (["model", "--dataset_name", "digits", "--label_mapping", "some"], "invalid choice: 'some'"),
         (["model", "--dataset_name", "digits", "--json", "."], "--json must name a file"),
-        (["model", "--dataset_name", "digits", "--update_card", "--max_eval_samples", "9"], "that of a whole split"),
+        (
+            ["model", "--dataset_name", "digits", "--update_card", "--max_eval_samples", "9"],
+            "that of a complete split",
+        ),
         (["model", "--dataset_name", "digits", "--update_card", "--revision", "a" * 40], "--revision names a commit"),
         ([".", "--dataset_name", "digits", "--revision", "main"], "--revision is for models on the Hub, and . is a"),
     ],

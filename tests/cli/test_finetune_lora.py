@@ -78,8 +78,8 @@ def test_finetune_with_lora_resumes_and_saves_the_merged_model(finetune, base, t
 @pytest.mark.parametrize(
     "options, message",
     [
-        ("--lora_rank -1", "--lora_rank must be at least 1, or 0"),
-        ("--lora_alpha 4", "--lora_alpha requires --lora_rank, such as 8"),
+        ("--lora_rank -1", "`lora_rank` must be at least 1, or 0"),
+        ("--lora_alpha 4", "`lora_alpha` requires `lora_rank`, such as 8"),
         ("--lora_rank 2 --from_scratch", "--lora_rank adapts a pretrained model"),
         ("--lora_rank 2 --output_dir BASE", "checkpoints contain only the adapters and need the unchanged model in"),
         ("--lora_rank 2 --lora_target_modules query", "query is not a layer of TokenMixupViT"),

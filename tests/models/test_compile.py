@@ -106,7 +106,7 @@ SETTINGS = {
         "vertical_layers": [],
         "problem_type": "single_label_classification",
     },
-    "whole maps": {"saliency_route": "output_attentions", "rollout_steps": 1},
+    "full maps": {"saliency_route": "output_attentions", "rollout_steps": 1},
     "random choices": RANDOM,
     "groups": {"assignment_group_size": 2, "horizontal_tau": None},
     "manifold mixup alone": {"manifold_mixup_layers": [0, 1], "horizontal_layers": [], "vertical_layers": []},

@@ -338,9 +338,9 @@ def test_options():
     adapted = LoraArguments(lora_rank=3, lora_dropout=0.1, lora_target_modules=["k_proj"]).apply(model)
     config = adapted.peft_config["default"]
     assert (config.r, config.lora_alpha, config.lora_dropout, config.target_modules) == (3, 6, 0.1, {"k_proj"})
-    with pytest.raises(ValueError, match="--lora_rank must be at least 1, or 0 for no LoRA, got -1"):
+    with pytest.raises(ValueError, match="`lora_rank` must be at least 1, or 0 for no LoRA, got -1"):
         LoraArguments(lora_rank=-1)
-    with pytest.raises(ValueError, match="--lora_alpha requires --lora_rank, such as 8"):
+    with pytest.raises(ValueError, match="`lora_alpha` requires `lora_rank`, such as 8"):
         LoraArguments(lora_alpha=16)
 
 

@@ -71,7 +71,7 @@ def detection_cases(
         layer: Index of the layer.
 
     Returns:
-        Functions that return (B, T): `attention` of the layer; `whole maps`, the same from the attention maps of
+        Functions that return (B, T): `attention` of the layer; `full maps`, the same from the attention maps of
         `output_attentions`; `full rollout` through all later layers; `gradient` of the loss; and `random`.
     """
     config, base_model, hidden = model.config, model.published(), compute_layer_input(model, images, layer)
@@ -88,7 +88,7 @@ def detection_cases(
 
     return {
         "attention": lambda: layer_saliency(model, hidden, layer),
-        "whole maps": lambda: layer_saliency(model, hidden, layer, route="output_attentions"),
+        "full maps": lambda: layer_saliency(model, hidden, layer, route="output_attentions"),
         "full rollout": lambda: layer_saliency(model, hidden, layer, steps=config.num_hidden_layers - 1 - layer),
         "gradient": gradient,
         "random": lambda: random_saliency(len(hidden), num_tokens, hidden.device),
@@ -116,7 +116,7 @@ def step_cases(
     Returns:
         `gain` on the device; `transfer` of gains to the CPU and of partners back, without cost if the device is a CPU;
         `assignment` on the CPU, also once per group size under the name `group_case`; `mixing` of tokens and targets;
-        and `whole`, the complete step.
+        and `complete step`.
     """
     easy = torch.ones(len(saliency), dtype=torch.bool, device=saliency.device)
     gain = saliency_gain(saliency, rho)
@@ -136,7 +136,7 @@ def step_cases(
         "assignment": lambda: optimal_assignment(cpu_gain, cpu_easy),
         **groups,
         "mixing": mix,
-        "whole": lambda: horizontal_mix(hidden, targets, saliency, easy, rho, num_prefix_tokens),
+        "complete step": lambda: horizontal_mix(hidden, targets, saliency, easy, rho, num_prefix_tokens),
     }
 
 

@@ -27,7 +27,7 @@ def timing_table(
     """
     header = ["", "ms", "quartiles"] + ([f"of {reference}", "quartiles"] if reference else [])
     header += ["peak MiB", f"of {reference}"] if peak_memory else []
-    header += ["gain kept"] if relative_gain else []
+    header += ["relative gain"] if relative_gain else []
     rows = [header]
     for name, timing in timings.items():
         row = [name, *_format_quartiles(timing.seconds, 1000)]

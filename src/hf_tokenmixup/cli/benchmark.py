@@ -5,13 +5,13 @@
   python scripts/benchmark.py --model cct-7-3x1 --part step --batch_size 1024 --group_size 512 256 128
   python scripts/benchmark.py --recipe cct-7-3x1-cifar100-htm --dataset_name data/cifar100 --part detection training
 
-detection   saliency by attention, by complete attention maps, by full rollout, by gradient, and at random
-step        the horizontal step after detection: gain, transfer to the CPU and back, assignment, mixing; with
-            --group_size also assignment within groups, and the fraction of the batch's gain that it reaches
-training    forward and backward of the plain model, HTM, VTM, both, and HTM by each detector; peak memory of each
-savers      a training step of HTM + VTM, plain and with each optimization of memory or time (bf16, gradient
-            checkpointing, torch.compile, ...); peak memory of each: weights, moments, gradients and activations
-parameters  parameters and MACs of the systems of the paper's Tables 1 and 2
+detection      saliency by attention, by complete attention maps, by full rollout, by gradient, and at random
+step           the horizontal step after detection: gain, transfer to the CPU and back, assignment, mixing; with
+               --group_size also assignment within groups, and the fraction of the batch's gain that it reaches
+training       forward and backward of the plain model, HTM, VTM, both, and HTM by each detector; peak memory of each
+optimizations  a training step of HTM + VTM, plain and with each optimization of memory or time (bf16, gradient
+               checkpointing, torch.compile, ...); peak memory of each: weights, moments, gradients and activations
+parameters     parameters and MACs of the models of the paper's Tables 1 and 2
 
 --model is a network with initialized weights on random images. --recipe is the model and the images of a training run,
 and takes all options of finetune.py. Every image is easy, and with a rho of 0 every gain counts: the worst case.
@@ -58,7 +58,7 @@ from .parser import CliParser
 from .program import check_output_file, invocation, run_command
 from .recipes import split_lists
 
-PARTS = ("detection", "step", "training", "savers", "parameters")
+PARTS = ("detection", "step", "training", "optimizations", "parameters")
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 MIN_RUN_TIME = 0.02  # seconds; shorter calls are repeated
 # Nothing is evaluated or written, and the benchmark sets the precision.
@@ -87,7 +87,7 @@ def parse_options(arguments: Sequence[str]) -> tuple[Namespace, list[str]]:
     parser.add_argument("--rho", type=float, default=0.0, help="Minimum gain in saliency of a replaced token (0).")
     parser.add_argument("--group_size", type=int, nargs="+", default=[], help="Also assign within groups of N images.")
     parser.add_argument(
-        "--saver",
+        "--optimization",
         nargs="+",
         choices=OPTIMIZATIONS,
         default=list(OPTIMIZATIONS),
@@ -200,11 +200,11 @@ def build_setup(args: Namespace, others: Sequence[str]) -> BenchmarkSetup:
 
 def measure_detection(setup: BenchmarkSetup, args: Namespace, timing: dict[str, Any]) -> dict[str, Any]:
     cases = detection_cases(setup.model, setup.images, setup.targets, setup.mixed_layer)
-    difference = (cases["attention"]() - cases["whole maps"]()).abs().max().item()
+    difference = (cases["attention"]() - cases["full maps"]()).abs().max().item()
     timings = time_interleaved(cases, reference="attention", **timing)
     print(f"\nsaliency detection\n{timing_table(timings, 'attention')}")
-    print(f"largest difference between attention and whole maps: {difference:.1g}", flush=True)
-    return {"reference": "attention", "timings": timings, "difference_to_whole_maps": difference}
+    print(f"largest difference between attention and full maps: {difference:.1g}", flush=True)
+    return {"reference": "attention", "timings": timings, "difference_to_full_maps": difference}
 
 
 def measure_step(setup: BenchmarkSetup, args: Namespace, timing: dict[str, Any]) -> dict[str, Any]:
@@ -230,11 +230,11 @@ def measure_training(setup: BenchmarkSetup, args: Namespace, timing: dict[str, A
     return {"reference": "plain", "timings": timings, "peak_memory": memory}
 
 
-def measure_savers(setup: BenchmarkSetup, args: Namespace, timing: dict[str, Any]) -> dict[str, Any]:
+def measure_optimizations(setup: BenchmarkSetup, args: Namespace, timing: dict[str, Any]) -> dict[str, Any]:
     name, settings = list(setup.systems.items())[-1]
     model = clone_with_config(setup.model, **settings)
-    timings, memory, skipped = benchmark_optimizations(model, setup.images, setup.labels, args.saver, **timing)
-    print(f"\nsavers of {name}\n{timing_table(timings, 'plain', peak_memory=memory)}")
+    timings, memory, skipped = benchmark_optimizations(model, setup.images, setup.labels, args.optimization, **timing)
+    print(f"\noptimizations of {name}\n{timing_table(timings, 'plain', peak_memory=memory)}")
     for optimization, reason in skipped.items():
         print(f"{optimization} was skipped: {reason}")
     sys.stdout.flush()
@@ -286,7 +286,7 @@ def main(arguments: Sequence[str]) -> None:
         torch.cuda.set_device(args.device)
     results: dict[str, Any] = {}
     measures = {"detection": measure_detection, "step": measure_step, "training": measure_training}
-    measures["savers"] = measure_savers
+    measures["optimizations"] = measure_optimizations
     if any(part in measures for part in args.part):
         setup = build_setup(args, others)
         results["setting"] = {

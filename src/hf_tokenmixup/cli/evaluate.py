@@ -121,7 +121,7 @@ def validate_card_options(data_args: EvalDataArguments, args: Namespace) -> None
         ValueError: It cannot: for a part of a split, at a commit, in a broken card or without permission.
     """
     if data_args.max_eval_samples is not None:
-        raise ValueError("A card's result is that of a whole split. Remove --max_eval_samples or --update_card.")
+        raise ValueError("A card's result is that of a complete split. Remove --max_eval_samples or --update_card.")
     if Path(args.model).is_dir():
         validate_card(Path(args.model))
         return

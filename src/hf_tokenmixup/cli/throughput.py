@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> None:
     for name, (low, middle, high) in results.items():
         print(f"{name:10} {middle:8.0f} images/s  ({low:.0f} to {high:.0f})")
     slower = min(results["loader"][1], results["model"][1])
-    print(f"The whole reaches {results['end_to_end'][1] / slower:.0%} of the slower of its parts.")
+    print(f"Both together reach {results['end_to_end'][1] / slower:.0%} of the slower one.")
 
 
 def entry_point() -> None:

@@ -50,10 +50,10 @@ class LoraArguments:
 
     def __post_init__(self):
         if self.lora_rank is not None and self.lora_rank < 0:
-            raise ValueError(f"--lora_rank must be at least 1, or 0 for no LoRA, got {self.lora_rank}.")
+            raise ValueError(f"`lora_rank` must be at least 1, or 0 for no LoRA, got {self.lora_rank}.")
         unused = [name for name, value in vars(self).items() if value and name != "lora_rank"]
         if not self.lora_rank and unused:
-            raise ValueError(f"--{unused[0]} requires --lora_rank, such as 8.")
+            raise ValueError(f"`{unused[0]}` requires `lora_rank`, such as 8.")
 
     def apply(self, model: PreTrainedModel) -> "PreTrainedModel | PeftModel":
         """`model` with adapters, see `add_lora`; unchanged if LoRA is off."""

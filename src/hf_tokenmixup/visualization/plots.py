@@ -193,7 +193,7 @@ def plot_vertical_memory(
         for layer in range(layers):
             _plot_selected_tokens(row[1 + layer], image, trace.tokens[layer, position].tolist(), token_grid)
     ranks = ", 1 is the most salient" if kappa <= MAX_RANKS else ""
-    approximate = "" if token_grid.exact else " (approximate position)"
+    approximate = "" if token_grid.exact else " (approximate)"
     label = f"token collected for layer {trace.layer}{approximate}{ranks}"
     add_legend(figure, Patch(facecolor="none", edgecolor=ORANGE, linewidth=2, label=label), side="left")
     return figure
