@@ -51,7 +51,7 @@ def test_evaluate_with_streaming_equals_evaluate_without(source, tmp_path, capsy
         assert whole[name] == pytest.approx(metrics(out)[f"eval_{name}"], rel=1e-5)
 
 
-def test_build_trainer_with_a_wrong_streaming_option_raises(source, tmp_path):
+def test_build_trainer_with_wrong_streaming_option_raises(source, tmp_path):
     finetune = import_command("finetune")
     options = [*COMMON, *source, *SCRATCH, "--do_train", "--streaming", "--output_dir", str(tmp_path / "out")]
     for more, message in (
@@ -74,13 +74,13 @@ def launch(program, script, folder, *options):
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.__version__ < "2.7", reason="torch 2.6 restores no optimizer to the device 'cpu:0'")
-def test_finetune_resumed_on_a_stream_equals_an_uninterrupted_run(source, tmp_path):
+def test_finetune_resumed_on_stream_equals_uninterrupted_run(source, tmp_path):
     options = [*COMMON, *source, *SCRATCH, *MIXING, "--streaming", "--do_train", "--do_eval", "--max_steps", "7"]
     options += "--logging_steps 1 --save_steps 3 --dataloader_num_workers 2 --mixup_alpha 0.8".split()
     launch(TORCHRUN, "finetune", tmp_path, *options, "--output_dir", "whole")
     # 36 images in batches of 2 * 4: four steps an epoch.
     assert metrics(tmp_path / "whole")["epoch"] == 1.75 and metrics(tmp_path / "whole")["eval_samples"] == 15
-    # As if interrupted behind step 3, the last but one of the first epoch.
+    # As if interrupted after step 3, the second to last of the first epoch.
     (tmp_path / "parts").mkdir()
     (tmp_path / "whole" / "checkpoint-3").rename(tmp_path / "parts" / "checkpoint-3")
     launch(TORCHRUN, "finetune", tmp_path, *options, "--output_dir", "parts", "--resume_from_checkpoint", "last")

@@ -68,7 +68,7 @@ def top1(name, seed):
     return (len(name) + seed) / 10
 
 
-def test_study_of_a_table_trains_missing_rows_of_each_seed(study, tmp_path, capsys):
+def test_study_of_table_trains_missing_rows_of_each_seed(study, tmp_path, capsys):
     calls = study("4 --seeds 7 -- --num_train_epochs 3")
     assert launched_recipes(calls) == TABLE_4
     for call in calls:
@@ -96,7 +96,7 @@ def test_study_of_a_table_trains_missing_rows_of_each_seed(study, tmp_path, caps
         assert [row["recipe"] for row in csv.DictReader(file)] == TABLE_4
 
 
-def test_study_with_a_failing_row_trains_the_others(study, tmp_path, capsys, monkeypatch):
+def test_study_with_failing_row_trains_other_rows(study, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("FAILING", TABLE_4[1])
     with pytest.raises(SystemExit) as caught:
         study("4")
@@ -117,7 +117,7 @@ def test_study_with_a_failing_row_trains_the_others(study, tmp_path, capsys, mon
         ("kappa --values 80 999", [HTM.replace("htm", "vtm")], "Row 'kappa 999': vertical_kappa must be an integer"),
     ],
 )
-def test_study_with_a_rejected_row_trains_the_others(study, capsys, arguments, trained, reason):
+def test_study_with_rejected_row_trains_other_rows(study, capsys, arguments, trained, reason):
     with pytest.raises(SystemExit) as caught:
         study(arguments)
     assert launched_recipes(study.launched) == trained
@@ -128,7 +128,7 @@ def test_study_with_a_rejected_row_trains_the_others(study, capsys, arguments, t
     assert f"{reason.split(chr(39))[1]}  " in told.rpartition("top-1")[2]
 
 
-def test_study_with_an_override_for_some_rows_trains_these_rows(study):
+def test_study_with_override_for_some_rows_trains_only_matching_rows(study):
     with pytest.raises(SystemExit) as caught:
         study('5 -- --config_overrides {"num_hidden_layers":2}')
     assert "Row 'manifold mixup': manifold_mixup_layers must be between" in caught.value.code
@@ -136,7 +136,7 @@ def test_study_with_an_override_for_some_rows_trains_these_rows(study):
     assert recipes == ["cct-7-3x1-cifar100-baseline-no-input-mixing", "cct-7-3x1-cifar100-baseline"]
 
 
-def test_study_with_a_shared_failure_stops_with_one_message(study, tmp_path, monkeypatch):
+def test_study_with_shared_failure_stops_with_one_message(study, tmp_path, monkeypatch):
     monkeypatch.setenv("FAILING_ALL", "There is no dataset in {folder}.")
     with pytest.raises(SystemExit) as caught:
         study("4 --seeds 1 2")
@@ -217,7 +217,7 @@ def test_study_with_report_only_trains_nothing(study, tmp_path, capsys):
         ("tau --recipe cct-7-3x1-cifar100-htn", "There is no recipe 'cct-7-3x1-cifar100-htn': did you mean"),
     ],
 )
-def test_study_with_a_wrong_option_raises(script, arguments, message, tmp_path):
+def test_study_with_wrong_option_raises(script, arguments, message, tmp_path):
     own, _, overrides = arguments.partition(" -- ")
     launcher = [] if "--launcher" in own else ["--launcher", "python -c pass"]
     given = [] if "report_only" in own and not overrides else ["--", "--use_cpu", *overrides.split()]
@@ -232,7 +232,7 @@ TOY |= {"intermediate_size": 16}
 
 
 @pytest.mark.slow
-def test_study_ended_by_a_signal_resumes(tmp_path):
+def test_study_ended_by_signal_resumes(tmp_path):
     """A study with real training, ended by a signal during its second row."""
     out, second = tmp_path / "out", tmp_path / "out" / "digits-quickstart-seed-1"
     command = [sys.executable, str(SCRIPT), "rho", "--values", "0.3", "0.02", "--recipe", "digits-quickstart"]
