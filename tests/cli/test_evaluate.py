@@ -171,11 +171,11 @@ def test_evaluate_without_evaluation_split_needs_fraction(script, tmp_path):
         ValueError, match=r"no evaluation split among \['train'\]. .*`eval_split`.*`validation_fraction`"
     ):
         run(script, tmp_path, *options)
-    whole = run(script, tmp_path, *options, "--eval_split", "train")
-    share = run(script, tmp_path, *options, "--train_val_split", 0.2, "--seed", 5)
-    assert (whole["split"], whole["num_images"], whole["dataset"]) == ("train", 100, "data (local folder)")
-    assert (share["split"], share["num_images"]) == ("train (held out: 0.2 of it, seed 5)", 20)
-    assert whole["dataset_fingerprint"] == share["dataset_fingerprint"]
+    complete = run(script, tmp_path, *options, "--eval_split", "train")
+    fraction = run(script, tmp_path, *options, "--train_val_split", 0.2, "--seed", 5)
+    assert (complete["split"], complete["num_images"], complete["dataset"]) == ("train", 100, "data (local folder)")
+    assert (fraction["split"], fraction["num_images"]) == ("train (held out: 0.2 of it, seed 5)", 20)
+    assert complete["dataset_fingerprint"] == fraction["dataset_fingerprint"]
 
 
 @pytest.mark.parametrize(

@@ -86,8 +86,8 @@ def test_finetune_resumed_run_equals_uninterrupted_run(finetune, tmp_path):
     """A run stopped within an epoch ends with the same weights, ScoreNet included, and the same log."""
     options = [*DIGITS, *SCRATCH, *MIXING, "--do_train", "--do_eval", "--num_train_epochs", 2, "--logging_steps", 1]
     options += ["--save_steps", 3, "--mixup_alpha", 0.8, "--label_smoothing_factor", 0.1]
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    expected = run(finetune, *options, "--output_dir", whole)
+    uninterrupted, parts = tmp_path / "uninterrupted", tmp_path / "parts"
+    expected = run(finetune, *options, "--output_dir", uninterrupted)
 
     first = finetune.build_trainer([*COMMON, *map(str, options), "--output_dir", str(parts)])
     first.add_callback(StopAt(7))
@@ -98,7 +98,7 @@ def test_finetune_resumed_run_equals_uninterrupted_run(finetune, tmp_path):
     assert any("scorenet" in name for name in weights)
     for name, tensor in expected.model.state_dict().items():
         assert torch.equal(weights[name], tensor), name
-    logs = [(folder / "training_log.jsonl").read_text().splitlines() for folder in (whole, parts)]
+    logs = [(folder / "training_log.jsonl").read_text().splitlines() for folder in (uninterrupted, parts)]
     losses = [[record["loss"] for line in log if "loss" in (record := json.loads(line))] for log in logs]
     assert losses[0] == losses[1] and len(losses[0]) == 10
 
