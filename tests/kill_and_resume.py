@@ -279,7 +279,7 @@ def kill_and_resume(
         while left:
             moment = left.popleft()
             if moment in RESUMING and left and not killed.complete_checkpoints():
-                # A kill may leave no complete checkpoint, even after a removal of incomplete ones.
+                # A kill may leave no complete checkpoint. A removal may be that of an incomplete one.
                 left.append(moment)
                 continue
             number = chance.randint(1, 5 if moment.phase == "training" else 3 if moment.phase == "log" else 1)
