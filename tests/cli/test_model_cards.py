@@ -111,11 +111,11 @@ def ending(name: str) -> str:
 def test_paper_results_equal_results_in_recipe(name):
     row = PAPER_RESULTS[name.removesuffix(f"-{ending(name)}")].rows[ending(name)]
     first_line = (RECIPES / f"{name}.yaml").read_text().splitlines()[0]
-    told = re.search(r"\(paper: Table (\d), ([\d.]+) top-1(?:, ([\d.]+) top-5)?\)", first_line)
-    if told is None:
+    match = re.search(r"\(paper: Table (\d), ([\d.]+) top-1(?:, ([\d.]+) top-5)?\)", first_line)
+    if match is None:
         assert name == "vit-b16-imagenet1k-baseline" and (row.top1, row.top5) == ("81.2", "-")
         return
-    assert told.groups(default="") == (
+    assert match.groups(default="") == (
         str(PAPER_RESULTS[name.removesuffix(f"-{ending(name)}")].table),
         row.top1,
         row.top5,

@@ -77,16 +77,16 @@ def test_study_of_table_trains_missing_rows_of_each_seed(study, tmp_path, capsys
         assert call[6:] == ["--seed", "7", "--output_dir", folder, "--resume_from_checkpoint", "auto"]
     record = json.loads((tmp_path / "out" / f"{TABLE_4[1]}-seed-7" / "study.json").read_text())["options"]
     assert (record["seed"], record["horizontal_tau"], record["num_train_epochs"]) == (["7"], ["none"], ["3"])
-    told = capsys.readouterr().out
-    assert "[1/5] HTM, seed 7\n  starts; log:" in told and "±" not in told
+    output = capsys.readouterr().out
+    assert "[1/5] HTM, seed 7\n  starts; log:" in output and "±" not in output
 
     assert launched_recipes(study("4 --seeds 7 9 -- --num_train_epochs 3")) == TABLE_4
-    told = capsys.readouterr().out
-    assert told.count("already finished") == 5 and "[6/10] HTM, seed 9\n  starts" in told
-    lines = [line.split() for line in told.splitlines()]
+    output = capsys.readouterr().out
+    assert output.count("already finished") == 5 and "[6/10] HTM, seed 9\n  starts" in output
+    lines = [line.split() for line in output.splitlines()]
     assert ["HTM", "2", f"{top1(HTM, 8):.2f}", "±", "0.14", "83.56"] in lines
-    assert f"{top1(TABLE_4[2], 8):.2f} ± 0.14  +1.80  82.61  -0.95\n" in told
-    assert "options  --use_cpu true --num_train_epochs 3\n" in told
+    assert f"{top1(TABLE_4[2], 8):.2f} ± 0.14  +1.80  82.61  -0.95\n" in output
+    assert "options  --use_cpu true --num_train_epochs 3\n" in output
     results = json.loads((tmp_path / "out" / "table4.json").read_text())
     assert results["overrides"] == {"use_cpu": "true", "num_train_epochs": "3"}
     assert [row["top1"] for row in results["rows"]] == [
@@ -103,9 +103,9 @@ def test_study_with_failing_row_trains_other_rows(study, tmp_path, capsys, monke
     assert launched_recipes(study.launched) == TABLE_4
     message = caught.value.code
     assert ": 1 of 5 runs are not finished.\nwithout difficulty assessment, seed 42: " in message
-    told = capsys.readouterr().out
-    assert "  failed with status 1: finetune.py: No such luck.\n" in told
-    assert "without difficulty assessment  0                82.85  -0.71\n" in told
+    output = capsys.readouterr().out
+    assert "  failed with status 1: finetune.py: No such luck.\n" in output
+    assert "without difficulty assessment  0                82.85  -0.71\n" in output
     monkeypatch.delenv("FAILING")
     assert launched_recipes(study("4")) == [TABLE_4[1]]
 
@@ -122,10 +122,10 @@ def test_study_with_rejected_row_trains_other_rows(study, capsys, arguments, tra
         study(arguments)
     assert launched_recipes(study.launched) == trained
     assert ": 1 of 2 runs are not finished." in caught.value.code and reason in caught.value.code
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     # The reason is shown before anything runs, and the table has a line for the row.
-    assert told.startswith(f"not trained: {reason}") and "[1/1] " in told
-    assert f"{reason.split(chr(39))[1]}  " in told.rpartition("top-1")[2]
+    assert output.startswith(f"not trained: {reason}") and "[1/1] " in output
+    assert f"{reason.split(chr(39))[1]}  " in output.rpartition("top-1")[2]
 
 
 def test_study_with_override_for_some_rows_trains_only_matching_rows(study):
@@ -182,9 +182,9 @@ def test_study_with_report_only_trains_nothing(study, tmp_path, capsys):
     (tmp_path / "out" / f"rho-{HTM}.json").unlink()
     capsys.readouterr()
     assert study("rho --values 0.1 0.2 --report_only") == []
-    told = capsys.readouterr().out
-    assert "seeds 1, 2;" in told and "rho 0.1  2  " in told and "rho 0.2  1  " in told
-    assert "options  --use_cpu true --num_train_epochs 3\n" in told
+    output = capsys.readouterr().out
+    assert "seeds 1, 2;" in output and "rho 0.1  2  " in output and "rho 0.2  1  " in output
+    assert "options  --use_cpu true --num_train_epochs 3\n" in output
     assert (tmp_path / "out" / f"rho-{HTM}.json").exists()
     study("rho --values 0.1 0.2 --report_only --seeds 2")
     assert "rho 0.2  0\n" in capsys.readouterr().out
@@ -254,8 +254,8 @@ def test_study_ended_by_signal_resumes(tmp_path):
     first = (out / "digits-quickstart-rho-0.3-seed-1" / "all_results.json").stat().st_mtime_ns
 
     (tmp_path / "order.json").write_text(json.dumps(order._asdict()))
-    told = subprocess.run(command, check=True, **run).stdout
-    assert "already finished\n[2/2] rho 0.02, seed 1\n  resumes from checkpoint-" in told
+    output = subprocess.run(command, check=True, **run).stdout
+    assert "already finished\n[2/2] rho 0.02, seed 1\n  resumes from checkpoint-" in output
     assert (out / "digits-quickstart-rho-0.3-seed-1" / "all_results.json").stat().st_mtime_ns == first
     steps = [json.loads(line) for line in (second / "training_log.jsonl").read_text().splitlines()]
     assert [record["step"] for record in steps if "loss" in record] == list(range(1, 21))
