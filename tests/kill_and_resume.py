@@ -43,7 +43,7 @@ from hf_tokenmixup.training.checkpointing.integrity import CALLBACK_STATE_KEY, f
 OBSERVED = Path(__file__).with_name("observed_training.py")
 MODEL = {"image_size": 16, "patch_size": 4, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
 MODEL |= {"intermediate_size": 128, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
-# 15 steps an epoch: checkpoints fall into epochs, to their ends, and between two lines of the log.
+# 15 steps an epoch: checkpoints are saved within epochs, at epoch ends and between two log steps.
 OPTIONS = """--do_train --do_eval --eval_split test --use_cpu --report_to none --disable_tqdm true --seed 7
     --horizontal_layers 1 --horizontal_tau 2.3 --horizontal_rho 0 --vertical_layers 2
     --crop_scale 0.7 1.0 --hflip 0.5 --auto_augment rand-m5-mstd0.5-inc1-mmax9 --random_erasing 0.25
@@ -55,14 +55,14 @@ OPTIONS = """--do_train --do_eval --eval_split test --use_cpu --report_to none -
 FROM_SCRATCH = ["--from_scratch", "--model_type", "vit", "--config_overrides", json.dumps(MODEL)]
 TRAIN_IMAGES, EVAL_IMAGES, SHARDS = 240, 132, 4
 DATA = f"--dataset_name digits --max_train_samples {TRAIN_IMAGES} --max_eval_samples {EVAL_IMAGES}".split()
-WHILE_TRAINING = "start-up log training evaluation checkpoint removal".split()
+WHILE_TRAINING = ["start-up", "log", "training", "evaluation", "checkpoint", "removal"]
 AT_THE_END = ["publishing", "final evaluation", "results"]
-# These come only where there is a checkpoint to resume from.
+# These moments occur only when a checkpoint is resumed.
 RESUMING = [Moment("start-up", "weights"), Moment("start-up", "optimizer")]
 
 
 class Kill(NamedTuple):
-    """A kill at a moment, when it had come `number` times, with a fraction of the file written there."""
+    """A kill at the `number`-th occurrence of a moment, with a fraction of the file that is written there."""
 
     moment: Moment
     number: int
@@ -89,7 +89,7 @@ class Kills:
     def run(self, **order: Any) -> int:
         """Start the run with an order and return its exit status."""
         if self._server is None:
-            # It imports everything once, which takes most of the time of a start.
+            # The server imports everything once, since imports take most of the time of a start.
             self._server = _start([sys.executable, OBSERVED], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         request = [self._order(**order)._asdict(), self._command()[1:], str(self.output)]
         self._server.stdin.write(json.dumps(request) + "\n")
@@ -97,12 +97,13 @@ class Kills:
         return int(self._server.stdout.readline())
 
     def finish(self) -> list[Moment]:
-        """Train to the end and return the moments that came."""
+        """Train to the end and return the observed moments."""
         if status := self.run():
             raise RuntimeError(f"status {status}:\n{self.printed()[-3000:]}")
         return self.moments()
 
     def kill_at(self, moment: Moment, number: int, fraction: float) -> Kill:
+        """Kill the run at the `number`-th occurrence of a moment."""
         with self._checked():
             status = self.run(at=moment, number=number, fraction=fraction)
             if status != -signal.SIGKILL or self.moments()[-1] != moment:
@@ -110,7 +111,7 @@ class Kills:
         return Kill(moment, number, fraction, self._left())
 
     def kill_some_time_after(self, moment: Moment, number: int, seconds: float) -> Kill | None:
-        """Kill it from here; None if it ended before."""
+        """Kill the run from this process; return None if the run ended before."""
         with self._checked():
             order = self.folder.with_suffix(".json")
             order.write_text(json.dumps(self._order()._asdict()))
@@ -134,7 +135,7 @@ class Kills:
         return None if ended == 0 else Kill(self.moments()[-1], number, 1.0, self._left())
 
     def moments(self) -> list[Moment]:
-        """Those of the last start."""
+        """Return the moments of the last start."""
         return [Moment(*words[:2]) for words in self.timed_moments()]
 
     def timed_moments(self) -> list[list]:
@@ -144,12 +145,12 @@ class Kills:
             return []
 
     def printed(self) -> str:
-        """What the last start printed."""
+        """Return the output of the last start."""
         return self.output.read_bytes()[self._begin :].decode(errors="replace")
 
     @contextmanager
     def _checked(self) -> Iterator[None]:
-        """Check that a killed start loses no complete checkpoint, and warns of each incomplete one."""
+        """Check that a killed start loses no complete checkpoint and warns about each incomplete one."""
         complete, incomplete = self._checkpoints()
         yield
         newest = max(complete, default=0)
@@ -161,12 +162,12 @@ class Kills:
             raise RuntimeError(f"the last complete checkpoint, of step {newest}, is gone")
 
     def _checkpoints(self) -> tuple[list[int], list[int]]:
-        """The steps of the complete and of the incomplete ones."""
+        """Return the steps of the complete and of the incomplete checkpoints."""
         found = [(_step(path.name), find_checkpoint_error(path)) for path in list_checkpoints(self.folder)]
-        return [step for step, fault in found if fault is None], [step for step, fault in found if fault is not None]
+        return [step for step, error in found if error is None], [step for step, error in found if error is not None]
 
     def complete_checkpoints(self) -> list[int]:
-        """Their steps."""
+        """Return the steps of the complete checkpoints."""
         return self._checkpoints()[0]
 
     def _left(self) -> str:
@@ -182,7 +183,7 @@ class Kills:
         return list(map(str, [sys.executable, SCRIPTS / "finetune.py", *self.options, "--output_dir", self.folder]))
 
     def finish_unobserved(self) -> None:
-        """Train to the end by the script itself, in a process of its own."""
+        """Train to the end with the script in a separate process, without an observer."""
         with self.output.open("ab") as output:
             process = _start(self._command(), stdout=output, stderr=subprocess.STDOUT)
         if status := process.wait(HANG_S):
@@ -195,9 +196,9 @@ def _start(command: list, **options: Any) -> subprocess.Popen:
 
 
 def plan(moments: list[Moment], kills: int | None, chance: random.Random) -> list[Moment]:
-    """The moments to kill at, in their order: all of them, or a number of them with some of each phase.
+    """Return the moments to kill at, in order: all of them, or `kills` of them from all phases.
 
-    In each start only some steps are trained, so that something is left to train for those to come.
+    Each start trains only some steps, so that later starts have steps to train.
     """
     distinct = list(dict.fromkeys(moments)) + RESUMING
     if kills is not None:
@@ -210,7 +211,7 @@ def plan(moments: list[Moment], kills: int | None, chance: random.Random) -> lis
         distinct = sorted(distinct, key=rank.get)[:kills]
     chance.shuffle(distinct)
     early = [moment for moment in distinct if moment.phase in WHILE_TRAINING and moment not in RESUMING]
-    # Some are killed where there is no checkpoint yet; after the removal of an old one there is one.
+    # The first kills come before the first checkpoint exists. After a removal, at least one checkpoint exists.
     removal = next((moment for moment in early if moment.phase == "removal"), None)
     first = [*early[:3], *([] if removal is None or removal in early[:3] else [removal])]
     rest = [moment for moment in distinct if moment.phase in WHILE_TRAINING and moment not in first]
@@ -219,7 +220,7 @@ def plan(moments: list[Moment], kills: int | None, chance: random.Random) -> lis
 
 
 def stream_of_digits(folder: Path) -> list[str]:
-    """Options for as many digits as a stream; its shards are written into a new folder."""
+    """Write the digits as shards into a new folder and return the options that stream them."""
     folder.mkdir(parents=True)
     for split, images in (("train", TRAIN_IMAGES), ("test", EVAL_IMAGES)):
         digits = load_digits_dataset()[split].select(range(images))
@@ -229,7 +230,7 @@ def stream_of_digits(folder: Path) -> list[str]:
 
 
 def adapters_of_a_model(folder: Path) -> list[str]:
-    """Options for LoRA; the model that is adapted is written into a folder."""
+    """Write a base model into a folder and return the options that train LoRA adapters of this model."""
     torch.manual_seed(0)
     ViTForImageClassification(ViTConfig(**MODEL, num_labels=10)).save_pretrained(folder)
     ViTImageProcessor(size={"height": MODEL["image_size"], "width": MODEL["image_size"]}).save_pretrained(folder)
@@ -249,10 +250,10 @@ def kill_and_resume(
     """Train in `folder / "uninterrupted"` and, with kills, in `folder / "killed"`.
 
     Args:
-        folder: where to train.
-        kills: how many; None: one at each moment that there is.
-        seed: of the choice and the order of the moments, not of the run.
-        options: of finetune.py, added to those that it has here.
+        folder: parent of the output folders.
+        kills: number of kills; None: one at each moment.
+        seed: seed of the choice and order of the moments, not of the run.
+        options: further options of finetune.py.
         streamed: read the images as a stream.
         adapted: train LoRA adapters.
         at_random: kill from outside, at random times.
@@ -278,7 +279,7 @@ def kill_and_resume(
         while left:
             moment = left.popleft()
             if moment in RESUMING and left and not killed.complete_checkpoints():
-                # A kill may have left none, also after a removal: it removes incomplete checkpoints too.
+                # A kill may leave no complete checkpoint. A removal may be that of an incomplete one.
                 left.append(moment)
                 continue
             number = chance.randint(1, 5 if moment.phase == "training" else 3 if moment.phase == "log" else 1)
@@ -295,7 +296,7 @@ def kill_and_resume(
 
 
 def differences(one: Path, other: Path) -> Iterator[str]:
-    """In what two output folders differ: in any tensor, state, record of the log or result; times apart."""
+    """Yield the differences of two output folders in tensors, states, log records and results, without times."""
     names = [sorted(_files(folder)) for folder in (one, other)]
     if names[0] != names[1]:
         yield f"files: {sorted(set(names[0]) ^ set(names[1]))}"
@@ -304,9 +305,9 @@ def differences(one: Path, other: Path) -> Iterator[str]:
 
 
 def _files(folder: Path) -> list[str]:
-    """Those that hold tensors or results; anywhere in the folder."""
-    held = (".safetensors", ".pt", ".pth", ".json", ".jsonl")
-    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix in held]
+    """Return the files with tensors or results, including subfolders."""
+    suffixes = (".safetensors", ".pt", ".pth", ".json", ".jsonl")
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix in suffixes]
 
 
 def _content(file: Path) -> Any:
@@ -324,11 +325,11 @@ def _without_times(value: Any) -> Any:
         value = {key: item for key, item in value.items() if not key.endswith(("_runtime", "_per_second"))}
         if isinstance(value.get("best_model_checkpoint"), str):
             value["best_model_checkpoint"] = Path(value["best_model_checkpoint"]).name
-        if "files" in (own := value.get(CALLBACK_STATE_KEY) or {}):
-            # The arguments hold the name of the folder: their size differs.
-            value[CALLBACK_STATE_KEY] = own | {"files": sorted(own["files"])}
+        if "files" in (state := value.get(CALLBACK_STATE_KEY) or {}):
+            # The arguments contain the name of the folder, so their size differs.
+            value[CALLBACK_STATE_KEY] = state | {"files": sorted(state["files"])}
         if isinstance(value.get("target_modules"), list):
-            # A set of peft's, whose order no seed repeats.
+            # peft has a set here, whose order does not depend on the seed.
             value |= {"target_modules": sorted(value["target_modules"])}
         return {key: _without_times(item) for key, item in value.items()}
     return [_without_times(item) for item in value] if isinstance(value, list) else value
@@ -348,7 +349,7 @@ def _compare(where: str, one: Any, two: Any) -> Iterator[str]:
         for number, (a, b) in enumerate(zip(one, two, strict=False)):
             yield from _compare(f"{where} {number}", a, b)
     elif isinstance(one, torch.Tensor | np.ndarray):
-        # Compared as bits: two that are not a number are the same, and 0 and -0 are not.
+        # Compare bits: two NaNs are equal, and 0 and -0 are not.
         a, b = (np.ascontiguousarray(np.asarray(value)) for value in (one, two))
         if a.dtype != b.dtype or a.shape != b.shape or a.tobytes() != b.tobytes():
             yield f"{where}: other values"
@@ -358,7 +359,7 @@ def _compare(where: str, one: Any, two: Any) -> Iterator[str]:
 
 def _json_lines(text: str) -> Iterator[dict]:
     for line in text.splitlines(keepends=True):
-        # The last line may be written just now.
+        # The last line may be incomplete.
         if line.endswith("\n"):
             yield json.loads(line)
 

@@ -26,7 +26,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib.backends.backend_agg  # noqa: F401  imported before the forks, as what follows
+import matplotlib.backends.backend_agg  # noqa: F401  imported before the forks, like the imports below
 import psutil
 import safetensors.torch
 import torch
@@ -45,16 +45,16 @@ class Moment(NamedTuple):
 
 
 class Order(NamedTuple):
-    """What a process is to do.
+    """Instructions for a process.
 
     Attributes:
-        folder: output folder; a run that has another is not observed, and files elsewhere are no moments.
-        events: file that each moment is appended to, as JSON: its phase, what happens, and when.
+        folder: output folder of the observed run; files in other folders are not observed.
+        events: file to which each moment is appended as JSON: phase, event and time.
         at: the moment to act at; None: never.
-        number: how many times that moment has come then.
-        fraction: how much of the file that was written at that moment remains, in [0, 1].
+        number: occurrence of the moment to act at, from 1.
+        fraction: fraction of the file written at that moment that remains, in [0, 1].
         action: one of `ACTIONS`.
-        rank: the process that is observed, of those that a launcher starts.
+        rank: rank of the observed process.
     """
 
     folder: str
@@ -67,7 +67,7 @@ class Order(NamedTuple):
 
 
 class Observer(TrainerCallback):
-    """Announces the moments of this process, and acts at the one that its order names."""
+    """Announces the moments of this process and acts at the moment of its order."""
 
     def __init__(self, order: Order) -> None:
         self.order = order
@@ -77,18 +77,18 @@ class Observer(TrainerCallback):
         self.seen: Counter[Moment] = Counter()
         self.evaluation = "evaluation"
 
-    def announce(self, phase: str, what: str, cut: Callable[[], None] | None = None) -> None:
-        """Announce a moment; `cut` takes away what had not been written if the process ended a little earlier."""
+    def announce(self, phase: str, what: str, truncate: Callable[[], None] | None = None) -> None:
+        """Announce a moment; `truncate` removes the end of a file, as if the process had ended while writing."""
         moment = Moment(phase, what)
         os.write(self.events, (json.dumps([*moment, time.time()]) + "\n").encode())
         self.seen[moment] += 1
         if moment == self.at and self.seen[moment] == self.order.number:
-            if cut is not None:
-                cut()
+            if truncate is not None:
+                truncate()
             ACTIONS[self.order.action]()
 
     def moment_of(self, file: Any) -> Moment | None:
-        """The moment at which `file` is written; None if it is not one of the output folder."""
+        """Return the moment at which `file` is written; None if it is outside of the output folder."""
         if not isinstance(file, str | os.PathLike):
             return None
         path = os.path.abspath(os.fspath(file))
@@ -101,11 +101,11 @@ class Observer(TrainerCallback):
         return Moment("log" if name == LOG else "results" if results else "publishing", name)
 
     def written(self, file: Any, before: int = 0) -> None:
-        """Announce that a file is complete. It had `before` bytes, which are not among those written."""
+        """Announce that a file is complete; its first `before` bytes existed before."""
         moment = self.moment_of(file)
         if moment is not None:
             size = before + int(self.order.fraction * (os.path.getsize(file) - before))
-            self.announce(*moment, cut=lambda: os.truncate(file, size))
+            self.announce(*moment, truncate=lambda: os.truncate(file, size))
 
     def audit(self, event: str, arguments: tuple) -> None:
         if event in ("os.remove", "os.rmdir"):
@@ -161,7 +161,7 @@ class WrittenFile:
 
 
 def observe(observer: Observer) -> None:
-    """Have everything announced that writes or removes files here, and the steps of every trainer made from now on."""
+    """Announce each written or removed file and the steps of each new trainer in this process."""
     serialize_file, save, open_file = safetensors.torch.serialize_file, torch.save, io.open
 
     @wraps(serialize_file)
@@ -207,7 +207,7 @@ def observe(observer: Observer) -> None:
 
 
 def terminate_launcher(generations: int = 1) -> None:
-    """Send SIGTERM to an ancestor; return once the parent is gone, or SIGTERM has come here."""
+    """Send SIGTERM to an ancestor; return when the parent has ended or this process receives SIGTERM."""
     parent, received = os.getppid(), []
     launcher = psutil.Process().parents()[generations - 1].pid
     previous = signal.getsignal(signal.SIGTERM)

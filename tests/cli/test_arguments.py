@@ -23,7 +23,7 @@ def write(folder, **options):
     return path
 
 
-def test_parse_options_returns_only_the_settings_given(tmp_path):
+def test_parse_options_returns_only_settings_given(tmp_path):
     assert parse("--output_dir", tmp_path).tokenmixup == {}
     options = parse("--horizontal_layers", 1, 3, "--horizontal_tau", "none", "--scorenet_detach", "false")
     assert options.tokenmixup == {"horizontal_layers": [1, 3], "horizontal_tau": None, "scorenet_detach": False}
@@ -31,7 +31,7 @@ def test_parse_options_returns_only_the_settings_given(tmp_path):
     assert options.tokenmixup == {"horizontal_layers": [], "vertical_detach": True}
 
 
-def test_build_parser_has_a_flag_for_every_setting():
+def test_build_parser_has_flag_for_every_setting():
     names = {action.dest for action in build_parser()._actions}
     assert {setting.name for setting in dataclasses.fields(TokenMixupConfigMixin)} <= names
 
@@ -41,7 +41,7 @@ def test_build_parser_has_a_flag_for_every_setting():
     "flag", ["--gradient_checkpointing", "--activation_checkpointing", "--gradient-checkpointing"]
 )
 @pytest.mark.filterwarnings("error")
-def test_checkpointing_flag_of_either_name_overrides_the_recipe(tmp_path, recipe_name, flag):
+def test_parse_options_checkpointing_flag_of_either_name_overrides_recipe(tmp_path, recipe_name, flag):
     training = parse(flag).training
     assert training.gradient_checkpointing is training.activation_checkpointing is True
     recipe = write(tmp_path, **{recipe_name: True, f"{recipe_name}_kwargs": {"use_reentrant": True}})
@@ -54,7 +54,7 @@ def test_checkpointing_flag_of_either_name_overrides_the_recipe(tmp_path, recipe
     assert training.activation_checkpointing_kwargs == {} == training.gradient_checkpointing_kwargs
 
 
-def test_config_overrides_are_a_mapping_or_json(tmp_path):
+def test_parse_options_config_overrides_accepts_mapping_and_json(tmp_path):
     recipe = write(tmp_path, config_overrides={"hidden_size": 96, "hidden_dropout_prob": 0.1})
     model = parse("--recipe", recipe).model
     assert model.parse_config_overrides() == {"hidden_size": 96, "hidden_dropout_prob": 0.1}
@@ -63,14 +63,14 @@ def test_config_overrides_are_a_mapping_or_json(tmp_path):
         model.parse_config_overrides()
 
 
-def test_unknown_arguments_raise_with_the_nearest_flag():
+def test_parse_options_unknown_argument_raises_with_nearest_flag():
     with pytest.raises(ValueError, match="no option --vertical_layer: did you mean --vertical_layers"):
         parse("--vertical_layer", 1)
     with pytest.raises(ValueError, match="Unknown arguments: stray"):
         parse("true", "stray")
 
 
-def test_help_lists_common_options_and_help_all_lists_every_option(capsys, monkeypatch):
+def test_help_lists_common_options_and_help_all_lists_all(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
 
     def text(flag):
@@ -85,7 +85,7 @@ def test_help_lists_common_options_and_help_all_lists_every_option(capsys, monke
     assert len(brief.splitlines()) < 240 < len(full.splitlines())
 
 
-def test_list_with_commas_equals_list_with_spaces(tmp_path):
+def test_parse_options_list_with_commas_equals_list_with_spaces(tmp_path):
     options = parse(
         "--horizontal_layers", "1,2", "--vertical_layers=2,3", "--manifold_mixup_layers", "[1,", "3]",
         "--crop_scale", "0.8,1", "--image_size", "24,32", "--lora_rank", 4, "--lora_target_modules", "q_proj,k_proj",
@@ -99,14 +99,14 @@ def test_list_with_commas_equals_list_with_spaces(tmp_path):
     assert options.tokenmixup == {"vertical_layers": [1, 2]} and options.augmentation.crop_scale == [0.5, 1.0]
 
 
-def test_hyphens_equal_underscores_in_every_kind_of_option():
+def test_parse_options_hyphens_equal_underscores():
     options = parse("--learning-rate", 0.25, "--horizontal-rho", 0.5, "--crop-ratio", "0.5,1", "--vertical-layers", 1)
     assert options.training.learning_rate == 0.25 and options.augmentation.crop_ratio == [0.5, 1.0]
     assert options.tokenmixup == {"horizontal_rho": 0.5, "vertical_layers": [1]}
 
 
 @pytest.mark.parametrize("name", sorted(SUCCESSORS))
-def test_removed_option_of_transformers_names_its_replacement(name):
+def test_parse_options_removed_option_raises_with_replacement(name):
     known = option_names(build_parser())
     if name in known:
         return  # in this version of transformers
@@ -116,7 +116,7 @@ def test_removed_option_of_transformers_names_its_replacement(name):
         assert flag == name or flag in known
 
 
-def test_removed_option_without_its_replacement_is_only_unknown():
+def test_parse_options_removed_option_without_replacement_is_unknown():
     parser = ArgumentParser()
     parser.add_argument("--use_cpu", action="store_true")
     with pytest.raises(ValueError, match="--no_cuda was removed in transformers 5: pass --use_cpu"):

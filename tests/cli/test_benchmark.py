@@ -69,7 +69,7 @@ def table(text, title):
     return {cells[0]: cells[1:] for cells in ([cell.strip() for cell in row.split("   ") if cell] for row in rows)}
 
 
-def test_benchmark_of_a_network_writes_tables_and_json(script, tmp_path, capsys):
+def test_benchmark_of_network_writes_tables_and_json(script, tmp_path, capsys):
     parts = ["--part", "training", "detection", "step"]
     result = run(script, tmp_path, "--model", "tiny", *parts, "--group_size", 4, 100, "--dtype", "bf16")
     text = capsys.readouterr().out
@@ -97,7 +97,7 @@ def test_benchmark_of_a_network_writes_tables_and_json(script, tmp_path, capsys)
     assert table(text, "training step")["HTM"][-1] == f"{htm / plain:.3f}"
 
 
-def test_benchmark_of_optimizations_skips_unsupported_ones(script, tmp_path, capsys):
+def test_benchmark_of_optimizations_skips_unsupported(script, tmp_path, capsys):
     result = run(
         script, tmp_path, "--model", "tiny", "--part", "optimizations", "--optimization", "ema", "fp16", "foreach"
     )
@@ -120,11 +120,11 @@ def prepare(script, *arguments):
     return script.build_setup(*script.parse_options([*map(str, arguments), *BRIEF]))
 
 
-def test_build_setup_with_a_recipe_has_its_images(script, recipe):
+def test_build_setup_with_recipe_has_images_of_recipe(script, recipe):
     setup = prepare(script, "--recipe", recipe, "--rho", 0.02)
     assert setup.name == "mine" and list(setup.systems) == ["HTM"] and setup.mixed_layer == 1
     assert setup.model.training and setup.images.shape == (12, 3, 8, 8)
-    # Unlike noise, digits are black for the greater part.
+    # Most pixels of digits are black, unlike those of noise.
     assert (setup.images == setup.images.min()).float().mean() > 0.2 and len(set(setup.labels.tolist())) > 2
     config = script.training_models(setup.model, setup.systems)["HTM"].config
     assert (config.horizontal_tau, config.horizontal_rho, config.saliency_detector) == (None, 0.02, "attention")
@@ -139,7 +139,7 @@ def test_build_setup_with_a_recipe_has_its_images(script, recipe):
         (["--horizontal_layers", 2, "--batch_size", 9], {"HTM": ([2], [])}, 2),
     ],
 )
-def test_build_setup_with_training_options_overrides_the_recipe(script, recipe, options, systems, layer):
+def test_build_setup_with_training_options_overrides_recipe(script, recipe, options, systems, layer):
     setup = prepare(script, "--recipe", recipe, *options)
     models = script.training_models(setup.model, setup.systems)
     layers = {name: (models[name].config.horizontal_layers, models[name].config.vertical_layers) for name in systems}
@@ -147,7 +147,7 @@ def test_build_setup_with_training_options_overrides_the_recipe(script, recipe, 
     assert len(setup.labels) == (9 if "--batch_size" in options else 12)
 
 
-def test_benchmark_of_a_recipe_writes_tables_and_json(script, recipe, tmp_path, capsys):
+def test_benchmark_of_recipe_writes_tables_and_json(script, recipe, tmp_path, capsys):
     result = run(script, tmp_path, "--recipe", recipe, "--part", "detection", "training", "--vertical_layers", 2)
     assert list(result["detection"]["timings"]) == SALIENCY_DETECTORS
     systems = ["plain", "HTM", "VTM", "HTM + VTM", "HTM, gradient", "HTM, random", "HTM, full rollout"]
@@ -156,7 +156,7 @@ def test_benchmark_of_a_recipe_writes_tables_and_json(script, recipe, tmp_path, 
     assert not (tmp_path / "outputs").exists()
 
 
-def test_benchmark_of_parameters_matches_the_paper(script, tmp_path, monkeypatch, capsys):
+def test_benchmark_of_parameters_matches_paper(script, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(script, "PAPER_BASELINES", [PAPER_BASELINES[2], PAPER_BASELINES[8]])
     result = run(script, tmp_path, "--part", "parameters")
     rows = {row["system"]: row for row in result["parameters"]}
@@ -195,13 +195,13 @@ def test_benchmark_of_parameters_matches_the_paper(script, tmp_path, monkeypatch
         (["--json", "."], "--json must name a file"),
     ],
 )
-def test_parse_options_with_a_wrong_value_raises(script, arguments, message):
+def test_parse_options_with_wrong_value_raises(script, arguments, message):
     with pytest.raises(ValueError) as error:
         script.parse_options(arguments)
     assert message in str(error.value)
 
 
-def test_parse_options_with_a_missing_device_raises(script, monkeypatch):
+def test_parse_options_with_missing_device_raises(script, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="no CUDA device for --device cuda:1. Pass --device cpu"):
         script.parse_options(["--device", "cuda:1"])
@@ -215,7 +215,7 @@ def test_parse_options_with_a_missing_device_raises(script, monkeypatch):
         (["--horizontal_layer", 1], "did you mean --horizontal_layers?"),
     ],
 )
-def test_build_setup_with_an_unsuitable_recipe_raises(script, recipe, options, message):
+def test_build_setup_with_unsuitable_recipe_raises(script, recipe, options, message):
     with pytest.raises(ValueError, match=message):
         prepare(script, "--recipe", recipe, *options)
 

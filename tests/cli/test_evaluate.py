@@ -61,7 +61,7 @@ def run(script, folder, *arguments):
     return json.loads(result.read_text())
 
 
-def test_evaluate_counts_equal_those_of_the_pipeline(script, tmp_path, capsys):
+def test_evaluate_counts_equal_pipeline_counts(script, tmp_path, capsys):
     model = save(vit(), tmp_path / "model")
     result = run(script, tmp_path, model, "--dataset_name", "digits", "--batch_size", 50)
     split = load_digits_dataset()["test"]
@@ -102,7 +102,7 @@ def test_evaluate_accepts_any_classifier(script, tmp_path, model, size, caplog):
     assert result["num_parameters"] == plain and "ScoreNet" not in caplog.text
 
 
-def test_evaluate_recorded_command_reproduces_the_result_without_secrets(script, tmp_path):
+def test_evaluate_recorded_command_reproduces_result_without_secrets(script, tmp_path):
     model = save(vit(), tmp_path / "model")
     options = ["--dataset_name=digits", "--token", "hf_secret", "--dtype", "bf16", "--max_eval_samples", 50]
     first = run(script, tmp_path, model, *options, "--seed", 7, "--token=hf_other")
@@ -123,7 +123,7 @@ def test_reproduce_command_of_several_processes_uses_torchrun(script):
     assert command == "torchrun --nproc_per_node 4 scripts/evaluate.py m --batch_size 8"
 
 
-def test_evaluate_with_classes_in_another_order_needs_a_label_mapping(script, tmp_path, caplog):
+def test_evaluate_with_classes_in_another_order_needs_label_mapping(script, tmp_path, caplog):
     model = vit()
     backwards = save(model, tmp_path / "backwards", names=[f"digit_{name}" for name in reversed(DIGITS)])
     images = tmp_path / "images"
@@ -139,7 +139,7 @@ def test_evaluate_with_classes_in_another_order_needs_a_label_mapping(script, tm
     assert by_name["loss"] != by_number["loss"] and by_name["dataset_fingerprint"] == by_number["dataset_fingerprint"]
     assert by_name["dataset"] == "images (local image folder)"
 
-    # The same rows of weights behind the dataset's own order.
+    # The rows of the classifier in the class order of the dataset.
     for parameter in model.classifier.parameters():
         parameter.data = parameter.data.flip(0)
     model.config.id2label = {number: f"digit {number}" for number in range(10)}
@@ -163,7 +163,7 @@ def write_split(folder, name, labels):
     Dataset.from_dict({"image": pictures, "label": labels}, features=features).to_parquet(folder / f"{name}.parquet")
 
 
-def test_evaluate_without_an_evaluation_split_needs_a_fraction(script, tmp_path):
+def test_evaluate_without_evaluation_split_needs_fraction(script, tmp_path):
     model = save(vit(), tmp_path / "model")
     write_split(tmp_path / "data", "train", list(range(10)) * 10)
     options = [model, "--dataset_name", tmp_path / "data", "--cache_dir", tmp_path / "cache"]
@@ -171,11 +171,11 @@ def test_evaluate_without_an_evaluation_split_needs_a_fraction(script, tmp_path)
         ValueError, match=r"no evaluation split among \['train'\]. .*`eval_split`.*`validation_fraction`"
     ):
         run(script, tmp_path, *options)
-    whole = run(script, tmp_path, *options, "--eval_split", "train")
-    share = run(script, tmp_path, *options, "--train_val_split", 0.2, "--seed", 5)
-    assert (whole["split"], whole["num_images"], whole["dataset"]) == ("train", 100, "data (local folder)")
-    assert (share["split"], share["num_images"]) == ("train (held out: 0.2 of it, seed 5)", 20)
-    assert whole["dataset_fingerprint"] == share["dataset_fingerprint"]
+    complete = run(script, tmp_path, *options, "--eval_split", "train")
+    fraction = run(script, tmp_path, *options, "--train_val_split", 0.2, "--seed", 5)
+    assert (complete["split"], complete["num_images"], complete["dataset"]) == ("train", 100, "data (local folder)")
+    assert (fraction["split"], fraction["num_images"]) == ("train (held out: 0.2 of it, seed 5)", 20)
+    assert complete["dataset_fingerprint"] == fraction["dataset_fingerprint"]
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_evaluate_without_an_evaluation_split_needs_a_fraction(script, tmp_path)
         ([".", "--dataset_name", "digits", "--revision", "main"], "--revision is for models on the Hub, and . is a"),
     ],
 )
-def test_parse_options_with_a_wrong_value_raises(script, arguments, message):
+def test_parse_options_with_wrong_value_raises(script, arguments, message):
     with pytest.raises(ValueError) as error:
         script.parse_options(arguments)
     assert message in str(error.value)
@@ -212,7 +212,7 @@ def test_init_distributed_with_unconnected_processes_raises(script, monkeypatch)
         script.init_distributed(False)
 
 
-def test_evaluate_with_update_card_writes_the_card_of_a_folder(script, tmp_path, capsys):
+def test_evaluate_with_update_card_writes_card_of_folder(script, tmp_path, capsys):
     model = save(vit(), tmp_path / "model")
     (tmp_path / "model" / "README.md").write_text("---\nlicense: mit\n---\n\n# Mine\n")
     result = run(script, tmp_path, model, "--dataset_name", "digits", "--update_card")
@@ -244,7 +244,7 @@ def test_evaluate_error_is_one_line(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["evaluate.py", "finetune.py"])
-def test_script_folder_does_not_shadow_the_library_evaluate(monkeypatch, name, capsys):
+def test_script_folder_does_not_shadow_evaluate_library(monkeypatch, name, capsys):
     """Python starts a script with its folder at the start of sys.path."""
     monkeypatch.setattr(sys, "argv", [name, "--help"])
     for module in ("evaluate", "hf_tokenmixup.metrics"):
@@ -257,7 +257,7 @@ def test_script_folder_does_not_shadow_the_library_evaluate(monkeypatch, name, c
     assert issubclass(importlib.import_module("hf_tokenmixup.metrics").TopKAccuracy, evaluate.Metric)
 
 
-def test_parse_options_with_a_read_only_card_raises(script, hub):
+def test_parse_options_with_read_only_card_raises(script, hub):
     hub.add_repo("alice/vit", {"config.json": "{}"})
     options = ["alice/vit", "--dataset_name", "digits", "--update_card"]
     for token in (["--token", "hf_reader"], ["--token", "hf_bob"], []):
@@ -266,7 +266,7 @@ def test_parse_options_with_a_read_only_card_raises(script, hub):
     assert script.parse_options([*options, "--token", "hf_alice"])[1].update_card
 
 
-def test_evaluate_on_the_hub_records_commits_and_updates_the_card(tmp_path):
+def test_evaluate_on_hub_records_commits_and_updates_card(tmp_path):
     save(vit(), tmp_path / "model")
     write_split(tmp_path / "data", "test", list(range(10)) * 3)
     with Hub({"hf_alice": "alice"}) as hub:
@@ -296,7 +296,7 @@ def test_evaluate_on_the_hub_records_commits_and_updates_the_card(tmp_path):
 @pytest.mark.parametrize(
     "launcher, use_cpu",
     [
-        # Without an accelerator it goes without saying.
+        # Without an accelerator, the command does not need --use_cpu.
         ("torchrun --standalone --nproc_per_node 2", ["--use_cpu"] * torch.accelerator.is_available()),
         ("accelerate launch --multi_gpu --num_processes 2 --main_process_port 0", ["--use_cpu"]),
     ],

@@ -47,7 +47,7 @@ def metrics(folder):
     return json.loads((folder / "all_results.json").read_text())
 
 
-def test_finetune_evaluation_of_the_saved_model_repeats_the_result(finetune, tmp_path, capsys):
+def test_finetune_evaluation_of_saved_model_equals_result(finetune, tmp_path, capsys):
     out = tmp_path / "out"
     options = [*DIGITS, *SCRATCH, *MIXING, "--num_train_epochs", 2, "--logging_steps", 1, "--save_strategy", "no"]
     trainer = run(finetune, *options, "--do_train", "--do_eval", "--eval_strategy", "epoch", "--output_dir", out)
@@ -82,12 +82,12 @@ def test_finetune_evaluation_of_the_saved_model_repeats_the_result(finetune, tmp
     assert f"{evaluated}/all_results.json" in capsys.readouterr().out
 
 
-def test_finetune_resumed_run_equals_an_uninterrupted_run(finetune, tmp_path):
+def test_finetune_resumed_run_equals_uninterrupted_run(finetune, tmp_path):
     """A run stopped within an epoch ends with the same weights, ScoreNet included, and the same log."""
     options = [*DIGITS, *SCRATCH, *MIXING, "--do_train", "--do_eval", "--num_train_epochs", 2, "--logging_steps", 1]
     options += ["--save_steps", 3, "--mixup_alpha", 0.8, "--label_smoothing_factor", 0.1]
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    expected = run(finetune, *options, "--output_dir", whole)
+    uninterrupted, parts = tmp_path / "uninterrupted", tmp_path / "parts"
+    expected = run(finetune, *options, "--output_dir", uninterrupted)
 
     first = finetune.build_trainer([*COMMON, *map(str, options), "--output_dir", str(parts)])
     first.add_callback(StopAt(7))
@@ -98,12 +98,12 @@ def test_finetune_resumed_run_equals_an_uninterrupted_run(finetune, tmp_path):
     assert any("scorenet" in name for name in weights)
     for name, tensor in expected.model.state_dict().items():
         assert torch.equal(weights[name], tensor), name
-    logs = [(folder / "training_log.jsonl").read_text().splitlines() for folder in (whole, parts)]
+    logs = [(folder / "training_log.jsonl").read_text().splitlines() for folder in (uninterrupted, parts)]
     losses = [[record["loss"] for line in log if "loss" in (record := json.loads(line))] for log in logs]
     assert losses[0] == losses[1] and len(losses[0]) == 10
 
 
-def test_finetune_with_resume_auto_starts_resumes_and_repeats_the_evaluation(finetune, tmp_path, capsys):
+def test_finetune_resume_auto_starts_resumes_and_repeats_evaluation(finetune, tmp_path, capsys):
     """The same command starts, resumes, and finally only repeats the evaluation."""
     options = [*COMMON, *DIGITS, *SCRATCH, "--do_train", "--do_eval", "--max_steps", "4", "--save_steps", "1"]
     options += ["--output_dir", str(tmp_path), "--resume_from_checkpoint", "auto"]
@@ -133,7 +133,7 @@ def StopAt(step):  # noqa: N802
     return Stop()
 
 
-def test_finetune_with_load_best_model_at_end_saves_the_best_model(finetune, tmp_path):
+def test_finetune_load_best_model_at_end_saves_best_model(finetune, tmp_path):
     options = [
         *DIGITS,
         *SCRATCH,
@@ -155,7 +155,7 @@ def test_finetune_with_load_best_model_at_end_saves_the_best_model(finetune, tmp
     assert metrics(tmp_path)["eval_top1"] == trainer.state.best_metric
 
 
-def test_finetune_on_image_folders_replaces_the_classifier(finetune, tmp_path):
+def test_finetune_on_image_folders_replaces_classifier(finetune, tmp_path):
     digits = load_digits_dataset()
     for split, count in (("train", 40), ("test", 30)):
         for index, row in enumerate(digits[split].select(range(count))):
@@ -173,7 +173,7 @@ def test_finetune_on_image_folders_replaces_the_classifier(finetune, tmp_path):
     assert metrics(out)["eval_top5"] == 1.0  # three classes
 
 
-def test_finetune_of_a_resnet_trains_without_tokenmixup(finetune, tmp_path):
+def test_finetune_resnet_trains_without_tokenmixup(finetune, tmp_path):
     config = ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1])
     overrides = {name: getattr(config, name) for name in ("embedding_size", "hidden_sizes", "depths")}
     options = ["--from_scratch", "--model_type", "resnet", "--config_overrides", json.dumps(overrides)]
@@ -200,7 +200,7 @@ def test_finetune_of_a_resnet_trains_without_tokenmixup(finetune, tmp_path):
     assert 0 <= metrics(tmp_path)["eval_top1"] <= metrics(tmp_path)["eval_top5"] <= 1
 
 
-def test_validate_image_size_counts_no_flops_and_keeps_mode_and_attention(finetune, monkeypatch):
+def test_validate_image_size_counts_no_flops_and_restores_mode_and_attention(finetune, monkeypatch):
     monkeypatch.setattr("torch.utils.flop_counter.FlopCounterMode.__enter__", lambda self: pytest.fail("counts FLOPs"))
     model = ViTForImageClassification(ViTConfig(**TINY, attn_implementation="sdpa")).train()
     finetune.validate_image_size(model, 16, 16)
@@ -225,12 +225,12 @@ def test_validate_image_size_counts_no_flops_and_keeps_mode_and_attention(finetu
         ([*DIGITS, *SCRATCH, "--do_train", "--mixup_alpha", "-1"], "mixup_alpha"),
     ],
 )
-def test_build_trainer_with_a_wrong_option_raises(finetune, arguments, message, tmp_path):
+def test_build_trainer_with_wrong_option_raises(finetune, arguments, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         finetune.build_trainer([*COMMON, *arguments, "--output_dir", str(tmp_path)])
 
 
-def test_build_trainer_evaluating_a_model_of_other_classes_raises(finetune, tmp_path):
+def test_build_trainer_evaluating_model_of_other_classes_raises(finetune, tmp_path):
     run(finetune, *DIGITS, *SCRATCH, "--do_train", "--max_steps", 1, "--output_dir", tmp_path / "digits")
     for name in ("a", "b"):
         (tmp_path / "images" / name).mkdir(parents=True)
@@ -272,7 +272,7 @@ def test_finetune_evaluation_maps_labels_as_requested(finetune, tmp_path, caplog
     assert metrics(tmp_path / "evaluated")["eval_top1"] < expected
 
 
-def test_finetune_expected_error_is_one_line_and_another_keeps_its_traceback(tmp_path, monkeypatch):
+def test_finetune_expected_error_is_one_line_and_other_has_traceback(tmp_path, monkeypatch):
     options = [*COMMON, *DIGITS, *SCRATCH, "--do_train", "--max_steps", "3", "--logging_steps", "1"]
     monkeypatch.setattr(sys, "argv", ["finetune.py", *options, "--output_dir", str(tmp_path / "a")])
     with monkeypatch.context() as patch:
@@ -280,11 +280,11 @@ def test_finetune_expected_error_is_one_line_and_another_keeps_its_traceback(tmp
         with pytest.raises(SystemExit, match="finetune.py: The loss of step . is infinite or not a number"):
             runpy.run_path(str(SCRIPT), run_name="__main__")
 
-    def fault(self, *args, **kwargs):
-        raise ValueError("a fault")
+    def fail(self, *args, **kwargs):
+        raise ValueError("an error")
 
-    monkeypatch.setattr("transformers.Trainer.training_step", fault)
-    with pytest.raises(ValueError, match="a fault"):
+    monkeypatch.setattr("transformers.Trainer.training_step", fail)
+    with pytest.raises(ValueError, match="an error"):
         runpy.run_path(str(SCRIPT), run_name="__main__")
 
 

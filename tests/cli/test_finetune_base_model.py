@@ -34,7 +34,7 @@ def base(tmp_path):
     return tmp_path / "base"
 
 
-def test_finetune_of_a_multi_label_model_at_another_size_saves_a_single_label_model(base, tmp_path):
+def test_finetune_multi_label_model_at_other_size_saves_single_label_model(base, tmp_path):
     options = ["--model_name_or_path", base, "--ignore_mismatched_sizes", "--image_size", 24, "--do_train"]
     trainer = finetune(*MIXING, *options, "--output_dir", tmp_path / "out")
     assert trainer.state.log_history[0]["mixed_samples"] > 0
@@ -47,7 +47,7 @@ def test_finetune_of_a_multi_label_model_at_another_size_saves_a_single_label_mo
     assert sum(score["score"] for score in scores) == pytest.approx(1)
 
 
-def test_finetune_at_a_size_that_patches_do_not_divide_warns(tmp_path, caplog):
+def test_finetune_image_size_not_divisible_by_patch_size_warns(tmp_path, caplog):
     network = ["--from_scratch", "--model_type", "vit", "--config_overrides", json.dumps(TINY | {"image_size": 19})]
     with caplog.at_level(logging.WARNING):
         import_command("finetune").build_trainer(

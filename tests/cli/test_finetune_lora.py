@@ -47,30 +47,32 @@ def metrics(folder):
     return json.loads((folder / "all_results.json").read_text())
 
 
-def test_finetune_with_lora_resumes_and_saves_the_merged_model(finetune, base, tmp_path, monkeypatch, capsys):
+def test_finetune_with_lora_resumes_and_saves_merged_model(finetune, base, tmp_path, monkeypatch, capsys):
     options = ["--model_name_or_path", base, *MIXING, *LORA, "--do_train", "--do_eval", "--num_train_epochs", 2]
     options += ["--logging_steps", 1, "--save_strategy", "steps", "--save_steps", 4]
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    run(finetune, *options, "--output_dir", whole)
+    uninterrupted, parts = tmp_path / "uninterrupted", tmp_path / "parts"
+    run(finetune, *options, "--output_dir", uninterrupted)
     assert "trainable params: 724 " in capsys.readouterr().out
-    card = (whole / "README.md").read_text()
+    card = (uninterrupted / "README.md").read_text()
     assert "`lora_rank` | 2" in card and "--lora_rank 2" in card
-    records = [json.loads(line) for line in (whole / "training_log.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in (uninterrupted / "training_log.jsonl").read_text().splitlines()]
     assert max(record.get("mixed_samples", 0) for record in records) > 0
 
-    resumed = run(finetune, *options, "--output_dir", parts, "--resume_from_checkpoint", whole / "checkpoint-4")
+    resumed = run(
+        finetune, *options, "--output_dir", parts, "--resume_from_checkpoint", uninterrupted / "checkpoint-4"
+    )
     assert resumed.state.global_step == 10
-    first, second, before = (load_file(folder / "model.safetensors") for folder in (whole, parts, base))
+    first, second, before = (load_file(folder / "model.safetensors") for folder in (uninterrupted, parts, base))
     assert first.keys() == before.keys() and all(torch.equal(first[name], second[name]) for name in first)
     moved = {name for name in first if not torch.equal(first[name], before[name])}
-    # As the files name them, as on the Hub: queries, values and the classifier.
+    # The names in the adapter files, as on the Hub: queries, values and the classifier.
     assert {name.split(".")[-2] for name in moved} == {"query", "value", "classifier"}
     assert not any(name.endswith("bias") for name in moved if not name.startswith("classifier"))
 
     for name in [name for name in sys.modules if name.partition(".")[0] == "peft"]:
         monkeypatch.setitem(sys.modules, name, None)
-    run(finetune, "--model_name_or_path", whole, "--do_eval", "--output_dir", tmp_path / "evaluated")
-    got, expected = metrics(tmp_path / "evaluated"), metrics(whole)
+    run(finetune, "--model_name_or_path", uninterrupted, "--do_eval", "--output_dir", tmp_path / "evaluated")
+    got, expected = metrics(tmp_path / "evaluated"), metrics(uninterrupted)
     assert got["eval_top1"] == expected["eval_top1"]
     assert got["eval_loss"] == pytest.approx(expected["eval_loss"], rel=1e-5)
 
@@ -85,7 +87,7 @@ def test_finetune_with_lora_resumes_and_saves_the_merged_model(finetune, base, t
         ("--lora_rank 2 --lora_target_modules query", "query is not a layer of TokenMixupViT"),
     ],
 )
-def test_build_trainer_with_a_wrong_lora_option_raises(finetune, base, options, message, tmp_path):
+def test_build_trainer_with_wrong_lora_option_raises(finetune, base, options, message, tmp_path):
     options = options.replace("BASE", str(base)).split()
     with pytest.raises(ValueError, match=message):
         where = ["--model_name_or_path", base, "--ignore_mismatched_sizes", "--output_dir", tmp_path / "out"]

@@ -44,14 +44,14 @@ def test_evaluate_with_streaming_equals_evaluate_without(source, tmp_path, capsy
     for more in ([], ["--streaming", "--num_workers", "3"]):
         import_command("evaluate").main([*options, *more, "--json", str(tmp_path / "result.json")])
         results.append(json.loads((tmp_path / "result.json").read_text()))
-    whole, streamed = results
+    loaded, streamed = results
     assert streamed["num_images"] == 15 and streamed["dataset_fingerprint"] is None
     for name in ("top1", "top5", "loss"):
-        assert whole[name] == pytest.approx(streamed[name], rel=1e-5)
-        assert whole[name] == pytest.approx(metrics(out)[f"eval_{name}"], rel=1e-5)
+        assert loaded[name] == pytest.approx(streamed[name], rel=1e-5)
+        assert loaded[name] == pytest.approx(metrics(out)[f"eval_{name}"], rel=1e-5)
 
 
-def test_build_trainer_with_a_wrong_streaming_option_raises(source, tmp_path):
+def test_build_trainer_with_wrong_streaming_option_raises(source, tmp_path):
     finetune = import_command("finetune")
     options = [*COMMON, *source, *SCRATCH, "--do_train", "--streaming", "--output_dir", str(tmp_path / "out")]
     for more, message in (
@@ -74,18 +74,21 @@ def launch(program, script, folder, *options):
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.__version__ < "2.7", reason="torch 2.6 restores no optimizer to the device 'cpu:0'")
-def test_finetune_resumed_on_a_stream_equals_an_uninterrupted_run(source, tmp_path):
+def test_finetune_resumed_on_stream_equals_uninterrupted_run(source, tmp_path):
     options = [*COMMON, *source, *SCRATCH, *MIXING, "--streaming", "--do_train", "--do_eval", "--max_steps", "7"]
     options += "--logging_steps 1 --save_steps 3 --dataloader_num_workers 2 --mixup_alpha 0.8".split()
-    launch(TORCHRUN, "finetune", tmp_path, *options, "--output_dir", "whole")
+    launch(TORCHRUN, "finetune", tmp_path, *options, "--output_dir", "uninterrupted")
     # 36 images in batches of 2 * 4: four steps an epoch.
-    assert metrics(tmp_path / "whole")["epoch"] == 1.75 and metrics(tmp_path / "whole")["eval_samples"] == 15
-    # As if interrupted behind step 3, the last but one of the first epoch.
+    assert (
+        metrics(tmp_path / "uninterrupted")["epoch"] == 1.75
+        and metrics(tmp_path / "uninterrupted")["eval_samples"] == 15
+    )
+    # As if interrupted after step 3, the second to last of the first epoch.
     (tmp_path / "parts").mkdir()
-    (tmp_path / "whole" / "checkpoint-3").rename(tmp_path / "parts" / "checkpoint-3")
+    (tmp_path / "uninterrupted" / "checkpoint-3").rename(tmp_path / "parts" / "checkpoint-3")
     launch(TORCHRUN, "finetune", tmp_path, *options, "--output_dir", "parts", "--resume_from_checkpoint", "last")
     weights, logs = [], []
-    for folder in (tmp_path / "whole", tmp_path / "parts"):
+    for folder in (tmp_path / "uninterrupted", tmp_path / "parts"):
         weights.append(load_file(folder / "model.safetensors"))
         records = map(json.loads, (folder / "training_log.jsonl").read_text().splitlines())
         logs.append([record["loss"] for record in records if "loss" in record])

@@ -14,7 +14,7 @@ from hf_tokenmixup.cli.main import COMMANDS
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "hf_tokenmixup"
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*[a-z0-9](?![\w-]*_\b)")
-# Those of accelerate launch and of torchrun.
+# Flags of accelerate launch and torchrun.
 OF_LAUNCHERS = {
     "--num_processes",
     "--nproc_per_node",
@@ -108,7 +108,7 @@ def test_library_messages_name_flags_of_each_command(part):
 
 
 @pytest.mark.parametrize("part", ["data", "models"])
-def test_messages_of_data_and_models_name_parameters_instead_of_flags(part):
+def test_data_and_model_messages_name_parameters_instead_of_flags(part):
     assert {path.name: advised(path) for path in (PACKAGE / part).rglob("*.py") if advised(path)} == {}
 
 
@@ -116,7 +116,7 @@ def test_flag_exceptions_are_used():
     assert [(name, flag) for name, flag in EXCEPTIONS if flag not in advised(PACKAGE / name)] == []
 
 
-def test_documentation_flags_exist_in_their_commands():
+def test_documentation_flags_exist_in_commands():
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages).replace("\\\n", " ")
     called = re.compile(r"(?:scripts/(\w+)\.py|hf-tokenmixup (\w+)|hf_tokenmixup\.cli\.(\w+))([^\n`#]*)")

@@ -31,7 +31,7 @@ from hf_tokenmixup.training import TokenMixupTrainer, TokenMixupTrainingArgument
         ),
     ],
 )
-def test_launch_command_has_the_launchers_settings(tmp_path, monkeypatch, environment, settings, command):
+def test_launch_command_has_settings_of_launcher(tmp_path, monkeypatch, environment, settings, command):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     settings = {"use_cpu": True, "report_to": "none", "output_dir": str(tmp_path)} | settings
@@ -40,7 +40,7 @@ def test_launch_command_has_the_launchers_settings(tmp_path, monkeypatch, enviro
     launch_command_parser().parse_args([*command.split()[2:], "script.py"])
 
 
-def test_launch_command_options_are_those_of_accelerate():
+def test_launch_command_options_equal_accelerate_options():
     known = {action.dest for action in launch_command_parser()._actions}
     assert {*DYNAMO_OPTIONS, *FSDP_OPTIONS, *DEEPSPEED_OPTIONS} <= known
 

@@ -16,7 +16,7 @@ def run(monkeypatch, *words):
     main.entry_point()
 
 
-def test_main_without_a_command_lists_all_commands(monkeypatch, capsys):
+def test_main_without_command_lists_all_commands(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         run(monkeypatch)
     assert ended.value.code == 2
@@ -28,26 +28,26 @@ def test_main_without_a_command_lists_all_commands(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_main_with_a_command_shows_the_help_of_the_command(monkeypatch, capsys, command):
+def test_main_with_command_shows_help_of_command(monkeypatch, capsys, command):
     with pytest.raises(SystemExit) as ended:
         run(monkeypatch, command, "--help")
     assert ended.value.code == 0
     assert capsys.readouterr().out.startswith(f"usage: hf-tokenmixup {command} ")
 
 
-def test_main_with_an_unknown_command_suggests_a_similar_one(monkeypatch):
+def test_main_with_unknown_command_suggests_similar_command(monkeypatch):
     with pytest.raises(SystemExit, match="^hf-tokenmixup: there is no command 'fine-tune': did you mean finetune\\? "):
         run(monkeypatch, "fine-tune")
     with pytest.raises(SystemExit, match="there is no command 'xyz'. Commands: finetune, evaluate"):
         run(monkeypatch, "xyz")
 
 
-def test_main_with_a_wrong_option_prints_one_line(monkeypatch):
+def test_main_with_wrong_option_prints_one_line(monkeypatch):
     with pytest.raises(SystemExit, match="^hf-tokenmixup finetune: There is no recipe 'none-such'"):
         run(monkeypatch, "finetune", "--recipe", "none-such")
 
 
-def test_main_with_version_prints_the_version(monkeypatch, capsys):
+def test_main_with_version_prints_version(monkeypatch, capsys):
     run(monkeypatch, "--version")
     assert capsys.readouterr().out == f"hf_tokenmixup {__version__}\n"
 
@@ -61,6 +61,6 @@ def test_main_with_version_prints_the_version(monkeypatch, capsys):
         (program.__file__.replace("program", "finetune"), "-m hf_tokenmixup.cli.evaluate"),
     ],
 )
-def test_invocation_matches_the_running_program(monkeypatch, argument, expected):
+def test_invocation_matches_running_program(monkeypatch, argument, expected):
     monkeypatch.setattr(sys, "argv", [argument])
     assert program.invocation("evaluate") == expected

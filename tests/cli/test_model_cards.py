@@ -61,7 +61,7 @@ def trained(tmp_path_factory):
     return folder
 
 
-def test_model_cards_are_up_to_date(script):
+def test_model_cards_in_repository_are_up_to_date(script):
     assert script.find_outdated_cards(script.build_cards(), ROOT / "model_cards") == [], (
         "run python scripts/model_cards.py"
     )
@@ -108,21 +108,21 @@ def ending(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_paper_results_equal_those_in_the_recipe(name):
+def test_paper_results_equal_results_in_recipe(name):
     row = PAPER_RESULTS[name.removesuffix(f"-{ending(name)}")].rows[ending(name)]
     first_line = (RECIPES / f"{name}.yaml").read_text().splitlines()[0]
-    told = re.search(r"\(paper: Table (\d), ([\d.]+) top-1(?:, ([\d.]+) top-5)?\)", first_line)
-    if told is None:
+    match = re.search(r"\(paper: Table (\d), ([\d.]+) top-1(?:, ([\d.]+) top-5)?\)", first_line)
+    if match is None:
         assert name == "vit-b16-imagenet1k-baseline" and (row.top1, row.top5) == ("81.2", "-")
         return
-    assert told.groups(default="") == (
+    assert match.groups(default="") == (
         str(PAPER_RESULTS[name.removesuffix(f"-{ending(name)}")].table),
         row.top1,
         row.top5,
     )
 
 
-def test_paper_parameters_equal_those_of_the_reference():
+def test_paper_parameters_equal_reference_parameters():
     counted = json.loads((ROOT / "tests" / "golden" / "param_counts.json").read_text())
     models = {"cct-7-3x1-cifar10": "cct_7_3x1_32/100cls", "cct-7-3x1-cifar100": "cct_7_3x1_32/100cls"}
     models["vit-b16-imagenet1k"] = "ViT-B_16/224/1000cls"
@@ -143,12 +143,12 @@ def test_model_card_counts_parameters_without_scorenet():
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_model_card_command_has_the_values_of_the_card(name):
+def test_model_card_command_has_values_of_card(name):
     (command,) = blocks(name, "bash")
     words = shlex.split(command)
     launcher, arguments = words[: words.index("scripts/finetune.py")], words[words.index("scripts/finetune.py") + 1 :]
     assert launcher[:2] == ["accelerate", "launch"]
-    # This machine may lack the precision.
+    # The precision may be unsupported here.
     options = parse_options([*arguments, "--bf16", "false", "--use_cpu"])
     training, tokenmixup = options.training, options.tokenmixup
     assert training.push_to_hub and training.hub_model_id.endswith(f"/{name}")
@@ -161,7 +161,7 @@ def test_model_card_command_has_the_values_of_the_card(name):
     assert training.output_dir in text
 
 
-def test_model_card_transformers_snippet_runs_without_this_package(trained, tmp_path):
+def test_model_card_transformers_snippet_runs_without_hf_tokenmixup(trained, tmp_path):
     files = []
     for name in SYSTEMS:
         files.append(tmp_path / f"{name}.py")
@@ -176,7 +176,7 @@ def test_model_card_transformers_snippet_runs_without_this_package(trained, tmp_
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_model_card_package_snippet_loads_a_trainable_model(name, trained, monkeypatch):
+def test_model_card_package_snippet_loads_trainable_model(name, trained, monkeypatch):
     monkeypatch.chdir(trained)
     (snippet,) = blocks(name, "python")[1:]
     namespace = {}
@@ -186,7 +186,7 @@ def test_model_card_package_snippet_loads_a_trainable_model(name, trained, monke
     for key in ("horizontal_layers", "vertical_layers"):
         assert getattr(model.config, key) == recipe.get(key, [])
     if ending(name) == "baseline":
-        # The further argument that the text speaks of.
+        # The additional argument that the text mentions.
         (further,) = re.findall(r"argument `(.*?)`", (ROOT / "model_cards" / f"{name}.md").read_text())
         exec(snippet.rstrip().removesuffix(")") + f", {further})", namespace)
         assert namespace["model"].config.horizontal_layers == [1]

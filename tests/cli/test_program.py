@@ -1,4 +1,4 @@
-"""Errors end a command with one line, also those of workers and of too little memory."""
+"""Errors end a command with one line, including errors in workers and out-of-memory errors."""
 
 import sys
 from pathlib import Path
@@ -31,7 +31,7 @@ def decode_nothing() -> None:
     images.decode_image({"bytes": b"x", "path": None}, "Image 3", None)
 
 
-def test_worker_error_of_the_package_gives_its_file_and_its_message():
+def test_worker_error_of_package_gives_file_and_message():
     path, message = program.worker_error(passed_on(decode_nothing))
     assert path == Path(images.__file__)
     assert message.startswith("Image 3") and "Traceback" not in message and "File" not in message
@@ -41,7 +41,7 @@ def test_worker_error_of_other_errors_is_none():
     assert program.worker_error(ValueError("Caught a cold")) is None
 
 
-def test_finetune_broken_image_in_a_worker_ends_in_one_line(tmp_path, monkeypatch):
+def test_finetune_broken_image_in_worker_ends_in_one_line(tmp_path, monkeypatch):
     harness = Harness(tmp_path, tmp_path, monkeypatch)
     data = harness.write_parquet([encode_image(solid_image()), b"x"], [0, 1], Value("int64"))
     options = ["--dataset_name", data, "--do_train", *harness.vit_flags(), "--output_dir", tmp_path / "out"]
@@ -64,7 +64,7 @@ def test_finetune_broken_image_in_a_worker_ends_in_one_line(tmp_path, monkeypatc
     ids=["device", "cpu", "worker", "python"],
 )
 @pytest.mark.parametrize("step", ["build_trainer", "train_and_evaluate"])
-def test_finetune_without_memory_names_the_batch_size(monkeypatch, step, error):
+def test_finetune_without_memory_names_batch_size(monkeypatch, step, error):
     finetune = import_command("finetune")
 
     def fail(*arguments):
@@ -79,7 +79,7 @@ def test_finetune_without_memory_names_the_batch_size(monkeypatch, step, error):
         program.run_command(fail)
 
 
-def test_finetune_other_runtime_error_keeps_its_traceback(monkeypatch):
+def test_finetune_other_runtime_error_has_traceback(monkeypatch):
     finetune = import_command("finetune")
 
     def fail(arguments):
@@ -115,7 +115,7 @@ def test_build_trainer_batches_of_one_image_warn(tmp_path, monkeypatch, caplog):
     assert "no effect in batches of one image" in caplog.text
 
 
-def test_train_and_evaluate_best_model_without_an_evaluation_warns(tmp_path, monkeypatch, caplog):
+def test_train_and_evaluate_best_model_without_evaluation_warns(tmp_path, monkeypatch, caplog):
     steps = "--max_steps 1 --eval_strategy steps --eval_steps 1 --save_steps 1 --eval_delay 9 --load_best_model_at_end"
     harness = Harness(tmp_path, tmp_path, monkeypatch)
     harness.train(*DIGITS, *harness.vit_flags(), *steps.split())
@@ -123,7 +123,7 @@ def test_train_and_evaluate_best_model_without_an_evaluation_warns(tmp_path, mon
 
 
 @pytest.mark.parametrize("command", ["finetune", "evaluate"])
-def test_entry_point_message_of_the_library_names_flags(tmp_path, monkeypatch, command):
+def test_entry_point_message_of_library_names_flags(tmp_path, monkeypatch, command):
     harness = Harness(tmp_path, tmp_path, monkeypatch)
     data = harness.write_parquet([encode_image(solid_image())] * 2, [0, 1], Value("int64"))
     options = ["--dataset_name", data, "--eval_split", "train", "--image_column_name", "pic"]

@@ -42,7 +42,7 @@ def resolve_by_hand(name: str) -> dict:
 
 
 @pytest.mark.parametrize("name", list_recipes())
-def test_load_recipe_packaged_equals_resolution_by_hand(name):
+def test_load_recipe_packaged_equals_manual_resolution(name):
     assert load_recipe(name) == resolve_by_hand(name)
 
 
@@ -71,14 +71,14 @@ FROZEN = {
 
 
 @pytest.mark.parametrize("name", FROZEN)
-def test_load_recipe_packaged_has_the_values_of_the_complete_file(name):
+def test_load_recipe_packaged_equals_complete_file(name):
     size, values = FROZEN[name]
     options = load_recipe(name)
     assert len(options) == size and options["output_dir"] == f"outputs/{name}" and options["seed"] == 42
     assert {key: options[key] for key in values} == values
 
 
-def test_load_recipe_cifar_baselines_share_the_network_and_differ_in_the_schedule():
+def test_load_recipe_cifar_baselines_share_network_and_differ_in_schedule():
     first, second = load_recipe(f"{C10}-baseline"), load_recipe(f"{C100}-htm-vtm-300")
     network = {"image_size": 32, "hidden_size": 256, "num_hidden_layers": 7, "num_attention_heads": 4}
     network |= {"intermediate_size": 512, "tokenizer": "convolution", "num_conv_layers": 1, "conv_kernel_size": 3}
@@ -90,7 +90,7 @@ def test_load_recipe_cifar_baselines_share_the_network_and_differ_in_the_schedul
 
 
 @pytest.mark.parametrize("name", list_recipes())
-def test_packaged_recipe_parses_and_fits_its_model(name):
+def test_packaged_recipe_parses_and_fits_model(name):
     options = parse("--recipe", name)
     training, settings = options.training, options.tokenmixup
     assert training.do_train and training.do_eval and options.data.dataset_name and training.output_dir.endswith(name)
@@ -102,7 +102,7 @@ def test_packaged_recipe_parses_and_fits_its_model(name):
     assert config.tokenmixup_enabled == ("baseline" not in name)
 
 
-def test_vit_recipe_has_the_settings_of_the_paper():
+def test_vit_recipe_has_settings_of_paper():
     options = parse("--recipe", f"{VIT}-htm-vtm")
     settings, training = options.tokenmixup, options.training
     assert settings["horizontal_layers"] == [3] and settings["vertical_layers"] == [4]
@@ -124,7 +124,7 @@ def test_vit_recipe_has_the_settings_of_the_paper():
         ("cifar100-htm-vtm-300", [3], [2], 2.0, 0.005, 3, 6e-4, 0.06, 1e-6),
     ],
 )
-def test_cct_recipe_has_the_settings_of_the_paper(recipe, horizontal, vertical, tau, rho, kappa, rate, decay, start):
+def test_cct_recipe_has_settings_of_paper(recipe, horizontal, vertical, tau, rho, kappa, rate, decay, start):
     options = parse("--recipe", f"cct-7-3x1-{recipe}")
     training, augmentation = options.training, options.augmentation
     config = TokenMixupCctConfig(**options.model.parse_config_overrides(), **options.tokenmixup)
@@ -144,7 +144,7 @@ def test_cct_recipe_has_the_settings_of_the_paper(recipe, horizontal, vertical, 
 # Bases.
 
 
-def test_base_chain_by_path_overrides_in_order(tmp_path):
+def test_load_recipe_base_chain_by_path_overrides_in_order(tmp_path):
     (tmp_path / "bases").mkdir()
     write(tmp_path / "bases" / "first.yaml", seed=1, hflip=0.5, config_overrides={"hidden_size": 8, "hidden_act": "x"})
     write(tmp_path / "bases" / "second.yaml", base="first.yaml", hflip=0.25, crop_scale=[0.5, 1.0])
@@ -162,25 +162,25 @@ def test_base_chain_by_path_overrides_in_order(tmp_path):
     assert options.model.parse_config_overrides() == {"hidden_size": 16, "hidden_act": "y"}
 
 
-def test_base_by_packaged_name_is_found_from_any_folder(tmp_path):
+def test_load_recipe_base_by_packaged_name_is_found_from_any_folder(tmp_path):
     recipe = write(tmp_path / "mine.yaml", base="digits-quickstart", seed=7)
     assert load_recipe(recipe) == load_recipe("digits-quickstart") | {"seed": 7}
 
 
-def test_null_removes_the_value_of_the_base_except_tau(tmp_path):
+def test_load_recipe_null_removes_base_value_except_tau(tmp_path):
     write(tmp_path / "base.yaml", hflip=0.5, seed=1, horizontal_tau=1.0)
     recipe = write(tmp_path / "mine.yaml", base="base.yaml", hflip=None, horizontal_tau=None)
     assert load_recipe(recipe) == {"seed": 1, "horizontal_tau": None}
 
 
-def test_empty_json_object_replaces_the_one_of_the_base(tmp_path):
+def test_load_recipe_empty_json_object_replaces_base_object(tmp_path):
     write(tmp_path / "base.yaml", config_overrides={"hidden_size": 8})
     assert load_recipe(write(tmp_path / "mine.yaml", base="base.yaml", config_overrides={})) == {
         "config_overrides": {}
     }
 
 
-def test_deepspeed_and_arguments_of_another_scheduler_are_replaced(tmp_path):
+def test_load_recipe_deepspeed_and_other_scheduler_arguments_are_replaced(tmp_path):
     base = {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycles": 1}, "deepspeed": {"a": 1}}
     write(tmp_path / "base.yaml", **base)
     changes = {"lr_scheduler_kwargs": {"min_lr": 0.1}, "deepspeed": {"b": 2}}
@@ -197,7 +197,7 @@ def one_line_error(*arguments) -> str:
     return str(caught.value)
 
 
-def test_base_cycle_raises_with_the_files_in_order(tmp_path):
+def test_load_recipe_base_cycle_raises_with_files_in_order(tmp_path):
     write(tmp_path / "a.yaml", base="b.yaml")
     write(tmp_path / "b.yaml", base="c.yaml")
     write(tmp_path / "c.yaml", base="./b.yaml")
@@ -207,14 +207,14 @@ def test_base_cycle_raises_with_the_files_in_order(tmp_path):
     assert "own.yaml -> own.yaml" in one_line_error("--recipe", own)
 
 
-def test_base_unknown_raises_with_the_nearest_name(tmp_path):
+def test_load_recipe_unknown_base_raises_with_nearest_name(tmp_path):
     message = one_line_error("--recipe", write(tmp_path / "mine.yaml", base="digits-quikstart"))
     assert f"Recipe {tmp_path / 'mine.yaml'} has the base 'digits-quikstart'" in message
     assert "did you mean digits-quickstart?" in message and f"relative to {tmp_path}" in message
 
 
 @pytest.mark.parametrize("base", [3, ["a"], ""])
-def test_base_without_a_name_raises(tmp_path, base):
+def test_load_recipe_base_without_name_raises(tmp_path, base):
     message = one_line_error("--recipe", write(tmp_path / "mine.yaml", base=base))
     assert f"base must be a recipe's name or path, got {base!r}" in message
 
@@ -232,13 +232,13 @@ def test_base_without_a_name_raises(tmp_path, base):
         ("base: none-such\n", "has the base 'none-such', which does not exist."),
     ],
 )
-def test_error_in_a_base_names_the_file_of_the_base(tmp_path, text, expected):
+def test_load_recipe_error_in_base_names_base_file(tmp_path, text, expected):
     (tmp_path / "broken.yaml").write_text(text)
     message = one_line_error("--recipe", write(tmp_path / "mine.yaml", base="broken.yaml", seed=1))
     assert f"Recipe {tmp_path / 'broken.yaml'}" in message and expected in message
 
 
-def test_value_of_a_base_that_cannot_be_used_is_named_with_the_recipe(tmp_path):
+def test_recipe_unusable_base_value_raises_with_recipe_name(tmp_path):
     write(tmp_path / "base.yaml", mixup_prob=2.0)
     recipe = write(tmp_path / "mine.yaml", base="base.yaml", seed=1)
     message = one_line_error("--recipe", recipe)
@@ -256,7 +256,7 @@ def test_print_recipe_packaged_round_trips(tmp_path, name):
     assert load_recipe(path) == load_recipe(name) and list(load_recipe(path)) == list(load_recipe(name))
 
 
-def test_print_recipe_with_flags_equals_the_recipe_with_flags(tmp_path):
+def test_print_recipe_with_flags_equals_recipe_with_flags(tmp_path):
     flags = ["--learning-rate=1e-5", "--vertical_layers", "1,2", "--horizontal_tau", "none", "--eval_strategy", "no"]
     flags += ["--config_overrides", '{"hidden_size": 8}', "--accelerator_config", '{"even_batches": false}']
     flags += ["--bf16", "false", "--gradient_checkpointing", "--optim_args", "1e-5"]
@@ -269,7 +269,7 @@ def test_print_recipe_with_flags_equals_the_recipe_with_flags(tmp_path):
     assert printed.training.to_dict() == given.training.to_dict() and printed.training.optim_args == "1e-5"
 
 
-def test_print_recipe_prints_and_starts_nothing(capsys, monkeypatch):
+def test_print_recipe_starts_no_run(capsys, monkeypatch):
     monkeypatch.setattr(finetune, "build_trainer", lambda arguments: pytest.fail("prepared a run"))
     finetune.main(["--seed", "5", "--print_recipe", "digits-quickstart"])
     assert yaml.safe_load(capsys.readouterr().out) == load_recipe("digits-quickstart") | {"seed": 5}
@@ -288,7 +288,7 @@ def test_print_recipe_prints_and_starts_nothing(capsys, monkeypatch):
         (["--print_recipe"], "expected one argument"),
     ],
 )
-def test_print_recipe_with_a_mistake_raises(arguments, expected):
+def test_print_recipe_with_mistake_raises(arguments, expected):
     with pytest.raises(ValueError, match=re.escape(expected)):
         finetune.main(arguments)
 
@@ -301,14 +301,14 @@ def test_parse_options_with_print_recipe_raises():
 # Reading and merging with the command line.
 
 
-def test_dump_recipe_quotes_texts_that_look_like_numbers(tmp_path):
+def test_dump_recipe_strings_like_numbers_are_quoted(tmp_path):
     options = {"optim_args": "1e-5", "save_strategy": "no", "learning_rate": 1e-5, "horizontal_tau": None}
     path = tmp_path / "mine.yaml"
     path.write_text(dump_recipe(options))
     assert load_recipe(path) == options
 
 
-def test_numbers_with_an_exponent_in_a_recipe_are_numbers(tmp_path):
+def test_load_recipe_numbers_with_exponent_are_floats(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("learning_rate: 1e-3\nconfig_overrides: {layer_norm_eps: 1e-6, hidden_act: e1}\n")
     options = parse("--recipe", path)
@@ -329,12 +329,12 @@ def test_numbers_with_an_exponent_in_a_recipe_are_numbers(tmp_path):
         ({"print_recipe": "digits-quickstart"}, "has the key 'print_recipe'"),
     ],
 )
-def test_recipe_with_an_unknown_key_raises(tmp_path, options, message):
+def test_recipe_with_unknown_key_raises(tmp_path, options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         parse("--recipe", write(tmp_path / "mine.yaml", **options))
 
 
-def test_recipe_missing_or_not_a_mapping_raises(tmp_path):
+def test_recipe_missing_or_no_mapping_raises(tmp_path):
     with pytest.raises(ValueError, match="no recipe 'digits-quikstart': did you mean digits-quickstart"):
         parse("--recipe", "digits-quikstart")
     (tmp_path / "list.yaml").write_text("- a\n- b\n")
@@ -345,12 +345,12 @@ def test_recipe_missing_or_not_a_mapping_raises(tmp_path):
         parse("--recipe", tmp_path / "broken.yaml")
 
 
-def test_null_in_a_recipe_equals_no_value(tmp_path):
+def test_recipe_null_equals_missing_value(tmp_path):
     options = parse("--recipe", write(tmp_path / "mine.yaml", eval_split=None, color_jitter=None))
     assert options.data.eval_split is None and options.augmentation.color_jitter is None
 
 
-def test_flags_before_and_after_the_recipe_override_its_values(tmp_path):
+def test_recipe_flags_before_and_after_override_values(tmp_path):
     options = {"learning_rate": 0.5, "horizontal_layers": [1, 2], "horizontal_tau": None, "crop_scale": [0.5, 1.0]}
     recipe = write(tmp_path / "mine.yaml", **options)
     options = parse("--learning_rate", 0.25, "--recipe", recipe, "--hflip", 0)
@@ -368,7 +368,7 @@ OBJECTS = {
 
 
 @pytest.mark.parametrize("form", ["{name} {value}", "{name}={value}", "{hyphens} {value}"])
-def test_json_objects_on_the_command_line_are_merged_key_by_key(tmp_path, form):
+def test_recipe_json_flag_is_merged_by_key(tmp_path, form):
     changes = {
         "config_overrides": '{"num_hidden_layers": 3, "hidden_act": "relu"}',
         "lr_scheduler_kwargs": '{"num_cycles": 2}',
@@ -385,12 +385,12 @@ def test_json_objects_on_the_command_line_are_merged_key_by_key(tmp_path, form):
     assert options.training.accelerator_config.even_batches is False
 
 
-def test_empty_json_object_on_the_command_line_replaces_the_one_of_the_recipe(tmp_path):
+def test_recipe_empty_json_flag_replaces_recipe_object(tmp_path):
     options = parse("--recipe", write(tmp_path / "mine.yaml", **OBJECTS), "--config_overrides", "{}")
     assert options.model.parse_config_overrides() == {} and options.training.lr_scheduler_kwargs == {"min_lr": 0.125}
 
 
-def test_scheduler_arguments_with_another_scheduler_are_not_merged(tmp_path):
+def test_recipe_arguments_of_other_scheduler_are_not_merged(tmp_path):
     recipe, kwargs = write(tmp_path / "mine.yaml", **OBJECTS), '{"num_cycles": 1}'
     same = parse("--recipe", recipe, "--lr_scheduler_type", "cosine_with_min_lr", "--lr_scheduler_kwargs", kwargs)
     other = parse("--recipe", recipe, "--lr_scheduler_type", "cosine", "--lr_scheduler_kwargs", kwargs)
@@ -398,7 +398,7 @@ def test_scheduler_arguments_with_another_scheduler_are_not_merged(tmp_path):
     assert other.training.lr_scheduler_kwargs == {"num_cycles": 1}
 
 
-def test_expand_recipe_puts_the_recipe_before_the_command_line(tmp_path):
+def test_expand_recipe_puts_recipe_before_command_line(tmp_path):
     recipe = write(tmp_path / "mine.yaml", seed=1, config_overrides={"hidden_size": 8})
     words = expand_recipe(["--seed", "2", "--recipe", str(recipe), "--hflip", "0"], build_parser())
     objects = ["--config_overrides", json.dumps({"hidden_size": 8})]

@@ -68,7 +68,7 @@ def top1(name, seed):
     return (len(name) + seed) / 10
 
 
-def test_study_of_a_table_trains_missing_rows_of_each_seed(study, tmp_path, capsys):
+def test_study_of_table_trains_missing_rows_of_each_seed(study, tmp_path, capsys):
     calls = study("4 --seeds 7 -- --num_train_epochs 3")
     assert launched_recipes(calls) == TABLE_4
     for call in calls:
@@ -77,16 +77,16 @@ def test_study_of_a_table_trains_missing_rows_of_each_seed(study, tmp_path, caps
         assert call[6:] == ["--seed", "7", "--output_dir", folder, "--resume_from_checkpoint", "auto"]
     record = json.loads((tmp_path / "out" / f"{TABLE_4[1]}-seed-7" / "study.json").read_text())["options"]
     assert (record["seed"], record["horizontal_tau"], record["num_train_epochs"]) == (["7"], ["none"], ["3"])
-    told = capsys.readouterr().out
-    assert "[1/5] HTM, seed 7\n  starts; log:" in told and "±" not in told
+    output = capsys.readouterr().out
+    assert "[1/5] HTM, seed 7\n  starts; log:" in output and "±" not in output
 
     assert launched_recipes(study("4 --seeds 7 9 -- --num_train_epochs 3")) == TABLE_4
-    told = capsys.readouterr().out
-    assert told.count("already finished") == 5 and "[6/10] HTM, seed 9\n  starts" in told
-    lines = [line.split() for line in told.splitlines()]
+    output = capsys.readouterr().out
+    assert output.count("already finished") == 5 and "[6/10] HTM, seed 9\n  starts" in output
+    lines = [line.split() for line in output.splitlines()]
     assert ["HTM", "2", f"{top1(HTM, 8):.2f}", "±", "0.14", "83.56"] in lines
-    assert f"{top1(TABLE_4[2], 8):.2f} ± 0.14  +1.80  82.61  -0.95\n" in told
-    assert "options  --use_cpu true --num_train_epochs 3\n" in told
+    assert f"{top1(TABLE_4[2], 8):.2f} ± 0.14  +1.80  82.61  -0.95\n" in output
+    assert "options  --use_cpu true --num_train_epochs 3\n" in output
     results = json.loads((tmp_path / "out" / "table4.json").read_text())
     assert results["overrides"] == {"use_cpu": "true", "num_train_epochs": "3"}
     assert [row["top1"] for row in results["rows"]] == [
@@ -96,16 +96,16 @@ def test_study_of_a_table_trains_missing_rows_of_each_seed(study, tmp_path, caps
         assert [row["recipe"] for row in csv.DictReader(file)] == TABLE_4
 
 
-def test_study_with_a_failing_row_trains_the_others(study, tmp_path, capsys, monkeypatch):
+def test_study_with_failing_row_trains_other_rows(study, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("FAILING", TABLE_4[1])
     with pytest.raises(SystemExit) as caught:
         study("4")
     assert launched_recipes(study.launched) == TABLE_4
     message = caught.value.code
     assert ": 1 of 5 runs are not finished.\nwithout difficulty assessment, seed 42: " in message
-    told = capsys.readouterr().out
-    assert "  failed with status 1: finetune.py: No such luck.\n" in told
-    assert "without difficulty assessment  0                82.85  -0.71\n" in told
+    output = capsys.readouterr().out
+    assert "  failed with status 1: finetune.py: No such luck.\n" in output
+    assert "without difficulty assessment  0                82.85  -0.71\n" in output
     monkeypatch.delenv("FAILING")
     assert launched_recipes(study("4")) == [TABLE_4[1]]
 
@@ -117,18 +117,18 @@ def test_study_with_a_failing_row_trains_the_others(study, tmp_path, capsys, mon
         ("kappa --values 80 999", [HTM.replace("htm", "vtm")], "Row 'kappa 999': vertical_kappa must be an integer"),
     ],
 )
-def test_study_with_a_rejected_row_trains_the_others(study, capsys, arguments, trained, reason):
+def test_study_with_rejected_row_trains_other_rows(study, capsys, arguments, trained, reason):
     with pytest.raises(SystemExit) as caught:
         study(arguments)
     assert launched_recipes(study.launched) == trained
     assert ": 1 of 2 runs are not finished." in caught.value.code and reason in caught.value.code
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     # The reason is shown before anything runs, and the table has a line for the row.
-    assert told.startswith(f"not trained: {reason}") and "[1/1] " in told
-    assert f"{reason.split(chr(39))[1]}  " in told.rpartition("top-1")[2]
+    assert output.startswith(f"not trained: {reason}") and "[1/1] " in output
+    assert f"{reason.split(chr(39))[1]}  " in output.rpartition("top-1")[2]
 
 
-def test_study_with_an_override_for_some_rows_trains_these_rows(study):
+def test_study_with_override_for_some_rows_trains_only_matching_rows(study):
     with pytest.raises(SystemExit) as caught:
         study('5 -- --config_overrides {"num_hidden_layers":2}')
     assert "Row 'manifold mixup': manifold_mixup_layers must be between" in caught.value.code
@@ -136,7 +136,7 @@ def test_study_with_an_override_for_some_rows_trains_these_rows(study):
     assert recipes == ["cct-7-3x1-cifar100-baseline-no-input-mixing", "cct-7-3x1-cifar100-baseline"]
 
 
-def test_study_with_a_shared_failure_stops_with_one_message(study, tmp_path, monkeypatch):
+def test_study_with_shared_failure_stops_with_one_message(study, tmp_path, monkeypatch):
     monkeypatch.setenv("FAILING_ALL", "There is no dataset in {folder}.")
     with pytest.raises(SystemExit) as caught:
         study("4 --seeds 1 2")
@@ -182,9 +182,9 @@ def test_study_with_report_only_trains_nothing(study, tmp_path, capsys):
     (tmp_path / "out" / f"rho-{HTM}.json").unlink()
     capsys.readouterr()
     assert study("rho --values 0.1 0.2 --report_only") == []
-    told = capsys.readouterr().out
-    assert "seeds 1, 2;" in told and "rho 0.1  2  " in told and "rho 0.2  1  " in told
-    assert "options  --use_cpu true --num_train_epochs 3\n" in told
+    output = capsys.readouterr().out
+    assert "seeds 1, 2;" in output and "rho 0.1  2  " in output and "rho 0.2  1  " in output
+    assert "options  --use_cpu true --num_train_epochs 3\n" in output
     assert (tmp_path / "out" / f"rho-{HTM}.json").exists()
     study("rho --values 0.1 0.2 --report_only --seeds 2")
     assert "rho 0.2  0\n" in capsys.readouterr().out
@@ -217,7 +217,7 @@ def test_study_with_report_only_trains_nothing(study, tmp_path, capsys):
         ("tau --recipe cct-7-3x1-cifar100-htn", "There is no recipe 'cct-7-3x1-cifar100-htn': did you mean"),
     ],
 )
-def test_study_with_a_wrong_option_raises(script, arguments, message, tmp_path):
+def test_study_with_wrong_option_raises(script, arguments, message, tmp_path):
     own, _, overrides = arguments.partition(" -- ")
     launcher = [] if "--launcher" in own else ["--launcher", "python -c pass"]
     given = [] if "report_only" in own and not overrides else ["--", "--use_cpu", *overrides.split()]
@@ -232,7 +232,7 @@ TOY |= {"intermediate_size": 16}
 
 
 @pytest.mark.slow
-def test_study_ended_by_a_signal_resumes(tmp_path):
+def test_study_ended_by_signal_resumes(tmp_path):
     """A study with real training, ended by a signal during its second row."""
     out, second = tmp_path / "out", tmp_path / "out" / "digits-quickstart-seed-1"
     command = [sys.executable, str(SCRIPT), "rho", "--values", "0.3", "0.02", "--recipe", "digits-quickstart"]
@@ -254,8 +254,8 @@ def test_study_ended_by_a_signal_resumes(tmp_path):
     first = (out / "digits-quickstart-rho-0.3-seed-1" / "all_results.json").stat().st_mtime_ns
 
     (tmp_path / "order.json").write_text(json.dumps(order._asdict()))
-    told = subprocess.run(command, check=True, **run).stdout
-    assert "already finished\n[2/2] rho 0.02, seed 1\n  resumes from checkpoint-" in told
+    output = subprocess.run(command, check=True, **run).stdout
+    assert "already finished\n[2/2] rho 0.02, seed 1\n  resumes from checkpoint-" in output
     assert (out / "digits-quickstart-rho-0.3-seed-1" / "all_results.json").stat().st_mtime_ns == first
     steps = [json.loads(line) for line in (second / "training_log.jsonl").read_text().splitlines()]
     assert [record["step"] for record in steps if "loss" in record] == list(range(1, 21))

@@ -42,12 +42,12 @@ sys.exit(subprocess.call([sys.executable, "-c", sys.argv[1]], env=environment))
         ([], {}, False),
     ],
 )
-def test_threads_chosen_by_launcher_detects_the_launchers_default(command, environment, expected):
+def test_threads_chosen_by_launcher_detects_launcher_default(command, environment, expected):
     assert threads.threads_chosen_by_launcher(command, environment) is expected
 
 
 @pytest.mark.parametrize("processes, expected", [(1, 6), (2, 3), (4, 1), (16, 1), (0, 6)])
-def test_cores_per_process_divides_the_physical_cores(monkeypatch, processes, expected):
+def test_cores_per_process_divides_physical_cores(monkeypatch, processes, expected):
     monkeypatch.setattr(threads.psutil, "cpu_count", lambda logical: 6)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(12), raising=False)
     assert threads.cores_per_process(processes) == expected
@@ -60,7 +60,7 @@ def test_cores_per_process_is_limited_to_usable_cores(monkeypatch, physical, usa
     assert threads.cores_per_process(1) == expected
 
 
-def test_use_physical_cores_without_a_launcher_or_on_a_gpu_changes_nothing(monkeypatch):
+def test_use_physical_cores_without_launcher_or_on_gpu_changes_nothing(monkeypatch):
     before = torch.get_num_threads()
     monkeypatch.setattr(threads, "cores_per_process", lambda local_processes: before + 5)
     threads.use_physical_cores(torch.device("cpu"))
@@ -69,7 +69,7 @@ def test_use_physical_cores_without_a_launcher_or_on_a_gpu_changes_nothing(monke
     assert torch.get_num_threads() == before
 
 
-def test_use_physical_cores_under_a_launcher_sets_and_logs_them(tmp_path):
+def test_use_physical_cores_under_launcher_sets_and_logs_threads(tmp_path):
     launcher = tmp_path / "torchrun"
     launcher.write_text(LAUNCHER)
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}

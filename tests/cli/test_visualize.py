@@ -65,7 +65,7 @@ def photos(tmp_path):
 
 @pytest.fixture
 def run(script, tmp_path, monkeypatch, capsys):
-    """Run a command, and return the figure that it saved."""
+    """Run a command and return the figure that it saved."""
 
     def run_command(*arguments, output="picture.png"):
         figures = []
@@ -92,7 +92,7 @@ def title(figure):
     return " ".join(figure.get_suptitle().split())
 
 
-def test_visualize_saliency_of_a_dataset_shows_labels(run, models):
+def test_visualize_saliency_of_dataset_shows_labels(run, models):
     figure = run("saliency", models / "cct", "--dataset_name", "digits")
     assert headings(figure)[1:] == [
         "Gradient\nof the loss",
@@ -103,7 +103,7 @@ def test_visualize_saliency_of_a_dataset_shows_labels(run, models):
     chosen = np.sort(np.random.default_rng(42).permutation(len(split))[:5]).tolist()
     assert captions(figure) == [f"digit {split[index]['label']}" for index in chosen]
     assert "predictions" not in title(figure)
-    # The image is what the model read, before normalisation: resized, and not cut.
+    # The image is what the model read, before normalization: resized, and not cropped.
     shown = np.asarray(figure.axes[0].images[0].get_array())
     expected = split[chosen[0]]["image"].convert("RGB").resize((24, 16), Image.Resampling.BILINEAR)
     np.testing.assert_allclose(shown, np.asarray(expected) / 255, atol=0.01)
@@ -118,7 +118,7 @@ def test_visualize_files_shows_predicted_labels(run, models, photos):
         logits = model(**processor([Image.open(file) for file in files], return_tensors="pt")).logits
     assert captions(figure) == [f"LABEL_{number}" for number in logits.argmax(dim=1)]
     assert title(figure).endswith("Classes are the model's predictions.")
-    # A plain ViT of three layers: the last one, as it has none with number 3.
+    # A plain ViT of three layers has no layer 3, so the last one is used.
     assert "before layer 2" in title(figure)
     rows = np.array([axes for axes in figure.axes if axes.get_label() != "<colorbar>"]).reshape(3, 4)
     expected = Image.open(files[0]).resize((24, 16), Image.Resampling.BILINEAR)
@@ -140,7 +140,7 @@ def test_visualize_horizontal_shows_mixed_images(run, models):
     assert len(figure.axes) == 6 * 7 + 1
     figure = run("horizontal", models / "vit", "--dataset_name", "digits", "--layer", 0, "--rho", 1e-4)
     assert "before layer 0" in title(figure) and "rho = 0.0001" in title(figure)
-    # The model's classes have no names, the dataset's have.
+    # The dataset has class names and the model has none.
     assert set(captions(figure)) & set("0123456789") and not any("LABEL" in caption for caption in captions(figure))
 
 
@@ -171,7 +171,7 @@ def test_visualize_vertical_shows_tokens_of_earlier_layers(run, models, photos):
     assert headings(figure) == ["Image", "From layer 0"] and "4 additional keys" in title(figure)
 
 
-def test_visualize_with_other_classes_needs_a_label_mapping(run, models, photos, tmp_path):
+def test_visualize_with_other_classes_needs_label_mapping(run, models, photos, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(models / "cct", other)
     config = json.loads((other / "config.json").read_text())
@@ -234,7 +234,7 @@ def test_visualize_curves_shows_each_run(run, tmp_path):
         ("draw {cct}", "invalid choice: 'draw'"),
     ],
 )  # fmt: skip
-def test_visualize_with_a_wrong_option_raises(script, models, tmp_path, monkeypatch, arguments, message):
+def test_visualize_with_wrong_option_raises(script, models, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     folders = {"cct": models / "cct", "resnet": models / "resnet", "empty": tmp_path / "empty"}

@@ -61,7 +61,7 @@ def text_and_metadata(card: str) -> tuple[str, dict]:
 
 @pytest.mark.parametrize("line_break", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("bom", ["", "\ufeff"])
-def test_update_replaces_matching_results_only(tmp_path, line_break, bom):
+def test_update_card_replaces_only_matching_results(tmp_path, line_break, bom):
     path = tmp_path / "README.md"
     old = bom + FOREIGN.replace("\n", line_break)
     path.write_bytes(old.encode())
@@ -91,7 +91,7 @@ def test_update_replaces_matching_results_only(tmp_path, line_break, bom):
 
 
 @pytest.mark.parametrize("field", ["dataset", "dataset_config", "split"])
-def test_update_keeps_results_for_other_data(tmp_path, field):
+def test_update_card_preserves_results_for_other_data(tmp_path, field):
     build_model_card(tokenmixup_config(), "alice/vit", CARD_DATA, [EVALUATION]).save(tmp_path / "README.md")
     update_model_card(str(tmp_path), evaluation_result(**{field: "another"}))
     card = ModelCard.load(tmp_path / "README.md")
@@ -101,7 +101,7 @@ def test_update_keeps_results_for_other_data(tmp_path, field):
     assert card.text == build_model_card(tokenmixup_config(), "alice/vit", CARD_DATA, [EVALUATION]).text
 
 
-def test_update_keeps_results_for_other_local_folders(tmp_path):
+def test_update_card_preserves_results_for_other_local_folders(tmp_path):
     (tmp_path / "README.md").write_text("# A model\n")
     for name in ("cats", "dogs", "cats"):
         update_model_card(str(tmp_path), evaluation_result(dataset=f"/data/{name}/val"))
@@ -111,7 +111,7 @@ def test_update_keeps_results_for_other_local_folders(tmp_path):
 
 
 @pytest.mark.parametrize("line_break", ["\n", "\r\n"])
-def test_insert_license_changes_nothing_else(line_break):
+def test_insert_license_changes_only_license(line_break):
     old = FOREIGN.replace("\n", line_break)
     new = insert_license(old, "mit")
     lines = {line for line in new.split(line_break)} ^ {line for line in old.split(line_break)}
@@ -134,7 +134,7 @@ def test_insert_license_changes_nothing_else(line_break):
         ("---\nlicense: mit\n---", "", {"license": "mit"}),
     ],
 )
-def test_update_card_without_results(tmp_path, block, text, other_metadata):
+def test_update_card_without_results_adds_results(tmp_path, block, text, other_metadata):
     folder = tmp_path / "vit"
     folder.mkdir()
     (folder / "README.md").write_bytes((block + text).encode())
@@ -156,7 +156,7 @@ def test_update_card_without_results(tmp_path, block, text, other_metadata):
         ("---\nmodel-index: [{name: a, results: [{task: b, metrics: [{type: c}]}]}]\n---\n", "list of models"),
     ],
 )
-def test_update_with_invalid_metadata_raises_and_keeps_the_card(tmp_path, old, message):
+def test_update_card_invalid_metadata_raises_and_preserves_card(tmp_path, old, message):
     (tmp_path / "README.md").write_text(old)
     with pytest.raises(ValueError, match=message):
         update_model_card(str(tmp_path), EVALUATION)
@@ -170,7 +170,7 @@ def test_update_with_invalid_metadata_raises_and_keeps_the_card(tmp_path, old, m
         (tokenmixup_vit, "Its configuration contains [TokenMixup]"),
     ],
 )
-def test_update_creates_missing_card(tmp_path, monkeypatch, model, expected_text):
+def test_update_card_missing_card_is_created(tmp_path, monkeypatch, model, expected_text):
     folder = tmp_path / "converted"
     model().save_pretrained(folder)
     monkeypatch.chdir(folder)
@@ -183,7 +183,7 @@ def test_update_creates_missing_card(tmp_path, monkeypatch, model, expected_text
     assert str(tmp_path) not in str(card)
 
 
-def test_update_invalid_target_raises(tmp_path):
+def test_update_card_invalid_target_raises(tmp_path):
     with pytest.raises(ValueError, match="neither a model card .* nor a model"):
         update_model_card(str(tmp_path), EVALUATION)
     with pytest.raises(ValueError, match="neither a folder nor a repository name"):
@@ -198,7 +198,7 @@ def reachable(hub, monkeypatch, tmp_path):
     return hub
 
 
-def test_update_on_hub_keeps_the_card_and_respects_permissions(reachable):
+def test_update_card_on_hub_preserves_card_and_respects_permissions(reachable):
     foreign = FOREIGN.replace("language: no", "language: en").replace("\n", "\r\n")
     foreign = foreign.replace("  - task: {type: image-classification}\r\n\r\n", "\r\n")
     assert validate_card(foreign) == ([], [])
@@ -219,7 +219,7 @@ def test_update_on_hub_keeps_the_card_and_respects_permissions(reachable):
     assert repo.branches["main"] == commit
 
 
-def test_update_creates_card_on_hub_branch(reachable, tmp_path):
+def test_update_card_on_hub_branch_creates_card(reachable, tmp_path):
     plain_vit().config.save_pretrained(tmp_path)
     reachable.add_repo("alice/vit", {"config.json": (tmp_path / "config.json").read_bytes()})
     reachable.repo("alice/vit").branches["measured"] = reachable.repo("alice/vit").branches["main"]
@@ -231,7 +231,7 @@ def test_update_creates_card_on_hub_branch(reachable, tmp_path):
         card.validate()
 
 
-def test_update_on_hub_raises_if_card_changed_since_read(reachable, monkeypatch):
+def test_update_card_on_hub_changed_since_read_raises(reachable, monkeypatch):
     reachable.add_repo("alice/vit", {"README.md": "# Before\n"})
     download = huggingface_hub.HfApi.hf_hub_download
 

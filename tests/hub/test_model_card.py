@@ -1,4 +1,4 @@
-"""Content of model cards, and what is never in them."""
+"""Check the content of model cards and what they must not contain."""
 
 import dataclasses
 import re
@@ -19,7 +19,7 @@ from hf_tokenmixup.models import CctConfig, TokenMixupCctConfig
 from hf_tokenmixup.paper_results import find_paper_results
 
 
-def test_metadata_round_trip(tmp_path):
+def test_card_metadata_round_trip_is_equal(tmp_path):
     build_model_card(tokenmixup_config(), "alice/vit", CARD_DATA, [EVALUATION]).save(tmp_path / "README.md")
     written = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert validate_card(written) == ([], [])
@@ -37,7 +37,7 @@ def test_metadata_round_trip(tmp_path):
     assert str(card) == written
 
 
-def test_text_contains_every_fact():
+def test_card_text_contains_every_fact():
     text = build_model_card(tokenmixup_config(), "alice/vit", CARD_DATA, [EVALUATION]).text
     row = "| `uoft-cs/cifar10` (plain_text) | test | 10,000 | 97.57 | 99.91 | 0.1235 |"
     assert row in text and f"```bash\n{EVALUATION.command}\n```" in text
@@ -61,7 +61,7 @@ def test_text_contains_every_fact():
     assert "| duration | 1 min 0 s since the run was resumed |" in resumed
 
 
-def test_unknown_facts_are_omitted():
+def test_card_unknown_facts_are_omitted():
     card = build_model_card(tokenmixup_config(), "alice/vit", TrainingCardData())
     assert validate_card(str(card)) == ([], [])
     assert {"base_model", "datasets", "metrics", "model-index"}.isdisjoint(read_card(str(card)))
@@ -80,7 +80,7 @@ def test_unknown_facts_are_omitted():
     assert "Not evaluated here" in card.text
 
 
-def test_card_without_training_facts_claims_no_training_and_no_license():
+def test_card_without_training_facts_has_no_training_or_license():
     card = build_model_card(CctConfig(num_labels=10), "alice/cct", None, [EVALUATION])
     assert validate_card(str(card)) == ([], []) and "license" not in read_card(str(card))
     assert "The training of these weights is not recorded here." in card.text
@@ -89,7 +89,7 @@ def test_card_without_training_facts_claims_no_training_and_no_license():
 
 
 @pytest.mark.parametrize("make", [plain_vit, tokenmixup_vit, resnet])
-def test_parameters_are_those_of_the_exported_model(make):
+def test_card_parameters_equal_exported_model_parameters(make):
     model = make()
     published = model.published() if hasattr(model, "published") else model
     count = sum(parameter.numel() for parameter in published.parameters())
@@ -99,7 +99,7 @@ def test_parameters_are_those_of_the_exported_model(make):
     assert build_model_card(published.config, "a/b").text == text
 
 
-def test_model_and_class_names():
+def test_card_model_and_class_names_match_config():
     named = [
         (CctConfig.cct_2_3x2(), "CCT-2/3x2"),
         (CctConfig.cvt_6_4(), "CVT-6/4"),
@@ -118,7 +118,7 @@ def test_model_and_class_names():
     assert "class names" not in build_model_card(ViTConfig(**VIT), "a/b").text
 
 
-def test_settings_table_lists_active_settings_only():
+def test_card_settings_table_lists_only_active_settings():
     def build(**settings):
         card = build_model_card(tokenmixup_config(**settings), "a/b", CARD_DATA)
         table = card.text.partition("### TokenMixup")[2].partition("##")[0]
@@ -147,7 +147,7 @@ def test_settings_table_lists_active_settings_only():
     assert not names and ", without TokenMixup." in text
 
 
-def test_snippets_use_trust_remote_code_for_cct_only():
+def test_card_snippets_use_trust_remote_code_only_for_cct():
     for config, requires_remote_code in (
         (TokenMixupCctConfig(), True),
         (tokenmixup_config(), False),
@@ -159,7 +159,7 @@ def test_snippets_use_trust_remote_code_for_cct_only():
         assert 'load_classifier("alice/model")' in text
 
 
-def test_paper_results_are_shown_for_recipes_of_the_paper_only():
+def test_card_paper_results_are_shown_only_for_paper_recipes():
     facts = dataclasses.replace(CARD_DATA, recipe="scripts/recipes/cct-7-3x1-cifar100-htm-300.yaml")
     card = build_model_card(TokenMixupCctConfig(), "a/b", facts)
     assert "| HTM | 3.81 M | 0.95 G | 83.56 |\n" in card.text and "Not measured here." in card.text
@@ -206,7 +206,7 @@ def test_card_contains_no_local_path_and_no_token(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("dataset", ["digits", "flowers", "images/train/x", "a b/c"])
-def test_datasets_metadata_contains_hub_names_only(dataset):
+def test_card_datasets_metadata_contains_only_hub_names(dataset):
     card = build_model_card(
         tokenmixup_config(),
         "a/b",
@@ -217,7 +217,7 @@ def test_datasets_metadata_contains_hub_names_only(dataset):
     assert read_card(str(card))["model-index"][0]["results"][0]["dataset"]["type"] == dataset
 
 
-def test_license_is_in_the_card_only_if_set():
+def test_card_license_is_shown_only_if_set():
     for training in (CARD_DATA, None):
         for license in (None, "mit"):
             card = build_model_card(tokenmixup_config(), "a/b", training, license=license)
@@ -250,7 +250,7 @@ def test_card_omits_secret_hyperparameters():
     assert "s3cr3t" not in text and "hub_token" not in text and "| `proxy` | http://host |" in text
 
 
-def test_card_for_working_directory_has_its_name_as_title(tmp_path, monkeypatch):
+def test_card_for_working_directory_has_directory_name_as_title(tmp_path, monkeypatch):
     (tmp_path / "digits").mkdir()
     monkeypatch.chdir(tmp_path / "digits")
     assert "\n# digits\n" in str(build_model_card(tokenmixup_config(), "."))
@@ -263,7 +263,7 @@ def test_build_eval_results_omits_nonfinite_loss():
     ]
 
 
-def test_built_package_contains_the_template(tmp_path):
+def test_built_package_contains_card_template(tmp_path):
     pytest.importorskip("setuptools")
     root = Path(__file__).parents[2]
     command = [sys.executable, "setup.py", "--quiet", "build_py", "--build-lib", str(tmp_path)]

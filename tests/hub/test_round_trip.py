@@ -61,7 +61,7 @@ def arguments(family, out, *more):
     return [*COMMON, *DIGITS, *MIXING, *TRAINING, *model, "--output_dir", str(out), *more]
 
 
-def test_pushed_model_loads_without_this_package(finetune, hub, tmp_path, monkeypatch):
+def test_pushed_model_loads_without_hf_tokenmixup(finetune, hub, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_alice")
     image = load_digits_dataset()["test"][0]["image"].convert("RGB")
     image.save(tmp_path / "digit.png")
@@ -100,7 +100,7 @@ def test_pushed_model_loads_without_this_package(finetune, hub, tmp_path, monkey
     assert done.stdout.endswith("done\n"), done.stderr[-3000:]
 
 
-def test_publish_script_uploads_a_folder_after_failed_push(finetune, hub, tmp_path):
+def test_publish_script_after_failed_push_uploads_folder(finetune, hub, tmp_path):
     out = tmp_path / "out"
     first = ["--hub_model_id", "alice/first", "--hub_token", "hf_alice", "--hub_strategy", "end"]
     trainer = finetune.build_trainer(arguments("cct", out, *first))
@@ -122,7 +122,7 @@ def test_publish_script_uploads_a_folder_after_failed_push(finetune, hub, tmp_pa
     assert not hub.requests_containing(str(tmp_path)) and not hub.requests_containing("hf_alice")
 
 
-def test_command_in_card_reproduces_its_results(finetune, tmp_path):
+def test_card_command_reproduces_results(finetune, tmp_path):
     """The evaluation images are a fraction of the training split, which the command must select again."""
     data = load_digits_dataset()["train"].select(range(200))
     data.to_parquet(tmp_path / "pictures" / "train.parquet")

@@ -45,7 +45,7 @@ def folder(trained, tmp_path):
     return folder
 
 
-def test_upload_model_folder_uploads_the_exported_model_only(hub, folder):
+def test_upload_model_folder_uploads_only_exported_model(hub, folder):
     upload_model_folder(folder, "alice/vit", token="hf_alice")
     files = hub.files("alice/vit")
     expected = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", ".gitattributes"}
@@ -83,7 +83,7 @@ def test_upload_model_folder_to_unknown_branch_raises(hub, folder):
         ("hf_alice", "alice/a name", "'alice/a name' is not a valid repository name"),
     ],
 )
-def test_upload_without_write_access_raises_before_sending(hub, folder, token, repo_id, message):
+def test_upload_model_folder_without_write_access_raises_before_sending(hub, folder, token, repo_id, message):
     hub.add_repo("alice/there", {"README.md": "there"})
     with pytest.raises(ValueError) as error:
         create_and_check_repo(repo_id, token=token)
@@ -94,7 +94,7 @@ def test_upload_without_write_access_raises_before_sending(hub, folder, token, r
     assert not any(request.method == "PUT" for request in hub.requests)
 
 
-def test_create_and_check_repo_adds_the_user_name(hub):
+def test_create_and_check_repo_adds_user_name(hub):
     assert create_and_check_repo("vit", token="hf_alice") == "alice/vit"
     assert create_and_check_repo("alice/vit", token="hf_alice") == "alice/vit"
 
@@ -139,7 +139,7 @@ def test_upload_model_folder_removes_local_paths_from_json(hub, folder):
     assert json.loads((folder / "config.json").read_text()) == config
 
 
-def test_upload_model_folder_inserts_the_license(hub, folder):
+def test_upload_model_folder_inserts_license(hub, folder):
     upload_model_folder(folder, "alice/vit", token="hf_alice", license="mit")
     assert read_card(hub.files("alice/vit")["README.md"].decode()) == {"license": "mit"}
     (folder / "README.md").unlink()
@@ -162,12 +162,12 @@ def test_upload_model_folder_with_unknown_license_raises_before_sending(hub, fol
     assert (folder / "README.md").read_bytes() == before and not hub.requests_containing("A model")
 
 
-def test_validate_license_without_answer_checks_the_form_only(monkeypatch):
+def test_validate_license_without_answer_checks_only_format(monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     validate_license("apache2", on_hub=True)
 
 
-def test_validate_model_folder_raises(folder, tmp_path):
+def test_validate_model_folder_unsuitable_folder_raises(folder, tmp_path):
     validate_model_folder(folder)
     with pytest.raises(ValueError, match="contains no model"):
         validate_model_folder(tmp_path / "nowhere")

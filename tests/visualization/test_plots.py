@@ -157,7 +157,7 @@ def test_plot_vertical_memory_without_ranks_for_many_tokens():
     figure = plot_vertical_memory(IMAGES, trace, ["a", "b", "c"], token_grid)
     axes = grid(figure, 2)[0, 1]
     assert len(axes.collections[0].get_paths()) == 10 and not axes.texts
-    assert legend(figure) == ["token collected for layer 1 (approximate position)"]
+    assert legend(figure) == ["token collected for layer 1 (approximate)"]
 
 
 def test_save_figure_png_and_pdf(tmp_path):

@@ -1,4 +1,4 @@
-"""A training resumed with other settings than it began with: refused, or told of."""
+"""Check that resuming with changed settings raises or warns."""
 
 import logging
 from pathlib import Path
@@ -14,22 +14,22 @@ SETTINGS = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "learning
 
 
 @pytest.fixture
-def begun(arguments):
-    """A training of six steps with its checkpoints, and what goes on with one of them."""
+def resume(arguments):
+    """Train six steps with checkpoints and return a function that resumes from one of them."""
     TokenMixupTrainer(tokenmixup_vit(), arguments(**SETTINGS), train_dataset=Images(32)).train()
 
-    def go_on(checkpoint=3, model=None, **changes):
+    def resume_from(checkpoint=3, model=None, **changes):
         args = arguments(**SETTINGS | changes)
         trainer = TokenMixupTrainer(model or tokenmixup_vit(), args, train_dataset=Images(32))
         given = checkpoint if isinstance(checkpoint, str) else f"{args.output_dir}/checkpoint-{checkpoint}"
         trainer.train(resume_from_checkpoint=given)
         return trainer
 
-    return go_on
+    return resume_from
 
 
 @pytest.mark.parametrize(
-    "changes, told",
+    "changes, message",
     [
         ({"per_device_train_batch_size": 2}, "from steps of 4 images, and this run has 2"),
         ({"gradient_accumulation_steps": 2}, "from steps of 4 images, and this run has 8"),
@@ -44,15 +44,15 @@ def begun(arguments):
         ({"max_steps": 2}, "is at step 3, and this run has 2 steps"),
     ],
 )
-def test_what_the_host_would_not_take_is_refused_and_nothing_is_lost(begun, changes, told):
-    with pytest.raises(ValueError, match=told):
-        begun(**changes)
-    assert begun(checkpoint="last").state.global_step == 6
+def test_resume_incompatible_setting_raises_and_removes_no_checkpoint(resume, changes, message):
+    with pytest.raises(ValueError, match=message):
+        resume(**changes)
+    assert resume(checkpoint="last").state.global_step == 6
 
 
-def test_the_same_images_in_other_portions_go_on(begun, caplog):
+def test_resume_same_images_per_step_in_another_split_warns(resume, caplog):
     with caplog.at_level(logging.WARNING):
-        trainer = begun(per_device_train_batch_size=2, gradient_accumulation_steps=2)
+        trainer = resume(per_device_train_batch_size=2, gradient_accumulation_steps=2)
     assert trainer.state.global_step == 6 and "From step 3 on" not in caplog.text
     split = (
         "The 4 images of a step were split into 1 processes x 4 images x 1 micro-batches and are now split into 1 x 2"
@@ -61,7 +61,7 @@ def test_the_same_images_in_other_portions_go_on(begun, caplog):
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_check_plan_other_processes_with_as_many_images_per_step_warns_for_any_dataset(arguments, caplog, streamed):
+def test_check_resume_compatibility_other_process_count_warns(arguments, caplog, streamed):
     now = training_fingerprint(TokenMixupTrainer(plain_vit(), arguments(**SETTINGS), train_dataset=Images(8)))
     then = now | {"step_split": [2, 2, 1]}
     with caplog.at_level(logging.WARNING):
@@ -72,15 +72,15 @@ def test_check_plan_other_processes_with_as_many_images_per_step_warns_for_any_d
     assert "split into 2 processes x 2 images x 1 micro-batches and are now split into 1 x 4 x 1" in caplog.text
 
 
-def test_other_settings_of_tokenmixup_are_told(begun, caplog):
+def test_resume_other_tokenmixup_settings_warns(resume, caplog):
     with caplog.at_level(logging.WARNING):
-        begun(model=tokenmixup_vit(horizontal_tau=2.0, horizontal_rho=0.5))
+        resume(model=tokenmixup_vit(horizontal_tau=2.0, horizontal_rho=0.5))
     assert "From step 3 on, the run has other settings" in caplog.text
     assert "horizontal_rho 0.5 (was 0.0), horizontal_tau 2.0 (was None)" in caplog.text
 
 
-def test_last_and_auto(begun, arguments, tmp_path):
-    assert begun(checkpoint="auto", max_steps=7).state.global_step == 7
+def test_resume_auto_without_checkpoint_starts_and_last_raises(resume, arguments, tmp_path):
+    assert resume(checkpoint="auto", max_steps=7).state.global_step == 7
     args = arguments(output_dir=str(tmp_path / "empty"))
     trainer = TokenMixupTrainer(plain_vit(), args, train_dataset=Images(8))
     with pytest.raises(ValueError, match="checkpoint"):
@@ -89,7 +89,7 @@ def test_last_and_auto(begun, arguments, tmp_path):
     assert trainer.state.global_step == 1
 
 
-def test_a_checkpoint_of_the_model_alone_is_not_resumed(arguments):
+def test_resume_model_only_checkpoint_raises(arguments):
     args = arguments(**SETTINGS, save_only_model=True)
     trainer = TokenMixupTrainer(plain_vit(), args, train_dataset=Images(32))
     trainer.train()
@@ -97,7 +97,7 @@ def test_a_checkpoint_of_the_model_alone_is_not_resumed(arguments):
         trainer.train(resume_from_checkpoint=str(Path(args.output_dir) / "checkpoint-3"))
 
 
-def test_an_evaluation_counts_the_last_images_where_training_drops_them(arguments):
+def test_evaluate_with_dataloader_drop_last_counts_all_images(arguments):
     args = arguments(dataloader_drop_last=True, per_device_eval_batch_size=4)
     images = Images(11)
     seen = []
@@ -116,7 +116,7 @@ def test_an_evaluation_counts_the_last_images_where_training_drops_them(argument
 
 
 @pytest.mark.parametrize("ema_decay", [None, 0.5])
-def test_an_evaluation_in_half_precision_leaves_the_weights_as_they_are(arguments, tmp_path, ema_decay):
+def test_evaluate_in_half_precision_changes_no_weight(arguments, tmp_path, ema_decay):
     args = arguments(bf16_full_eval=True, ema_decay=ema_decay)
     trainer = TokenMixupTrainer(tokenmixup_vit(), args, train_dataset=Images(8), eval_dataset=Images(8))
     trainer.train()
@@ -129,8 +129,8 @@ def test_an_evaluation_in_half_precision_leaves_the_weights_as_they_are(argument
     assert rounded != exact and rounded == pytest.approx(exact, rel=0.05)
 
 
-def test_a_search_trains_each_model_with_its_own_settings(arguments):
-    """The host makes the model of a trial anew, from arguments that it has changed."""
+def test_hyperparameter_search_each_trial_uses_current_settings(arguments):
+    """Trainer creates the model of each trial again after changing the arguments."""
     models = iter([plain_vit(), tokenmixup_vit()])
     trainer = TokenMixupTrainer(
         args=arguments(logging_steps=1, max_steps=2), train_dataset=Images(8), model_init=lambda: next(models)

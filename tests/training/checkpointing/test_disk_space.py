@@ -1,4 +1,4 @@
-"""A full disk, and a folder that cannot be written to: told before the training where it can be; nothing is lost."""
+"""Check full disks and folders that are not writable: raised before training if possible, no checkpoint is lost."""
 
 import errno
 import json
@@ -37,17 +37,17 @@ def leave_free(monkeypatch, free: float) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda folder: Usage(10**9, 10**9 - int(free), int(free)))
 
 
-def test_a_folder_that_cannot_be_made(arguments, tmp_path):
+def test_check_writable_path_of_file_raises(arguments, tmp_path):
     (tmp_path / "file").write_text("")
     args = arguments(output_dir=str(tmp_path / "file" / "out"))
-    told = "output_dir .*file/out is not writable .Not a directory.. Check"
-    with pytest.raises(OutputDirError, match=told):
+    message = "output_dir .*file/out is not writable .Not a directory.. Check"
+    with pytest.raises(OutputDirError, match=message):
         trainer_of(args).train()
     with pytest.raises(OutputDirError, match="File exists"):
         check_writable(tmp_path / "file")
 
 
-def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
+def test_check_writable_read_only_folder_raises(tmp_path, monkeypatch):
     def refuse(**kwargs):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
@@ -71,8 +71,8 @@ def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
         {"optim": "adamw_torch", "ema_decay": 0.5},
     ],
 )
-def test_the_size_of_a_checkpoint(arguments, settings):
-    """What is written, beside small files, is what was expected; with a model large enough to tell."""
+def test_estimate_checkpoint_sizes_matches_written_sizes(arguments, settings):
+    """The model is so large that small files next to the tensors do not matter."""
     args = arguments(save_strategy="steps", save_steps=1, **settings)
 
     def large():
@@ -85,11 +85,11 @@ def test_the_size_of_a_checkpoint(arguments, settings):
     written = sum(list_file_sizes(Path(args.output_dir) / "checkpoint-1").values())
     weights = sum(tensor.nbytes for tensor in trainer.model.state_dict().values())
     assert 0 <= expected.checkpoint - written < 0.12 * weights + 256 * 1024
-    published = (Path(args.output_dir) / "model.safetensors").stat().st_size
-    assert 0 <= expected.exported - published < 0.1 * weights + 256 * 1024
+    exported = (Path(args.output_dir) / "model.safetensors").stat().st_size
+    assert 0 <= expected.exported - exported < 0.1 * weights + 256 * 1024
 
 
-def test_too_little_room_is_told_before_training(arguments, monkeypatch, caplog):
+def test_disk_space_too_small_raises_or_warns_before_training(arguments, monkeypatch, caplog):
     args = arguments(max_steps=6, save_strategy="steps", save_steps=1)
     trainer = trainer_of(args)
     one = estimate_checkpoint_sizes(trainer.model, args).checkpoint
@@ -103,7 +103,7 @@ def test_too_little_room_is_told_before_training(arguments, monkeypatch, caplog)
         trainer.train()
     assert "6 checkpoints more and the model, " in caplog.text and "do not fit" in caplog.text
     caplog.clear()
-    # Those that lie there may stay: with a limit, two more are there at once, and the model.
+    # Existing checkpoints may stay. With a limit, up to two new ones and the model exist at once.
     args.save_total_limit = 1
     leave_free(monkeypatch, 2.9 * one)
     trainer_of(arguments(max_steps=6, save_strategy="steps", save_steps=1, output_dir=f"{args.output_dir}-new",
@@ -116,14 +116,14 @@ def test_too_little_room_is_told_before_training(arguments, monkeypatch, caplog)
     assert "do not fit" not in caplog.text
 
 
-def test_room_is_not_needed_for_what_is_not_written(arguments, monkeypatch):
+def test_disk_space_check_ignores_files_that_are_not_written(arguments, monkeypatch):
     args = arguments(max_steps=2, save_strategy="steps", save_steps=1)
     trainer_of(args).train()
     sizes = estimate_checkpoint_sizes(tokenmixup_vit(), args)
     leave_free(monkeypatch, sizes.exported)
-    # At its end no checkpoint is to come.
+    # A finished run writes no further checkpoint.
     trainer_of(args).train(resume_from_checkpoint=True)
-    # An unfinished one gives its room back.
+    # An incomplete checkpoint is removed, which frees its space.
     (Path(args.output_dir) / "checkpoint-2" / "trainer_state.json").unlink()
     with pytest.raises(OutputDirError):
         leave_free(monkeypatch, 1000)
@@ -138,11 +138,11 @@ def test_room_is_not_needed_for_what_is_not_written(arguments, monkeypatch):
     "place",
     ["safetensors.torch.serialize_file", "torch.save", "transformers.trainer_callback.TrainerState.save_to_json"],
 )
-def test_a_disk_that_is_full_while_saving(arguments, monkeypatch, tmp_path, place):
-    """With room for two checkpoints: the third is gone, those before it and the message are there, and it goes on."""
+def test_save_checkpoint_full_disk_raises_and_resume_equals_uninterrupted(arguments, monkeypatch, tmp_path, place):
+    """The disk is full at the third checkpoint. The first two remain and the run resumes."""
     args = arguments(max_steps=4, save_strategy="steps", save_steps=1, save_total_limit=2)
-    whole = trainer_of(arguments(max_steps=4, output_dir=str(tmp_path / "whole")))
-    whole.train()
+    uninterrupted = trainer_of(arguments(max_steps=4, output_dir=str(tmp_path / "uninterrupted")))
+    uninterrupted.train()
     trainer = trainer_of(args)
     with monkeypatch.context() as patched:
         owner, name = place.rsplit(".", 1)
@@ -154,17 +154,17 @@ def test_a_disk_that_is_full_while_saving(arguments, monkeypatch, tmp_path, plac
             return original(*args, **kwargs)
 
         patched.setattr(place, fail)
-        with pytest.raises(SaveError) as told:
+        with pytest.raises(SaveError) as raised:
             trainer.train()
     out = Path(args.output_dir)
-    assert f"checkpoint-3 could not be written to {out} (No space left on device, " in str(told.value)
+    assert f"checkpoint-3 could not be written to {out} (No space left on device, " in str(raised.value)
     assert f"The latest complete checkpoint is {out / 'checkpoint-2'}. Free disk space there, and resume with" in str(
-        told.value
+        raised.value
     )
     assert [path.name for path in list_checkpoints(out)] == ["checkpoint-2", "checkpoint-1"]
     resumed = trainer_of(args)
     resumed.train(resume_from_checkpoint=True)
-    for tensor, expected in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
+    for tensor, expected in zip(resumed.model.parameters(), uninterrupted.model.parameters(), strict=True):
         assert torch.equal(tensor, expected)
 
 
@@ -178,7 +178,7 @@ def _resolve(path: str):
         return getattr(importlib.import_module(module), name)
 
 
-def test_errors_of_another_kind_stay_what_they_are(arguments, monkeypatch):
+def test_is_write_error_other_error_is_false(arguments, monkeypatch):
     assert not is_write_error(RuntimeError("CUDA error")) and not is_write_error(OSError("no number"))
     assert not is_write_error(OSError(errno.ECONNRESET, "the Hub"))
     trainer = trainer_of(arguments(save_strategy="steps", save_steps=1))
@@ -218,35 +218,35 @@ for limit in map(int, sys.argv[3:]):
 
 
 @pytest.mark.slow
-def test_files_that_the_system_cuts_short(tmp_path):
-    """By the system's limit of a file's size: in the weights, and in the optimizer's state."""
+def test_save_checkpoint_beyond_file_size_limit_raises(tmp_path):
+    """RLIMIT_FSIZE truncates the weights or the optimizer state."""
     model = tokenmixup_vit(hidden_size=128, intermediate_size=512)
     weights = sum(tensor.nbytes for tensor in model.state_dict().values())
     limits = [1000, weights // 2, weights + weights // 2]
     command = [sys.executable, "-c", LIMITED, str(Path(__file__).parents[2]), tmp_path / "out", *limits]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=HANG_S, env=environment)
-    assert done.returncode == 0, done.stderr
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=HANG_S, env=environment)
+    assert result.returncode == 0, result.stderr
     for limit in limits:
         out = f"{tmp_path / 'out'}-{limit}"
-        assert f"checkpoint-2 could not be written to {out} (" in done.stdout
-        assert f"The latest complete checkpoint is {out}/checkpoint-1. Free disk space" in done.stdout
+        assert f"checkpoint-2 could not be written to {out} (" in result.stdout
+        assert f"The latest complete checkpoint is {out}/checkpoint-1. Free disk space" in result.stdout
         assert find_checkpoint_error(Path(out) / "checkpoint-1") is None
-    assert done.stdout.count("['checkpoint-1']\n") == 3
+    assert result.stdout.count("['checkpoint-1']\n") == 3
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
 
 
-def test_the_log_waits_for_room(arguments, monkeypatch, caplog):
-    """A line that cannot be written stops nothing, and comes with the next that can; so with the curves."""
+def test_jsonl_logger_full_disk_warns_and_writes_lines_later(arguments, monkeypatch, caplog):
+    """Training continues. The next successful write includes the missing lines, and a failed plot only warns."""
     args = arguments(max_steps=5, logging_steps=1)
-    opened, at = Path.open, []
+    original_open, modes = Path.open, []
 
     def open_(path, mode="r", *args, **kwargs):
         if path.name == JsonlLoggerCallback.file_name and mode in "aw":
-            at.append(mode)
-            if len(at) in (3, 4):
+            modes.append(mode)
+            if len(modes) in (3, 4):
                 raise FULL
-        return opened(path, mode, *args, **kwargs)
+        return original_open(path, mode, *args, **kwargs)
 
     def full(*args):
         raise FULL
@@ -262,7 +262,7 @@ def test_the_log_waits_for_room(arguments, monkeypatch, caplog):
     assert "training_curves.png could not be written (No space left on device)" in caplog.text
 
 
-def test_the_published_model_and_results_name_what_failed(arguments, monkeypatch):
+def test_save_model_and_metrics_full_disk_raises_with_failed_part(arguments, monkeypatch):
     args = arguments(save_strategy="steps", save_steps=1)
     trainer = trainer_of(args)
     trainer.train()
@@ -278,7 +278,7 @@ def test_the_published_model_and_results_name_what_failed(arguments, monkeypatch
         trainer.save_metrics("train", {"loss": 1.0})
 
 
-def test_results_cut_short_are_written_anew(arguments):
+def test_save_metrics_truncated_results_are_written_again(arguments):
     trainer = trainer_of(arguments())
     trainer.save_metrics("train", {"train_loss": 1.0})
     trainer.save_metrics("eval", {"eval_loss": 2.0})

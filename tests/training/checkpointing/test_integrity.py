@@ -1,4 +1,4 @@
-"""Checkpoints cut short: each file of one, at several places; the one before is taken, and said."""
+"""Check that truncated and incomplete checkpoints are detected and the previous complete one is used."""
 
 import dataclasses
 import logging
@@ -21,7 +21,7 @@ from hf_tokenmixup.training.checkpointing.integrity import (
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """An output folder with two checkpoints, and the weights at its end."""
+    """Return an output folder with two checkpoints, the final weights and the training arguments."""
     # Sums over threads differ in their last bits; the fixture for one thread comes after one of a module.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -45,18 +45,18 @@ FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("share", [0.0, 0.5, 0.95])
-def test_every_file_cut_anywhere_is_noticed(folder, caplog, name, share):
+@pytest.mark.parametrize("fraction", [0.0, 0.5, 0.95])
+def test_find_checkpoint_error_truncated_file_names_file(folder, caplog, name, fraction):
     assert require_last_complete_checkpoint(folder).name == "checkpoint-4"
     file = folder / "checkpoint-4" / name
-    file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
+    file.write_bytes(file.read_bytes()[: int(fraction * file.stat().st_size)])
     assert name in find_checkpoint_error(folder / "checkpoint-4")
     with caplog.at_level(logging.WARNING):
         assert require_last_complete_checkpoint(folder).name == "checkpoint-3"
     assert f"Skipping incomplete checkpoint {folder / 'checkpoint-4'}" in caplog.text and name in caplog.text
 
 
-def test_a_training_goes_on_from_the_one_before(trained, folder):
+def test_resume_incomplete_checkpoint_continues_from_previous(trained, folder):
     shutil.rmtree(folder / "checkpoint-4")
     (folder / "checkpoint-4").mkdir()
     shutil.copy(folder / "checkpoint-3" / "model.safetensors", folder / "checkpoint-4")
@@ -70,7 +70,7 @@ def test_a_training_goes_on_from_the_one_before(trained, folder):
         assert torch.equal(tensor, trainer.model.state_dict()[name]), name
 
 
-def test_a_folder_of_an_earlier_training(folder, tmp_path):
+def test_check_no_existing_checkpoints_complete_checkpoint_raises(folder, tmp_path):
     with pytest.raises(ValueError, match="contains checkpoint-4 of an earlier run. Resume it with resume_from"):
         check_no_existing_checkpoints(folder)
     for number in (3, 4):
@@ -79,7 +79,7 @@ def test_a_folder_of_an_earlier_training(folder, tmp_path):
     check_no_existing_checkpoints(tmp_path / "nowhere")
 
 
-def test_nothing_to_resume_from(folder, tmp_path):
+def test_require_last_complete_checkpoint_without_checkpoint_raises(folder, tmp_path):
     with pytest.raises(ValueError, match="no complete checkpoint in .*auto to start from scratch"):
         require_last_complete_checkpoint(tmp_path / "nowhere")
     (folder / "checkpoint-best").mkdir()
@@ -91,25 +91,25 @@ def test_nothing_to_resume_from(folder, tmp_path):
 
 
 @pytest.mark.parametrize("name", [*FILES, "config.json", "training_args.bin"])
-def test_a_checkpoint_removed_by_halves_is_not_taken_for_whole(folder, name):
+def test_find_checkpoint_error_missing_file_names_file(folder, name):
     (folder / "checkpoint-4" / name).unlink()
     assert name in find_checkpoint_error(folder / "checkpoint-4")
     assert require_last_complete_checkpoint(folder).name == "checkpoint-3"
 
 
-def test_a_file_of_another_training_is_noticed(folder):
+def test_find_checkpoint_error_replaced_file_is_reported(folder):
     file = folder / "checkpoint-4" / "optimizer.pt"
     file.write_bytes(file.read_bytes() + b"more")
     assert find_checkpoint_error(folder / "checkpoint-4") == "optimizer.pt is not the one that was written"
 
 
-def test_a_removal_begins_with_what_makes_a_checkpoint_one(folder, monkeypatch):
+def test_remove_checkpoint_killed_early_leaves_incomplete_checkpoint(folder, monkeypatch):
     monkeypatch.setattr("shutil.rmtree", lambda *args, **kwargs: None)  # killed before
     remove_checkpoint(folder / "checkpoint-4")
     assert find_checkpoint_error(folder / "checkpoint-4") == "it has no trainer_state.json"
 
 
-def test_none_to_go_on_from(folder, tmp_path, caplog):
+def test_get_last_complete_checkpoint_without_checkpoint_is_none(folder, tmp_path, caplog):
     assert get_last_complete_checkpoint(tmp_path / "nowhere") is None
     for number in (3, 4):
         (folder / f"checkpoint-{number}" / "trainer_state.json").unlink()
@@ -119,37 +119,37 @@ def test_none_to_go_on_from(folder, tmp_path, caplog):
     assert f"Skipping incomplete checkpoint {folder / 'checkpoint-3'}" in caplog.text
 
 
-def go_on(folder, args, **settings):
+def resume(folder, args, **settings):
     args = dataclasses.replace(args, output_dir=str(folder), **settings)
     trainer = TokenMixupTrainer(tokenmixup_vit(), args, train_dataset=Images(16))
     trainer.train(resume_from_checkpoint=True)
     return trainer
 
 
-def test_an_unfinished_checkpoint_takes_no_place_of_a_whole_one(trained, folder, monkeypatch):
-    """The host counts it, where times are not kept as the newest even, and would remove the one written now."""
+def test_save_total_limit_incomplete_checkpoint_is_not_counted(trained, folder, monkeypatch):
+    """Trainer counts it, as the newest one where modification times are missing, and would remove the new one."""
     monkeypatch.setattr("os.path.getmtime", lambda path: 0.0)
     (folder / "checkpoint-9").mkdir()
     (folder / "checkpoint-9" / "model.safetensors").write_bytes(b"cut")
-    go_on(folder, trained[2], max_steps=6)
+    resume(folder, trained[2], max_steps=6)
     assert [path.name for path in list_checkpoints(folder)] == ["checkpoint-6", "checkpoint-5"]
 
 
-def test_without_a_limit_nothing_is_removed(trained, folder):
+def test_save_without_total_limit_removes_no_checkpoint(trained, folder):
     (folder / "checkpoint-9").mkdir()
-    go_on(folder, trained[2], max_steps=6, save_total_limit=None)
+    resume(folder, trained[2], max_steps=6, save_total_limit=None)
     assert [path.name[-1] for path in list_checkpoints(folder)] == ["9", "6", "5", "4", "3"]
 
 
-def test_a_checkpoint_in_the_place_of_another_is_never_a_mixture(trained, folder, monkeypatch):
-    """Another training's lies where a new one is written, and the writing is interrupted."""
+def test_save_checkpoint_killed_over_existing_one_is_incomplete(trained, folder, monkeypatch):
+    """A new checkpoint replaces one of another run, and the process is killed while saving."""
     args = dataclasses.replace(trained[2], output_dir=str(folder))
     trainer = TokenMixupTrainer(tokenmixup_vit(), args, train_dataset=Images(16))
 
     class Killed(BaseException):
         pass
 
-    def kill(at):
+    def kill(folder):
         raise Killed
 
     monkeypatch.setattr(trainer, "_save_optimizer_and_scheduler", kill)

@@ -1,4 +1,4 @@
-"""A resumed training logs, averages and evaluates as the one that never stopped, and does nothing twice."""
+"""Check that a resumed run logs, averages and evaluates as an uninterrupted one and repeats nothing."""
 
 import json
 import logging
@@ -23,32 +23,32 @@ def without_times(history: list[dict]) -> list[dict]:
 
 def train(args, checkpoint=None, images=Images, model=tokenmixup_vit):
     """Train on 20 images, five steps an epoch, and evaluate on 8."""
-    # A loader that stays tells each evaluation another epoch, of which images for evaluation know nothing.
+    # A persistent loader calls set_epoch before each evaluation. Evaluation images have no epoch, so Subset hides it.
     evaluation = torch.utils.data.Subset(Images(8), range(8))
     trainer = TokenMixupTrainer(model(**DROPOUT), args, train_dataset=images(20), eval_dataset=evaluation)
     result = trainer.train(resume_from_checkpoint=checkpoint and f"{args.output_dir}/checkpoint-{checkpoint}")
     return trainer, result
 
 
-def assert_same_end(resumed, expected) -> None:
-    (trainer, result), (whole, expected_result) = resumed, expected
-    assert without_times(trainer.state.log_history) == without_times(whole.state.log_history)
+def assert_same_result(resumed, expected) -> None:
+    (trainer, result), (uninterrupted, expected_result) = resumed, expected
+    assert without_times(trainer.state.log_history) == without_times(uninterrupted.state.log_history)
     assert result.training_loss == expected_result.training_loss == result.metrics["train_loss"]
-    for name, tensor in whole.model.state_dict().items():
+    for name, tensor in uninterrupted.model.state_dict().items():
         assert torch.equal(trainer.model.state_dict()[name], tensor), name
 
 
 @pytest.mark.parametrize("step", [3, 5, 6])
-def test_lines_of_the_log_that_reach_over_an_interruption(arguments, step):
+def test_resume_between_log_steps_logs_complete_intervals(arguments, step):
     args = arguments(max_steps=10, logging_steps=4, save_strategy="steps", save_steps=1, mixup_alpha=0.8)
     expected = train(args)
     lines = [line for line in expected[0].state.log_history if "mixed_samples" in line]
     assert [line["step"] for line in lines] == [4, 5, 8, 10] and lines[0]["loss"] != lines[1]["loss"]
-    assert_same_end(train(args, step), expected)
+    assert_same_result(train(args, step), expected)
 
 
 @pytest.mark.parametrize("step, save", [(5, "steps"), (10, "steps"), (10, "epoch")])
-def test_an_epochs_end_that_was_still_to_come(arguments, step, save):
+def test_resume_at_epoch_end_logs_and_evaluates_epoch(arguments, step, save):
     """The checkpoint of an epoch's last step is written before the evaluation at the epoch's end."""
     args = arguments(
         max_steps=-1, num_train_epochs=2, logging_strategy="epoch", eval_strategy="epoch", save_strategy=save,
@@ -58,11 +58,11 @@ def test_an_epochs_end_that_was_still_to_come(arguments, step, save):
     lines = expected[0].state.log_history
     assert ["loss" in line or "eval_loss" in line for line in lines] == [True, True, True, True, False]
     assert all("grad_norm" in line for line in lines if "loss" in line)
-    assert_same_end(train(args, step), expected)
+    assert_same_result(train(args, step), expected)
 
 
-def test_a_checkpoint_renewed_at_the_epochs_end_stays_one(arguments, monkeypatch):
-    """Written behind the last step of an epoch (as on SIGTERM) and due at its end again: the state alone is new."""
+def test_save_checkpoint_again_at_epoch_end_writes_only_state(arguments, monkeypatch):
+    """A checkpoint is saved after the last step of an epoch (as on SIGTERM) and due again at the end of the epoch."""
     args = arguments(max_steps=-1, num_train_epochs=1, save_strategy="epoch", eval_strategy="epoch")
 
     class Twice(TokenMixupTrainer):
@@ -83,23 +83,23 @@ def test_a_checkpoint_renewed_at_the_epochs_end_stays_one(arguments, monkeypatch
 
 
 @pytest.mark.parametrize("steps", [7, 10])
-def test_a_training_at_its_end_trains_no_further(arguments, steps):
+def test_resume_finished_run_trains_no_step(arguments, steps):
     args = arguments(max_steps=steps, save_strategy="steps", save_steps=steps, eval_strategy="epoch", logging_steps=3)
     expected = train(args)
     resumed = train(args, steps)
     assert resumed[0].state.global_step == steps
-    assert_same_end(resumed, expected)
+    assert_same_result(resumed, expected)
 
 
-def test_a_first_evaluation_is_not_repeated(arguments):
+def test_resume_with_eval_on_start_skips_first_evaluation(arguments):
     args = arguments(max_steps=4, save_strategy="steps", save_steps=2, eval_on_start=True)
     expected = train(args)
     assert "eval_loss" in expected[0].state.log_history[0]
-    assert_same_end(train(args, 2), expected)
+    assert_same_result(train(args, 2), expected)
 
 
 class SharedEpoch(Images):
-    """Images whose epoch persistent workers see."""
+    """Images with an epoch in shared memory, which persistent workers read."""
 
     def __init__(self, size):
         super().__init__(size)
@@ -113,19 +113,19 @@ class SharedEpoch(Images):
         return super().__getitem__(index)
 
 
-def test_persistent_workers_change_nothing(arguments):
-    """They start once in a training and once more after resuming, and each start draws a random number."""
+def test_resume_with_persistent_workers_equals_uninterrupted(arguments):
+    """Workers start once in a run and again after resuming. Each start draws a random number."""
     settings = {"max_steps": 8, "save_strategy": "steps", "save_steps": 3, "logging_steps": 2, "mixup_alpha": 0.8}
     settings |= {"eval_strategy": "steps", "eval_steps": 4}
     workers = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
     args = arguments(**settings, **workers)
     expected = train(args, images=SharedEpoch)
-    assert_same_end(train(args, 3, SharedEpoch), expected)
-    alone = arguments(**settings, output_dir=f"{args.output_dir}-alone")
-    assert_same_end(train(alone, images=SharedEpoch), expected)
+    assert_same_result(train(args, 3, SharedEpoch), expected)
+    no_workers = arguments(**settings, output_dir=f"{args.output_dir}-no-workers")
+    assert_same_result(train(no_workers, images=SharedEpoch), expected)
 
 
-def test_the_best_checkpoint_of_a_folder_that_was_moved(arguments, tmp_path):
+def test_resume_moved_folder_loads_best_checkpoint(arguments, tmp_path):
     args = arguments(
         max_steps=6, save_strategy="steps", save_steps=2, eval_strategy="steps", eval_steps=2, save_total_limit=2,
         load_best_model_at_end=True, metric_for_best_model="loss", greater_is_better=True, learning_rate=0.01,
@@ -136,26 +136,26 @@ def test_the_best_checkpoint_of_a_folder_that_was_moved(arguments, tmp_path):
     moved = tmp_path / "moved"
     shutil.move(args.output_dir, moved)
     args.output_dir = str(moved)
-    # At its end: no checkpoint is written that would name the best one anew.
+    # The run is finished, so that no new checkpoint records the best one.
     trainer, _ = train(args, 6)
     assert trainer.state.best_model_checkpoint == str(moved / best.name)
     for name, tensor in expected[0].model.state_dict().items():
         assert torch.equal(trainer.model.state_dict()[name], tensor), name
 
 
-def test_skipped_steps_are_counted_over_an_interruption(arguments):
+def test_resume_restores_number_of_skipped_steps(arguments):
     args = arguments(max_steps=2, save_strategy="steps", save_steps=1, skip_nonfinite_steps=3)
     trainer = TokenMixupTrainer(plain_vit(), args, train_dataset=Images(8))
-    kept = trainer.state_dict
-    trainer.state_dict = lambda: kept() | {"skipped_steps": 2}
+    state_dict = trainer.state_dict
+    trainer.state_dict = lambda: state_dict() | {"skipped_steps": 2}
     trainer.train()
     resumed = TokenMixupTrainer(plain_vit(), args, train_dataset=Images(8))
     resumed.train(resume_from_checkpoint=f"{args.output_dir}/checkpoint-1")
     assert resumed.nonfinite.skipped == 2
 
 
-def test_a_checkpoint_of_another_trainer_is_gone_on_from(arguments):
-    """Without what this package keeps: the mean loss is then that of the steps since."""
+def test_resume_checkpoint_of_stock_trainer_averages_new_steps(arguments):
+    """Without the state of this package, the mean loss is that of the steps after resuming."""
     args = arguments(max_steps=4, save_strategy="steps", save_steps=2, logging_steps=1)
     train(args)
     state = Path(args.output_dir) / "checkpoint-2" / "trainer_state.json"
@@ -167,7 +167,7 @@ def test_a_checkpoint_of_another_trainer_is_gone_on_from(arguments):
     assert len(losses) == 4 and result.training_loss == pytest.approx(sum(losses[2:]) / 2)
 
 
-def test_later_checkpoints_are_named(arguments, caplog):
+def test_resume_with_later_checkpoints_warns_with_names(arguments, caplog):
     args = arguments(max_steps=3, save_strategy="steps", save_steps=1)
     train(args)
     with caplog.at_level(logging.WARNING):
@@ -175,15 +175,15 @@ def test_later_checkpoints_are_named(arguments, caplog):
     assert f"After checkpoint-1, {args.output_dir} contains checkpoint-3, checkpoint-2." in caplog.text
 
 
-def test_resuming_with_other_intervals_takes_the_new_ones(arguments):
-    """The stock Trainer goes by those that the checkpoint's `trainer_state.json` holds."""
+def test_resume_other_intervals_uses_new_intervals(arguments):
+    """The stock Trainer uses the intervals in `trainer_state.json` of the checkpoint."""
     settings = {"max_steps": 8, "save_strategy": "steps", "eval_strategy": "steps"}
     train(arguments(logging_steps=4, eval_steps=4, save_steps=2, **settings))
     trainer, _ = train(arguments(logging_steps=1, eval_steps=3, save_steps=7, **settings), 2)
     lines = trainer.state.log_history
     assert [line["step"] for line in lines if "loss" in line] == [3, 4, 5, 6, 7, 8]
     assert [line["step"] for line in lines if "eval_loss" in line][:2] == [3, 6]
-    # A state that says otherwise would be wrong for the next run too.
+    # Old intervals in the state would be wrong for the next run, too.
     state = json.loads((Path(trainer.args.output_dir) / "checkpoint-7" / "trainer_state.json").read_text())
     assert (state["logging_steps"], state["eval_steps"], state["save_steps"]) == (1, 3, 7)
     # A fraction counts from the steps of the resumed run. Step 5 is the end of an epoch.
@@ -192,7 +192,7 @@ def test_resuming_with_other_intervals_takes_the_new_ones(arguments):
 
 
 @pytest.mark.parametrize("counts_own_steps", [True, False], ids=["newer transformers", "older transformers"])
-def test_resuming_speeds_count_the_steps_of_this_process(arguments, monkeypatch, counts_own_steps):
+def test_resume_speed_metrics_count_steps_of_this_process(arguments, monkeypatch, counts_own_steps):
     args = arguments(max_steps=10, save_strategy="steps", save_steps=8)
     train(args)
     if not counts_own_steps:
@@ -210,15 +210,16 @@ def test_resuming_speeds_count_the_steps_of_this_process(arguments, monkeypatch,
     assert line["train_samples_per_second"] * line["train_runtime"] == pytest.approx(8, rel=0.02)
 
 
-def test_checkpoint_format_has_the_names_that_earlier_versions_wrote(arguments):
+def test_checkpoint_format_names_equal_those_of_earlier_versions(arguments):
     """Checkpoints of earlier versions resume only if these names stay."""
     args = arguments(max_steps=2, save_strategy="steps", save_steps=2, ema_decay=0.5)
     TokenMixupTrainer(tokenmixup_vit(), args, train_dataset=Images(8)).train()
     checkpoint = Path(args.output_dir) / "checkpoint-2"
     state = json.loads((checkpoint / "trainer_state.json").read_text())["stateful_callbacks"]["hf_tokenmixup"]
-    saved = "loss total_loss first_step last_logged_step grad_norm learning_rate epoch_ended evaluation_due".split()
-    assert state["kept"].keys() == {*saved, "counts", "skipped_steps", "plan"}
+    saved = ("loss", "total_loss", "first_step", "last_logged_step", "grad_norm", "learning_rate")
+    saved += ("epoch_ended", "evaluation_due", "counts", "skipped_steps", "plan")
+    assert state["kept"].keys() == set(saved)
     assert state["kept"]["counts"].keys() == {"sums", "images", "steps"}
-    plan = "images_per_step learning_rate weight_decay settings step_split readers".split()
+    plan = ("images_per_step", "learning_rate", "weight_decay", "settings", "step_split", "readers")
     assert state["kept"]["plan"].keys() == set(plan)
     assert "average.safetensors" in state["files"] and (checkpoint / "average.safetensors").is_file()

@@ -1,4 +1,4 @@
-"""Resuming, the best model, and the published form: every tensor, and none too many."""
+"""Check that resuming, the best model and the exported model have exactly the expected tensors."""
 
 import json
 from pathlib import Path
@@ -20,19 +20,19 @@ def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
-def assert_same(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    assert got.keys() == expected.keys()
+def assert_equal(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert actual.keys() == expected.keys()
     for name in expected:
-        assert torch.equal(got[name], expected[name]), name
+        assert torch.equal(actual[name], expected[name]), name
 
 
-def differ(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> set[str]:
-    return {name for name in expected if not torch.equal(got[name], expected[name])}
+def get_differing_names(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> set[str]:
+    return {name for name in expected if not torch.equal(actual[name], expected[name])}
 
 
 @pytest.fixture
 def trained(arguments):
-    """Trains two epochs of three steps with a checkpoint at every step; returns the trainer."""
+    """Return a function that trains two epochs of three steps, saves each step and returns the trainer."""
 
     def make(make_model, **settings):
         args = arguments(save_strategy="steps", save_steps=1, max_steps=6, **settings)
@@ -45,8 +45,8 @@ def trained(arguments):
 
 @pytest.mark.parametrize("make_model", MODELS)
 @pytest.mark.parametrize("step", [2, 3, 5])
-def test_a_resumed_training_ends_as_an_uninterrupted_one(trained, make_model, step):
-    # Momentum, dropout, mixup and an augmentation by epoch: all of their state must come back.
+def test_resume_at_any_step_equals_uninterrupted(trained, make_model, step):
+    # The states of momentum, dropout, mixup and an augmentation by epoch must all be restored.
     first = trained(make_model, optim_args="momentum=0.9", mixup_alpha=0.8)
     args, expected = first.args, weights(first.model)
     other = make_model(**DROPOUT)
@@ -57,11 +57,11 @@ def test_a_resumed_training_ends_as_an_uninterrupted_one(trained, make_model, st
     resumed = TokenMixupTrainer(other, args, train_dataset=images)
     resumed.train(resume_from_checkpoint=f"{args.output_dir}/checkpoint-{step}")
     assert images.seen[-1] == 1 and set(images.seen) <= {step // 3, 1}
-    assert_same(weights(other), expected)
+    assert_equal(weights(other), expected)
 
 
 @pytest.mark.parametrize("make_model", MODELS)
-def test_restoring_brings_every_tensor_and_draws_no_random_number(trained, make_model):
+def test_load_checkpoint_restores_all_tensors_and_keeps_random_state(trained, make_model):
     trainer = trained(make_model)
     expected = weights(trainer.model)
     with torch.no_grad():
@@ -70,11 +70,11 @@ def test_restoring_brings_every_tensor_and_draws_no_random_number(trained, make_
     random_state = torch.get_rng_state()
     trainer._load_from_checkpoint(f"{trainer.args.output_dir}/checkpoint-6")
     assert torch.equal(torch.get_rng_state(), random_state)
-    assert_same(weights(trainer.model), expected)
+    assert_equal(weights(trainer.model), expected)
 
 
 @pytest.mark.parametrize("make_model", MODELS)
-def test_the_best_model_has_every_tensor_of_its_checkpoint(arguments, make_model):
+def test_load_best_model_equals_best_checkpoint(arguments, make_model):
     at_step = {}
 
     class Worsening(TokenMixupTrainer):
@@ -95,11 +95,11 @@ def test_the_best_model_has_every_tensor_of_its_checkpoint(arguments, make_model
     trainer = Worsening(make_model(), args, train_dataset=Images(16), eval_dataset=Images(4))
     trainer.train()
     assert trainer.state.best_model_checkpoint.endswith("checkpoint-2")
-    assert_same(weights(trainer.model), at_step[2])
-    assert len(differ(at_step[4], at_step[2])) > len(at_step[2]) // 2
+    assert_equal(weights(trainer.model), at_step[2])
+    assert len(get_differing_names(at_step[4], at_step[2])) > len(at_step[2]) // 2
 
 
-def test_sharded_checkpoints_are_read_too(trained):
+def test_load_checkpoint_sharded_restores_all_tensors(trained):
     trainer = trained(tokenmixup_vit)
     folder = Path(trainer.args.output_dir) / "checkpoint-6"
     expected = weights(trainer.model)
@@ -110,10 +110,10 @@ def test_sharded_checkpoints_are_read_too(trained):
         for parameter in trainer.model.parameters():
             parameter.add_(1.0)
     trainer._load_from_checkpoint(str(folder))
-    assert_same(weights(trainer.model), expected)
+    assert_equal(weights(trainer.model), expected)
 
 
-def test_a_checkpoint_of_another_model_is_refused(trained, tmp_path):
+def test_load_checkpoint_of_another_model_raises(trained, tmp_path):
     trainer = trained(tokenmixup_vit)
     checkpoint = f"{trainer.args.output_dir}/checkpoint-6"
     before = weights(trainer.model)
@@ -122,7 +122,7 @@ def test_a_checkpoint_of_another_model_is_refused(trained, tmp_path):
         model.save_pretrained(tmp_path / "no_scorenet")
         with pytest.raises(ValueError, match="does not match this TokenMixupViT.* missing: .*(ScoreNet|scorenet)"):
             trainer._load_from_checkpoint(str(tmp_path / "no_scorenet"))
-    assert_same(weights(trainer.model), before)
+    assert_equal(weights(trainer.model), before)
 
     args = trainer.args
     other = TokenMixupTrainer(tokenmixup_vit(horizontal_layers=[1, 2]), args, train_dataset=Images(4))
@@ -134,16 +134,16 @@ def test_a_checkpoint_of_another_model_is_refused(trained, tmp_path):
         other.train(resume_from_checkpoint=checkpoint)
 
 
-def test_checkpoints_keep_scorenet_and_the_output_folder_is_published(arguments):
+def test_save_model_exports_plain_model_and_checkpoint_has_scorenet(arguments):
     processor = ViTImageProcessor(size={"height": 8, "width": 8})
     args = arguments(save_strategy="steps", save_steps=1, max_steps=1)
     trainer = TokenMixupTrainer(tokenmixup_vit(), args, train_dataset=Images(4), processing_class=processor)
     trainer.train()
     trainer.save_model()
     out = Path(args.output_dir)
-    full, published = load_file(out / "checkpoint-1/model.safetensors"), load_file(out / "model.safetensors")
-    assert sorted(full.keys() - published.keys()) == sorted(name for name in full if "scorenet" in name) != []
-    for name, tensor in published.items():
+    full, exported = load_file(out / "checkpoint-1/model.safetensors"), load_file(out / "model.safetensors")
+    assert sorted(full.keys() - exported.keys()) == sorted(name for name in full if "scorenet" in name) != []
+    for name, tensor in exported.items():
         assert torch.equal(tensor, full[name]), name
     assert (out / "preprocessor_config.json").is_file()
     assert json.loads((out / "config.json").read_text())["architectures"] == ["ViTForImageClassification"]
@@ -157,10 +157,10 @@ def test_checkpoints_keep_scorenet_and_the_output_folder_is_published(arguments)
     assert type(AutoModelForImageClassification.from_pretrained(out)) is ViTForImageClassification
 
     restored = TokenMixupViTForImageClassification.from_pretrained(out / "checkpoint-1")
-    assert_same(weights(restored), weights(trainer.model))
+    assert_equal(weights(restored), weights(trainer.model))
 
 
-def test_publishing_draws_no_random_number_and_goes_on_training(arguments):
+def test_save_model_before_training_changes_no_model_or_random_state(arguments):
     trainer = TokenMixupTrainer(tokenmixup_vit(), arguments(), train_dataset=Images(4))
     random_state = torch.get_rng_state()
     trainer.save_model()
