@@ -16,7 +16,7 @@ def strict_lines(folder: str) -> list[dict]:
     return [json.loads(line, parse_constant=refuse) for line in lines]
 
 
-def test_each_record_is_a_line(arguments):
+def test_jsonl_logger_writes_one_line_per_record(arguments):
     args = arguments(max_steps=3, logging_steps=1)
     model = tokenmixup_vit()
     trainer = TokenMixupTrainer(model, args, train_dataset=Images(12), callbacks=[JsonlLoggerCallback()])
@@ -27,7 +27,7 @@ def test_each_record_is_a_line(arguments):
     assert [line["step"] for line in strict_lines(args.output_dir)] == [1, 2, 3, 3]
 
 
-def test_a_resumed_training_goes_on_from_the_checkpoints_records(arguments):
+def test_jsonl_logger_resumed_run_keeps_records_up_to_checkpoint(arguments):
     settings = {"max_steps": 5, "logging_steps": 1, "save_strategy": "steps", "save_steps": 2}
     args = arguments(**settings)
     TokenMixupTrainer(plain_vit(), args, train_dataset=Images(12), callbacks=[JsonlLoggerCallback()]).train()
@@ -41,7 +41,7 @@ def test_a_resumed_training_goes_on_from_the_checkpoints_records(arguments):
     assert [line.get("loss") for line in lines[:5]] == [line.get("loss") for line in first[:5]]
 
 
-def test_numbers_that_are_not_finite_become_null(arguments):
+def test_jsonl_logger_nonfinite_number_becomes_null(arguments):
     args = arguments(logging_steps=1)
     trainer = TokenMixupTrainer(plain_vit(), args, train_dataset=Images(4), callbacks=[JsonlLoggerCallback()])
     trainer.train()
@@ -50,7 +50,7 @@ def test_numbers_that_are_not_finite_become_null(arguments):
     assert line["eval_loss"] is None and line["norms"] == [1.0, None] and line["step"] == 1
 
 
-def test_only_the_first_process_writes(arguments):
+def test_jsonl_logger_writes_in_first_process_only(arguments):
     args = arguments(logging_steps=1)
     callbacks = [JsonlLoggerCallback(), TrainingCurvesCallback()]
     trainer = TokenMixupTrainer(plain_vit(), args, train_dataset=Images(4), callbacks=callbacks)
@@ -59,7 +59,7 @@ def test_only_the_first_process_writes(arguments):
     assert not list(Path(args.output_dir).glob("training_*.jsonl")) + list(Path(args.output_dir).glob("*.png"))
 
 
-def test_the_curves_are_drawn_at_the_end(arguments):
+def test_training_curves_callback_plots_at_end_of_training(arguments):
     args = arguments(max_steps=2, logging_steps=1)
     TokenMixupTrainer(tokenmixup_vit(), args, train_dataset=Images(8), callbacks=[TrainingCurvesCallback()]).train()
     assert (Path(args.output_dir) / "training_curves.png").read_bytes().startswith(b"\x89PNG")

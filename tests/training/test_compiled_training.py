@@ -38,7 +38,7 @@ def losses(trainer):
         ),
     ],
 )
-def test_epochs_with_evaluations_between(arguments, settings):
+def test_compiled_training_with_evaluations_uses_one_graph(arguments, settings):
     """Ten images in batches of four: the last is shorter; trained, evaluated and trained on."""
     model = tokenmixup_vit(horizontal_tau=1.5)
     models, trainers = [model, copy.deepcopy(model)], []
@@ -66,7 +66,7 @@ def test_epochs_with_evaluations_between(arguments, settings):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("make_model", [lambda: tokenmixup_vit(horizontal_layers=[], vertical_layers=[]), resnet])
-def test_baselines_too(arguments, make_model):
+def test_compiled_training_of_baseline_uses_one_graph(arguments, make_model):
     args = arguments(num_train_epochs=2, max_steps=-1, torch_compile_backend="eager", eval_strategy="epoch")
     trainer = TokenMixupTrainer(make_model(), args, train_dataset=Images(10), eval_dataset=Images(10))
     with dynamo.config.patch(error_on_recompile=True):
@@ -74,7 +74,7 @@ def test_baselines_too(arguments, make_model):
     assert counters["stats"]["unique_graphs"] >= 1
 
 
-def test_a_plain_forward_where_all_batches_are_of_one_size(arguments, monkeypatch):
+def test_compile_with_drop_last_marks_no_dynamic_batch(arguments, monkeypatch):
     """With `dataloader_drop_last` the sizes stay numbers, which makes the faster code."""
     marked = []
     monkeypatch.setattr("hf_tokenmixup.training.batches.mark_dynamic_batch_size", lambda *t: marked.append(len(t)))

@@ -40,7 +40,7 @@ def hyperparameters(trainer):
     return {name.strip("`"): value for name, value in rows}
 
 
-def test_effective_precision_of_the_launcher_is_that_of_records(arguments, monkeypatch):
+def test_effective_precision_of_launcher_is_recorded(arguments, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     trainer = trainer_of(arguments())
     trainer.train()
@@ -60,7 +60,7 @@ def test_effective_precision_of_the_launcher_is_that_of_records(arguments, monke
 
 
 @pytest.mark.parametrize("make_model", [tokenmixup_vit, tokenmixup_cct, plain_vit])
-def test_effective_precision_of_the_weights_is_that_of_records(arguments, make_model):
+def test_effective_precision_of_weights_is_recorded(arguments, make_model):
     trainer = trainer_of(arguments(), make_model().to(torch.bfloat16))
     trainer.train()
     trainer.evaluate()
@@ -68,7 +68,7 @@ def test_effective_precision_of_the_weights_is_that_of_records(arguments, make_m
     assert trainer.run_record.evaluation_result("alice/vit").dtype == "bf16 weights"
 
 
-def test_effective_precision_of_a_full_evaluation_is_that_of_its_record(arguments):
+def test_effective_precision_of_full_eval_is_recorded(arguments):
     trainer = trainer_of(arguments(bf16_full_eval=True))
     trainer.train()
     trainer.evaluate()
@@ -76,7 +76,7 @@ def test_effective_precision_of_a_full_evaluation_is_that_of_its_record(argument
     assert "weights_dtype" not in hyperparameters(trainer)
 
 
-def test_effective_compiler_of_the_launcher_is_on_the_card(arguments, monkeypatch):
+def test_effective_compiler_of_launcher_is_in_card(arguments, monkeypatch):
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
     trainer = trainer_of(arguments())
     assert hyperparameters(trainer)["torch_compile"] == "true"
@@ -84,7 +84,7 @@ def test_effective_compiler_of_the_launcher_is_on_the_card(arguments, monkeypatc
     assert "torch_compile" not in hyperparameters(trainer_of(arguments()))
 
 
-def test_effective_optimizer_of_the_user_is_on_the_card(arguments):
+def test_effective_optimizer_of_user_is_in_card(arguments):
     model = tokenmixup_vit()
     groups = [{"params": model.classifier.parameters(), "lr": 0.3}, {"params": model.vit.parameters()}]
     optimizer = torch.optim.SGD(groups, lr=0.02, momentum=0.5, weight_decay=0.01)
@@ -105,7 +105,7 @@ def test_effective_optimizer_of_the_user_is_on_the_card(arguments):
     )
 
 
-def test_effective_learning_rate_of_the_user_s_optimizer_cannot_change_on_resuming(arguments):
+def test_effective_learning_rate_of_user_optimizer_changed_on_resume_raises(arguments):
     def train(rate, checkpoint=None):
         model = tokenmixup_vit()
         optimizer = torch.optim.SGD(model.parameters(), lr=rate)
@@ -119,7 +119,7 @@ def test_effective_learning_rate_of_the_user_s_optimizer_cannot_change_on_resumi
     train(0.1, 1)
 
 
-def test_effective_size_of_a_batch_that_was_found_is_on_the_card(arguments, monkeypatch):
+def test_effective_batch_size_of_auto_find_is_in_card(arguments, monkeypatch):
     class Small(TokenMixupTrainer):
         def compute_loss(self, model, inputs, *args, **kwargs):
             if model.training and len(inputs["labels"]) > 3:
@@ -133,14 +133,14 @@ def test_effective_size_of_a_batch_that_was_found_is_on_the_card(arguments, monk
     assert trainer.state_dict()["plan"]["images_per_step"] == size
 
 
-def test_effective_length_is_the_one_that_counts(arguments):
+def test_effective_length_is_max_steps_or_epochs(arguments):
     told = hyperparameters(trainer_of(arguments(max_steps=2, num_train_epochs=7)))
     assert told["max_steps"] == "2" and "num_train_epochs" not in told
     told = hyperparameters(trainer_of(arguments(max_steps=-1, num_train_epochs=2)))
     assert told["num_train_epochs"] == "2" and "max_steps" not in told
 
 
-def test_effective_trainable_parameters_are_on_the_card_where_some_are_frozen(arguments):
+def test_effective_trainable_parameters_with_frozen_weights_are_in_card(arguments):
     model = tokenmixup_vit()
     assert "trainable_parameters" not in hyperparameters(trainer_of(arguments(), model))
     model.vit.requires_grad_(False)
@@ -149,7 +149,7 @@ def test_effective_trainable_parameters_are_on_the_card_where_some_are_frozen(ar
     assert hyperparameters(trainer_of(arguments(), model))["trainable_parameters"] == f"{head:,} of {total:,}"
 
 
-def test_effective_number_of_skipped_steps_is_on_the_card(arguments):
+def test_effective_skipped_steps_are_in_card(arguments):
     images = Images(12)
     images.pixels[2] = torch.nan
     trainer = trainer_of(arguments(skip_nonfinite_steps=2, max_steps=3))
@@ -158,7 +158,7 @@ def test_effective_number_of_skipped_steps_is_on_the_card(arguments):
     assert hyperparameters(trainer)["skipped_steps"] == "1"
 
 
-def test_effective_results_are_those_of_the_weights_on_the_card(arguments):
+def test_effective_results_in_card_match_current_weights(arguments):
     trainer = trainer_of(arguments(max_steps=2))
     trainer.evaluate()
     assert trainer.run_record.evaluation_result("alice/vit") is not None
@@ -171,7 +171,7 @@ def test_effective_results_are_those_of_the_weights_on_the_card(arguments):
     assert (evaluation.num_images, evaluation.loss) == (10, metrics["eval_loss"])
 
 
-def test_effective_results_of_the_best_model_are_those_of_its_step(arguments):
+def test_effective_results_of_best_model_match_its_step(arguments):
     settings = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
     args = arguments(max_steps=4, load_best_model_at_end=True, learning_rate=3.0, **settings)
     trainer = trainer_of(args)
@@ -185,7 +185,7 @@ def test_effective_results_of_the_best_model_are_those_of_its_step(arguments):
     )
 
 
-def test_effective_beginning_is_on_the_card(arguments):
+def test_effective_resumed_flag_is_in_card(arguments):
     args = arguments(max_steps=2, save_strategy="steps", save_steps=1)
     trainer = trainer_of(args)
     trainer.train("auto")

@@ -41,7 +41,7 @@ MODELS = {"vit": tokenmixup_vit, "cct": tokenmixup_cct, "plain": plain_vit, "res
     "make_model, reentrant, precision",
     [(tokenmixup_vit, None, {}), (tokenmixup_vit, True, {"bf16": True}), (tokenmixup_cct, False, {"bf16": True})],
 )
-def test_gradient_checkpointing_trains_the_same_weights(arguments, make_model, reentrant, precision):
+def test_gradient_checkpointing_trains_same_weights(arguments, make_model, reentrant, precision):
     kwargs = {} if reentrant is None else {"activation_checkpointing_kwargs": {"use_reentrant": reentrant}}
     settings = {"max_steps": 3, "mixup_alpha": 0.5, "label_smoothing_factor": 0.1, **precision}
     model = make_model()
@@ -58,7 +58,7 @@ def plain_cct():
 
 @pytest.mark.parametrize("make_model", [tokenmixup_vit, tokenmixup_cct, plain_vit, plain_cct])
 @pytest.mark.parametrize("frozen", [("embeddings",), ("embeddings", ".layers.0.", ".layers.1.")])
-def test_gradient_checkpointing_reentrant_with_frozen_weights_trains_the_others(arguments, make_model, frozen):
+def test_gradient_checkpointing_reentrant_with_frozen_weights_trains_other_weights(arguments, make_model, frozen):
     ends = []
     for reentrant in (None, False, True):
         model = make_model()
@@ -85,7 +85,7 @@ def test_gradient_checkpointing_reentrant_with_frozen_weights_trains_the_others(
 
 
 @pytest.mark.parametrize("make_model", [tokenmixup_vit, tokenmixup_cct], ids=["vit", "cct"])
-def test_bf16_trains_nearly_the_same_weights(arguments, make_model):
+def test_bf16_trains_nearly_same_weights(arguments, make_model):
     before, settings = weights(make_model()), {"max_steps": 3, "logging_steps": 1, "learning_rate": 0.01}
     full, half = (train(make_model(), arguments(**settings, bf16=bf16)) for bf16 in (False, True))
     losses, others = ([line["loss"] for line in one.state.log_history[:3]] for one in (full, half))
@@ -99,7 +99,7 @@ def test_bf16_trains_nearly_the_same_weights(arguments, make_model):
 
 
 @pytest.mark.parametrize("make_model", MODELS.values(), ids=MODELS)
-def test_channels_last_trains_the_same_weights(arguments, make_model):
+def test_channels_last_trains_same_weights(arguments, make_model):
     settings = {"max_steps": 3, "mixup_alpha": 0.5, "mixup_mode": "elem", "per_device_train_batch_size": 3}
     expected = train(make_model(), arguments(**settings))
     model, seen = make_model(), []
@@ -116,7 +116,7 @@ def test_channels_last_trains_the_same_weights(arguments, make_model):
 
 
 @pytest.mark.parametrize("make_model, optim", [(tokenmixup_cct, "adamw_torch"), (resnet, "adamw_torch_fused")])
-def test_channels_last_resumes_to_the_bit(arguments, tmp_path, make_model, optim):
+def test_channels_last_resumes_bit_for_bit(arguments, tmp_path, make_model, optim):
     settings = {"optim": optim, "channels_last": True, "learning_rate": 1e-3, "max_steps": 4}
     whole = train(make_model(), arguments(**settings, save_strategy="steps", save_steps=2))
     checkpoint = tmp_path / "out" / "checkpoint-2"
@@ -130,7 +130,7 @@ def test_channels_last_resumes_to_the_bit(arguments, tmp_path, make_model, optim
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_the_memory_format_may_change_at_a_checkpoint(arguments, tmp_path, first):
+def test_memory_format_may_change_on_resume(arguments, tmp_path, first):
     """A fused optimizer goes through weights and moments in the order of memory."""
     settings = {"optim": "adamw_torch_fused", "learning_rate": 1e-3, "max_steps": 4}
     whole = train(resnet(), arguments(**settings, channels_last=first, save_strategy="steps", save_steps=2))
@@ -140,7 +140,7 @@ def test_the_memory_format_may_change_at_a_checkpoint(arguments, tmp_path, first
         torch.testing.assert_close(other.model.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
 
 
-def test_channels_last_holds_for_a_model_made_by_model_init(arguments):
+def test_channels_last_applies_to_model_init(arguments):
     args = arguments(channels_last=True)
     trainer = TokenMixupTrainer(None, args, model_init=resnet, train_dataset=Images(8))
     trainer.train()

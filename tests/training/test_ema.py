@@ -76,9 +76,7 @@ def assert_average(trainer, weights, decay, warmup=False):
 
 @pytest.mark.parametrize("make_model", MODELS)
 @pytest.mark.parametrize("warmup, accumulation", [(False, 1), (True, 1), (False, 2)])
-def test_it_is_the_average_over_the_steps_and_the_training_does_not_see_it(
-    arguments, tmp_path, make_model, warmup, accumulation
-):
+def test_ema_matches_reference_and_does_not_change_training(arguments, tmp_path, make_model, warmup, accumulation):
     settings = {"max_steps": 5, "gradient_accumulation_steps": accumulation, "eval_on_start": True}
     settings |= {"save_strategy": "steps", "save_steps": 3, "eval_strategy": "steps", "eval_steps": 2}
     settings |= {"optim": "adamw_torch", "learning_rate": 0.01, "mixup_alpha": 0.8}
@@ -109,7 +107,7 @@ class Spoilt(Images):
         return item | {"pixel_values": item["pixel_values"] * float("nan")} if index == 9 else item
 
 
-def test_a_step_that_was_left_out_does_not_count(arguments):
+def test_ema_ignores_skipped_step(arguments):
     args = arguments(max_steps=4, skip_nonfinite_steps=1, ema_decay=0.5)
     trainer, record = trainer_of(plain_vit, args, train_dataset=Spoilt(16))
     trainer._get_train_sampler = lambda *args: torch.utils.data.SequentialSampler(trainer.train_dataset)
@@ -119,7 +117,7 @@ def test_a_step_that_was_left_out_does_not_count(arguments):
     assert_average(trainer, [record.weights[step] for step in (0, 1, 3)], 0.5)
 
 
-def test_a_step_that_the_scaler_of_half_precision_left_out_does_not_count(arguments):
+def test_ema_ignores_step_skipped_by_grad_scaler(arguments):
     trainer, record = trainer_of(tokenmixup_vit, arguments(max_steps=3, ema_decay=0.5))
     # The first step overflows, and the next scale is a usual one.
     trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=2.0**-120)
@@ -131,7 +129,7 @@ def test_a_step_that_the_scaler_of_half_precision_left_out_does_not_count(argume
 
 
 @pytest.mark.parametrize("make_model", MODELS)
-def test_evaluation_and_predictions_are_those_of_the_average(arguments, make_model):
+def test_ema_is_used_for_evaluation_and_prediction(arguments, make_model):
     trainer, record = trainer_of(make_model, arguments(max_steps=4, ema_decay=0.7))
     trainer.train()
     averaged, images = copy.deepcopy(trainer.model).eval(), trainer.eval_dataset
@@ -154,7 +152,7 @@ class Broken(Images):
 
 
 @pytest.mark.parametrize("make_model", MODELS)
-def test_the_weights_come_back_after_an_error(arguments, make_model):
+def test_ema_applied_restores_raw_weights_after_error(arguments, make_model):
     args = arguments(max_steps=2, ema_decay=0.7, per_device_eval_batch_size=4)
     trainer, record = trainer_of(make_model, args)
     trainer.train()
@@ -171,7 +169,7 @@ def test_the_weights_come_back_after_an_error(arguments, make_model):
 
 
 @pytest.mark.parametrize("make_model", MODELS)
-def test_the_published_model_is_the_average_and_a_checkpoint_holds_both(arguments, make_model):
+def test_ema_is_exported_and_checkpoint_contains_both(arguments, make_model):
     args = arguments(max_steps=3, save_strategy="steps", save_steps=3, ema_decay=0.7)
     trainer, record = trainer_of(make_model, args)
     trainer.train()
@@ -188,7 +186,7 @@ def test_the_published_model_is_the_average_and_a_checkpoint_holds_both(argument
 
 @pytest.mark.parametrize("make_model", [lambda: tokenmixup_vit(**DROPOUT), resnet])
 @pytest.mark.parametrize("step", [1, 4])
-def test_a_resumed_training_ends_with_the_same_average_and_best_model(arguments, tmp_path, make_model, step):
+def test_ema_resumed_run_matches_uninterrupted_run(arguments, tmp_path, make_model, step):
     settings = EACH_STEP | {"max_steps": 6, "ema_decay": 0.9, "ema_warmup": True, "optim": "adamw_torch"}
     settings |= {"load_best_model_at_end": True, "metric_for_best_model": "loss", "learning_rate": 0.01}
     whole, record = trainer_of(make_model, arguments(**settings))
@@ -211,7 +209,7 @@ def test_a_resumed_training_ends_with_the_same_average_and_best_model(arguments,
     assert_same(load_file(tmp_path / "parts/model.safetensors"), load_file(tmp_path / "out/model.safetensors"))
 
 
-def test_the_average_of_the_best_checkpoint_is_what_ends_in_the_output_folder(arguments):
+def test_ema_of_best_checkpoint_is_exported(arguments):
     class Worsening(TokenMixupTrainer):
         def evaluate(self, *args, **kwargs):
             return {"eval_top1": 0.9 if self.state.global_step == 2 else 0.5}
@@ -232,7 +230,7 @@ def test_the_average_of_the_best_checkpoint_is_what_ends_in_the_output_folder(ar
     assert any(not torch.equal(record.averages[1][name], record.weights[1][name]) for name in published)
 
 
-def test_a_file_cut_short_is_noticed(arguments):
+def test_ema_truncated_file_raises(arguments):
     args = arguments(max_steps=2, save_strategy="steps", save_steps=1, ema_decay=0.7)
     trainer, _ = trainer_of(tokenmixup_vit, args)
     trainer.train()
@@ -253,7 +251,7 @@ def test_a_file_cut_short_is_noticed(arguments):
     assert_same(trainer.model.state_dict(), before)
 
 
-def test_an_average_that_begins_or_ends_in_the_middle_of_a_training(arguments, caplog):
+def test_ema_turned_on_or_off_on_resume_warns(arguments, caplog):
     settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1}
     args = arguments(**settings)
     trainer_of(tokenmixup_vit, args)[0].train()
@@ -281,7 +279,7 @@ def test_an_average_that_begins_or_ends_in_the_middle_of_a_training(arguments, c
     assert [path.parent.name for path in out.glob("*/average.safetensors")] == ["checkpoint-3"]
 
 
-def test_a_second_training_starts_an_average_of_its_own(arguments):
+def test_ema_second_run_starts_new_ema(arguments):
     trainer, record = trainer_of(tokenmixup_vit, arguments(max_steps=3, ema_decay=0.6))
     for _ in range(2):
         record.weights.clear()
@@ -289,7 +287,7 @@ def test_a_second_training_starts_an_average_of_its_own(arguments):
         assert_average(trainer, record.weights, 0.6)
 
 
-def test_what_is_said(arguments, caplog):
+def test_ema_logs_its_use_and_warns_about_short_runs(arguments, caplog):
     with caplog.at_level(logging.WARNING, logger="hf_tokenmixup"):
         trainer_of(plain_vit, arguments(max_steps=3, ema_decay=0.9999, ema_warmup=True))[0].train()
         assert caplog.text.count("EMA enabled (ema_decay=0.9999 with warm-up)") == 1
@@ -298,7 +296,7 @@ def test_what_is_said(arguments, caplog):
     assert "After 3 steps, the weights of the first step still contribute 81 % of the EMA. Use a lower" in caplog.text
 
 
-def test_what_it_tells_in_the_card(arguments, monkeypatch):
+def test_ema_settings_are_in_card(arguments, monkeypatch):
     monkeypatch.setattr("hf_tokenmixup.training.hub.library_versions", dict)
     trainer, _ = trainer_of(plain_vit, arguments(ema_decay=0.99, ema_warmup=True))
     told = trainer.run_record.card_data().hyperparameters
@@ -317,7 +315,7 @@ class Shared(torch.nn.Module):
         self.register_buffer("scratch", torch.zeros(2), persistent=False)
 
 
-def test_what_names_share_moves_once_and_comes_back(tmp_path):
+def test_model_ema_shared_tensor_is_updated_once(tmp_path):
     model = Shared()
     average = ModelEma(model, 0.5)
     start = model.a.weight.detach().clone()
@@ -343,7 +341,7 @@ def test_what_names_share_moves_once_and_comes_back(tmp_path):
     assert_same(other.tensors(), held)
 
 
-def test_half_precision_is_averaged_in_float32():
+def test_model_ema_half_precision_weights_are_averaged_in_float32():
     model = torch.nn.Linear(4, 4).bfloat16()
     average = ModelEma(model, 0.999)
     average.update(model)
@@ -359,7 +357,7 @@ def test_half_precision_is_averaged_in_float32():
     assert torch.equal(model.weight, before * 2)
 
 
-def test_an_update_reads_nothing_from_the_device(monkeypatch):
+def test_model_ema_update_does_not_synchronize(monkeypatch):
     model, reads = tokenmixup_vit(), []
     average = ModelEma(model, 0.9, warmup=True)
     for name in ("item", "tolist", "__bool__", "__float__", "__int__", "cpu", "numpy"):
@@ -372,7 +370,7 @@ def test_an_update_reads_nothing_from_the_device(monkeypatch):
 
 # Under torch 2.6, dynamo stumbles over a decorator of transformers: its own ViT does not compile there.
 @pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="plain ViT does not compile either")
-def test_compiled_code_serves_the_average_too(arguments):
+def test_ema_compiled_model_evaluates_ema_weights(arguments):
     trainer, _ = trainer_of(plain_vit, arguments(max_steps=2, ema_decay=0.7))
     trainer.train()
     graphs = []
@@ -397,7 +395,7 @@ def test_compiled_code_serves_the_average_too(arguments):
 
 
 @pytest.mark.parametrize("what, flag", [("FSDP", "is_fsdp_enabled"), ("DeepSpeed", "is_deepspeed_enabled")])
-def test_sharded_weights_are_refused_before_the_training(arguments, monkeypatch, what, flag):
+def test_ema_with_sharded_weights_raises(arguments, monkeypatch, what, flag):
     prepare = Trainer.create_accelerator_and_postprocess
 
     def sharded(self):
@@ -409,7 +407,7 @@ def test_sharded_weights_are_refused_before_the_training(arguments, monkeypatch,
         trainer_of(plain_vit, arguments(ema_decay=0.9))
 
 
-def test_settings_that_make_no_sense(arguments):
+def test_ema_invalid_settings_raise(arguments):
     for decay in (-0.1, 1.0, math.nan):
         with pytest.raises(ValueError, match="`ema_decay` must be at least 0 .off. and less than 1, got"):
             arguments(ema_decay=decay)
@@ -447,7 +445,7 @@ trainer.save_model()
 
 @pytest.mark.slow
 @pytest.mark.parametrize("make_model", [tokenmixup_vit, resnet])
-def test_two_processes_keep_and_publish_the_same_average(tmp_path, make_model):
+def test_ema_two_processes_have_and_export_same_weights(tmp_path, make_model):
     (tmp_path / "train.py").write_text(TWO_PROCESSES)
     paths = [str(Path(__file__).parents[1]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}

@@ -49,21 +49,21 @@ def test_input_mixing_of_no_images_is_empty(mode):
 @pytest.mark.parametrize("make", [tokenmixup_vit, tokenmixup_cct])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("labels", [INDICES, TARGETS, None], ids=["indices", "distributions", "none"])
-def test_a_model_given_no_images_raises_one_sentence(make, training, labels):
+def test_model_forward_without_images_raises(make, training, labels):
     with pytest.raises(ValueError, match=r"at least one image, got shape \(0, 3, 8, 8\)"):
         make().train(training)(pixel_values=IMAGES, labels=labels)
 
 
 @pytest.mark.parametrize("make", [plain_vit, tokenmixup_vit])
 @pytest.mark.parametrize("training", [True, False])
-def test_the_trainers_loss_of_no_images_is_an_error(make, training, tmp_path):
+def test_compute_loss_without_images_raises(make, training, tmp_path):
     args = TokenMixupTrainingArguments(str(tmp_path), use_cpu=True, report_to="none", mixup_alpha=0.8)
     trainer = TokenMixupTrainer(make(), args)
     with pytest.raises(ValueError, match="at least one image, got none"):
         trainer.compute_loss(trainer.model.train(training), {"pixel_values": IMAGES, "labels": INDICES})
 
 
-def test_counts_of_steps_without_images_are_finite():
+def test_mixing_metrics_of_steps_without_images_are_finite():
     counts, accelerator = MixingMetrics(), Accelerator(cpu=True)
     counts.update({"difficulty": torch.tensor(float("nan")), "mixed_samples": torch.tensor(0)}, num_images=0)
     counts.step()

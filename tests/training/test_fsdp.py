@@ -47,7 +47,7 @@ def zero(stage: int) -> dict:
     return {"deepspeed": {**dict.fromkeys(own, "auto"), **torch_adam, "zero_optimization": {"stage": stage}}}
 
 
-def test_sharded_models_train_and_resume_as_whole_ones_do(tmp_path):
+def test_fsdp2_trains_and_resumes_as_ddp(tmp_path):
     sharded = cases({"fsdp": True, "fsdp_config": {"version": 2}})
     kinds = ("FULL_STATE_DICT", "SHARDED_STATE_DICT")
     got = launch(2, [*sharded, *(case for kind in kinds for case in saved_and_resumed(kind))], tmp_path / "fsdp")
@@ -75,7 +75,7 @@ def test_sharded_models_train_and_resume_as_whole_ones_do(tmp_path):
 
 
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
-def test_deepspeed_trains_and_resumes_as_ddp_does(tmp_path):
+def test_deepspeed_trains_and_resumes_as_ddp(tmp_path):
     def kinds(sharding):
         accumulated = SOME_EASY | {"arguments": STEPS | ACCUMULATED | sharding}
         return [{"name": "both", **SOME_EASY, "arguments": STEPS | sharding}, {"name": "accumulated", **accumulated}]

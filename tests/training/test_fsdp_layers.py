@@ -18,7 +18,7 @@ from hf_tokenmixup.training.fsdp import set_transformer_layer_cls_to_wrap
         (resnet, None, None),
     ],
 )
-def test_a_model_is_sharded_by_its_layers_unless_told_otherwise(make_model, given, expected):
+def test_fsdp_wraps_transformer_layers_by_default(make_model, given, expected):
     plugin = SimpleNamespace(transformer_cls_names_to_wrap=given)
     set_transformer_layer_cls_to_wrap(plugin, make_model())
     assert plugin.transformer_cls_names_to_wrap == expected

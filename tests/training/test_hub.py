@@ -43,7 +43,7 @@ def trainer_of(args, model=None, **options):
 
 
 @pytest.mark.parametrize("model", [tokenmixup_vit, resnet])
-def test_a_training_that_is_pushed(hub, arguments, tmp_path, model):
+def test_push_to_hub_uploads_exported_model(hub, arguments, tmp_path, model):
     args = arguments(push_to_hub=True, hub_model_id="alice/vit", hub_token="hf_alice", hub_private_repo=True)
     facts = TrainingCardData(dataset="alice/pictures", recipe="tiny", command="accelerate launch scripts/finetune.py")
     trainer = trainer_of(args, model(), training_card_data=facts, eval_card_data=EVALUATION)
@@ -67,7 +67,7 @@ def test_a_training_that_is_pushed(hub, arguments, tmp_path, model):
     assert not hub.requests_containing(str(tmp_path)) and not hub.requests_containing("hf_alice")
 
 
-def test_the_evaluation_in_a_card_is_that_of_the_published_model(arguments):
+def test_card_evaluation_is_that_of_exported_model(arguments):
     trainer = trainer_of(arguments(), eval_card_data=EVALUATION)
     assert not trainer.model_card("alice/vit").data.eval_results
     metrics = trainer.evaluate()
@@ -79,7 +79,7 @@ def test_the_evaluation_in_a_card_is_that_of_the_published_model(arguments):
     assert evaluation.macs > 0 and not trainer_of(arguments()).run_record.evaluation_result("alice/vit")
 
 
-def test_who_may_not_write_is_told_before_the_training(hub, arguments):
+def test_push_to_hub_without_write_access_raises_before_training(hub, arguments):
     hub.add_repo("alice/vit")
     for token, said in (("hf_bob", "No write access to alice/vit"), ("hf_stale", "rejected the token")):
         args = arguments(push_to_hub=True, hub_model_id="alice/vit", hub_token=token)
@@ -87,7 +87,7 @@ def test_who_may_not_write_is_told_before_the_training(hub, arguments):
             trainer_of(args)
 
 
-def test_an_upload_that_breaks_off_leaves_the_training_whole(hub, arguments, tmp_path):
+def test_push_to_hub_failed_upload_leaves_run_complete(hub, arguments, tmp_path):
     args = arguments(push_to_hub=True, hub_model_id="alice/vit", hub_token="hf_alice")
     trainer = trainer_of(args)
     trainer.train()
@@ -100,7 +100,7 @@ def test_an_upload_that_breaks_off_leaves_the_training_whole(hub, arguments, tmp
 
 
 @pytest.mark.parametrize("strategy", ["every_save", "checkpoint"])
-def test_what_goes_up_while_training_is_published(hub, arguments, strategy):
+def test_upload_during_training_has_exported_model(hub, arguments, strategy):
     args = arguments(
         save_strategy="steps", save_steps=1, max_steps=2, push_to_hub=True, hub_strategy=strategy,
         hub_model_id="alice/vit", hub_token="hf_alice", hub_always_push=True,
@@ -125,7 +125,7 @@ def test_what_goes_up_while_training_is_published(hub, arguments, strategy):
     assert not hub.requests_containing("hf_alice")
 
 
-def test_a_checkpoint_that_is_pushed_names_no_folder_and_is_complete(hub, arguments, tmp_path):
+def test_uploaded_checkpoint_has_no_local_path_and_is_complete(hub, arguments, tmp_path):
     args = arguments(
         save_strategy="steps", save_steps=1, max_steps=2, eval_strategy="steps", eval_steps=1, push_to_hub=True,
         hub_strategy="all_checkpoints", hub_model_id="alice/vit", hub_token="hf_alice", hub_always_push=True,

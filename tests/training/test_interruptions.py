@@ -124,7 +124,7 @@ def test_sigkill_in_each_phase_ends_as_the_uninterrupted_run(tmp_path, seed, how
     assert list(differences(tmp_path / "uninterrupted", tmp_path / "killed")) == []
 
 
-def test_plan_of_any_seed_has_each_phase_and_a_checkpoint_before_it_resumes():
+def test_kill_plan_has_each_phase_for_any_seed():
     phases = [*WHILE_TRAINING, *AT_THE_END]
     moments = [Moment(phase, what) for phase in phases for what in "abc"]
     for seed in range(100):

@@ -35,7 +35,7 @@ def failing_in(rank: int, number: int, error: Exception):
     return function
 
 
-def test_on_main_process_value_and_error_are_those_of_the_main_process(tmp_path):
+def test_on_main_process_returns_value_or_error_of_main_process(tmp_path):
     assert run_in_processes(lambda rank: on_main_process(lambda: f"chosen by {rank}"), tmp_path) == ["chosen by 0"] * 2
 
 
@@ -47,24 +47,24 @@ def test_on_main_process_value_and_error_are_those_of_the_main_process(tmp_path)
         (json.JSONDecodeError("no room", "{", 1), "ValueError"),
     ],
 )
-def test_on_main_process_error_is_raised_in_every_process(tmp_path, error, kind):
+def test_on_main_process_error_raises_in_every_process(tmp_path, error, kind):
     found = run_in_processes(lambda rank: on_main_process(failing_in(rank, 0, error)), tmp_path)
     assert [name for name, _ in found] == [kind] * 2 and all("no room" in message for _, message in found)
 
 
-def test_on_all_processes_returns_each_its_own_value_and_raises_one_error(tmp_path):
+def test_on_all_processes_returns_own_values_and_raises_one_error(tmp_path):
     assert run_in_processes(lambda rank: on_all_processes(lambda: rank + 10), tmp_path) == [10, 11]
     (tmp_path / "store").unlink(missing_ok=True)
     found = run_in_processes(lambda rank: on_all_processes(failing_in(rank, 1, OutputDirError("no room"))), tmp_path)
     assert found == [("OutputDirError", "In process 1 of 2: no room")] * 2
 
 
-def test_on_all_processes_same_error_everywhere_is_raised_as_it_is(tmp_path):
+def test_on_all_processes_same_error_is_unchanged(tmp_path):
     found = run_in_processes(lambda rank: on_all_processes(failing_in(rank, rank, ValueError("no room"))), tmp_path)
     assert found == [("ValueError", "no room")] * 2
 
 
-def test_check_equal_names_what_differs(tmp_path):
+def test_check_equal_different_values_raises_with_name(tmp_path):
     def check(rank):
         check_equal("The dataset", {"classes": ["a", "b"], "images": 5 + rank}, "Copy it.")
 
@@ -72,7 +72,7 @@ def test_check_equal_names_what_differs(tmp_path):
     assert run_in_processes(check, tmp_path) == [("ValueError", f"{message} Copy it.")] * 2
 
 
-def test_folder_is_shared_tells_one_disk_from_two(tmp_path):
+def test_folder_is_shared_on_separate_disks_is_false(tmp_path):
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder in folders:
         folder.mkdir()
@@ -82,7 +82,7 @@ def test_folder_is_shared_tells_one_disk_from_two(tmp_path):
     assert not list(folders[0].iterdir())
 
 
-def test_alone_nothing_is_asked():
+def test_single_process_needs_no_collective():
     assert on_main_process(lambda: 3) == on_all_processes(lambda: 3) == 3
     check_equal("The dataset", {"images": 5}, "")
     with pytest.raises(OutputDirError):
@@ -161,13 +161,13 @@ def test_rank_seed_differs_by_rank_and_is_repeatable():
     [arguments_of(0, 1), arguments_of(1, 2, parallelism_config=SimpleNamespace(non_data_parallel_size=2))],
     ids=["one process", "processes that share their images"],
 )
-def test_rank_seed_where_there_is_one_stream_leaves_it_alone(args):
+def test_rank_seed_in_single_process_changes_nothing(args):
     found = after_begin(args)
     torch.manual_seed(0), np.random.seed(0), random.seed(0)  # noqa: NPY002
     assert found == draws()
 
 
-def test_after_training_the_processes_draw_alike():
+def test_rank_seed_after_training_is_common():
     found = []
     for rank in range(2):
         after_begin(arguments_of(rank))
@@ -176,7 +176,7 @@ def test_after_training_the_processes_draw_alike():
     assert found[0] == found[1]
 
 
-def test_common_seed_is_that_of_the_run_and_leaves_the_rank_s_stream():
+def test_common_seed_restores_random_state_of_rank():
     seeds, following = [], []
     for rank in range(2):
         after_begin(arguments_of(rank))
@@ -189,7 +189,7 @@ def test_common_seed_is_that_of_the_run_and_leaves_the_rank_s_stream():
     assert seeds == [7, 7] and following == [7, 8]
 
 
-def test_common_sampler_order_depends_on_seed_and_epoch_alone():
+def test_common_sampler_order_depends_on_seed_and_epoch():
     orders = []
     for rank, epoch in ((0, 0), (1, 0), (0, 1)):
         after_begin(arguments_of(rank))
@@ -203,7 +203,7 @@ def test_common_sampler_order_depends_on_seed_and_epoch_alone():
     assert orders[0] == orders[1] != orders[2]
 
 
-def test_common_sampler_leaves_samplers_that_have_a_seed():
+def test_common_sampler_with_seeded_sampler_returns_it_unchanged():
     for sampler in (
         None,
         RandomSampler(range(3)),

@@ -74,7 +74,7 @@ def expected_to_train(family):
 
 @pytest.mark.parametrize("family", MODELS)
 @pytest.mark.parametrize("tau", [None, 0.0])
-def test_adapters_classifier_and_scorenet_get_gradients(family, tau):
+def test_lora_trains_adapters_classifier_and_scorenet(family, tau):
     """By name; also where no image is easy, so that processes need not look for unused parameters."""
     model = adapt(family, horizontal_tau=tau).train()
     assert trainable(model) == expected_to_train(family)
@@ -88,7 +88,7 @@ def test_adapters_classifier_and_scorenet_get_gradients(family, tau):
 
 @pytest.mark.parametrize("family", MODELS)
 @pytest.mark.parametrize("route", ["ours", "peft", "transformers"])
-def test_a_resumed_training_ends_as_an_uninterrupted_one(arguments, family, route):
+def test_lora_resumed_run_matches_uninterrupted_run(arguments, family, route):
     """And what trained is what should, its checkpoint is small, and what is published is a plain model."""
     args = arguments(save_strategy="steps", save_steps=3, max_steps=6, optim_args="momentum=0.9", mixup_alpha=0.8)
     model = adapt(family, route, dropout=0.2, **DROPOUT)
@@ -124,7 +124,7 @@ def test_a_resumed_training_ends_as_an_uninterrupted_one(arguments, family, rout
     assert all(torch.equal(after[name], expected[name]) for name in expected)
 
 
-def test_counts_and_losses_are_those_of_a_full_training(arguments):
+def test_lora_metrics_match_full_training(arguments):
     """At the first step, before any weight has moved; over micro-batches of different sizes."""
     lines = []
     for model in (tokenmixup_vit(), adapt()):
@@ -138,7 +138,7 @@ def test_counts_and_losses_are_those_of_a_full_training(arguments):
 
 
 @pytest.mark.parametrize("make_model", [plain_vit, resnet])
-def test_a_baseline_with_lora(arguments, make_model):
+def test_lora_trains_baseline(arguments, make_model):
     model = make_model()
     adapted = add_lora(model, 2, target_modules=["q_proj"] if make_model is plain_vit else ["convolution"])
     args = arguments(max_steps=2, mixup_alpha=0.8)
@@ -152,7 +152,7 @@ def test_a_baseline_with_lora(arguments, make_model):
 
 
 @pytest.mark.parametrize("route", ["ours", "transformers"])
-def test_the_best_model_has_every_tensor_of_its_checkpoint(arguments, route):
+def test_lora_best_model_has_all_tensors_of_its_checkpoint(arguments, route):
     at_step = {}
 
     class Worsening(TokenMixupTrainer):
@@ -176,7 +176,7 @@ def test_the_best_model_has_every_tensor_of_its_checkpoint(arguments, route):
     )
 
 
-def test_an_adapter_of_another_name(arguments):
+def test_lora_adapter_with_other_name_resumes(arguments):
     args = arguments(save_strategy="steps", save_steps=1, max_steps=2)
 
     def named():
@@ -195,7 +195,7 @@ def test_an_adapter_of_another_name(arguments):
     assert find_checkpoint_error(checkpoint) == "digits/adapter_model.safetensors is truncated"
 
 
-def test_checkpoints_that_are_cut_short_or_do_not_fit(arguments):
+def test_lora_truncated_or_mismatched_checkpoint_raises(arguments):
     args = arguments(save_strategy="steps", save_steps=1)
     TokenMixupTrainer(adapt(), args, train_dataset=Images(4)).train()
     checkpoint = Path(args.output_dir) / "checkpoint-1"
@@ -228,7 +228,7 @@ def test_checkpoints_that_are_cut_short_or_do_not_fit(arguments):
     resume(adapt(), "has no adapters .* or train without LoRA")
 
 
-def test_checkpointed_layers_behind_frozen_embeddings(arguments):
+def test_lora_gradient_checkpointing_after_frozen_embeddings_trains(arguments):
     ends = []
     for settings in ({}, {"use_reentrant": False}, {"use_reentrant": True}):
         checkpointing = {"activation_checkpointing": bool(settings), "activation_checkpointing_kwargs": settings}
@@ -240,7 +240,7 @@ def test_checkpointed_layers_behind_frozen_embeddings(arguments):
         assert all(torch.equal(other[name], tensor) for name, tensor in ends[0].items())
 
 
-def test_autocast(arguments):
+def test_lora_trains_under_autocast(arguments):
     args = arguments(bf16=True, logging_steps=1)
     model = adapt(dropout=0.2)
     before = weights(model)
@@ -253,7 +253,7 @@ def test_autocast(arguments):
     assert trainer.state.log_history[0]["mixed_samples"] == 4
 
 
-def test_a_scorenet_that_would_not_train_is_told(arguments):
+def test_lora_frozen_scorenet_raises(arguments):
     for in_full in (None, ["scorenet", "classifier"]):
         config = peft.LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=in_full)
         model = peft.get_peft_model(tokenmixup_vit(horizontal_tau=1.0), config)
@@ -268,14 +268,14 @@ def test_a_scorenet_that_would_not_train_is_told(arguments):
         TokenMixupTrainer(model, arguments(), train_dataset=Images(4)).train()
 
 
-def test_every_linear_layer_but_those_that_train_in_full():
+def test_lora_all_linear_excludes_modules_to_save():
     model = add_lora(tokenmixup_cct(), 2, target_modules=["all-linear"])
     names = {name.partition(".lora_A")[0].split(".")[-1] for name in trainable(model) if ".lora_A." in name}
     assert names == {"qkv", "proj", "linear1", "linear2", "attention_pool"}
     assert expected_to_train("cct") < trainable(model)
 
 
-def test_the_card_tells_of_lora(arguments):
+def test_lora_settings_are_in_card(arguments):
     for model in (adapt(dropout=0.2), adapt(route="transformers", dropout=0.2)):
         text = TokenMixupTrainer(model, arguments(), train_dataset=Images(4)).model_card("alice/vit").text
         for row in ("`lora_rank` | 2", "`lora_alpha` | 4", "`lora_dropout` | 0.2", "q_proj, v_proj", "peft 0."):
@@ -283,7 +283,7 @@ def test_the_card_tells_of_lora(arguments):
     assert "lora" not in TokenMixupTrainer(tokenmixup_vit(), arguments()).model_card("alice/vit").text
 
 
-def test_what_goes_up_while_training(hub, arguments, tmp_path):
+def test_lora_upload_during_training_has_merged_model(hub, arguments, tmp_path):
     """The merged model, and the checkpoint of the adapters; no folder of this machine is named in it."""
     plain_vit().save_pretrained(tmp_path / "base")
     model = add_lora(load_classifier(str(tmp_path / "base"), tokenmixup={"horizontal_layers": [1]}), 2)
@@ -311,7 +311,7 @@ def test_what_goes_up_while_training(hub, arguments, tmp_path):
         ({"target_modules": ["q_proj", "query"]}, "^query is not a layer of TokenMixupViT.*k_proj, .*all-linear"),
     ],
 )
-def test_settings_out_of_range(settings, message):
+def test_lora_settings_out_of_range_raise(settings, message):
     model = tokenmixup_vit()
     with pytest.raises(ValueError, match=message):
         add_lora(model, **settings)
@@ -319,20 +319,20 @@ def test_settings_out_of_range(settings, message):
     assert trainable(model) == {name for name, _ in model.named_parameters()}
 
 
-def test_models_that_lora_has_no_default_for():
+def test_lora_model_without_default_targets_raises():
     with pytest.raises(ValueError, match="no default target modules for ResNet.*Pass some of .*convolution"):
         add_lora(resnet())
     with pytest.raises(ValueError, match="trains the `classifier` in full, but ViTModel has no module"):
         add_lora(plain_vit().vit, target_modules=["q_proj"])
 
 
-def test_without_peft(monkeypatch):
+def test_lora_without_peft_raises(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ValueError, match=r'LoRA needs peft, which is not installed: pip install -e ".\[lora\]"'):
         add_lora(tokenmixup_vit())
 
 
-def test_options():
+def test_lora_arguments_parse():
     model = tokenmixup_vit()
     assert LoraArguments().apply(model) is model and LoraArguments(lora_rank=0).apply(model) is model
     adapted = LoraArguments(lora_rank=3, lora_dropout=0.1, lora_target_modules=["k_proj"]).apply(model)
@@ -344,7 +344,7 @@ def test_options():
         LoraArguments(lora_alpha=16)
 
 
-def test_sharded_training_is_refused(arguments):
+def test_lora_with_sharded_weights_raises(arguments):
     class Sharded(TokenMixupTrainer):
         def create_accelerator_and_postprocess(self):
             super().create_accelerator_and_postprocess()
@@ -354,7 +354,7 @@ def test_sharded_training_is_refused(arguments):
         Sharded(adapt(), arguments(), train_dataset=Images(4))
 
 
-def test_the_published_folder_opens_with_our_class_too(arguments):
+def test_lora_exported_folder_loads_with_tokenmixup_class(arguments):
     trainer = TokenMixupTrainer(adapt(), arguments(max_steps=2), train_dataset=Images(8))
     trainer.train()
     trainer.save_model()

@@ -26,7 +26,7 @@ def in_order(trainer):
 
 
 @pytest.mark.parametrize("build", [plain_vit, tokenmixup_vit])
-def test_it_stops_at_the_next_log_line_with_the_last_good_checkpoint_named(arguments, tmp_path, build):
+def test_nonfinite_loss_raises_at_next_log_step(arguments, tmp_path, build):
     # Step 4 is bad. A line is due at step 5, a checkpoint was written at step 3.
     args = arguments(max_steps=8, logging_steps=5, save_strategy="steps", save_steps=3, learning_rate=0.01)
     trainer = in_order(TokenMixupTrainer(build(), args, train_dataset=Spoilt(32, 13)))
@@ -39,7 +39,7 @@ def test_it_stops_at_the_next_log_line_with_the_last_good_checkpoint_named(argum
     assert not any("loss" in record for record in trainer.state.log_history)
 
 
-def test_no_checkpoint_holds_spoilt_weights(arguments, tmp_path):
+def test_nonfinite_loss_raises_before_checkpoint(arguments, tmp_path):
     args = arguments(max_steps=8, logging_steps=100, save_strategy="steps", save_steps=2)
     trainer = in_order(TokenMixupTrainer(plain_vit(), args, train_dataset=Spoilt(32, 9)))
     with pytest.raises(NonFiniteLossError, match="The loss of step 3 is .*checkpoint-2: start from"):
@@ -47,7 +47,7 @@ def test_no_checkpoint_holds_spoilt_weights(arguments, tmp_path):
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-2"]
 
 
-def test_the_end_of_a_training_is_looked_at_too(arguments):
+def test_nonfinite_loss_raises_at_end_of_training(arguments):
     args = arguments(max_steps=3, logging_strategy="no")
     trainer = in_order(TokenMixupTrainer(plain_vit(), args, train_dataset=Spoilt(16, 8)))
     with pytest.raises(NonFiniteLossError, match="step 3 is .* There is no checkpoint before it"):
@@ -55,7 +55,7 @@ def test_the_end_of_a_training_is_looked_at_too(arguments):
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_a_skipped_step_moves_nothing(arguments, accumulation):
+def test_nonfinite_skipped_step_leaves_weights_and_optimizer_unchanged(arguments, accumulation):
     """With momentum and weight decay on, a training with a bad step ends as one without it."""
     settings = {"optim": "adamw_torch", "weight_decay": 0.1, "learning_rate": 0.01, "logging_steps": 1}
     settings |= {"gradient_accumulation_steps": accumulation, "per_device_train_batch_size": 4 // accumulation}
@@ -75,7 +75,7 @@ def test_a_skipped_step_moves_nothing(arguments, accumulation):
         assert torch.equal(a, b), name
 
 
-def test_more_bad_steps_than_allowed_stop_the_training(arguments):
+def test_nonfinite_more_steps_than_limit_raises(arguments):
     args = arguments(max_steps=4, skip_nonfinite_steps=1, logging_steps=100)
     trainer = in_order(TokenMixupTrainer(plain_vit(), args, train_dataset=Spoilt(16, 5, 9)))
     with pytest.raises(NonFiniteLossError, match="loss or a gradient of step 3 .*, and 1 such steps were skipped"):
@@ -96,7 +96,7 @@ def spoil_a_gradient(model, step):
     return model
 
 
-def test_a_gradient_that_spoils_the_weights_spoils_no_checkpoint(arguments, tmp_path):
+def test_nonfinite_weights_raise_before_checkpoint(arguments, tmp_path):
     args = arguments(max_steps=8, logging_steps=100, save_strategy="steps", save_steps=2, max_grad_norm=1.0)
     trainer = in_order(TokenMixupTrainer(spoil_a_gradient(plain_vit(), 4), args, train_dataset=Images(32)))
     with pytest.raises(
@@ -112,7 +112,7 @@ def test_a_gradient_that_spoils_the_weights_spoils_no_checkpoint(arguments, tmp_
         trainer.train()
 
 
-def test_a_step_with_such_a_gradient_is_left_out_too(arguments):
+def test_nonfinite_gradient_skips_step(arguments):
     settings = {"max_grad_norm": 1.0, "learning_rate": 0.01}
     args = arguments(max_steps=4, skip_nonfinite_steps=1, **settings)
     trainer = in_order(TokenMixupTrainer(spoil_a_gradient(plain_vit(), 3), args, train_dataset=Images(16)))
@@ -126,7 +126,7 @@ def test_a_step_with_such_a_gradient_is_left_out_too(arguments):
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_a_skipped_step_leaves_the_statistics_of_batch_norms(arguments, accumulation):
+def test_nonfinite_skipped_step_leaves_batch_norm_statistics_unchanged(arguments, accumulation):
     settings = {"gradient_accumulation_steps": accumulation, "per_device_train_batch_size": 4 // accumulation}
     args = arguments(max_steps=4, skip_nonfinite_steps=1, learning_rate=0.0, **settings)
     trainer = in_order(TokenMixupTrainer(resnet(), args, train_dataset=Spoilt(16, 11)))
@@ -140,7 +140,7 @@ def test_a_skipped_step_leaves_the_statistics_of_batch_norms(arguments, accumula
         assert torch.equal(a, b), name
 
 
-def test_deepspeed_is_refused(arguments, monkeypatch):
+def test_nonfinite_skip_limit_with_deepspeed_raises(arguments, monkeypatch):
     prepare = Trainer.create_accelerator_and_postprocess
 
     def with_deepspeed(self):

@@ -24,7 +24,7 @@ def assert_close(got, expected):
 
 @pytest.mark.parametrize("make_model", [plain_vit, tokenmixup_vit])
 @pytest.mark.parametrize("settings", [{}, {"mixup_alpha": 0.8, "gradient_accumulation_steps": 2, "ema_decay": 0.9}])
-def test_fused_adamw_trains_as_the_other(arguments, make_model, settings):
+def test_fused_adamw_trains_same_weights(arguments, make_model, settings):
     settings = ADAM | {"max_steps": 10} | settings
     expected, group = trained(make_model, arguments(**settings, optim="adamw_torch"))
     assert not group["fused"]
@@ -35,7 +35,7 @@ def test_fused_adamw_trains_as_the_other(arguments, make_model, settings):
     assert all((got[name] - start[name]).abs().max() > 1e-4 for name in start if not name.endswith("k_proj.bias"))
 
 
-def test_fused_sgd_trains_as_the_other(arguments):
+def test_fused_sgd_trains_same_weights(arguments):
     # The host's optim_args know no "fused": the class itself has to be handed over.
     args = {"max_steps": 10, "learning_rate": 0.02}
     expected, _ = trained(tokenmixup_vit, arguments(**args, optim_args="momentum=0.9"))
@@ -46,7 +46,7 @@ def test_fused_sgd_trains_as_the_other(arguments):
 
 
 @pytest.mark.parametrize("optim", ["adafactor", "rmsprop"])
-def test_optimizer_of_its_own_checkpoint_is_resumed(arguments, optim):
+def test_optimizer_state_resumes(arguments, optim):
     """torch adds options to the defaults of an optimizer when it loads a state."""
     args = arguments(optim=optim, max_steps=3, save_strategy="steps", save_steps=2, learning_rate=0.01)
     expected, _ = trained(tokenmixup_vit, args)

@@ -32,7 +32,7 @@ def pair(monkeypatch):
         watch.stop()
 
 
-def test_an_uncaught_error_ends_the_other_process_with_its_message(pair, capsys):
+def test_peers_uncaught_error_ends_other_process_with_message(pair, capsys):
     (first, second), shown, ended = pair
     second(ValueError, ValueError("image 3 is\n broken"), None)
     # It waited until the other process had seen its message.
@@ -45,7 +45,7 @@ def test_an_uncaught_error_ends_the_other_process_with_its_message(pair, capsys)
     assert len(shown) == 1
 
 
-def test_the_same_error_in_both_processes_is_printed_once(pair, capsys):
+def test_peers_same_error_in_both_processes_prints_once(pair, capsys):
     (first, second), _, ended = pair
     threads = [threading.Thread(target=watch.report, args=("finetune.py: no room", True)) for watch in (first, second)]
     for thread in threads:
@@ -56,7 +56,7 @@ def test_the_same_error_in_both_processes_is_printed_once(pair, capsys):
     assert text.count("no room") == 1 or ended == [1]
 
 
-def test_an_interruption_and_an_ordinary_end_are_no_failures(pair):
+def test_peers_interruption_or_normal_exit_is_no_failure(pair):
     (first, second), shown, ended = pair
     second(KeyboardInterrupt, KeyboardInterrupt(), None)
     second.stop()
@@ -64,7 +64,7 @@ def test_an_interruption_and_an_ordinary_end_are_no_failures(pair):
     assert first._thread.is_alive() and not ended and len(shown) == 1
 
 
-def test_a_store_that_is_gone_ends_the_watch_and_nothing_else(pair):
+def test_peers_missing_store_ends_watch_only(pair):
     (first, _), _, ended = pair
 
     class Gone:
@@ -76,14 +76,14 @@ def test_a_store_that_is_gone_ends_the_watch_and_nothing_else(pair):
     assert not first._thread.is_alive() and not ended
 
 
-def test_a_failure_is_what_torchrun_reports(pair, tmp_path, monkeypatch):
+def test_peers_failure_is_reported_by_torchrun(pair, tmp_path, monkeypatch):
     (_, second), *_ = pair
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "0" / "error.json"))
     second.report("finetune.py: no room", show=True)
     assert json.loads((tmp_path / "0" / "error.json").read_text())["message"] == "finetune.py: no room"
 
 
-def test_exit_with_in_one_of_several_processes_reports_its_line(pair, monkeypatch, capsys):
+def test_peers_exit_with_reports_line(pair, monkeypatch, capsys):
     (first, second), _, ended = pair
     monkeypatch.setattr(sys, "excepthook", second)
     monkeypatch.setattr(sys, "argv", ["finetune.py"])
@@ -134,7 +134,7 @@ print("trained", trainer.state.global_step, flush=True)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("place", ["data", "step", "stuck", "nowhere"])
-def test_two_processes_end_together(tmp_path, place):
+def test_peers_two_processes_end_together(tmp_path, place):
     (tmp_path / "run.py").write_text(TRAINING)
     path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

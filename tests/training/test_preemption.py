@@ -37,7 +37,7 @@ class Terminating(Images):
         return super().__getitem__(index)
 
 
-def test_it_saves_ends_and_goes_on_as_if_nothing_had_been(arguments, tmp_path):
+def test_preemption_saves_stops_and_resumes_as_uninterrupted(arguments, tmp_path):
     settings = {"max_steps": 8, "logging_steps": 1, "learning_rate": 0.01}
     whole = TokenMixupTrainer(tokenmixup_vit(), arguments(**settings), train_dataset=Images(16))
     whole.train()
@@ -58,7 +58,7 @@ def test_it_saves_ends_and_goes_on_as_if_nothing_had_been(arguments, tmp_path):
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
 
 
-def test_it_does_not_end_the_epoch_that_it_stops_in(arguments):
+def test_preemption_does_not_end_epoch(arguments):
     """Neither an evaluation, for which there is no time, nor a line of the log that a resumed training had twice."""
     args = arguments(
         max_steps=-1, num_train_epochs=2, eval_strategy="epoch", logging_strategy="epoch", save_strategy="epoch"
@@ -74,7 +74,7 @@ def test_it_does_not_end_the_epoch_that_it_stops_in(arguments):
     assert steps == [4, 4, 8, 8, 8]
 
 
-def test_a_training_in_another_thread_runs_too(arguments):
+def test_preemption_in_other_thread_trains(arguments):
     trainer = TokenMixupTrainer(tokenmixup_vit(), arguments(), train_dataset=Images(4))
     thread = threading.Thread(target=trainer.train)
     thread.start()
@@ -103,7 +103,7 @@ WITH_BEST = {"max_steps": 12, "eval_strategy": "steps", "metric_for_best_model":
 
 
 @pytest.mark.parametrize("strategy, steps, stopped", [("steps", 2, 5), ("best", 3, 6)])
-def test_its_checkpoint_stays_and_the_evaluation_waits_for_the_resumed_training(arguments, strategy, steps, stopped):
+def test_preemption_defers_evaluation_to_resumed_run(arguments, strategy, steps, stopped):
     """Beside a best checkpoint and a limit of 1; where an evaluation is due, which may say that nothing is saved."""
     args = arguments(
         **WITH_BEST, save_strategy=strategy, save_steps=steps, eval_steps=steps, save_total_limit=1,
@@ -124,7 +124,7 @@ def test_its_checkpoint_stays_and_the_evaluation_waits_for_the_resumed_training(
     assert evaluated == list(range(steps, 13, steps))
 
 
-def test_the_signal_goes_where_it_went_before_also_behind_an_error(arguments):
+def test_preemption_restores_signal_handler_after_error(arguments):
     class Broken(Images):
         def __getitem__(self, index):
             raise RuntimeError("broken")
@@ -135,7 +135,7 @@ def test_the_signal_goes_where_it_went_before_also_behind_an_error(arguments):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_processes_that_run_ahead_of_their_devices_stop_behind_the_same_step(monkeypatch):
+def test_preemption_processes_ahead_of_devices_stop_after_same_step(monkeypatch):
     """B may have ended step s + 2 when A ends s, not more: its device waits for A's gradients."""
 
     class Event:
@@ -188,7 +188,7 @@ print("terminated", trainer.terminated, trainer.state.global_step)
 """
 
 
-def test_a_signal_to_the_whole_group_leaves_the_workers_to_end_the_step(tmp_path):
+def test_preemption_sigterm_to_process_group_keeps_workers_alive(tmp_path):
     paths = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])
@@ -200,7 +200,7 @@ def test_a_signal_to_the_whole_group_leaves_the_workers_to_end_the_step(tmp_path
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["checkpoint-3"]
 
 
-def test_a_worker_ends_when_its_parent_says_so():
+def test_ignore_sigterm_in_worker_ends_on_sigterm_of_parent():
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe()
 
@@ -240,7 +240,7 @@ def is_pending(number, process):
         ("bash accelerated", False),
     ],
 )
-def test_the_launcher_that_starts_a_single_process_is_known_before_training(monkeypatch, command, found):
+def test_find_launcher_pid_of_accelerate_is_found(monkeypatch, command, found):
     """The launcher may be gone when training begins: SIGTERM ends accelerate, which passes nothing on."""
 
     class Parent:

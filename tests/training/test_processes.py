@@ -108,7 +108,7 @@ def assert_close(got: dict, expected: dict, atol: float = 1e-6) -> None:
 
 
 @pytest.mark.parametrize("world, case", [(1, "off-accumulated"), (2, "off"), (2, "off-accumulated"), (4, "off")])
-def test_with_tokenmixup_off_the_processes_equal_one_of_the_whole_batch(runs, world, case):
+def test_processes_with_tokenmixup_off_match_one_process_with_full_batch(runs, world, case):
     (expected,) = runs[1]["off"]
     for got in runs[world][case]:
         assert_close(got["weights"], expected["weights"])
@@ -119,7 +119,7 @@ def test_with_tokenmixup_off_the_processes_equal_one_of_the_whole_batch(runs, wo
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_evaluation_counts_every_image_once(runs, world):
+def test_processes_evaluation_counts_each_image_once(runs, world):
     (one,) = runs[1]["evaluated"]
     model, images = tokenmixup_vit(**OFF).eval(), Images(11)
     model.load_state_dict(one["weights"])
@@ -131,7 +131,7 @@ def test_evaluation_counts_every_image_once(runs, world):
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_a_run_repeats_itself_bit_for_bit(runs, world, tmp_path):
+def test_processes_run_repeats_bit_for_bit(runs, world, tmp_path):
     first, second = runs[world]["drawn"], launch(world, drawn_cases(), tmp_path / "again")["drawn"]
     assert any(counts["mixed_samples"] for seen in first for counts in seen["counts"])
     weights = first[0]["weights"]
@@ -145,7 +145,7 @@ def test_a_run_repeats_itself_bit_for_bit(runs, world, tmp_path):
 
 
 @pytest.mark.parametrize("case, micro_batches", [("own", 1), ("own-accumulated", 2)])
-def test_gradients_are_the_average_of_what_each_process_computes_on_its_own_batch(runs, case, micro_batches):
+def test_processes_gradients_are_mean_over_processes(runs, case, micro_batches):
     """A second route: the same batches one by one in this process, each mixed within itself."""
     ranks = runs[2][case]
     model, rate = build(SOME_EASY).train(), 0.1
@@ -176,7 +176,7 @@ def test_gradients_are_the_average_of_what_each_process_computes_on_its_own_batc
 
 
 @pytest.mark.parametrize("case", ["hard", "hard-static", "hard-gradient", "hard-cct"])
-def test_a_process_without_easy_images_has_every_gradient(runs, case):
+def test_processes_without_easy_images_have_all_gradients(runs, case):
     easy, hard = runs[2][case]
     assert all(counts["easy_samples"] == 4 for counts in easy["counts"])
     assert all(counts["easy_samples"] == 0 and counts["mixed_samples"] == 0 for counts in hard["counts"])
@@ -191,7 +191,7 @@ def test_a_process_without_easy_images_has_every_gradient(runs, case):
 
 
 @pytest.mark.parametrize("case, micro_batches", [("hard", 1), ("own", 1), ("own-accumulated", 2)])
-def test_logged_counts_are_those_of_the_whole_step(runs, case, micro_batches):
+def test_processes_logged_metrics_are_those_of_full_step(runs, case, micro_batches):
     ranks = runs[2][case]
     lines = ranks[0]["log"]
     per_line = len(ranks[0]["counts"]) // len(lines)
@@ -217,7 +217,7 @@ def images_of(batch: dict, epoch: int) -> list[int]:
 
 
 @pytest.mark.parametrize("order", ["random", "weighted"])
-def test_processes_have_common_weights_own_images_and_own_random_numbers(runs, order):
+def test_processes_have_common_weights_and_own_images_and_random_numbers(runs, order):
     first, second = runs[2][f"ranks-{order}"]
     assert_close(second["initial"], first["initial"], atol=0.0)
     orders = []
@@ -236,7 +236,7 @@ def test_processes_have_common_weights_own_images_and_own_random_numbers(runs, o
 
 
 @pytest.mark.parametrize("order", ["random", "weighted"])
-def test_each_process_resumes_its_own_random_numbers(runs, order):
+def test_processes_resume_own_random_numbers(runs, order):
     for uninterrupted, resumed in zip(runs[2][f"ranks-{order}"], runs[2][f"ranks-{order}-resumed"], strict=True):
         assert len(resumed["batches"]) == 2
         for name in ("targets", "dropped"):

@@ -60,7 +60,7 @@ def make(args, **options):
     return Watching(model_init=lambda: tokenmixup_vit(), args=args, train_dataset=Images(12), **options)
 
 
-def test_search_of_three_trials_gives_each_its_own_state_and_files(arguments):
+def test_search_each_trial_has_own_state_and_files(arguments):
     args = arguments(max_steps=2, save_strategy="steps", save_steps=2)
     trainer = make(args, callbacks=[JsonlLoggerCallback(), TrainingCurvesCallback()])
     settings = [
@@ -88,7 +88,7 @@ def test_search_of_three_trials_gives_each_its_own_state_and_files(arguments):
     assert not (Path(args.output_dir) / "training_log.jsonl").exists()
 
 
-def test_search_equals_runs_of_their_own(arguments):
+def test_search_trial_matches_separate_run(arguments):
     trainer = make(arguments(max_steps=3))
     weights = []
     trainer.add_callback(OnEnd(lambda model: weights.append({k: v.clone() for k, v in model.state_dict().items()})))
@@ -111,7 +111,7 @@ class OnEnd(TrainerCallback):
         self.function(model)
 
 
-def test_search_with_an_impossible_value_is_an_error(arguments):
+def test_search_with_invalid_value_raises(arguments):
     with pytest.raises(ValueError, match="`mixup_prob` is a probability .* got 2"):
         search(make(arguments()), [Trial(0, mixup_prob=2.0)])
 
@@ -121,7 +121,7 @@ class Terminated(TrainerCallback):
         signal.raise_signal(signal.SIGTERM)
 
 
-def test_search_ends_with_the_trial_that_sigterm_ended(arguments):
+def test_search_sigterm_ends_search(arguments):
     trainer = make(arguments(max_steps=5), callbacks=[Terminated()])
     with pytest.raises(SystemExit) as raised:
         search(trainer, [Trial(0), Trial(1)])
@@ -130,7 +130,7 @@ def test_search_ends_with_the_trial_that_sigterm_ended(arguments):
     assert (Path(trainer.args.output_dir) / "run-0" / "checkpoint-1").is_dir()
 
 
-def test_a_run_after_a_search_logs_into_the_output_folder(arguments):
+def test_search_later_run_logs_to_output_folder(arguments):
     args = arguments()
     trainer = TokenMixupTrainer(
         model_init=lambda: tokenmixup_vit(), args=args, train_dataset=Images(12), callbacks=[JsonlLoggerCallback()]
@@ -141,11 +141,11 @@ def test_a_run_after_a_search_logs_into_the_output_folder(arguments):
     assert (Path(args.output_dir) / "training_log.jsonl").exists()
 
 
-def test_a_model_of_model_init_has_no_unused_parameters_looked_for(arguments):
+def test_model_init_ddp_finds_no_unused_parameters(arguments):
     assert make(arguments()).accelerator.ddp_handler.find_unused_parameters is False
 
 
-def test_search_with_optuna_finds_the_best_of_three_trials(arguments):
+def test_search_with_optuna_returns_best_trial(arguments):
     pytest.importorskip("optuna", reason="optuna is not installed")
     args = arguments(max_steps=2, eval_strategy="steps", eval_steps=1)
     trainer = make(args, eval_dataset=Images(8))

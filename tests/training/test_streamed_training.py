@@ -57,7 +57,7 @@ def trainer(folder, arguments, name, num_images=27, stop=None, **settings):
         (0, 6, {"num_images": None}),
     ],
 )
-def test_resuming_goes_on_bit_for_bit(folder, arguments, tmp_path, workers, left, settings, monkeypatch):
+def test_streamed_run_resumes_bit_for_bit(folder, arguments, tmp_path, workers, left, settings, monkeypatch):
     """27 images in batches of 3 are 9 batches; the checkpoint is that of step 6, with `left` batches to come."""
     settings = {"max_steps": 12, "dataloader_num_workers": workers} | settings
     expected = trainer(folder, arguments, tmp_path / "whole", **settings)
@@ -79,7 +79,7 @@ def test_resuming_goes_on_bit_for_bit(folder, arguments, tmp_path, workers, left
         assert 3 * left <= len(decoded) <= 3 * (left + 1)
 
 
-def test_a_second_training_passes_nothing_over(folder, arguments, tmp_path):
+def test_streamed_second_run_skips_no_batch(folder, arguments, tmp_path):
     trainer(folder, arguments, tmp_path / "out", stop=5, max_steps=6).train()
     resumed = trainer(folder, arguments, tmp_path / "out", max_steps=6)
     resumed.train(resume_from_checkpoint=True)
@@ -87,7 +87,7 @@ def test_a_second_training_passes_nothing_over(folder, arguments, tmp_path):
     assert resumed.state.global_step == 6
 
 
-def test_the_host_derives_epochs_and_steps(folder, arguments, tmp_path, monkeypatch):
+def test_streamed_run_has_epochs_and_steps_of_its_length(folder, arguments, tmp_path, monkeypatch):
     one = trainer(folder, arguments, tmp_path / "out", max_steps=-1, num_train_epochs=2, save_strategy="no")
     loader = one.get_train_dataloader()
     assert len(loader) == 9 and one.num_examples(loader) == 27
@@ -102,19 +102,19 @@ def test_the_host_derives_epochs_and_steps(folder, arguments, tmp_path, monkeypa
     assert len(labels) == 12
 
 
-def test_max_steps_are_asked_for_where_nobody_knows_the_length(folder, arguments, tmp_path):
+def test_streamed_run_of_unknown_length_without_max_steps_raises(folder, arguments, tmp_path):
     with pytest.raises(ValueError, match="number of images in split 'train' is unknown. Set max_steps"):
         trainer(folder, arguments, tmp_path / "out", num_images=None, max_steps=-1)
 
 
-def test_no_more_workers_than_shards(folder, arguments, tmp_path, caplog):
+def test_streamed_run_has_at_most_one_worker_per_shard(folder, arguments, tmp_path, caplog):
     one = trainer(folder, arguments, tmp_path / "out", dataloader_num_workers=6)
     assert one.get_train_dataloader().num_workers == 4
     assert "Workers started for split 'train': 4 of 6, one for each shard" in caplog.text
 
 
 @pytest.mark.parametrize("workers", [0, 3])
-def test_evaluation_is_that_of_the_stored_split(folder, arguments, tmp_path, workers):
+def test_streamed_evaluation_matches_stored_split(folder, arguments, tmp_path, workers):
     stored = load_image_dataset(str(folder), cache_dir=str(tmp_path / "cache"), do_train=False, eval_split="train")
     args = arguments(output_dir=str(tmp_path), per_device_eval_batch_size=4, dataloader_num_workers=workers)
     streamed = ImageClassificationIterableDataset(load_stream(folder), PREPARE)
@@ -130,6 +130,6 @@ def test_evaluation_is_that_of_the_stored_split(folder, arguments, tmp_path, wor
     assert sorted(labels) == sorted(stored.evaluation["label"])
 
 
-def test_numbers_of_images_are_labels(folder):
+def test_stream_labels_identify_images(folder):
     images = list(ImageClassificationIterableDataset(load_stream(folder), ReadNumber(draws=False)))
     assert [int(image["pixel_values"][0]) % 4 for image in images] == [image["labels"] for image in images]

@@ -43,7 +43,7 @@ def plain_step(
 
 @pytest.mark.parametrize("make_model", [plain_vit, lambda: tokenmixup_vit(horizontal_layers=[], vertical_layers=[])])
 @pytest.mark.parametrize("average", [True, False])
-def test_accumulation_equals_the_larger_batch(arguments, make_model, average):
+def test_trainer_accumulation_matches_larger_batch(arguments, make_model, average):
     model, images = make_model(), Images(11)  # micro-batches of 4, 4 and 3
     expected, loss = plain_step(model, images)
     args = arguments(
@@ -58,7 +58,7 @@ def test_accumulation_equals_the_larger_batch(arguments, make_model, average):
     assert trainer.state.log_history[0]["loss"] == pytest.approx(loss, rel=1e-5)
 
 
-def test_accumulation_weighs_tokenmixup_micro_batches_by_their_images(arguments):
+def test_trainer_accumulation_weighs_micro_batches_by_images(arguments):
     model, images = tokenmixup_vit(), Images(7)
     shares = []
 
@@ -76,7 +76,7 @@ def test_accumulation_weighs_tokenmixup_micro_batches_by_their_images(arguments)
         assert got == pytest.approx(expected, rel=1e-5)
 
 
-def test_label_smoothing_is_for_training_only(arguments):
+def test_trainer_label_smoothing_applies_in_training_only(arguments):
     model, images = plain_vit(), Images(6)
     expected, loss = plain_step(model, images, smoothing=0.3)
     args = arguments(label_smoothing_factor=0.3, logging_steps=1, per_device_train_batch_size=6)
@@ -88,7 +88,7 @@ def test_label_smoothing_is_for_training_only(arguments):
 
 
 @pytest.mark.parametrize("make_model", [plain_vit, tokenmixup_vit, resnet])
-def test_evaluation_is_plain_cross_entropy_over_all_images(arguments, make_model):
+def test_trainer_evaluation_loss_is_cross_entropy_over_all_images(arguments, make_model):
     model, images = make_model(), Images(11)
     args = arguments(label_smoothing_factor=0.3, mixup_alpha=1.0, per_device_eval_batch_size=4)
     metrics = TokenMixupTrainer(model, args, eval_dataset=images).evaluate()
@@ -121,7 +121,7 @@ def test_trainer_plain_model_with_mixed_inputs_stays_single_label(arguments, mak
     assert all(tuple(image.flatten().tolist()) in originals for image in seen[-1][0])  # not in evaluation
 
 
-def test_the_model_gets_distributions_only_where_inputs_are_mixed(arguments):
+def test_trainer_labels_are_distributions_with_input_mixup_only(arguments):
     for settings, shape in (({}, (4,)), ({"mixup_alpha": 0.8}, (4, CLASSES))):
         model = tokenmixup_vit()
         seen = []
@@ -133,7 +133,7 @@ def test_the_model_gets_distributions_only_where_inputs_are_mixed(arguments):
         torch.testing.assert_close(seen[0].float().sum(-1), torch.ones(4) if len(shape) > 1 else seen[0].sum().float())
 
 
-def test_logged_counts_are_those_of_a_step_on_average(arguments):
+def test_trainer_logged_metrics_are_means_over_steps(arguments):
     model = tokenmixup_vit(horizontal_tau=1.4)
     seen = []
 
@@ -163,7 +163,7 @@ def test_logged_counts_are_those_of_a_step_on_average(arguments):
                 assert line[name] == pytest.approx(expected, rel=1e-4), name
 
 
-def test_no_value_is_read_from_the_device_between_log_lines(arguments, monkeypatch):
+def test_trainer_does_not_synchronize_between_log_lines(arguments, monkeypatch):
     args = arguments(max_steps=4, logging_steps=4)
     assert args.logging_nan_inf_filter is False
     trainer = TokenMixupTrainer(plain_vit(), args, train_dataset=Images(16))
@@ -183,14 +183,14 @@ def test_no_value_is_read_from_the_device_between_log_lines(arguments, monkeypat
     assert reads == []
 
 
-def test_every_epoch_is_made_known_to_the_dataset(arguments):
+def test_trainer_sets_epoch_of_dataset(arguments):
     images = Images(8)
     args = arguments(num_train_epochs=3, max_steps=-1)
     TokenMixupTrainer(plain_vit(), args, train_dataset=images).train()
     assert images.seen == [0] * 8 + [1] * 8 + [2] * 8
 
 
-def test_momentum_and_schedule_arrive(arguments):
+def test_trainer_momentum_and_schedule_are_in_force(arguments):
     watch = WatchSteps()
     args = arguments(
         max_steps=10,
@@ -208,7 +208,7 @@ def test_momentum_and_schedule_arrive(arguments):
     assert watch.rates[3:] == sorted(watch.rates[3:], reverse=True)
 
 
-def test_cosine_floor_arrives(arguments):
+def test_trainer_cosine_min_lr_is_in_force(arguments):
     watch = WatchSteps()
     args = arguments(max_steps=8, lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr": 0.04})
     trainer = TokenMixupTrainer(plain_vit(), args, train_dataset=Images(32), callbacks=[watch])
@@ -222,7 +222,7 @@ OLD_TORCH = pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="pla
 
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=OLD_TORCH)])
-def test_autocast_and_compiled_models_train(arguments, compiled):
+def test_trainer_with_autocast_and_compile_trains(arguments, compiled):
     model = plain_vit() if compiled else tokenmixup_vit()
     before = weights(model)
     args = arguments(
@@ -239,13 +239,13 @@ def test_autocast_and_compiled_models_train(arguments, compiled):
     assert torch.equal(published.classifier.weight, model.classifier.weight)
 
 
-def test_ddp_does_not_look_for_unused_parameters_of_a_tokenmixup_model(arguments):
+def test_trainer_ddp_finds_no_unused_parameters_of_tokenmixup_model(arguments):
     assert TokenMixupTrainer(tokenmixup_vit(), arguments()).accelerator.ddp_handler.find_unused_parameters is False
     chosen = arguments(ddp_find_unused_parameters=True)
     assert TokenMixupTrainer(tokenmixup_vit(), chosen).accelerator.ddp_handler.find_unused_parameters is True
 
 
-def test_errors_name_the_way_out(arguments):
+def test_trainer_user_errors_name_what_to_do(arguments):
     with pytest.raises(ValueError, match="TokenMixupTrainingArguments, got NoneType"):
         TokenMixupTrainer(plain_vit())
     with pytest.raises(ValueError, match="compute_loss_func"):
@@ -266,7 +266,7 @@ def tokenmixup_vit_with_lora(**settings):
 @pytest.mark.parametrize(
     "make_model", [plain_vit, tokenmixup_vit, lambda **kwargs: add_lora(tokenmixup_vit(**kwargs))]
 )
-def test_trainer_model_of_another_problem_type_trains_on_single_labels(arguments, caplog, make_model, problem_type):
+def test_trainer_other_problem_type_trains_on_single_labels(arguments, caplog, make_model, problem_type):
     model, reference, images = make_model(problem_type=problem_type), make_model(), Images(8)
     trainers = [
         TokenMixupTrainer(each, arguments(logging_steps=1), train_dataset=images) for each in (model, reference)
@@ -281,7 +281,7 @@ def test_trainer_model_of_another_problem_type_trains_on_single_labels(arguments
     assert f"problem_type of the base model is '{problem_type}'" in caplog.text
 
 
-def test_trainer_model_whose_config_asks_for_tuples_trains(arguments):
+def test_trainer_with_return_dict_false_trains(arguments):
     model = plain_vit()
     model.config.return_dict = False
     trainer = TokenMixupTrainer(model, arguments(), train_dataset=Images(4))
@@ -297,6 +297,6 @@ def test_trainer_half_precision_weights_warn(arguments, caplog):
     assert not caplog.text
 
 
-def test_trainer_model_of_one_class_is_refused(arguments):
+def test_trainer_model_of_one_class_raises(arguments):
     with pytest.raises(ValueError, match="num_labels is 1, but classification needs at least 2 classes"):
         TokenMixupTrainer(plain_vit(num_labels=1), arguments(), train_dataset=Images(4))

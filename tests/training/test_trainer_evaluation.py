@@ -76,7 +76,7 @@ def test_evaluation_of_a_stream_counts_its_images(arguments, tmp_path, settings)
     assert metrics["eval_samples"] == 12 and math.isfinite(metrics["eval_loss"])
 
 
-def test_evaluations_in_batches_do_not_mix(arguments):
+def test_evaluation_in_batches_does_not_mix_results(arguments):
     args = arguments(batch_eval_metrics=True, per_device_eval_batch_size=4)
     one, two = (TokenMixupTrainer(tokenmixup_vit(), args, eval_dataset=Images(16), **OURS) for _ in range(2))
     assert one.compute_metrics is not two.compute_metrics
@@ -94,7 +94,7 @@ def test_evaluations_in_batches_do_not_mix(arguments):
 
 
 @pytest.mark.parametrize("settings", [{}, {"batch_eval_metrics": True}, {"eval_do_concat_batches": False}])
-def test_predict_without_labels_gives_the_predictions(arguments, settings):
+def test_predict_without_labels_returns_predictions(arguments, settings):
     images = Images(5)
     args = arguments(per_device_eval_batch_size=2, **settings)
     trainer = TokenMixupTrainer(tokenmixup_vit(), args, **OURS)
@@ -106,19 +106,19 @@ def test_predict_without_labels_gives_the_predictions(arguments, settings):
     assert output.label_ids is None and not any("top1" in name for name in output.metrics)
 
 
-def test_evaluate_without_labels_is_an_error(arguments):
+def test_evaluate_without_labels_raises(arguments):
     trainer = TokenMixupTrainer(tokenmixup_vit(), arguments(), eval_dataset=Unlabelled(Images(5)), **OURS)
     with pytest.raises(ValueError, match="Evaluation needs batches with `labels`, .* Use `predict`"):
         trainer.evaluate()
 
 
-def test_evaluate_without_images_is_an_error(arguments):
+def test_evaluate_without_images_raises(arguments):
     trainer = TokenMixupTrainer(tokenmixup_vit(), arguments(), **OURS)
     with pytest.raises(ValueError, match="Evaluation: the dataset has no images"):
         trainer.evaluate(Subset(Images(5), []))
 
 
-def test_evaluation_of_a_single_image_and_of_a_dict_of_datasets(arguments):
+def test_evaluate_single_image_and_dict_of_datasets(arguments):
     datasets = {"one": Subset(Images(16), [3]), "all": Images(16)}
     args = arguments(eval_strategy="steps", eval_steps=1)
     trainer = TokenMixupTrainer(tokenmixup_vit(), args, train_dataset=Images(8), eval_dataset=datasets, **OURS)
@@ -128,7 +128,7 @@ def test_evaluation_of_a_single_image_and_of_a_dict_of_datasets(arguments):
     assert trainer.evaluate()["eval_all_loss"] != before["eval_all_loss"]
 
 
-def test_drop_last_with_fewer_images_than_a_batch_is_an_error(arguments):
+def test_train_drop_last_with_fewer_images_than_batch_raises(arguments):
     settings = {"dataloader_drop_last": True, "per_device_train_batch_size": 64}
     for steps in ({"max_steps": 3}, {"max_steps": -1, "num_train_epochs": 2}):
         trainer = TokenMixupTrainer(tokenmixup_vit(), arguments(**settings, **steps), train_dataset=Images(20))
@@ -137,14 +137,14 @@ def test_drop_last_with_fewer_images_than_a_batch_is_an_error(arguments):
         assert trainer.state.global_step == 0
 
 
-def test_training_without_images_is_an_error(arguments):
+def test_train_without_images_raises(arguments):
     trainer = TokenMixupTrainer(tokenmixup_vit(), arguments(), train_dataset=Subset(Images(5), []))
     with pytest.raises(ValueError, match="`train_dataset` has no images"):
         trainer.train()
 
 
 @pytest.mark.parametrize("drop_last, images", [(False, 10), (True, 8)])
-def test_more_accumulation_steps_than_batches_train_on_all_of_them(arguments, drop_last, images, caplog):
+def test_train_with_more_accumulation_steps_than_batches_uses_all_batches(arguments, drop_last, images, caplog):
     args = arguments(gradient_accumulation_steps=16, dataloader_drop_last=drop_last, max_steps=-1, num_train_epochs=2)
     trainer = TokenMixupTrainer(tokenmixup_vit(), args, train_dataset=Images(10))
     trainer.train()
@@ -167,7 +167,7 @@ def test_more_accumulation_steps_than_batches_train_on_all_of_them(arguments, dr
     ],
     ids=lambda value: "" if isinstance(value, str) else "-".join(value),
 )
-def test_an_option_that_leaves_nothing_to_measure_is_an_error(arguments, settings, message):
+def test_evaluation_option_without_metrics_raises(arguments, settings, message):
     with pytest.raises(ValueError, match=message):
         arguments(**settings)
 
@@ -182,7 +182,7 @@ class RunsOutOfMemory(TokenMixupTrainer):
         return loss
 
 
-def test_a_batch_size_that_is_found_counts_the_last_attempt_alone(arguments):
+def test_auto_find_batch_size_counts_last_attempt_only(arguments):
     args = arguments(
         auto_find_batch_size=True, per_device_train_batch_size=5, max_steps=3, save_strategy="steps", save_steps=3
     )
@@ -217,7 +217,7 @@ class Epochs(TrainerCallback):
     ],
     ids=str,
 )
-def test_the_log_has_a_line_at_the_end_of_every_epoch_and_of_the_run(arguments, settings, steps):
+def test_log_has_line_at_end_of_each_epoch_and_run(arguments, settings, steps):
     settings = {"max_steps": 6} | settings
     callbacks = settings.pop("callbacks", None)
     trainer = TokenMixupTrainer(tokenmixup_vit(), arguments(**settings), train_dataset=Images(8), callbacks=callbacks)

@@ -20,12 +20,12 @@ from hf_tokenmixup.training import training_args as training_arguments
         ("label_smoothing_factor", 1.0),
     ],
 )
-def test_a_setting_outside_its_range_is_named(arguments, setting, value):
+def test_training_args_out_of_range_raise_with_name(arguments, setting, value):
     with pytest.raises(ValueError, match=f"`{setting}` .*{value}"):
         arguments(**{setting: value})
 
 
-def test_flags(tmp_path):
+def test_training_args_parse_flags(tmp_path):
     parser = HfArgumentParser(TokenMixupTrainingArguments)
     flags = ["--output_dir", str(tmp_path), "--mixup_alpha", "0.8", "--mixup_mode", "pair", "--use_cpu"]
     (args,) = parser.parse_args_into_dataclasses([*flags, "--report_to", "none"])
@@ -47,7 +47,7 @@ def test_flags(tmp_path):
         ({}, {"report_to": ["tensorboard", "wandb"]}, "'wandb', which is not installed.*from tensorboard, none"),
     ],
 )
-def test_arguments_asked_in_vain_are_refused(arguments, monkeypatch, environment, settings, message):
+def test_training_args_without_effect_raise(arguments, monkeypatch, environment, settings, message):
     monkeypatch.setattr(training_arguments, "get_available_reporting_integrations", lambda: ["tensorboard"])
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -59,7 +59,7 @@ def test_arguments_asked_in_vain_are_refused(arguments, monkeypatch, environment
 @pytest.mark.parametrize(
     ("gpu", "found"), [(None, "there is no GPU"), ("Tesla T4", "Tesla T4 does not")], ids=["no gpu", "old gpu"]
 )
-def test_arguments_bf16_without_hardware_names_the_alternatives(arguments, monkeypatch, name, gpu, found):
+def test_training_args_bf16_without_hardware_names_alternatives(arguments, monkeypatch, name, gpu, found):
     monkeypatch.setattr(training_arguments, "is_torch_bf16_gpu_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu is not None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: gpu)
@@ -68,18 +68,18 @@ def test_arguments_bf16_without_hardware_names_the_alternatives(arguments, monke
 
 
 @pytest.mark.parametrize("steps", ["1", "4"])
-def test_arguments_accumulation_that_the_launcher_agrees_with_is_taken(arguments, monkeypatch, steps):
+def test_training_args_accumulation_equal_to_launcher_is_accepted(arguments, monkeypatch, steps):
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", steps)
     assert arguments(gradient_accumulation_steps=4).gradient_accumulation_steps == 4
 
 
-def test_arguments_launcher_with_cpu_uses_the_cpu(arguments, monkeypatch):
+def test_training_args_launcher_with_cpu_uses_cpu(arguments, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     args = arguments(use_cpu=False, bf16=True)
     assert args.use_cpu and args.device == torch.device("cpu") and not args.dataloader_pin_memory
 
 
-def test_arguments_worker_settings_without_workers_are_dropped(arguments):
+def test_training_args_worker_settings_without_workers_are_dropped(arguments):
     settings = {"dataloader_persistent_workers": True, "dataloader_prefetch_factor": 4}
     args = arguments(dataloader_num_workers=0, **settings)
     for batch in TokenMixupTrainer(plain_vit(), args, train_dataset=Images(4)).get_train_dataloader():
@@ -88,7 +88,7 @@ def test_arguments_worker_settings_without_workers_are_dropped(arguments):
     assert args.dataloader_persistent_workers and args.dataloader_prefetch_factor == 4
 
 
-def test_processes_that_are_not_connected_are_refused(arguments, monkeypatch):
+def test_training_args_unconnected_processes_raise(arguments, monkeypatch):
     args = arguments()
     # Set after transformers has initialized its processes, since it would wait for a second one.
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -73,7 +73,7 @@ def trainer(digits, args, wrap, evaluate=False, callbacks=None):
 @pytest.mark.parametrize(
     "wrap, settings", [*((wrap, {}) for wrap in WRAPPERS.values()), (WRAPPERS["Subset"], WORKERS)]
 )
-def test_augmentation_of_wrapped_data_is_that_of_the_plain_dataset(digits, arguments, wrap, settings):
+def test_wrapped_data_augmentation_matches_plain_dataset(digits, arguments, wrap, settings):
     args = arguments(max_steps=9, **settings)
     expected = trainer(digits, args, lambda data: data)
     expected.train()
@@ -83,7 +83,7 @@ def test_augmentation_of_wrapped_data_is_that_of_the_plain_dataset(digits, argum
     assert len({tuple(sums) for sums in wrapped.sums()}) == 3
 
 
-def test_an_evaluation_leaves_the_epoch_of_its_dataset_alone(digits, arguments):
+def test_wrapped_data_evaluation_keeps_epoch_of_its_dataset(digits, arguments):
     """accelerate gives the dataset of an evaluation's loader the number of times that this was read."""
     expected = trainer(digits, arguments(max_steps=6), lambda data: data)
     expected.train()
@@ -104,7 +104,7 @@ class KeepsNoEpoch(Images):
         return super().__getitem__(index) | {"pixel_values": torch.full((3, 8, 8), float(self.number))}
 
 
-def test_an_evaluation_puts_the_epoch_of_a_users_dataset_back(arguments):
+def test_wrapped_data_evaluation_restores_epoch_of_user_dataset(arguments):
     data = KeepsNoEpoch(8)
     args = arguments(max_steps=6, eval_strategy="steps", eval_steps=1)
     watching = Watching(tokenmixup_vit(), args, train_dataset=data, eval_dataset=data)
@@ -121,7 +121,7 @@ class StopAt(TrainerCallback):
 
 
 @pytest.mark.parametrize("name, step", [("ConcatDataset", 4), ("a user's own", 5), ("a stream", 3), ("a stream", 5)])
-def test_resuming_within_an_epoch_of_wrapped_data_is_exact(digits, arguments, tmp_path, name, step):
+def test_wrapped_data_resumes_within_epoch_exactly(digits, arguments, tmp_path, name, step):
     settings = {"max_steps": 8, "save_strategy": "steps", "save_steps": 1, "logging_steps": 1, "mixup_alpha": 0.8}
     expected = trainer(digits, arguments(output_dir=str(tmp_path / "whole"), **settings), WRAPPERS[name])
     expected.train()
