@@ -128,7 +128,8 @@ with args.main_process_first():
     fail("data")
 trainer = TokenMixupTrainer(tokenmixup_vit(), args, train_dataset=Images(32), callbacks=[Callback()])
 trainer.train()
-print("trained", trainer.state.global_step, flush=True)
+# One write: the lines of two processes may interleave otherwise.
+print(f"trained {trainer.state.global_step}\\n", end="", flush=True)
 """
 
 
