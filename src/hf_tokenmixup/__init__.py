@@ -1,7 +1,7 @@
 """TokenMixup (Choi, Choi and Kim, NeurIPS 2022) for Hugging Face Transformers.
 
-The equations are in :mod:`~hf_tokenmixup.functional`, the models in :mod:`~hf_tokenmixup.models`, training in
-:mod:`~hf_tokenmixup.training`, images and labels in :mod:`~hf_tokenmixup.data`.
+The equations are in `hf_tokenmixup.functional`, the models in `hf_tokenmixup.models`, the trainer in
+`hf_tokenmixup.training`, images and labels in `hf_tokenmixup.data`.
 """
 
 from importlib.metadata import version

@@ -28,7 +28,7 @@ DEFAULT_STATE_TENSORS = 2
 METADATA_BYTES = 256 * 1024
 WRITE_ERRNOS = {
     getattr(errno, name)
-    for name in "ENOSPC EDQUOT EFBIG EROFS EIO EACCES EPERM ENOENT ENOTDIR ESTALE".split()
+    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO", "EACCES", "EPERM", "ENOENT", "ENOTDIR", "ESTALE")
     if hasattr(errno, name)
 }
 
