@@ -97,10 +97,10 @@ def test_optimal_assignment_groups_are_independent(batch, size, generator):
     for group in groups:
         block = f.optimal_assignment(gain[group][:, group], easy[group])
         assert torch.equal(partner[group], group[block])
-    whole = f.optimal_assignment(gain, easy)
+    complete = f.optimal_assignment(gain, easy)
     rows = easy.nonzero().squeeze(1)
-    assert gain[rows, partner[rows]].sum() <= gain[rows, whole[rows]].sum() + 1e-12
-    assert size < batch or torch.equal(partner, whole)
+    assert gain[rows, partner[rows]].sum() <= gain[rows, complete[rows]].sum() + 1e-12
+    assert size < batch or torch.equal(partner, complete)
     with pytest.raises(ValueError, match="group_size must be at least 1"):
         f.optimal_assignment(gain, easy, 0)
 

@@ -53,8 +53,12 @@ def test_stream_columns_match_stored_dataset(load):
     data = load(do_eval=False)
     assert (data.image_column, data.label_column, data.label_names) == ("img", "fine_label", CLASSES)
     assert load(do_eval=False, label_column_name="coarse_label").label_names == ["x", "y"]
-    whole = load_image_dataset(str(load.folder), cache_dir=str(load.folder.parent / "cache"), do_eval=False)
-    assert (whole.image_column, whole.label_column, whole.label_names) == ("img", "fine_label", CLASSES)
+    uninterrupted = load_image_dataset(str(load.folder), cache_dir=str(load.folder.parent / "cache"), do_eval=False)
+    assert (uninterrupted.image_column, uninterrupted.label_column, uninterrupted.label_names) == (
+        "img",
+        "fine_label",
+        CLASSES,
+    )
 
 
 @pytest.mark.parametrize("feature, labels", [(Value("string"), ["ant", "bee"]), (Value("int64"), [0, 1])])

@@ -40,10 +40,10 @@ class Watch(TrainerCallback):
     def __init__(self, model: torch.nn.Module):
         self.model = model
         self.steps = []
-        self.initial = {name: whole(tensor) for name, tensor in model.state_dict().items()}
+        self.initial = {name: full_tensor(tensor) for name, tensor in model.state_dict().items()}
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        self.steps.append({name: whole(parameter.grad) for name, parameter in self.model.named_parameters()})
+        self.steps.append({name: full_tensor(parameter.grad) for name, parameter in self.model.named_parameters()})
 
 
 class InOrder(TokenMixupTrainer):
@@ -102,7 +102,7 @@ class Keeping:
         return images, targets
 
 
-def whole(tensor: torch.Tensor | None) -> torch.Tensor | None:
+def full_tensor(tensor: torch.Tensor | None) -> torch.Tensor | None:
     """A copy, put together if it is sharded."""
     if tensor is None:
         return None
@@ -164,7 +164,7 @@ def train(case: dict, folder: Path) -> None:
         "world_size": args.world_size,
         "log": [line for line in trainer.state.log_history if "loss" in line],
         "evaluation": trainer.evaluate() if "eval_images" in case else None,
-        "weights": {name: whole(tensor) for name, tensor in model.state_dict().items()},
+        "weights": {name: full_tensor(tensor) for name, tensor in model.state_dict().items()},
         "initial": watch.initial,
         "gradients": watch.steps,
         "targets": trainer.targets,

@@ -176,8 +176,8 @@ def test_compiled_attention_chunks_do_not_recompile():
             query, key = torch.randn(size, 2, 5, 3), torch.randn(size, 2, 8, 3)
             dynamo.mark_dynamic(query, 0)
             dynamo.mark_dynamic(key, 0)
-            whole = (query @ key.transpose(2, 3) * scale).softmax(dim=-1).mean(dim=(1, 2))
-            torch.testing.assert_close(compiled(query, key), whole)
+            complete = (query @ key.transpose(2, 3) * scale).softmax(dim=-1).mean(dim=(1, 2))
+            torch.testing.assert_close(compiled(query, key), complete)
 
 
 @pytest.mark.slow

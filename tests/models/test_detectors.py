@@ -181,7 +181,7 @@ def test_manifold_mixup_draws_layer_and_precedes_htm(build):
 
 
 def test_assignment_group_size_applies_in_forward(build):
-    whole, grouped = (forward(build(**MIXING, **more)) for more in ({}, {"assignment_group_size": 2}))
-    assert torch.equal(whole.horizontal[0].saliency, grouped.horizontal[0].saliency)
+    complete, grouped = (forward(build(**MIXING, **more)) for more in ({}, {"assignment_group_size": 2}))
+    assert torch.equal(complete.horizontal[0].saliency, grouped.horizontal[0].saliency)
     partner = grouped.horizontal[0].partner
-    assert torch.equal(partner // 2, torch.arange(6) // 2) and not torch.equal(partner, whole.horizontal[0].partner)
+    assert torch.equal(partner // 2, torch.arange(6) // 2) and not torch.equal(partner, complete.horizontal[0].partner)

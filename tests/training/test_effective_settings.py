@@ -91,15 +91,22 @@ def test_effective_optimizer_of_user_is_in_card(arguments):
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 0.1)
     trainer = trainer_of(arguments(optim="adamw_torch", warmup_steps=5), model, optimizers=(optimizer, schedule))
     trainer.train()
-    told = hyperparameters(trainer)
-    assert (told["optim"], told["learning_rate"], told["momentum"]) == ("SGD", "0.3, 0.02", "0.5")
-    assert (told["weight_decay"], told["lr_scheduler_type"]) == ("0.01", "LinearLR") and "warmup_steps" not in told
+    recorded = hyperparameters(trainer)
+    assert (recorded["optim"], recorded["learning_rate"], recorded["momentum"]) == ("SGD", "0.3, 0.02", "0.5")
+    assert (recorded["weight_decay"], recorded["lr_scheduler_type"]) == (
+        "0.01",
+        "LinearLR",
+    ) and "warmup_steps" not in recorded
 
     made = (torch.optim.RMSprop, {"lr": 0.004})
     trainer = trainer_of(arguments(), optimizer_cls_and_kwargs=made)
     trainer.train()
-    told = hyperparameters(trainer)
-    assert (told["optim"], told["learning_rate"], told["lr_scheduler_type"]) == ("RMSprop", "0.004", "constant")
+    recorded = hyperparameters(trainer)
+    assert (recorded["optim"], recorded["learning_rate"], recorded["lr_scheduler_type"]) == (
+        "RMSprop",
+        "0.004",
+        "constant",
+    )
     assert (
         hyperparameters(trainer_of(arguments(optim="sgd", optim_args="momentum=0.9")))["optim_args"] == "momentum=0.9"
     )
@@ -134,10 +141,10 @@ def test_effective_batch_size_of_auto_find_is_in_card(arguments, monkeypatch):
 
 
 def test_effective_length_is_max_steps_or_epochs(arguments):
-    told = hyperparameters(trainer_of(arguments(max_steps=2, num_train_epochs=7)))
-    assert told["max_steps"] == "2" and "num_train_epochs" not in told
-    told = hyperparameters(trainer_of(arguments(max_steps=-1, num_train_epochs=2)))
-    assert told["num_train_epochs"] == "2" and "max_steps" not in told
+    recorded = hyperparameters(trainer_of(arguments(max_steps=2, num_train_epochs=7)))
+    assert recorded["max_steps"] == "2" and "num_train_epochs" not in recorded
+    recorded = hyperparameters(trainer_of(arguments(max_steps=-1, num_train_epochs=2)))
+    assert recorded["num_train_epochs"] == "2" and "max_steps" not in recorded
 
 
 def test_effective_trainable_parameters_with_frozen_weights_are_in_card(arguments):

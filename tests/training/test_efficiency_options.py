@@ -118,12 +118,12 @@ def test_channels_last_trains_same_weights(arguments, make_model):
 @pytest.mark.parametrize("make_model, optim", [(tokenmixup_cct, "adamw_torch"), (resnet, "adamw_torch_fused")])
 def test_channels_last_resumes_bit_for_bit(arguments, tmp_path, make_model, optim):
     settings = {"optim": optim, "channels_last": True, "learning_rate": 1e-3, "max_steps": 4}
-    whole = train(make_model(), arguments(**settings, save_strategy="steps", save_steps=2))
+    complete = train(make_model(), arguments(**settings, save_strategy="steps", save_steps=2))
     checkpoint = tmp_path / "out" / "checkpoint-2"
     resumed = train(make_model(), arguments(**settings), resume_from_checkpoint=str(checkpoint))
-    for name, tensor in weights(whole.model).items():
+    for name, tensor in weights(complete.model).items():
         assert torch.equal(resumed.model.state_dict()[name], tensor), name
-    states = [trainer.optimizer.state_dict()["state"] for trainer in (whole, resumed)]
+    states = [trainer.optimizer.state_dict()["state"] for trainer in (complete, resumed)]
     for index, state in states[0].items():
         assert torch.equal(state["exp_avg"], states[1][index]["exp_avg"])
         assert state["exp_avg"].stride() == states[1][index]["exp_avg"].stride()
@@ -133,10 +133,10 @@ def test_channels_last_resumes_bit_for_bit(arguments, tmp_path, make_model, opti
 def test_memory_format_may_change_on_resume(arguments, tmp_path, first):
     """A fused optimizer goes through weights and moments in the order of memory."""
     settings = {"optim": "adamw_torch_fused", "learning_rate": 1e-3, "max_steps": 4}
-    whole = train(resnet(), arguments(**settings, channels_last=first, save_strategy="steps", save_steps=2))
+    complete = train(resnet(), arguments(**settings, channels_last=first, save_strategy="steps", save_steps=2))
     checkpoint = str(tmp_path / "out" / "checkpoint-2")
     other = train(resnet(), arguments(**settings, channels_last=not first), resume_from_checkpoint=checkpoint)
-    for name, tensor in weights(whole.model).items():
+    for name, tensor in weights(complete.model).items():
         torch.testing.assert_close(other.model.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
 
 

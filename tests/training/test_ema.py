@@ -101,7 +101,7 @@ def test_ema_matches_reference_and_does_not_change_training(arguments, tmp_path,
     assert first == plain_first
 
 
-class Spoilt(Images):
+class NonfiniteImages(Images):
     def __getitem__(self, index):
         item = super().__getitem__(index)
         return item | {"pixel_values": item["pixel_values"] * float("nan")} if index == 9 else item
@@ -109,7 +109,7 @@ class Spoilt(Images):
 
 def test_ema_ignores_skipped_step(arguments):
     args = arguments(max_steps=4, skip_nonfinite_steps=1, ema_decay=0.5)
-    trainer, record = trainer_of(plain_vit, args, train_dataset=Spoilt(16))
+    trainer, record = trainer_of(plain_vit, args, train_dataset=NonfiniteImages(16))
     trainer._get_train_sampler = lambda *args: torch.utils.data.SequentialSampler(trainer.train_dataset)
     trainer.train()
     assert_same(record.averages[2], record.averages[1])
@@ -189,9 +189,9 @@ def test_ema_is_exported_and_checkpoint_contains_both(arguments, make_model):
 def test_ema_resumed_run_matches_uninterrupted_run(arguments, tmp_path, make_model, step):
     settings = EACH_STEP | {"max_steps": 6, "ema_decay": 0.9, "ema_warmup": True, "optim": "adamw_torch"}
     settings |= {"load_best_model_at_end": True, "metric_for_best_model": "loss", "learning_rate": 0.01}
-    whole, record = trainer_of(make_model, arguments(**settings))
-    whole.train()
-    whole.save_model()
+    uninterrupted, record = trainer_of(make_model, arguments(**settings))
+    uninterrupted.train()
+    uninterrupted.save_model()
 
     other = make_model()
     with torch.no_grad():
@@ -203,9 +203,9 @@ def test_ema_resumed_run_matches_uninterrupted_run(arguments, tmp_path, make_mod
     assert len(resumed.averages) == 6 - step
     for got, expected in zip(resumed.averages, record.averages[step:], strict=True):
         assert_same(got, expected)
-    assert parts.ema_model.updates == whole.ema_model.updates == whole.state.best_global_step
-    assert parts.state.best_metric == whole.state.best_metric
-    assert_same(parts.ema_model.tensors(), whole.ema_model.tensors())
+    assert parts.ema_model.updates == uninterrupted.ema_model.updates == uninterrupted.state.best_global_step
+    assert parts.state.best_metric == uninterrupted.state.best_metric
+    assert_same(parts.ema_model.tensors(), uninterrupted.ema_model.tensors())
     assert_same(load_file(tmp_path / "parts/model.safetensors"), load_file(tmp_path / "out/model.safetensors"))
 
 
@@ -225,9 +225,9 @@ def test_ema_of_best_checkpoint_is_exported(arguments):
     trainer.save_model()
     assert_same(trainer.ema_model.tensors(), record.averages[1])
     assert_same(trainer.model.state_dict(), record.weights[1])
-    published = AutoModelForImageClassification.from_pretrained(args.output_dir).state_dict()
-    assert_same(published, {name: t for name, t in record.averages[1].items() if "scorenet" not in name})
-    assert any(not torch.equal(record.averages[1][name], record.weights[1][name]) for name in published)
+    exported = AutoModelForImageClassification.from_pretrained(args.output_dir).state_dict()
+    assert_same(exported, {name: t for name, t in record.averages[1].items() if "scorenet" not in name})
+    assert any(not torch.equal(record.averages[1][name], record.weights[1][name]) for name in exported)
 
 
 def test_ema_truncated_file_raises(arguments):
@@ -235,9 +235,9 @@ def test_ema_truncated_file_raises(arguments):
     trainer, _ = trainer_of(tokenmixup_vit, args)
     trainer.train()
     file = Path(args.output_dir) / "checkpoint-2" / "average.safetensors"
-    whole = file.read_bytes()
+    content = file.read_bytes()
     for share in (0.0, 0.5, 0.95):
-        file.write_bytes(whole[: int(share * len(whole))])
+        file.write_bytes(content[: int(share * len(content))])
         assert find_checkpoint_error(file.parent) == "average.safetensors is truncated"
     before = copied(trainer.model.state_dict())
     with pytest.raises(ValueError, match="average.safetensors is truncated. Resume from .*checkpoint-1"):
@@ -299,8 +299,8 @@ def test_ema_logs_its_use_and_warns_about_short_runs(arguments, caplog):
 def test_ema_settings_are_in_card(arguments, monkeypatch):
     monkeypatch.setattr("hf_tokenmixup.training.hub.library_versions", dict)
     trainer, _ = trainer_of(plain_vit, arguments(ema_decay=0.99, ema_warmup=True))
-    told = trainer.run_record.card_data().hyperparameters
-    assert told["ema_decay"] == 0.99 and told["ema_warmup"] is True
+    recorded = trainer.run_record.card_data().hyperparameters
+    assert recorded["ema_decay"] == 0.99 and recorded["ema_warmup"] is True
     assert not any(
         "ema" in name for name in trainer_of(plain_vit, arguments())[0].run_record.card_data().hyperparameters
     )
@@ -325,10 +325,13 @@ def test_model_ema_shared_tensor_is_updated_once(tmp_path):
         model.norm.running_mean += 4
         model.norm.num_batches_tracked += 7
     average.update(model)
-    held = average.tensors()
-    torch.testing.assert_close(held["a.weight"], start + 0.5)
-    assert "b.weight" not in held and "scratch" not in held
-    assert held["norm.running_mean"].tolist() == [2.0] * 3 and held["norm.num_batches_tracked"].item() == 7
+    stored_tensors = average.tensors()
+    torch.testing.assert_close(stored_tensors["a.weight"], start + 0.5)
+    assert "b.weight" not in stored_tensors and "scratch" not in stored_tensors
+    assert (
+        stored_tensors["norm.running_mean"].tolist() == [2.0] * 3
+        and stored_tensors["norm.num_batches_tracked"].item() == 7
+    )
     with average.swap_into(model):
         assert model.b.weight is model.a.weight
         torch.testing.assert_close(model.b.weight.detach(), start + 0.5)
@@ -338,7 +341,7 @@ def test_model_ema_shared_tensor_is_updated_once(tmp_path):
     other = ModelEma(Shared(), 0.5)
     other.load(tmp_path / "average.safetensors")
     assert other.updates == 2
-    assert_same(other.tensors(), held)
+    assert_same(other.tensors(), stored_tensors)
 
 
 def test_model_ema_half_precision_weights_are_averaged_in_float32():
@@ -455,11 +458,11 @@ def test_ema_two_processes_have_and_export_same_weights(tmp_path, make_model):
     first, second = (load_file(tmp_path / f"average-{rank}.safetensors") for rank in (0, 1))
     assert_same(second, first)
     assert (tmp_path / "loss-0.json").read_text() == (tmp_path / "loss-1.json").read_text()
-    published = AutoModelForImageClassification.from_pretrained(tmp_path / "out").eval()
-    assert_same(published.state_dict(), {name: t for name, t in first.items() if "scorenet" not in name})
+    exported = AutoModelForImageClassification.from_pretrained(tmp_path / "out").eval()
+    assert_same(exported.state_dict(), {name: t for name, t in first.items() if "scorenet" not in name})
     images = Images(16)
     with torch.no_grad():
-        loss = F.cross_entropy(published(pixel_values=images.pixels).logits, images.labels)
+        loss = F.cross_entropy(exported(pixel_values=images.pixels).logits, images.labels)
     assert json.loads((tmp_path / "loss-0.json").read_text()) == pytest.approx(loss.item(), rel=1e-5)
 
 

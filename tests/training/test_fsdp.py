@@ -62,16 +62,16 @@ def test_fsdp2_trains_and_resumes_as_ddp(tmp_path):
             torch.testing.assert_close(seen["weights"], other["weights"], atol=1e-5, rtol=1e-4)
 
     for kind in kinds:
-        (whole, _), (resumed, _) = got[f"{kind}-whole"], got[f"{kind}-resumed"]
-        assert len(whole["gradients"]) == 3 and len(resumed["gradients"]) == 1
-        assert any("scorenet" in name for name in whole["weights"])
-        torch.testing.assert_close(resumed["weights"], whole["weights"], atol=0, rtol=0)
-        published, report = ViTForImageClassification.from_pretrained(
+        (complete, _), (resumed, _) = got[f"{kind}-whole"], got[f"{kind}-resumed"]
+        assert len(complete["gradients"]) == 3 and len(resumed["gradients"]) == 1
+        assert any("scorenet" in name for name in complete["weights"])
+        torch.testing.assert_close(resumed["weights"], complete["weights"], atol=0, rtol=0)
+        exported, report = ViTForImageClassification.from_pretrained(
             tmp_path / "fsdp" / "outputs" / kind, output_loading_info=True
         )
         assert not report["missing_keys"] and not report["unexpected_keys"]
-        for name, tensor in published.state_dict().items():
-            assert torch.equal(tensor, whole["weights"][name]), name
+        for name, tensor in exported.state_dict().items():
+            assert torch.equal(tensor, complete["weights"][name]), name
 
 
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
@@ -92,9 +92,9 @@ def test_deepspeed_trains_and_resumes_as_ddp(tmp_path):
                 losses = [[line["loss"] for line in found["log"]] for found in (seen, other)]
                 assert losses[0] == pytest.approx(losses[1], rel=1e-6) and len(losses[0]) > 1
                 torch.testing.assert_close(seen["weights"], other["weights"], atol=1e-5, rtol=1e-4)
-        (whole, _), (again, _) = got["whole"], got["resumed"]
-        assert (len(whole["batches"]), len(again["batches"])) == (3, 1)
-        torch.testing.assert_close(again["weights"], whole["weights"], atol=0, rtol=0)
-        published = ViTForImageClassification.from_pretrained(tmp_path / f"zero-{stage}" / "outputs" / "whole")
-        for name, tensor in published.state_dict().items():
-            assert torch.equal(tensor, whole["weights"][name]), name
+        (complete, _), (again, _) = got["whole"], got["resumed"]
+        assert (len(complete["batches"]), len(again["batches"])) == (3, 1)
+        torch.testing.assert_close(again["weights"], complete["weights"], atol=0, rtol=0)
+        exported = ViTForImageClassification.from_pretrained(tmp_path / f"zero-{stage}" / "outputs" / "whole")
+        for name, tensor in exported.state_dict().items():
+            assert torch.equal(tensor, complete["weights"][name]), name

@@ -114,11 +114,11 @@ def test_upload_during_training_has_exported_model(hub, arguments, strategy):
     files = hub.files("alice/vit")
     assert {name for name in files if "/" not in name} == PUBLISHED
     assert "scorenet" not in " ".join(load(files["model.safetensors"]))
-    held = {name.removeprefix("last-checkpoint/") for name in files if "/" in name}
+    saved = {name.removeprefix("last-checkpoint/") for name in files if "/" in name}
     if strategy == "every_save":
-        assert not held
+        assert not saved
         return
-    assert {"model.safetensors", "optimizer.pt", "trainer_state.json"} <= held and "training_args.bin" not in held
+    assert {"model.safetensors", "optimizer.pt", "trainer_state.json"} <= saved and "training_args.bin" not in saved
     checkpoint = load(files["last-checkpoint/model.safetensors"])
     (name,) = [name for name in checkpoint if name.endswith("scorenet.classifier.weight")]
     assert torch.equal(checkpoint[name], trainer.model.vit.layers[1].scorenet.classifier.weight)

@@ -214,11 +214,11 @@ def test_lora_truncated_or_mismatched_checkpoint_raises(arguments):
     resume(tokenmixup_vit(), "contains adapters, and this TokenMixupViT.* has none. Resume with the lora_rank")
 
     for name in ("adapter_model.safetensors", "adapter_config.json"):
-        whole = (checkpoint / name).read_bytes()
+        complete = (checkpoint / name).read_bytes()
         for share in (0.0, 0.5, 0.95):
-            (checkpoint / name).write_bytes(whole[: int(share * len(whole))])
+            (checkpoint / name).write_bytes(complete[: int(share * len(complete))])
             assert find_checkpoint_error(checkpoint) == f"{name} is truncated"
-        (checkpoint / name).write_bytes(whole)
+        (checkpoint / name).write_bytes(complete)
     (checkpoint / "adapter_model.safetensors").unlink()
     assert find_checkpoint_error(checkpoint) == "adapter_model.safetensors is missing"
 
@@ -296,9 +296,9 @@ def test_lora_upload_during_training_has_merged_model(hub, arguments, tmp_path):
     trainer._finish_current_push()
     files = hub.files("alice/vit")
     assert load(files["model.safetensors"]).keys() == load_file(tmp_path / "base" / "model.safetensors").keys()
-    held = {name.removeprefix("last-checkpoint/") for name in files if "/" in name}
-    assert {"adapter_model.safetensors", "adapter_config.json", "optimizer.pt"} < held
-    assert "model.safetensors" not in held and not hub.requests_containing(str(tmp_path))
+    saved = {name.removeprefix("last-checkpoint/") for name in files if "/" in name}
+    assert {"adapter_model.safetensors", "adapter_config.json", "optimizer.pt"} < saved
+    assert "model.safetensors" not in saved and not hub.requests_containing(str(tmp_path))
 
 
 @pytest.mark.parametrize(

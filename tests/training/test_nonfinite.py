@@ -8,7 +8,7 @@ from transformers import Trainer
 from hf_tokenmixup.training import NonFiniteLossError, TokenMixupTrainer
 
 
-class Spoilt(Images):
+class NonfiniteImages(Images):
     """Images of which some are not numbers."""
 
     def __init__(self, size, *bad):
@@ -29,19 +29,19 @@ def in_order(trainer):
 def test_nonfinite_loss_raises_at_next_log_step(arguments, tmp_path, build):
     # Step 4 is bad. A line is due at step 5, a checkpoint was written at step 3.
     args = arguments(max_steps=8, logging_steps=5, save_strategy="steps", save_steps=3, learning_rate=0.01)
-    trainer = in_order(TokenMixupTrainer(build(), args, train_dataset=Spoilt(32, 13)))
+    trainer = in_order(TokenMixupTrainer(build(), args, train_dataset=NonfiniteImages(32, 13)))
     with pytest.raises(NonFiniteLossError) as error:
         trainer.train()
-    told = str(error.value)
-    assert "The loss of step 4 is infinite or not a number; the learning rate is 0.01 now, at step 5." in told
+    raised = str(error.value)
+    assert "The loss of step 4 is infinite or not a number; the learning rate is 0.01 now, at step 5." in raised
     good = tmp_path / "out" / "checkpoint-3"
-    assert f"The last checkpoint before it is {good}: start from its weights (model_name_or_path={good})" in told
+    assert f"The last checkpoint before it is {good}: start from its weights (model_name_or_path={good})" in raised
     assert not any("loss" in record for record in trainer.state.log_history)
 
 
 def test_nonfinite_loss_raises_before_checkpoint(arguments, tmp_path):
     args = arguments(max_steps=8, logging_steps=100, save_strategy="steps", save_steps=2)
-    trainer = in_order(TokenMixupTrainer(plain_vit(), args, train_dataset=Spoilt(32, 9)))
+    trainer = in_order(TokenMixupTrainer(plain_vit(), args, train_dataset=NonfiniteImages(32, 9)))
     with pytest.raises(NonFiniteLossError, match="The loss of step 3 is .*checkpoint-2: start from"):
         trainer.train()
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-2"]
@@ -49,7 +49,7 @@ def test_nonfinite_loss_raises_before_checkpoint(arguments, tmp_path):
 
 def test_nonfinite_loss_raises_at_end_of_training(arguments):
     args = arguments(max_steps=3, logging_strategy="no")
-    trainer = in_order(TokenMixupTrainer(plain_vit(), args, train_dataset=Spoilt(16, 8)))
+    trainer = in_order(TokenMixupTrainer(plain_vit(), args, train_dataset=NonfiniteImages(16, 8)))
     with pytest.raises(NonFiniteLossError, match="step 3 is .* There is no checkpoint before it"):
         trainer.train()
 
@@ -61,7 +61,7 @@ def test_nonfinite_skipped_step_leaves_weights_and_optimizer_unchanged(arguments
     settings |= {"gradient_accumulation_steps": accumulation, "per_device_train_batch_size": 4 // accumulation}
     args = arguments(max_steps=4, skip_nonfinite_steps=1, **settings)
     # The third of four steps is bad, in its last image.
-    trainer = in_order(TokenMixupTrainer(plain_vit(), args, train_dataset=Spoilt(16, 11)))
+    trainer = in_order(TokenMixupTrainer(plain_vit(), args, train_dataset=NonfiniteImages(16, 11)))
     trainer.train()
     assert trainer.nonfinite.skipped == 1 and trainer.state.global_step == 4
     assert all(record["loss"] < 100 for record in trainer.state.log_history if "loss" in record)
@@ -77,7 +77,7 @@ def test_nonfinite_skipped_step_leaves_weights_and_optimizer_unchanged(arguments
 
 def test_nonfinite_more_steps_than_limit_raises(arguments):
     args = arguments(max_steps=4, skip_nonfinite_steps=1, logging_steps=100)
-    trainer = in_order(TokenMixupTrainer(plain_vit(), args, train_dataset=Spoilt(16, 5, 9)))
+    trainer = in_order(TokenMixupTrainer(plain_vit(), args, train_dataset=NonfiniteImages(16, 5, 9)))
     with pytest.raises(NonFiniteLossError, match="loss or a gradient of step 3 .*, and 1 such steps were skipped"):
         trainer.train()
     with pytest.raises(ValueError, match="skip_nonfinite_steps. must be at least 0"):
@@ -129,7 +129,7 @@ def test_nonfinite_gradient_skips_step(arguments):
 def test_nonfinite_skipped_step_leaves_batch_norm_statistics_unchanged(arguments, accumulation):
     settings = {"gradient_accumulation_steps": accumulation, "per_device_train_batch_size": 4 // accumulation}
     args = arguments(max_steps=4, skip_nonfinite_steps=1, learning_rate=0.0, **settings)
-    trainer = in_order(TokenMixupTrainer(resnet(), args, train_dataset=Spoilt(16, 11)))
+    trainer = in_order(TokenMixupTrainer(resnet(), args, train_dataset=NonfiniteImages(16, 11)))
     trainer.train()
     assert trainer.nonfinite.skipped == 1
     clean = torch.utils.data.Subset(Images(16), [*range(8), *range(12, 16)])

@@ -39,9 +39,9 @@ class Terminating(Images):
 
 def test_preemption_saves_stops_and_resumes_as_uninterrupted(arguments, tmp_path):
     settings = {"max_steps": 8, "logging_steps": 1, "learning_rate": 0.01}
-    whole = TokenMixupTrainer(tokenmixup_vit(), arguments(**settings), train_dataset=Images(16))
-    whole.train()
-    assert not whole.terminated
+    complete = TokenMixupTrainer(tokenmixup_vit(), arguments(**settings), train_dataset=Images(16))
+    complete.train()
+    assert not complete.terminated
 
     before = signal.getsignal(signal.SIGTERM)
     args = arguments(**settings, output_dir=str(tmp_path / "parts"))
@@ -54,7 +54,7 @@ def test_preemption_saves_stops_and_resumes_as_uninterrupted(arguments, tmp_path
     resumed = TokenMixupTrainer(tokenmixup_vit(), args, train_dataset=Images(16))
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.global_step == 8 and not resumed.terminated
-    for name, tensor in whole.model.state_dict().items():
+    for name, tensor in complete.model.state_dict().items():
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
 
 

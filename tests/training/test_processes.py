@@ -23,11 +23,11 @@ HARD_RANK = {
 def off_cases(world: int) -> list[dict]:
     """TokenMixup off, steps of 8 images; the last of an epoch has 7, of which every process has some."""
     uneven = {"per_device_train_batch_size": 8 // world, "accelerator_config": {"even_batches": False}}
-    whole = {"settings": OFF, "images": 23, "arguments": uneven | {"num_train_epochs": 2}}
-    accumulated = whole["arguments"] | {"per_device_train_batch_size": 4 // world, "gradient_accumulation_steps": 2}
-    cases = [{"name": "off", **whole}]
+    complete = {"settings": OFF, "images": 23, "arguments": uneven | {"num_train_epochs": 2}}
+    accumulated = complete["arguments"] | {"per_device_train_batch_size": 4 // world, "gradient_accumulation_steps": 2}
+    cases = [{"name": "off", **complete}]
     if world < 4:
-        cases.append({"name": "off-accumulated", **whole, "arguments": accumulated})
+        cases.append({"name": "off-accumulated", **complete, "arguments": accumulated})
     evaluated = {"max_steps": 1, "per_device_train_batch_size": 8 // world, "per_device_eval_batch_size": 4}
     cases.append({"name": "evaluated", "settings": OFF, "images": 16, "eval_images": 11, "arguments": evaluated})
     return cases

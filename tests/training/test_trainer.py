@@ -234,9 +234,9 @@ def test_trainer_with_autocast_and_compile_trains(arguments, compiled):
     assert line["loss"] > 0 and line.get("mixed_samples") == (None if compiled else 4)
     assert not torch.equal(model.classifier.weight, before["classifier.weight"])
     trainer.save_model()
-    published, report = type(plain_vit()).from_pretrained(args.output_dir, output_loading_info=True)
+    exported, report = type(plain_vit()).from_pretrained(args.output_dir, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
-    assert torch.equal(published.classifier.weight, model.classifier.weight)
+    assert torch.equal(exported.classifier.weight, model.classifier.weight)
 
 
 def test_trainer_ddp_finds_no_unused_parameters_of_tokenmixup_model(arguments):
