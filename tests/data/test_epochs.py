@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from helpers.epochs import EpochDataset
 from torch.utils.data import (
     ChainDataset,
     ConcatDataset,
@@ -18,28 +19,7 @@ from torch.utils.data import (
 )
 
 from hf_tokenmixup.data import ImageClassificationData, load_digits_dataset
-from hf_tokenmixup.data.epochs import MAX_ITEMS, SharedEpoch, epoch_followers
-
-
-class EpochOf(Dataset):
-    """Items are the epoch."""
-
-    def __init__(self, size=4):
-        self.size = size
-        self.shared = SharedEpoch()
-
-    @property
-    def epoch(self):
-        return self.shared.get()
-
-    def set_epoch(self, epoch):
-        self.shared.set(epoch)
-
-    def __len__(self):
-        return self.size
-
-    def __getitem__(self, index):
-        return self.epoch
+from hf_tokenmixup.data.epochs import MAX_ITEMS, epoch_followers
 
 
 class Wrapper(Dataset):
@@ -81,12 +61,12 @@ WRAPPERS = {
     "the dataset itself": lambda data: data,
     "Subset": lambda data: Subset(data, range(2)),
     "random_split": lambda data: random_split(data, [0.5, 0.5])[1],
-    "ConcatDataset": lambda data: ConcatDataset([EpochOf(), data]),
-    "StackDataset of a tuple": lambda data: StackDataset(EpochOf(), data),
-    "StackDataset of a dict": lambda data: StackDataset(a=EpochOf(), b=data),
+    "ConcatDataset": lambda data: ConcatDataset([EpochDataset(), data]),
+    "StackDataset of a tuple": lambda data: StackDataset(EpochDataset(), data),
+    "StackDataset of a dict": lambda data: StackDataset(a=EpochDataset(), b=data),
     "ChainDataset": lambda data: ChainDataset([Stream(data)]),
     "a user's own": Wrapper,
-    "a dict of a user's own": lambda data: Wrapper({"a": [EpochOf(), data]}),
+    "a dict of a user's own": lambda data: Wrapper({"a": [EpochDataset(), data]}),
     "slots": lambda data: Wrapper(Slotted(data)),
     "partial": lambda data: Wrapper(functools.partial(lambda data, index: data[index], data)),
     "a bound method": lambda data: Wrapper(data.__getitem__),
@@ -98,7 +78,7 @@ WRAPPERS = {
 
 @pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
 def test_epoch_followers_wrapper_includes_dataset(wrap):
-    data = EpochOf()
+    data = EpochDataset()
     for follower in epoch_followers(wrap(data)):
         follower.set_epoch(7)
     assert data.epoch == 7
@@ -115,7 +95,7 @@ def test_epoch_followers_inner_dataset_is_first():
         def set_epoch(self, epoch):
             self.data.set_epoch(epoch + 100)
 
-    data = EpochOf()
+    data = EpochDataset()
     for follower in epoch_followers(Subset(Shifted(data), [0])):
         follower.set_epoch(7)
     assert data.epoch == 107
@@ -123,7 +103,7 @@ def test_epoch_followers_inner_dataset_is_first():
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda data: pickle.loads(pickle.dumps(data))])
 def test_shared_epoch_copy_is_independent(copied):
-    data = EpochOf()
+    data = EpochDataset()
     data.set_epoch(3)
     other = copied(Wrapper(data))
     assert other.data.epoch == 3
@@ -135,7 +115,7 @@ def test_shared_epoch_copy_is_independent(copied):
 
 
 def test_shared_epoch_reaches_spawned_workers():
-    data = EpochOf()
+    data = EpochDataset()
     loader = DataLoader(data, batch_size=4, num_workers=1, persistent_workers=True, multiprocessing_context="spawn")
     for epoch in (1, 2):
         data.set_epoch(epoch)
