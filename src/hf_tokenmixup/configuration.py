@@ -1,7 +1,8 @@
 """Settings of TokenMixup, shared by all model families (paper: section 3, Table 4)."""
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard
 
@@ -10,6 +11,10 @@ from .horizontal import SCORENET_POOLINGS
 from .saliency import SALIENCY_DETECTORS
 
 SALIENCY_ROUTES = ("auto", "output_attentions")
+AUTO = "auto"
+# The absolute and the relative form of each threshold. A configuration has one of the two.
+RELATIVE_THRESHOLDS = {"horizontal_tau": "horizontal_tau_relative", "horizontal_rho": "horizontal_rho_relative"}
+OTHER_THRESHOLD_FORM = RELATIVE_THRESHOLDS | {relative: name for name, relative in RELATIVE_THRESHOLDS.items()}
 _DEFAULT_KAPPA = 3
 
 
@@ -27,18 +32,34 @@ class TokenMixupConfigMixin:
     TokenMixup is off if all lists of layers are empty. Layer indices count from 0; mixing applies to the input of the
     layer.
 
+    Two thresholds have an absolute and a relative form. The relative form is the same for models with another number
+    of tokens, and for datasets with another number of classes. Setting one form removes the other.
+
     The configuration of a model family inherits from this class and from the configuration of the base model. It
-    defines `num_prefix_tokens` and `num_patch_tokens`, and calls `validate_tokenmixup_config` in `__post_init__`.
+    defines `num_prefix_tokens`, `num_patch_tokens` and `classifier_pooling`, and calls `validate_tokenmixup_config` in
+    `__post_init__`.
     """
 
     horizontal_layers: list[int] = _config_field(
         [], "Layers before which tokens are mixed between images (HTM); empty: off."
     )
     horizontal_tau: float | None = _config_field(
-        1.0, "Images with a ScoreNet loss below this value, in nats, are easy and are mixed; none: all images."
+        None, "Images with a ScoreNet loss below this value, in nats, are easy and are mixed; none: all images."
     )
-    horizontal_rho: float = _config_field(0.01, "Minimum saliency gain of a replaced token.")
-    scorenet_pooling: str = _config_field("cls", "Pooling of ScoreNet's input tokens.", SCORENET_POOLINGS)
+    horizontal_tau_relative: float | None = _config_field(
+        0.43, "Replaces horizontal_tau: the value as a fraction of ln(number of classes), the loss of a guess."
+    )
+    horizontal_rho: float | None = _config_field(
+        None, "Minimum saliency gain of a replaced token, an attention probability."
+    )
+    horizontal_rho_relative: float | None = _config_field(
+        1.3, "Replaces horizontal_rho: the value as a multiple of uniform attention, 1 / number of patch tokens."
+    )
+    scorenet_pooling: str = _config_field(
+        AUTO,
+        "Pooling of ScoreNet's input tokens; auto: the pooling of the model's classifier.",
+        (AUTO, *SCORENET_POOLINGS),
+    )
     scorenet_loss_weight: float = _config_field(1.0, "Weight of ScoreNet's loss in the training loss (lambda).")
     scorenet_detach: bool = _config_field(True, "Detach ScoreNet's input, so that its loss trains ScoreNet only.")
     vertical_layers: list[int] = _config_field(
@@ -50,7 +71,10 @@ class TokenMixupConfigMixin:
         "attention", "Saliency of a token: attention, gradient of the loss, or random.", SALIENCY_DETECTORS
     )
     saliency_query: str = _config_field(
-        "cls", "Queries of the attention saliency: the CLS token, or the mean over all tokens.", SALIENCY_QUERIES
+        AUTO,
+        "Queries of the attention saliency: the CLS token, or the mean over all tokens; auto: cls if the model's "
+        "classifier reads the CLS token, otherwise mean.",
+        (AUTO, *SALIENCY_QUERIES),
     )
     rollout_steps: int = _config_field(0, "Number of additional layers in the attention rollout.")
     saliency_route: str = _config_field(
@@ -83,8 +107,70 @@ class TokenMixupConfigMixin:
     if TYPE_CHECKING:
         # Defined by the configuration of the model family.
         num_hidden_layers: int
+        num_labels: int
         num_prefix_tokens: int
         num_patch_tokens: int
+        # How the classifier pools its input: `"cls"`, `"mean"` or `"attention"`.
+        classifier_pooling: str
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        # transformers has made the class a dataclass here. A generated `__init__` cannot tell None from no value.
+        cls.__init__ = _replace_default_thresholds(cls.__init__)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        for absolute, relative in RELATIVE_THRESHOLDS.items():
+            # None is a value of `horizontal_tau` (all images), and no value of the other thresholds.
+            if name == absolute and (value is not None or absolute == "horizontal_tau"):
+                super().__setattr__(relative, None)
+            elif name == relative and value is not None:
+                super().__setattr__(absolute, None)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """Create a configuration, as in `PreTrainedConfig.from_dict`. A threshold among `kwargs` replaces both forms.
+
+        Args:
+            config_dict: attributes, such as those of a config.json.
+            kwargs: as in `PreTrainedConfig.from_dict`, including attributes of the configuration.
+
+        Raises:
+            ValueError: if both forms of a threshold are given.
+        """
+        _validate_exclusive(kwargs)
+        # transformers sets the attributes in this order, and the last form of a threshold that is set applies.
+        kwargs = dict(sorted(kwargs.items(), key=lambda item: item[0] in RELATIVE_THRESHOLDS.values()))
+        return super().from_dict(config_dict, **kwargs)
+
+    @property
+    def effective_tau(self) -> float | None:
+        """Images with a ScoreNet loss below this value, in nats, are easy; None: all images."""
+        if self.horizontal_tau_relative is None:
+            return self.horizontal_tau
+        return self.horizontal_tau_relative * math.log(self.num_labels)
+
+    def effective_rho(self, num_patch_tokens: int) -> float:
+        """Return the minimum saliency gain of a replaced token.
+
+        Args:
+            num_patch_tokens: T, which depends on the image size.
+        """
+        if self.horizontal_rho_relative is None:
+            return self.horizontal_rho
+        return self.horizontal_rho_relative / num_patch_tokens
+
+    @property
+    def effective_saliency_query(self) -> str:
+        """`saliency_query`, with `"auto"` resolved for the classifier of the model."""
+        if self.saliency_query != AUTO:
+            return self.saliency_query
+        return "cls" if self.classifier_pooling == "cls" else "mean"
+
+    @property
+    def effective_scorenet_pooling(self) -> str:
+        """`scorenet_pooling`, with `"auto"` resolved for the classifier of the model."""
+        return self.classifier_pooling if self.scorenet_pooling == AUTO else self.scorenet_pooling
 
     @property
     def tokenmixup_enabled(self) -> bool:
@@ -107,9 +193,9 @@ class TokenMixupConfigMixin:
         Raises:
             ValueError: if a setting is out of range or does not fit the model.
         """
-        validate_choice("scorenet_pooling", self.scorenet_pooling, SCORENET_POOLINGS)
+        validate_choice("scorenet_pooling", self.scorenet_pooling, (AUTO, *SCORENET_POOLINGS))
         validate_choice("saliency_detector", self.saliency_detector, SALIENCY_DETECTORS)
-        validate_choice("saliency_query", self.saliency_query, SALIENCY_QUERIES)
+        validate_choice("saliency_query", self.saliency_query, (AUTO, *SALIENCY_QUERIES))
         validate_choice("saliency_route", self.saliency_route, SALIENCY_ROUTES)
         validate_choice("assignment", self.assignment, ASSIGNMENTS)
         validate_choice("token_selection", self.token_selection, TOKEN_SELECTIONS)
@@ -134,10 +220,8 @@ class TokenMixupConfigMixin:
                 f"assignment_group_size={group} requires assignment='optimal', got assignment='random'. Set "
                 "assignment_group_size=None."
             )
-        self._validate_non_negative("horizontal_rho", self.horizontal_rho)
+        self._validate_thresholds()
         self._validate_non_negative("scorenet_loss_weight", self.scorenet_loss_weight)
-        if self.horizontal_tau is not None:
-            self._validate_non_negative("horizontal_tau", self.horizontal_tau, " (None makes all images easy)")
         # Without vertical layers, the default kappa is valid for a model with fewer patch tokens, too.
         max_kappa = self.num_patch_tokens if self.vertical_layers else max(self.num_patch_tokens, _DEFAULT_KAPPA)
         self._validate_integer_range("vertical_kappa", self.vertical_kappa, max_kappa, "the number of patch tokens")
@@ -155,6 +239,30 @@ class TokenMixupConfigMixin:
             for name, alternatives in (("scorenet_pooling", "'attention' or 'mean'"), ("saliency_query", "'mean'")):
                 if getattr(self, name) == "cls":
                     raise ValueError(f"{name}='cls' needs a CLS token, but this model has none. Use {alternatives}.")
+
+    def _validate_thresholds(self) -> None:
+        if self.horizontal_rho is None and self.horizontal_rho_relative is None:
+            raise ValueError("horizontal_rho or horizontal_rho_relative must be a number, got None for both.")
+        for pair in RELATIVE_THRESHOLDS.items():
+            for name in pair:
+                note = " (None makes all images easy)" if "tau" in name else ""
+                if getattr(self, name) is not None:
+                    self._validate_non_negative(name, getattr(self, name), note)
+        if not self.horizontal_layers:
+            return
+        off = "Set horizontal_layers=[] to turn HTM off."
+        for name in ("horizontal_tau", "horizontal_tau_relative"):
+            if getattr(self, name) == 0:
+                raise ValueError(f"{name} must be above 0, got 0: no image would be easy. None makes all easy. {off}")
+        limits = {"horizontal_rho": 1, "horizontal_rho_relative": self.num_patch_tokens}
+        for name, limit in limits.items():
+            value = getattr(self, name)
+            if value is not None and value >= limit:
+                meaning = "" if limit == 1 else ", the number of patch tokens"
+                raise ValueError(
+                    f"{name} must be below {limit}{meaning}, got {value}: saliency is a probability, so no token "
+                    f"would be replaced. {off}"
+                )
 
     def _validate_layer_indices(self, name: str, first: int) -> None:
         layers, last = getattr(self, name), self.num_hidden_layers - 1
@@ -179,6 +287,29 @@ class TokenMixupConfigMixin:
     def _validate_integer_range(name: str, value: object, maximum: int, meaning: str) -> None:
         if not (_is_integer(value) and 0 <= value <= maximum):
             raise ValueError(f"{name} must be an integer between 0 and {maximum} ({meaning}), got {value!r}.")
+
+
+def _replace_default_thresholds(init: Callable) -> Callable:
+    """Wrap `__init__` so that an absolute threshold, None included, replaces the default of the relative form."""
+
+    @functools.wraps(init)
+    def wrapped(self, *args, **kwargs):
+        _validate_exclusive(kwargs)
+        for absolute, relative in RELATIVE_THRESHOLDS.items():
+            if absolute in kwargs and (kwargs[absolute] is not None or absolute == "horizontal_tau"):
+                kwargs.setdefault(relative, None)
+        init(self, *args, **kwargs)
+
+    return wrapped
+
+
+def _validate_exclusive(given: Mapping[str, Any]) -> None:
+    for absolute, relative in RELATIVE_THRESHOLDS.items():
+        if given.get(absolute) is not None and given.get(relative) is not None:
+            raise ValueError(
+                f"`{absolute}={given[absolute]}` and `{relative}={given[relative]}` are two forms of one threshold. "
+                "Remove one of them."
+            )
 
 
 def _is_integer(value: object) -> TypeGuard[int]:

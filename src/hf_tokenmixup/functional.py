@@ -353,13 +353,37 @@ def mix_targets(
         tensor([[0.2500, 0.7500],
                 [0.0000, 1.0000]])
     """
-    targets, saliency = upcast_to_float32(targets), upcast_to_float32(saliency)
-    retained = torch.where(replaced, 0.0, saliency).sum(dim=1, keepdim=True)
-    received = torch.where(replaced, saliency[partner], 0.0).sum(dim=1, keepdim=True)
+    retained, received = label_weights(saliency, partner, replaced)
+    targets = upcast_to_float32(targets)
+    return retained[:, None].to(targets.dtype) * targets + received[:, None].to(targets.dtype) * targets[partner]
+
+
+def label_weights(
+    saliency: torch.Tensor, partner: torch.Tensor, replaced: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights of an image's own label and of its partner's label, Eq. (11): retained and received saliency.
+
+    Args:
+        saliency: (B, T) saliency of the patch tokens. A tensor of ones weights by the number of tokens.
+        partner: (B,) int64 index of the partner.
+        replaced: (B, T) bool, the replaced patch tokens.
+
+    Returns:
+        (B,) weight of the own label and (B,) weight of the partner's label, with a sum of 1, in float32 or float64.
+        The weights are 1 and 0 if no token is replaced, or if the total saliency is zero or not finite.
+
+    Example:
+        >>> saliency = torch.tensor([[0.25, 0.25], [0.75, 0.25]])
+        >>> replaced = torch.tensor([[True, False], [False, False]])
+        >>> label_weights(saliency, torch.tensor([1, 1]), replaced)
+        (tensor([0.2500, 1.0000]), tensor([0.7500, 0.0000]))
+    """
+    saliency = upcast_to_float32(saliency)
+    retained = torch.where(replaced, 0.0, saliency).sum(dim=1)
+    received = torch.where(replaced, saliency[partner], 0.0).sum(dim=1)
     total = retained + received
-    mixed = (retained / total).to(targets.dtype) * targets + (received / total).to(targets.dtype) * targets[partner]
-    changed = replaced.any(dim=1, keepdim=True) & total.isfinite() & (total > 0)
-    return torch.where(changed, mixed, targets)
+    changed = replaced.any(dim=1) & total.isfinite() & (total > 0)
+    return torch.where(changed, retained / total, 1.0), torch.where(changed, received / total, 0.0)
 
 
 def horizontal_mix(

@@ -94,7 +94,7 @@ def horizontal_mix_from_config(
         saliency: (B, T) saliency of the patch tokens.
         easy: (B,) bool, the images to mix.
         config: model configuration.
-        rho: minimum saliency gain of a replaced token, instead of `config.horizontal_rho`.
+        rho: minimum saliency gain of a replaced token, instead of the configuration's.
         generator: random number generator of the random choices; None uses torch's default generator.
     """
     return horizontal_mix(
@@ -102,7 +102,7 @@ def horizontal_mix_from_config(
         targets,
         saliency,
         easy,
-        config.horizontal_rho if rho is None else rho,
+        config.effective_rho(saliency.shape[1]) if rho is None else rho,
         config.num_prefix_tokens,
         assignment=config.assignment,
         group_size=config.assignment_group_size,
@@ -126,7 +126,7 @@ def apply_horizontal_mixup(
         hidden: (B, N, D) input tokens of the layer.
         targets: (B, C) class distributions of the input tokens.
         saliency_fn: computes the saliency (B, T) of tokens (B, N, D).
-        config: model configuration. Images with a difficulty below `horizontal_tau` are easy. With `scorenet_detach`,
+        config: model configuration. Images with a difficulty below `effective_tau` are easy. With `scorenet_detach`,
             the gradient of ScoreNet's loss does not reach the tokens.
 
     Returns:
@@ -136,7 +136,7 @@ def apply_horizontal_mixup(
     logits = scorenet(hidden.detach() if config.scorenet_detach else hidden)
     loss = difficulty(logits, targets)
     image_difficulty = loss.detach()
-    tau = config.horizontal_tau
+    tau = config.effective_tau
     easy = torch.ones_like(image_difficulty, dtype=torch.bool) if tau is None else image_difficulty < tau
     saliency = saliency_fn(hidden.detach())
     mix = horizontal_mix_from_config(hidden, targets, saliency, easy, config)

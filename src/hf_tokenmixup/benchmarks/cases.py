@@ -18,7 +18,7 @@ MAX_FORWARD_BATCH = 64  # limits the memory for hidden states of all layers
 
 def clone_with_config(model: TokenMixupModelMixin, **settings: Any) -> TokenMixupModelMixin:
     """Copy a model with other TokenMixup settings. The copy shares the weights except those of its new ScoreNet."""
-    config = type(model.config).from_dict(model.config.to_dict() | settings)
+    config = type(model.config).from_dict(model.config.to_dict(), **settings)
     config._attn_implementation = model.config._attn_implementation
     clone = type(model)(config)
     weights = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if ".scorenet." not in name}
@@ -56,7 +56,7 @@ def layer_saliency(
         (B, T) saliency of the patch tokens.
     """
     layers, config = list(model.get_transformer_layers())[layer : layer + steps + 1], model.config
-    return attention_saliency(layers, hidden, config.num_prefix_tokens, config.saliency_query, route)
+    return attention_saliency(layers, hidden, config.num_prefix_tokens, config.effective_saliency_query, route)
 
 
 def detection_cases(

@@ -219,7 +219,9 @@ def build_parser(description: str = "") -> CliParser:
         elif setting.type in ("int | None", int | None):
             kwargs["type"] = optional_int
         flags = dict.fromkeys((f"--{setting.name}", f"--{setting.name.replace('_', '-')}"))
-        group.add_argument(*flags, help=f"{setting.metadata['help']} (new models: {default})", **kwargs)
+        group.add_argument(
+            *flags, help=f"{setting.metadata['help']} (new models: {_format_default(default)})", **kwargs
+        )
     parser = CliParser(
         TokenMixupTrainingArguments,
         parents=[shared],
@@ -235,6 +237,12 @@ def build_parser(description: str = "") -> CliParser:
         help="Show all options, transformers' TrainingArguments included.",
     )
     return parser
+
+
+def _format_default(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value)) or "empty"
+    return "none" if value is None else str(value)
 
 
 def parse_options(arguments: Sequence[str], description: str = "") -> ParsedArguments:

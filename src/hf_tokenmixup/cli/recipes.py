@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from ..configuration import OTHER_THRESHOLD_FORM
 from ..utils.text import did_you_mean
 from .parser import CliParser
 from .successors import REMOVED_VALUES, successor, successor_of_value
@@ -120,7 +121,7 @@ def merge_options(options: Mapping[str, Any], changes: Mapping[str, Any]) -> dic
 
     A JSON object is merged with the previous one key by key; an empty one replaces it. `deepspeed`, a complete
     configuration, is always replaced, and so is `lr_scheduler_kwargs` if `changes` has another scheduler. A value of
-    None removes an option, except `horizontal_tau`.
+    None removes an option, except `horizontal_tau`. One form of a threshold replaces the other form.
 
     Args:
         options: values by name. A JSON object is a dictionary, or a text.
@@ -131,6 +132,8 @@ def merge_options(options: Mapping[str, Any], changes: Mapping[str, Any]) -> dic
         if value is None and name not in _NULLABLE_OPTIONS:
             merged.pop(name, None)
             continue
+        if (other := OTHER_THRESHOLD_FORM.get(name)) not in changes:
+            merged.pop(other, None)
         together = _merge_objects(name, options, changes)
         merged[name] = _parse_object(value) if together is None else together
     return merged
@@ -177,7 +180,10 @@ def expand_recipe(arguments: Sequence[str], parser: ArgumentParser) -> list[str]
     options = load_valid_recipe(recipe, parser)
     actions = _actions_by_name(parser)
     expanded = ["--recipe", recipe]
+    typed_names = {get_option_name(word) for word in rest if word.startswith("--")}
     for name, value in options.items():
+        if OTHER_THRESHOLD_FORM.get(name) in typed_names:
+            continue
         expanded += [f"--{name}", *_to_cli_args(_split_value(actions[name], value))]
     objects = [name for name, value in options.items() if isinstance(value, dict)]
     typed = {name: take_option(name, rest)[0] for name in (*objects, *_DEPENDS_ON.values())}

@@ -94,8 +94,6 @@ def convert_weights(
                 "initialized."
             )
         tokenmixup_kwargs.setdefault("vertical_layers", _find_vertical_layers(weights))
-        if config_kwargs.get("pooling", "cls") == "cls":
-            config_kwargs |= {"scorenet_pooling": "cls", "saliency_query": "cls"}
         config_kwargs |= tokenmixup_kwargs
     config = model_class.config_class(**config_kwargs)
     logger.info("%d layers, hidden size %d", config.num_hidden_layers, config.hidden_size)

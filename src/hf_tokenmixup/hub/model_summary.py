@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 
-from ..configuration import TokenMixupConfigMixin
+from ..configuration import AUTO, RELATIVE_THRESHOLDS, TokenMixupConfigMixin
 from ..models import FAMILIES, height_and_width
 
 MAX_CLASS_NAMES = 20
@@ -139,11 +139,19 @@ def _active_settings(settings: TokenMixupConfigMixin) -> list[tuple[str, str, st
     inactive = tuple(
         prefix for prefixes, is_active in is_active_by_prefix.items() if not is_active for prefix in prefixes
     )
+    # A threshold is listed in the form that is set.
+    unset = {
+        absolute if getattr(settings, relative) is not None else relative
+        for absolute, relative in RELATIVE_THRESHOLDS.items()
+    }
     rows = []
     for item in dataclasses.fields(TokenMixupConfigMixin):
-        if not item.name.startswith(inactive):
-            value = getattr(settings, item.name)
-            rows.append((item.name, "none" if value is None else _format_value(value), item.metadata["help"]))
+        value = getattr(settings, item.name)
+        if not item.name.startswith(inactive) and item.name not in unset:
+            text = "none" if value is None else _format_value(value)
+            if value == AUTO and hasattr(settings, f"effective_{item.name}"):
+                text += f" ({getattr(settings, f'effective_{item.name}')})"
+            rows.append((item.name, text, item.metadata["help"]))
     return rows
 
 

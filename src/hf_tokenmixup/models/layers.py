@@ -48,7 +48,7 @@ class TokenMixupLayerMixin(nn.Module):
             self.scorenet = ScoreNet(
                 config.hidden_size,
                 config.num_labels,
-                pooling=config.scorenet_pooling,
+                pooling=config.effective_scorenet_pooling,
                 num_prefix_tokens=config.num_prefix_tokens,
             )
 
@@ -174,7 +174,7 @@ def detect_saliency(
     # The layers' own methods skip their dropout, but adapters of peft have a dropout of their own.
     with eval_mode(*(adapter for layer in layers for adapter in find_adapter_layers(layer))):
         return attention_saliency(
-            layers, hidden, config.num_prefix_tokens, config.saliency_query, config.saliency_route
+            layers, hidden, config.num_prefix_tokens, config.effective_saliency_query, config.saliency_route
         )
 
 

@@ -38,6 +38,11 @@ class TokenMixupViTConfig(TokenMixupConfigMixin, ViTConfig):
         return 1
 
     @property
+    def classifier_pooling(self) -> str:
+        """Pooling of the classifier's input: the CLS token."""
+        return "cls"
+
+    @property
     def num_patch_tokens(self) -> int:
         """T, the number of patch tokens at the configured image size."""
         rows, columns = self.token_grid(*height_and_width(self.image_size))

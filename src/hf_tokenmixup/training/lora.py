@@ -125,7 +125,7 @@ def get_modules_to_save(model: PreTrainedModel) -> list[str]:
     would freeze the classifier inside it and train a copy that is not used.
     """
     config = model.config
-    has_pooling = getattr(config, "horizontal_layers", None) and config.scorenet_pooling == "attention"
+    has_pooling = getattr(config, "horizontal_layers", None) and config.effective_scorenet_pooling == "attention"
     return ["classifier", "scorenet.attention"] if has_pooling else ["classifier"]
 
 
@@ -140,7 +140,7 @@ def check_scorenet_trainable(model: nn.Module) -> None:
         return
     active = set(adapters[0].active_adapters)
     for index, layer in enumerate(model.get_transformer_layers()):
-        if not layer.is_horizontal or layer.config.horizontal_tau is None:
+        if not layer.is_horizontal or layer.config.effective_tau is None:
             continue
         parameters = layer.scorenet.named_parameters()
         frozen = [name for name, parameter in parameters if not parameter.requires_grad and _is_active(name, active)]

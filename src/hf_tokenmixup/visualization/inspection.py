@@ -123,7 +123,7 @@ def saliency_maps(
     interpolation_kwargs = _interpolation_kwargs(model, pixel_values)
     with eval_mode(model):
         maps = {"gradient": model.compute_gradient_saliency(pixel_values, targets, **interpolation_kwargs)} | {
-            name: attention_saliency(through, hidden, config.num_prefix_tokens, config.saliency_query)
+            name: attention_saliency(through, hidden, config.num_prefix_tokens, config.effective_saliency_query)
             for name, through in (("1-step", layers[:1]), ("full rollout", layers))
         }
     return {name: _reshape_to_grid(model, saliency, pixel_values) for name, saliency in maps.items()}
@@ -166,9 +166,9 @@ def trace_horizontal_mixup(
     _validate_layer(model, layer)
     config = model.config
     targets = _to_soft_targets(model, targets, len(pixel_values))
-    rho = config.horizontal_rho if rho is None else rho
     hidden = layer_inputs(model, pixel_values)[layer]
     saliency = _detect_saliency(model, pixel_values, targets, hidden, layer, config.rollout_steps, generator)
+    rho = config.effective_rho(saliency.shape[1]) if rho is None else rho
     easy = _select_easy(model, hidden, targets, layer, tau)
     mix = horizontal_mix_from_config(hidden, targets, saliency, easy, config, rho=rho, generator=generator)
     return HorizontalMixTrace(

@@ -14,8 +14,6 @@ from .modeling_cct import CctAttention, CctForImageClassification, CctLayer
 class TokenMixupCctConfig(TokenMixupConfigMixin, CctConfig):
     """`CctConfig` with the settings of TokenMixup.
 
-    CCT models have no CLS token by default, so `scorenet_pooling` is `"attention"` and `saliency_query` is `"mean"`.
-
     Args:
         kwargs: attributes of `hf_tokenmixup.configuration.TokenMixupConfigMixin` and of `CctConfig`.
 
@@ -26,12 +24,14 @@ class TokenMixupCctConfig(TokenMixupConfigMixin, CctConfig):
     # Training checkpoints are loaded with this package, so no code is saved with them.
     _auto_class = None
 
-    scorenet_pooling: str = "attention"
-    saliency_query: str = "mean"
-
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         self.validate_tokenmixup_config()
+
+    @property
+    def classifier_pooling(self) -> str:
+        """Pooling of the classifier's input: the CLS token, or attention over all tokens (sequence pooling)."""
+        return "cls" if self.pooling == "cls" else "attention"
 
     def token_grid(self, height: int, width: int) -> tuple[int, int]:
         """Return the rows and columns of patch tokens for an image size in pixels."""
