@@ -141,7 +141,7 @@ class TokenMixupConfigMixin:
         _validate_exclusive(kwargs)
         # transformers sets the attributes in this order, and the last form of a threshold that is set applies.
         kwargs = dict(sorted(kwargs.items(), key=lambda item: item[0] in RELATIVE_THRESHOLDS.values()))
-        return super().from_dict(config_dict, **kwargs)
+        return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
 
     @property
     def effective_tau(self) -> float | None:
@@ -156,9 +156,9 @@ class TokenMixupConfigMixin:
         Args:
             num_patch_tokens: T, which depends on the image size.
         """
-        if self.horizontal_rho_relative is None:
+        if self.horizontal_rho is not None:
             return self.horizontal_rho
-        return self.horizontal_rho_relative / num_patch_tokens
+        return (self.horizontal_rho_relative or 0.0) / num_patch_tokens
 
     @property
     def effective_saliency_query(self) -> str:

@@ -41,6 +41,20 @@ class HorizontalMix(NamedTuple):
     replaced: torch.Tensor
 
 
+class MixStatistics(NamedTuple):
+    """Statistics of `horizontal_mix` per image.
+
+    Attributes:
+        partner_weight: (B,) weight of the partner's label, Eq. (11); 0 for an image that is not mixed.
+        gain: (B,) saliency gain from the image's partner, Eq. (6).
+        random_gain: (B,) expected saliency gain from a random image of the batch.
+    """
+
+    partner_weight: torch.Tensor
+    gain: torch.Tensor
+    random_gain: torch.Tensor
+
+
 def validate_choice(name: str, value: object, allowed: Sequence[str]) -> None:
     """Raise a `ValueError` unless `value` is one of the allowed values.
 
@@ -353,9 +367,7 @@ def mix_targets(
         tensor([[0.2500, 0.7500],
                 [0.0000, 1.0000]])
     """
-    retained, received = label_weights(saliency, partner, replaced)
-    targets = upcast_to_float32(targets)
-    return retained[:, None].to(targets.dtype) * targets + received[:, None].to(targets.dtype) * targets[partner]
+    return _mix_by_weights(targets, partner, *label_weights(saliency, partner, replaced))
 
 
 def label_weights(
@@ -435,6 +447,40 @@ def horizontal_mix(
         >>> mix.partner
         tensor([1, 1])
     """
+    return horizontal_mix_with_statistics(
+        hidden,
+        targets,
+        saliency,
+        easy,
+        rho,
+        num_prefix_tokens,
+        assignment=assignment,
+        group_size=group_size,
+        token_selection=token_selection,
+        relabel=relabel,
+        generator=generator,
+    )[0]
+
+
+def horizontal_mix_with_statistics(
+    hidden: torch.Tensor,
+    targets: torch.Tensor,
+    saliency: torch.Tensor,
+    easy: torch.Tensor,
+    rho: float,
+    num_prefix_tokens: int,
+    *,
+    assignment: str = "optimal",
+    group_size: int | None = None,
+    token_selection: str = "saliency",
+    relabel: str = "saliency",
+    generator: torch.Generator | None = None,
+) -> tuple[HorizontalMix, MixStatistics]:
+    """Horizontal TokenMixup with statistics per image. Arguments and errors are those of `horizontal_mix`.
+
+    Returns:
+        A `HorizontalMix` and its `MixStatistics`.
+    """
     validate_choice("assignment", assignment, ASSIGNMENTS)
     validate_choice("token_selection", token_selection, TOKEN_SELECTIONS)
     validate_choice("relabel", relabel, RELABELS)
@@ -444,19 +490,25 @@ def horizontal_mix(
     with torch.no_grad():
         saliency = upcast_to_float32(saliency)
         if assignment == "optimal":
-            partner = optimal_assignment(saliency_gain(saliency, rho), easy, group_size)
+            gains = saliency_gain(saliency, rho)
+            partner = optimal_assignment(gains, easy, group_size)
+            gain, random_gain = gains.gather(1, partner[:, None])[:, 0], gains.mean(dim=1)
         else:
             partner = random_assignment(easy, generator)
+            gain = (saliency[partner] - saliency - rho).clamp(min=0).sum(dim=1)
+            random_gain = gain
         replaced = replace_mask(saliency, partner, rho)
         if token_selection == "random":
             replaced = random_replace_mask(replaced, generator)
         weight = saliency if relabel == "saliency" else torch.ones_like(saliency)
-    return HorizontalMix(
+        retained_weight, partner_weight = label_weights(weight, partner, replaced)
+    mix = HorizontalMix(
         hidden=mix_tokens(hidden, partner, replaced, num_prefix_tokens),
-        targets=mix_targets(targets, weight, partner, replaced),
+        targets=_mix_by_weights(targets, partner, retained_weight, partner_weight),
         partner=partner,
         replaced=replaced,
     )
+    return mix, MixStatistics(partner_weight, gain, random_gain)
 
 
 def select_salient_tokens(
@@ -557,6 +609,14 @@ def gather_tokens(hidden: torch.Tensor, image: torch.Tensor, token: torch.Tensor
     rows = image * hidden.shape[1] + token
     # `index_select` copies complete rows, also in backward. It is several times faster than `gather` or `where`.
     return hidden.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, rows.shape)
+
+
+def _mix_by_weights(
+    targets: torch.Tensor, partner: torch.Tensor, retained_weight: torch.Tensor, partner_weight: torch.Tensor
+) -> torch.Tensor:
+    targets = upcast_to_float32(targets)
+    retained_weight, partner_weight = retained_weight.to(targets.dtype), partner_weight.to(targets.dtype)
+    return retained_weight[:, None] * targets + partner_weight[:, None] * targets[partner]
 
 
 def _validate_saliency_shape(hidden: torch.Tensor, saliency: torch.Tensor, num_prefix_tokens: int) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import nn
 
-from .functional import HorizontalMix, difficulty, horizontal_mix, validate_choice
+from .functional import HorizontalMix, MixStatistics, difficulty, horizontal_mix_with_statistics, validate_choice
 
 if TYPE_CHECKING:
     from .configuration import TokenMixupConfigMixin
@@ -24,6 +24,7 @@ class HorizontalMixRecord(NamedTuple):
         saliency: (B, T) saliency of the tokens before mixing.
         partner: (B,) int64 index of each image's partner.
         replaced: (B, T) bool, True where a patch token was replaced by the partner's token.
+        statistics: label weights and saliency gains per image.
     """
 
     scorenet_logits: torch.Tensor
@@ -32,6 +33,7 @@ class HorizontalMixRecord(NamedTuple):
     saliency: torch.Tensor
     partner: torch.Tensor
     replaced: torch.Tensor
+    statistics: MixStatistics
 
 
 class ScoreNet(nn.Module):
@@ -85,8 +87,8 @@ def horizontal_mix_from_config(
     *,
     rho: float | None = None,
     generator: torch.Generator | None = None,
-) -> HorizontalMix:
-    """Call `hf_tokenmixup.functional.horizontal_mix` with the settings of a configuration.
+) -> tuple[HorizontalMix, MixStatistics]:
+    """Call `hf_tokenmixup.functional.horizontal_mix_with_statistics` with the settings of a configuration.
 
     Args:
         hidden: (B, N, D) tokens.
@@ -97,7 +99,7 @@ def horizontal_mix_from_config(
         rho: minimum saliency gain of a replaced token, instead of the configuration's.
         generator: random number generator of the random choices; None uses torch's default generator.
     """
-    return horizontal_mix(
+    return horizontal_mix_with_statistics(
         hidden,
         targets,
         saliency,
@@ -139,6 +141,6 @@ def apply_horizontal_mixup(
     tau = config.effective_tau
     easy = torch.ones_like(image_difficulty, dtype=torch.bool) if tau is None else image_difficulty < tau
     saliency = saliency_fn(hidden.detach())
-    mix = horizontal_mix_from_config(hidden, targets, saliency, easy, config)
-    record = HorizontalMixRecord(logits, image_difficulty, easy, saliency, mix.partner, mix.replaced)
+    mix, statistics = horizontal_mix_from_config(hidden, targets, saliency, easy, config)
+    record = HorizontalMixRecord(logits, image_difficulty, easy, saliency, mix.partner, mix.replaced, statistics)
     return mix.hidden, mix.targets, loss, record

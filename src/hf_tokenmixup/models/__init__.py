@@ -12,7 +12,7 @@ from .cct import (
 from .cct.configuration_cct import height_and_width
 from .heads import class_names
 from .modeling_tokenmixup import TokenMixupModelMixin
-from .outputs import AVERAGED_METRICS, TokenMixupOutput
+from .outputs import AVERAGED_METRICS, TokenMixupOutput, summarize_mixing_metrics
 from .peft_utils import find_adapter_layers, merge_adapters
 from .positions import border_hint
 from .task import validate_evaluated_task, validate_single_label
@@ -41,4 +41,5 @@ __all__ = [
     "validate_single_label",
     "load_config_dict",
     "merge_adapters",
+    "summarize_mixing_metrics",
 ]

@@ -289,7 +289,7 @@ class TokenMixupModelMixin(ActivationCheckpointing, AdapterMethods):
             scorenet_loss=scorenet_loss,
             scorenet_logits=tuple(record.scorenet_logits for record in context.horizontal_records) or None,
             horizontal=tuple(context.horizontal_records) or None,
-            mixing_metrics=context.compute_mixing_metrics(),
+            mixing_metrics=context.compute_mixing_metrics(outputs.logits),
         )
 
 

@@ -1,6 +1,6 @@
 """Output of a training forward pass, and the context that its layers share."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -8,11 +8,20 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from ..functional import soft_cross_entropy
 from ..horizontal import HorizontalMixRecord
 from ..vertical import VerticalMemory
 
 # Mixing metrics that are means over images. The others are sums over images.
-AVERAGED_METRICS = ("difficulty", "scorenet_loss")
+AVERAGED_METRICS = ("classification_loss", "difficulty", "scorenet_loss", "target_entropy")
+# Metrics that are ratios of two sums, by name.
+_FRACTIONS = (
+    ("replaced_fraction", "replaced_tokens", "mixed_sample_tokens"),
+    ("label_mass_moved", "partner_label_weight", "mixed_samples"),
+    ("saliency_gain", "saliency_gain", "easy_samples"),
+    ("random_saliency_gain", "random_saliency_gain", "easy_samples"),
+)
+_FRACTION_TERMS = ("mixed_sample_tokens", "partner_label_weight", "saliency_gain", "random_saliency_gain")
 
 
 @dataclass
@@ -26,10 +35,13 @@ class TokenMixupOutput(ImageClassifierOutput):
         scorenet_loss: () cross-entropy of ScoreNet, summed over horizontal layers; None without horizontal layers.
         scorenet_logits: class scores (B, C) of ScoreNet for each horizontal layer.
         horizontal: record of each horizontal layer.
-        mixing_metrics: scalar tensors for logging, on the device of the model. Horizontal layers give `scorenet_loss`,
-            and the means over these layers of `easy_samples`, `mixed_samples`, `replaced_tokens` (number in the batch)
-            and `difficulty` (nats). Vertical layers give `vertical_tokens`, the number of tokens collected in the
-            batch.
+        mixing_metrics: scalar tensors () for logging, on the device of the model. `classification_loss` (nats) is the
+            cross-entropy with the mixed targets, and `target_entropy` (nats) the mean entropy of these targets.
+            Horizontal layers give `scorenet_loss` (nats), the sum over these layers, and as means over these layers:
+            `difficulty` (nats), and the sums over the batch `easy_samples`, `mixed_samples`, `replaced_tokens`,
+            `mixed_sample_tokens` (all patch tokens of mixed images), `partner_label_weight`, and `saliency_gain` and
+            `random_saliency_gain` of easy images. Vertical layers give `vertical_tokens`, the number of tokens
+            collected in the batch. `hf_tokenmixup.models.outputs.summarize_mixing_metrics` computes fractions.
     """
 
     targets: torch.Tensor | None = None
@@ -96,17 +108,67 @@ class TokenMixupContext:
         self.scorenet_losses: list[torch.Tensor] = []
         self.horizontal_records: list[HorizontalMixRecord] = []
 
-    def compute_mixing_metrics(self) -> dict[str, torch.Tensor]:
-        """Compute the scalar tensors for logging, see `TokenMixupOutput`. They stay on the device."""
-        metrics = {}
-        if self.horizontal_records:
-            records = self.horizontal_records
-            replaced = torch.stack([record.replaced for record in records])  # (layers, B, T)
-            metrics["scorenet_loss"] = torch.stack(self.scorenet_losses).detach().mean(dim=1).sum()
-            metrics["easy_samples"] = torch.stack([record.easy for record in records]).sum() / len(records)
-            metrics["mixed_samples"] = replaced.any(dim=2).sum() / len(records)
-            metrics["replaced_tokens"] = replaced.sum() / len(records)
-            metrics["difficulty"] = torch.stack([record.difficulty for record in records]).mean()
-        if self.memory.num_tokens:
-            metrics["vertical_tokens"] = self.targets.new_full((), len(self.targets) * self.memory.num_tokens)
+    def compute_mixing_metrics(self, logits: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Compute the scalar tensors for logging, see `TokenMixupOutput`. They stay on the device.
+
+        Args:
+            logits: (B, C) class scores.
+        """
+        with torch.no_grad():
+            metrics = {
+                "classification_loss": soft_cross_entropy(logits, self.targets).mean(),
+                "target_entropy": torch.special.entr(self.targets).sum(dim=1).mean(),
+            }
+            if self.horizontal_records:
+                metrics |= self._compute_horizontal_metrics()
+            if self.memory.num_tokens:
+                metrics["vertical_tokens"] = self.targets.new_full((), len(self.targets) * self.memory.num_tokens)
         return metrics
+
+    def _compute_horizontal_metrics(self) -> dict[str, torch.Tensor]:
+        records = self.horizontal_records
+        easy = torch.stack([record.easy for record in records])  # (layers, B)
+        replaced = torch.stack([record.replaced for record in records])  # (layers, B, T)
+        mixed_samples = replaced.any(dim=2).sum() / len(records)
+        statistics = torch.stack([torch.stack(record.statistics) for record in records])  # (layers, 3, B)
+        partner_weight, gain, random_gain = torch.where(easy[:, None], statistics, 0.0).sum(dim=(0, 2)) / len(records)
+        return {
+            "scorenet_loss": torch.stack(self.scorenet_losses).mean(dim=1).sum(),
+            "easy_samples": easy.sum() / len(records),
+            "mixed_samples": mixed_samples,
+            "replaced_tokens": replaced.sum() / len(records),
+            "mixed_sample_tokens": mixed_samples * replaced.shape[2],
+            "difficulty": torch.stack([record.difficulty for record in records]).mean(),
+            "partner_label_weight": partner_weight,
+            "saliency_gain": gain,
+            "random_saliency_gain": random_gain,
+        }
+
+
+def summarize_mixing_metrics(sums: Mapping[str, float], num_images: float, num_steps: float) -> dict[str, float]:
+    """Metrics of an optimizer step for the log, averaged over steps.
+
+    Args:
+        sums: sums over forward passes of `TokenMixupOutput.mixing_metrics`. Those that are means over images
+            (`AVERAGED_METRICS`) are multiplied by the number of images before.
+        num_images: number of images in these forward passes.
+        num_steps: number of optimizer steps.
+
+    Returns:
+        `AVERAGED_METRICS` as means over images; the numbers `easy_samples`, `mixed_samples`, `replaced_tokens` and
+        `vertical_tokens` per step; and the fractions `mixed_fraction` (mixed images among all images),
+        `replaced_fraction` (replaced tokens among the tokens of mixed images) and `label_mass_moved` (mean weight of
+        the partner's label in mixed images). `saliency_gain` and `random_saliency_gain` are means over easy images. A
+        mean over no images is missing.
+    """
+    metrics = {
+        name: total / (max(1, num_images) if name in AVERAGED_METRICS else num_steps)
+        for name, total in sums.items()
+        if name not in _FRACTION_TERMS
+    }
+    if "mixed_samples" in sums:
+        metrics["mixed_fraction"] = sums["mixed_samples"] / max(1, num_images)
+    for name, numerator, denominator in _FRACTIONS:
+        if sums.get(denominator):
+            metrics[name] = sums[numerator] / sums[denominator]
+    return metrics

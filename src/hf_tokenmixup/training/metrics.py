@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ..models import AVERAGED_METRICS
+from ..models import AVERAGED_METRICS, summarize_mixing_metrics
 
 
 class MixingMetrics:
@@ -42,10 +42,7 @@ class MixingMetrics:
         if not self._steps:
             return {}
         totals = self._totals(accelerator)
-        return {
-            name: total / max(1, totals["images"] if name in AVERAGED_METRICS else self._steps)
-            for name, total in totals["sums"].items()
-        }
+        return summarize_mixing_metrics(totals["sums"], totals["images"], self._steps)
 
     def state_dict(self, accelerator: Accelerator) -> dict[str, Any]:
         """Return the sums since the last log line as JSON values. A collective operation."""

@@ -170,7 +170,7 @@ def trace_horizontal_mixup(
     saliency = _detect_saliency(model, pixel_values, targets, hidden, layer, config.rollout_steps, generator)
     rho = config.effective_rho(saliency.shape[1]) if rho is None else rho
     easy = _select_easy(model, hidden, targets, layer, tau)
-    mix = horizontal_mix_from_config(hidden, targets, saliency, easy, config, rho=rho, generator=generator)
+    mix, _ = horizontal_mix_from_config(hidden, targets, saliency, easy, config, rho=rho, generator=generator)
     return HorizontalMixTrace(
         layer=layer,
         rho=rho,
