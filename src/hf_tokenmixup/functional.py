@@ -492,6 +492,7 @@ def horizontal_mix_with_statistics(
         if assignment == "optimal":
             gains = saliency_gain(saliency, rho)
             partner = optimal_assignment(gains, easy, group_size)
+            gains = gains.to(saliency.dtype)
             gain, random_gain = gains.gather(1, partner[:, None])[:, 0], gains.mean(dim=1)
         else:
             partner = random_assignment(easy, generator)
