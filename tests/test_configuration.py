@@ -3,9 +3,10 @@
 import json
 
 import pytest
+import torch
 from transformers import AutoConfig, ViTConfig
 
-from hf_tokenmixup.models import TokenMixupViTConfig, TokenMixupViTForImageClassification
+from hf_tokenmixup.models import TokenMixupCctConfig, TokenMixupViTConfig, TokenMixupViTForImageClassification
 
 SIZE = {"num_hidden_layers": 4, "hidden_size": 8, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
 
@@ -31,14 +32,28 @@ SIZE = {"num_hidden_layers": 4, "hidden_size": 8, "num_attention_heads": 2, "ima
             "horizontal_tau must be a finite number of at least 0 .None makes all",
         ),
         ({"horizontal_tau": "1.0"}, "horizontal_tau must be a finite number"),
+        ({"horizontal_rho_relative": -1}, "horizontal_rho_relative must be a finite number of at least 0, got -1"),
+        ({"horizontal_layers": [1], "horizontal_rho": 1.0}, "horizontal_rho must be below 1, got 1.0: .* no token"),
+        (
+            {"horizontal_layers": [1], "horizontal_rho_relative": 16},
+            "horizontal_rho_relative must be below 16, the number of patch tokens, got 16: .* no token",
+        ),
+        ({"horizontal_layers": [1], "horizontal_tau": 0}, "horizontal_tau must be above 0, got 0: no image"),
+        ({"horizontal_layers": [1], "horizontal_tau_relative": 0.0}, "horizontal_tau_relative must be above 0, got 0"),
+        (
+            {"horizontal_rho": 0.01, "horizontal_rho_relative": 1.5},
+            "`horizontal_rho=0.01` and `horizontal_rho_relative=1.5` are two forms of one threshold",
+        ),
+        ({"horizontal_tau": 1.0, "horizontal_tau_relative": 0.5}, "two forms of one threshold. Remove one"),
+        ({"horizontal_rho_relative": None}, "horizontal_rho or horizontal_rho_relative must be a number, got None"),
         ({"scorenet_loss_weight": -1}, "scorenet_loss_weight must be a finite number of at least 0, got -1"),
         ({"vertical_kappa": -1}, r"vertical_kappa must be an integer between 0 and 16 \(the number of patch tokens\)"),
         ({"vertical_kappa": 17}, "got 17"),
         ({"vertical_kappa": 1.5}, "got 1.5"),
         ({"rollout_steps": 2, "horizontal_layers": [2]}, "rollout_steps must be an integer between 0 and 1"),
         ({"rollout_steps": -1}, "rollout_steps"),
-        ({"scorenet_pooling": "max"}, "scorenet_pooling must be one of 'cls', 'mean', 'attention', got 'max'"),
-        ({"saliency_query": "all"}, "saliency_query must be one of 'cls', 'mean', got 'all'"),
+        ({"scorenet_pooling": "max"}, "scorenet_pooling must be one of 'auto', 'cls', 'mean', 'attention', got 'max'"),
+        ({"saliency_query": "all"}, "saliency_query must be one of 'auto', 'cls', 'mean', got 'all'"),
         ({"saliency_route": "fast"}, "saliency_route must be one of 'auto', 'output_attentions', got 'fast'"),
         ({"assignment": "greedy"}, "assignment must be one of 'optimal', 'random', got 'greedy'"),
         ({"token_selection": "top"}, "token_selection must be one of"),
@@ -71,17 +86,70 @@ def test_config_invalid_setting_raises(settings, message, tmp_path):
 
 
 class WithoutCls(TokenMixupViTConfig):
-    @property
-    def num_prefix_tokens(self):
-        return 0
+    num_prefix_tokens = 0
+    classifier_pooling = "mean"
 
 
 def test_config_cls_choice_without_cls_token_raises():
     with pytest.raises(ValueError, match="scorenet_pooling='cls' needs a CLS token.*'attention' or 'mean'"):
-        WithoutCls(**SIZE)
+        WithoutCls(**SIZE, scorenet_pooling="cls")
     with pytest.raises(ValueError, match="saliency_query='cls' needs a CLS token.*'mean'"):
-        WithoutCls(**SIZE, scorenet_pooling="mean")
-    WithoutCls(**SIZE, scorenet_pooling="attention", saliency_query="mean")
+        WithoutCls(**SIZE, saliency_query="cls")
+
+
+@pytest.mark.parametrize(
+    "config, query, pooling",
+    [
+        (TokenMixupViTConfig(**SIZE), "cls", "cls"),
+        (WithoutCls(**SIZE), "mean", "mean"),
+        (TokenMixupCctConfig(), "mean", "attention"),
+        (TokenMixupCctConfig(pooling="cls"), "cls", "cls"),
+        (TokenMixupViTConfig(**SIZE, saliency_query="mean", scorenet_pooling="attention"), "mean", "attention"),
+    ],
+)
+def test_config_auto_follows_what_the_classifier_reads(config, query, pooling):
+    assert (config.effective_saliency_query, config.effective_scorenet_pooling) == (query, pooling)
+
+
+@pytest.mark.parametrize("classes", [2, 10, 1000])
+def test_effective_thresholds_are_multiples_of_uniform_attention_and_of_the_loss_of_a_guess(classes):
+    config = TokenMixupViTConfig(**SIZE, num_labels=classes, horizontal_rho_relative=1.5, horizontal_tau_relative=0.5)
+    assert config.effective_rho(16) == 1.5 / 16 and config.effective_rho(196) == 1.5 / 196
+    guess = torch.nn.functional.cross_entropy(torch.zeros(1, classes), torch.zeros(1, dtype=torch.long)).item()
+    assert config.effective_tau == pytest.approx(0.5 * guess)
+
+
+def test_effective_thresholds_absolute_form_does_not_depend_on_tokens_or_classes():
+    config = TokenMixupViTConfig(**SIZE, num_labels=7, horizontal_rho=0.01, horizontal_tau=1.0)
+    assert config.effective_rho(16) == config.effective_rho(196) == 0.01 and config.effective_tau == 1.0
+
+
+def test_config_one_form_of_a_threshold_replaces_the_other(tmp_path):
+    """Whether it is given to the class, set as an attribute, or passed to `from_pretrained`."""
+    default = TokenMixupViTConfig(**SIZE)
+    assert default.horizontal_rho is None and default.horizontal_rho_relative > 0
+    absolute = TokenMixupViTConfig(**SIZE, horizontal_rho=0.02, horizontal_tau=None)
+    assert absolute.horizontal_rho_relative is None and absolute.effective_rho(16) == 0.02
+    assert absolute.horizontal_tau_relative is None and absolute.effective_tau is None
+    absolute.save_pretrained(tmp_path)
+    loaded = TokenMixupViTConfig.from_pretrained(tmp_path, horizontal_rho_relative=2.0, horizontal_rho=None)
+    assert loaded.horizontal_rho is None and loaded.effective_rho(16) == 2 / 16 and loaded.effective_tau is None
+    loaded.horizontal_rho = 0.25
+    assert loaded.horizontal_rho_relative is None
+    loaded.horizontal_tau_relative = 0.5
+    assert loaded.horizontal_tau is None and loaded.effective_tau > 0
+
+
+@pytest.mark.parametrize("tau", [None, 1.25])
+def test_config_saved_without_relative_forms_keeps_its_meaning(tau, tmp_path):
+    """As configurations were saved before there were relative forms."""
+    TokenMixupViTConfig(**SIZE, horizontal_rho=0.01, horizontal_tau=tau).save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    for name in ("horizontal_rho_relative", "horizontal_tau_relative"):
+        del content[name]
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    config = TokenMixupViTConfig.from_pretrained(tmp_path)
+    assert config.effective_tau == tau and config.effective_rho(16) == 0.01
 
 
 def test_config_save_and_load_keeps_settings_and_model_type(tmp_path):

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard
 
@@ -25,6 +25,32 @@ def _config_field(default: Any, help: str, choices: Sequence[str] | None = None)
     return field(default=default, metadata=metadata)
 
 
+def _replace_default_thresholds(config_class: type) -> type:
+    """Wrap `__init__` of a class so that an absolute threshold, None included, replaces the relative default."""
+    init = config_class.__init__
+
+    @functools.wraps(init)
+    def wrapped(self, *args, **kwargs):
+        _validate_exclusive(kwargs)
+        for absolute, relative in RELATIVE_THRESHOLDS.items():
+            if absolute in kwargs and (kwargs[absolute] is not None or absolute == "horizontal_tau"):
+                kwargs.setdefault(relative, None)
+        init(self, *args, **kwargs)
+
+    config_class.__init__ = wrapped
+    return config_class
+
+
+def _validate_exclusive(given: Mapping[str, Any]) -> None:
+    for absolute, relative in RELATIVE_THRESHOLDS.items():
+        if given.get(absolute) is not None and given.get(relative) is not None:
+            raise ValueError(
+                f"`{absolute}={given[absolute]}` and `{relative}={given[relative]}` are two forms of one threshold. "
+                "Remove one of them."
+            )
+
+
+@_replace_default_thresholds
 @dataclass(kw_only=True)
 class TokenMixupConfigMixin:
     """Settings of TokenMixup as attributes of a model configuration.
@@ -116,7 +142,7 @@ class TokenMixupConfigMixin:
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         # transformers has made the class a dataclass here. A generated `__init__` cannot tell None from no value.
-        cls.__init__ = _replace_default_thresholds(cls.__init__)
+        _replace_default_thresholds(cls)
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
@@ -287,29 +313,6 @@ class TokenMixupConfigMixin:
     def _validate_integer_range(name: str, value: object, maximum: int, meaning: str) -> None:
         if not (_is_integer(value) and 0 <= value <= maximum):
             raise ValueError(f"{name} must be an integer between 0 and {maximum} ({meaning}), got {value!r}.")
-
-
-def _replace_default_thresholds(init: Callable) -> Callable:
-    """Wrap `__init__` so that an absolute threshold, None included, replaces the default of the relative form."""
-
-    @functools.wraps(init)
-    def wrapped(self, *args, **kwargs):
-        _validate_exclusive(kwargs)
-        for absolute, relative in RELATIVE_THRESHOLDS.items():
-            if absolute in kwargs and (kwargs[absolute] is not None or absolute == "horizontal_tau"):
-                kwargs.setdefault(relative, None)
-        init(self, *args, **kwargs)
-
-    return wrapped
-
-
-def _validate_exclusive(given: Mapping[str, Any]) -> None:
-    for absolute, relative in RELATIVE_THRESHOLDS.items():
-        if given.get(absolute) is not None and given.get(relative) is not None:
-            raise ValueError(
-                f"`{absolute}={given[absolute]}` and `{relative}={given[relative]}` are two forms of one threshold. "
-                "Remove one of them."
-            )
 
 
 def _is_integer(value: object) -> TypeGuard[int]:

@@ -116,10 +116,10 @@ def test_vit_recipe_has_settings_of_paper():
     "recipe, horizontal, vertical, tau, rho, kappa, rate, decay, start",
     [
         ("cifar10-htm", [2], [], 1.0, 0.003, 3, 5e-4, 0.05, 1e-5),
-        ("cifar10-vtm", [], [1], 1.0, 0.01, 5, 5e-4, 0.05, 1e-5),
+        ("cifar10-vtm", [], [1], None, None, 5, 5e-4, 0.05, 1e-5),
         ("cifar10-htm-vtm", [2], [3], 1.0, 0.004, 3, 5e-4, 0.05, 1e-5),
         ("cifar100-htm", [2], [], 2.0, 0.005, 3, 6e-4, 0.06, 1e-6),
-        ("cifar100-vtm", [], [2], 1.0, 0.01, 80, 6e-4, 0.06, 1e-6),
+        ("cifar100-vtm", [], [2], None, None, 80, 6e-4, 0.06, 1e-6),
         ("cifar100-htm-vtm", [3], [2], 2.0, 0.005, 3, 6e-4, 0.06, 1e-6),
         ("cifar100-htm-vtm-300", [3], [2], 2.0, 0.005, 3, 6e-4, 0.06, 1e-6),
     ],

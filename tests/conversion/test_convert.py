@@ -198,7 +198,7 @@ def test_unused_pooling_of_cls_scorenet_is_dropped(tmp_path, caplog):
     file = FOLDER / "cct_weights_cls_htm1.safetensors"
     folder = convert_weights(file, tmp_path / "out", horizontal_layers=[1], num_attention_heads=2)
     model = TokenMixupCctForImageClassification.from_pretrained(folder)
-    assert model.config.scorenet_pooling == "cls"
+    assert model.config.effective_scorenet_pooling == model.config.effective_saliency_query == "cls"
     assert "small_h_attention_pool" in caplog.text
 
 

@@ -160,14 +160,14 @@ def test_training_forward_matches_reference(build, images, labels):
 
 @pytest.mark.parametrize("settings", [{"horizontal_layers": [1]}, {"vertical_layers": [2]}, BOTH])
 def test_training_all_parameters_have_gradients(build, settings, images, labels):
-    # Also where no image is easy (tau of 0): data-parallel training stops on parameters without one.
-    model = build(**{**settings, "horizontal_tau": 0.0})
+    # Also where no image is easy: data-parallel training stops on parameters without one.
+    model = build(**{**settings, "horizontal_tau": 1e-9})
     _, gradients = step(model, images, labels)
     assert gradients.keys() == dict(model.named_parameters()).keys()
 
 
 def test_training_without_easy_images_matches_base_model(build, images, labels):
-    model = build(horizontal_layers=[1, 2], horizontal_tau=0.0)
+    model = build(horizontal_layers=[1, 2], horizontal_tau=1e-9)
     output = model(images, labels=labels)
     assert output.mixing_metrics["easy_samples"] == 0 and output.mixing_metrics["mixed_samples"] == 0
     torch.testing.assert_close(output.logits, model.eval()(images).logits)
@@ -339,7 +339,7 @@ def test_output_attentions_and_hidden_states_in_both_modes(build, images, labels
         torch.testing.assert_close(attention.sum(dim=-1), torch.ones(attention.shape[:-1]))
     assert len(output.hidden_states) == 5
     assert torch.equal(output.hidden_states[0], model.base_model.embeddings(images))
-    query = model.config.saliency_query
+    query = model.config.effective_saliency_query
     saliency = attention_saliency(model.get_transformer_layers()[1:2], output.hidden_states[1], prefix, query)
     torch.testing.assert_close(output.horizontal[0].saliency, saliency)
     evaluated = model.eval()(images, output_attentions=True, output_hidden_states=True)
@@ -363,7 +363,7 @@ def test_rollout_steps_apply_in_forward(build, images, labels):
     output = model(images, labels=labels)
     maps = [a.mean(dim=1) for a in model.eval()(images, output_attentions=True).attentions]
     config = model.config
-    expected = token_saliency(maps[3] @ maps[2] @ maps[1], config.num_prefix_tokens, config.saliency_query)
+    expected = token_saliency(maps[3] @ maps[2] @ maps[1], config.num_prefix_tokens, config.effective_saliency_query)
     torch.testing.assert_close(output.horizontal[0].saliency, expected, atol=1e-6, rtol=1e-5)
 
 

@@ -82,7 +82,7 @@ def test_saliency_includes_adapters_without_dropout(build):
     adapted = adapt(model, dropout=0.5, trained=True)
     merged = merge_adapters(model)
     hidden = torch.randn(3, 17 if model.config.num_prefix_tokens else 16, 24)
-    prefix, query = model.config.num_prefix_tokens, model.config.saliency_query
+    prefix, query = model.config.num_prefix_tokens, model.config.effective_saliency_query
 
     def seen(network, count, route):
         state = type("State", (), {"saliency": None})

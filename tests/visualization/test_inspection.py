@@ -75,7 +75,7 @@ def attention_maps(build, pixels, **changes):
 
 
 def read_saliency(rollout, config, grid):
-    row = rollout[:, 0] if config.saliency_query == "cls" else rollout.mean(dim=1)
+    row = rollout[:, 0] if config.effective_saliency_query == "cls" else rollout.mean(dim=1)
     return row[:, config.num_prefix_tokens :].unflatten(1, grid)
 
 
