@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 
 from hf_tokenmixup import functional as f
 
@@ -85,6 +86,18 @@ def test_optimal_assignment_matches_brute_force(batch, generator):
         assert gain[rows, partner[rows]].sum().item() == pytest.approx(best, abs=1e-12)
         assert len(set(partner[rows].tolist())) == len(rows)
         assert torch.equal(partner[~easy], torch.arange(batch)[~easy])
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.01])
+@pytest.mark.parametrize("num_easy", [64, 60, 55, 54, 20])
+def test_optimal_assignment_has_total_gain_of_scipy(rho, num_easy, generator):
+    gain = f.saliency_gain(torch.randn(64, 49, generator=generator).softmax(dim=1), rho)
+    easy = torch.randperm(64, generator=generator) < num_easy
+    rows = easy.nonzero().squeeze(1)
+    _, columns = linear_sum_assignment(gain[rows].numpy(), maximize=True)
+    partner = f.optimal_assignment(gain, easy)[rows]
+    assert len(partner.unique()) == num_easy
+    assert gain[rows, partner].sum().item() == pytest.approx(gain[rows, columns].sum().item(), rel=1e-12)
 
 
 @pytest.mark.parametrize(("batch", "size"), [(7, 3), (8, 4), (5, 2), (6, 1), (4, 9)])

@@ -10,6 +10,7 @@ tokens; D hidden size; H attention heads; C classes.
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
@@ -18,6 +19,9 @@ ASSIGNMENTS = ("optimal", "random")
 TOKEN_SELECTIONS = ("saliency", "random")
 RELABELS = ("saliency", "count")
 SALIENCY_QUERIES = ("cls", "mean")
+
+# From this fraction of easy images on, the matching of a padded, square matrix is faster (measured).
+_MIN_PADDED_FRACTION = 0.85
 
 # A CUDA graph cannot contain a copy to the CPU. Versions of torch that have the tag split the graph at the operator.
 _CUDAGRAPH_UNSAFE: dict[str, Any] = (
@@ -210,6 +214,25 @@ def saliency_gain(saliency: torch.Tensor, rho: float) -> torch.Tensor:
     return torch.where(finite[:, None] & finite[None, :], gain, 0.0)
 
 
+def _maximum_assignment(score: np.ndarray) -> np.ndarray:
+    """Assign a different column to each row, so that the sum of scores is the maximum.
+
+    Args:
+        score: (R, B) scores, R <= B.
+
+    Returns:
+        (R,) columns.
+    """
+    rows, columns = score.shape
+    if rows >= _MIN_PADDED_FRACTION * columns:
+        # Rows of zeros take any column. Subtracting the maximum of each column, then of each row, changes all
+        # assignments of a square matrix by the same sum. The solver is up to ten times faster with these scores.
+        score = np.concatenate([score, np.zeros((columns - rows, columns))])
+        score -= score.max(axis=0, keepdims=True)
+        score -= score.max(axis=1, keepdims=True)
+    return linear_sum_assignment(score, maximize=True)[1][:rows]
+
+
 @torch.library.custom_op("hf_tokenmixup::optimal_assignment", mutates_args=(), **_CUDAGRAPH_UNSAFE)
 def _optimal_assignment(gain: torch.Tensor, easy: torch.Tensor, group_size: int | None) -> torch.Tensor:
     # One tensor for both inputs needs only one copy to the CPU.
@@ -220,8 +243,7 @@ def _optimal_assignment(gain: torch.Tensor, easy: torch.Tensor, group_size: int 
     for group in partner.clone().tensor_split(max(1, num_groups)):
         rows = group[easy_rows[group]]
         if len(rows):
-            _, columns = linear_sum_assignment(score[rows][:, group].numpy(), maximize=True)
-            partner[rows] = group[torch.from_numpy(columns)]
+            partner[rows] = group[torch.from_numpy(_maximum_assignment(score[rows][:, group].double().numpy()))]
     return partner.to(gain.device)
 
 
