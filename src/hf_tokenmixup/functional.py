@@ -73,7 +73,7 @@ def validate_choice(name: str, value: object, allowed: Sequence[str]) -> None:
 
 def upcast_to_float32(tensor: torch.Tensor) -> torch.Tensor:
     """Return a float32 copy of a tensor in half precision, and the tensor itself in float32 or float64."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def generator_kwargs(generator: torch.Generator | None) -> dict[str, Any]:
@@ -202,16 +202,16 @@ def saliency_gain(saliency: torch.Tensor, rho: float) -> torch.Tensor:
     """
     if saliency.numel() == 0:
         return saliency.new_zeros(len(saliency), len(saliency))
-    finite = saliency.isfinite().all(dim=1)
-    saliency = torch.where(finite[:, None], saliency, 0.0)
     saliency = saliency.to(torch.float32 if saliency.device.type == "mps" else torch.float64)
-    # Every rho above the largest difference gives zero. Capping rho there avoids cancellation in the sums.
-    threshold = (saliency.amax() - saliency.amin()).clamp(max=rho)
-    total = saliency.sum(dim=1)
-    absolute = torch.cdist(saliency + threshold, saliency, p=1)
-    signed = total[None, :] - total[:, None] - threshold * saliency.shape[1]
-    gain = (0.5 * (absolute + signed)).clamp(min=0.0)
-    return torch.where(finite[:, None] & finite[None, :], gain, 0.0)
+    if rho > 1:
+        # Every rho above the largest difference gives zero. Capping it there avoids cancellation in the sums.
+        finite = torch.where(saliency.isfinite(), saliency, 0.0)
+        rho = (finite.amax() - finite.amin()).clamp(max=rho)
+    half_total = 0.5 * saliency.sum(dim=1)
+    half_signed = half_total[None, :] - (half_total + 0.5 * saliency.shape[1] * rho)[:, None]
+    gain = torch.add(half_signed, torch.cdist(saliency + rho, saliency, p=1), alpha=0.5)
+    # Non-finite saliency makes its row and column NaN or infinite.
+    return gain.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).clamp(min=0.0)
 
 
 def _maximum_assignment(score: np.ndarray) -> np.ndarray:
@@ -389,7 +389,7 @@ def mix_targets(
         tensor([[0.2500, 0.7500],
                 [0.0000, 1.0000]])
     """
-    return _mix_by_weights(targets, partner, *label_weights(saliency, partner, replaced))
+    return _interpolate_targets(targets, partner, label_weights(saliency, partner, replaced)[1])
 
 
 def label_weights(
@@ -413,11 +413,15 @@ def label_weights(
         (tensor([0.2500, 1.0000]), tensor([0.7500, 0.0000]))
     """
     saliency = upcast_to_float32(saliency)
-    retained = torch.where(replaced, 0.0, saliency).sum(dim=1)
-    received = torch.where(replaced, saliency[partner], 0.0).sum(dim=1)
-    total = retained + received
-    changed = replaced.any(dim=1) & total.isfinite() & (total > 0)
-    return torch.where(changed, retained / total, 1.0), torch.where(changed, received / total, 0.0)
+    weight = _partner_weight(saliency, saliency[partner], replaced)
+    return 1 - weight, weight
+
+
+def _partner_weight(saliency: torch.Tensor, partner_saliency: torch.Tensor, replaced: torch.Tensor) -> torch.Tensor:
+    received = torch.where(replaced, partner_saliency, 0.0).sum(dim=1)
+    total = torch.where(replaced, partner_saliency, saliency).sum(dim=1)
+    # The division gives NaN for a total that is zero, infinite or NaN.
+    return torch.where(total > 0, received / total, 0.0).nan_to_num(nan=0.0)
 
 
 def horizontal_mix(
@@ -520,14 +524,17 @@ def horizontal_mix_with_statistics(
             partner = random_assignment(easy, generator)
             gain = (saliency[partner] - saliency - rho).clamp(min=0).sum(dim=1)
             random_gain = gain
-        replaced = replace_mask(saliency, partner, rho)
+        partner_saliency = saliency[partner]
+        replaced = partner_saliency - saliency > rho
         if token_selection == "random":
             replaced = random_replace_mask(replaced, generator)
-        weight = saliency if relabel == "saliency" else torch.ones_like(saliency)
-        retained_weight, partner_weight = label_weights(weight, partner, replaced)
+        if relabel == "saliency":
+            partner_weight = _partner_weight(saliency, partner_saliency, replaced)
+        else:
+            partner_weight = replaced.mean(dim=1, dtype=saliency.dtype)
     mix = HorizontalMix(
         hidden=mix_tokens(hidden, partner, replaced, num_prefix_tokens),
-        targets=_mix_by_weights(targets, partner, retained_weight, partner_weight),
+        targets=_interpolate_targets(targets, partner, partner_weight),
         partner=partner,
         replaced=replaced,
     )
@@ -559,8 +566,11 @@ def select_salient_tokens(
     _validate_saliency_shape(hidden, saliency, num_prefix_tokens)
     if not 0 <= kappa <= saliency.shape[1]:
         raise ValueError(f"kappa must be between 0 and the number of patch tokens ({saliency.shape[1]}), got {kappa}.")
-    image = torch.arange(len(hidden), device=hidden.device)
-    return gather_tokens(hidden, image[:, None], saliency.topk(kappa, dim=1).indices + num_prefix_tokens)
+    batch, num_tokens, _ = hidden.shape
+    first = torch.arange(
+        num_prefix_tokens, num_prefix_tokens + batch * num_tokens, num_tokens, device=hidden.device
+    )  # row of each image's first patch token
+    return _gather_rows(hidden, first[:, None] + saliency.topk(kappa, dim=1).indices)
 
 
 def manifold_mix(
@@ -629,17 +639,17 @@ def gather_tokens(hidden: torch.Tensor, image: torch.Tensor, token: torch.Tensor
         tensor([[3., 4.],
                 [1., 4.]])
     """
-    rows = image * hidden.shape[1] + token
+    return _gather_rows(hidden, image * hidden.shape[1] + token)
+
+
+def _gather_rows(hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     # `index_select` copies complete rows, also in backward. It is several times faster than `gather` or `where`.
     return hidden.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, rows.shape)
 
 
-def _mix_by_weights(
-    targets: torch.Tensor, partner: torch.Tensor, retained_weight: torch.Tensor, partner_weight: torch.Tensor
-) -> torch.Tensor:
+def _interpolate_targets(targets: torch.Tensor, partner: torch.Tensor, partner_weight: torch.Tensor) -> torch.Tensor:
     targets = upcast_to_float32(targets)
-    retained_weight, partner_weight = retained_weight.to(targets.dtype), partner_weight.to(targets.dtype)
-    return retained_weight[:, None] * targets + partner_weight[:, None] * targets[partner]
+    return torch.lerp(targets, targets[partner], partner_weight[:, None].to(targets.dtype))
 
 
 def _validate_saliency_shape(hidden: torch.Tensor, saliency: torch.Tensor, num_prefix_tokens: int) -> None:

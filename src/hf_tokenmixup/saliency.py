@@ -86,6 +86,8 @@ def _received_attention(query: torch.Tensor, key: torch.Tensor, scale: float, ma
         # Treat the heads as queries of one head. A broadcast product would copy the keys for each head.
         query = query.flatten(1, 2)[:, None]
     rows = max(1, max_elements // max(1, batch * query.shape[1] * num_tokens))
+    if rows >= query.shape[2]:
+        return (query @ key).softmax(dim=-1).mean(dim=(1, 2))
     chunks = [(chunk @ key).softmax(dim=-1).sum(dim=(1, 2)) for chunk in query.split(rows, dim=2)]
     return sum(chunks[1:], chunks[0]) / (heads * num_queries)
 
@@ -97,8 +99,7 @@ _received_attention_op = torch.library.custom_op(
 
 @_received_attention_op.register_fake
 def _(query: torch.Tensor, key: torch.Tensor, scale: float, max_elements: int) -> torch.Tensor:
-    dtype = torch.promote_types(query.dtype, torch.float32)
-    return query.new_empty((query.shape[0], key.shape[2]), dtype=dtype)
+    return upcast_to_float32(query).new_empty((query.shape[0], key.shape[2]))
 
 
 def project_queries_to_inputs(query: torch.Tensor, key_weight: torch.Tensor) -> torch.Tensor:

@@ -275,10 +275,11 @@ class TokenMixupModelMixin(ActivationCheckpointing, AdapterMethods):
     def _build_training_output(
         self, outputs: ImageClassifierOutput, context: TokenMixupContext, num_items: torch.Tensor | int | None
     ) -> TokenMixupOutput:
-        loss = reduce_loss(soft_cross_entropy(outputs.logits, context.targets), num_items)
-        scorenet_loss = None
+        losses = soft_cross_entropy(outputs.logits, context.targets)
+        loss, scorenet_loss = reduce_loss(losses, num_items), None
         if context.scorenet_losses:
-            scorenet_loss = reduce_loss(torch.stack(context.scorenet_losses).sum(dim=0), num_items)
+            first, *others = context.scorenet_losses
+            scorenet_loss = reduce_loss(sum(others, first), num_items)
             loss = loss + self.config.scorenet_loss_weight * scorenet_loss
         return TokenMixupOutput(
             loss=loss,
@@ -289,7 +290,7 @@ class TokenMixupModelMixin(ActivationCheckpointing, AdapterMethods):
             scorenet_loss=scorenet_loss,
             scorenet_logits=tuple(record.scorenet_logits for record in context.horizontal_records) or None,
             horizontal=tuple(context.horizontal_records) or None,
-            mixing_metrics=context.compute_mixing_metrics(outputs.logits),
+            mixing_metrics=context.compute_mixing_metrics(losses),
         )
 
 

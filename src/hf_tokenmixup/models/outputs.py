@@ -8,7 +8,6 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from ..functional import soft_cross_entropy
 from ..horizontal import HorizontalMixRecord
 from ..vertical import VerticalMemory
 
@@ -108,41 +107,46 @@ class TokenMixupContext:
         self.scorenet_losses: list[torch.Tensor] = []
         self.horizontal_records: list[HorizontalMixRecord] = []
 
-    def compute_mixing_metrics(self, logits: torch.Tensor) -> dict[str, torch.Tensor]:
+    def compute_mixing_metrics(self, losses: torch.Tensor) -> dict[str, torch.Tensor]:
         """Compute the scalar tensors for logging, see `TokenMixupOutput`. They stay on the device.
 
         Args:
-            logits: (B, C) class scores.
+            losses: (B,) cross-entropy with the mixed targets.
         """
         with torch.no_grad():
-            metrics = {
-                "classification_loss": soft_cross_entropy(logits, self.targets).mean(),
-                "target_entropy": torch.special.entr(self.targets).sum(dim=1).mean(),
-            }
+            rows = {"classification_loss": losses, "target_entropy": torch.special.entr(self.targets).sum(dim=1)}
             if self.horizontal_records:
-                metrics |= self._compute_horizontal_metrics()
+                rows |= self._horizontal_metric_rows()
+            # One stack and one sum for all metrics: many small kernels would cost more than the mixing.
+            sums = torch.stack([row.to(losses.dtype) for row in rows.values()]).sum(dim=1)
+            means = sums / len(losses)
+            metrics = {name: (means if name in AVERAGED_METRICS else sums)[index] for index, name in enumerate(rows)}
             if self.memory.num_tokens:
                 metrics["vertical_tokens"] = self.targets.new_full((), len(self.targets) * self.memory.num_tokens)
         return metrics
 
-    def _compute_horizontal_metrics(self) -> dict[str, torch.Tensor]:
+    def _horizontal_metric_rows(self) -> dict[str, torch.Tensor]:
+        """Return the metrics of horizontal layers as rows (B,), before the reduction over the batch."""
         records = self.horizontal_records
-        easy = torch.stack([record.easy for record in records])  # (layers, B)
-        replaced = torch.stack([record.replaced for record in records])  # (layers, B, T)
-        mixed_samples = replaced.any(dim=2).sum() / len(records)
-        statistics = torch.stack([torch.stack(record.statistics) for record in records])  # (layers, 3, B)
-        partner_weight, gain, random_gain = torch.where(easy[:, None], statistics, 0.0).sum(dim=(0, 2)) / len(records)
+        num_tokens = records[0].replaced.shape[1]
+        replaced = _mean([record.replaced.sum(dim=1, dtype=torch.float32) for record in records])
+        mixed = _mean([record.replaced.any(dim=1).float() for record in records])
+        difficulty = _mean([record.difficulty for record in records])
         return {
-            "scorenet_loss": torch.stack(self.scorenet_losses).mean(dim=1).sum(),
-            "easy_samples": easy.sum() / len(records),
-            "mixed_samples": mixed_samples,
-            "replaced_tokens": replaced.sum() / len(records),
-            "mixed_sample_tokens": mixed_samples * replaced.shape[2],
-            "difficulty": torch.stack([record.difficulty for record in records]).mean(),
-            "partner_label_weight": partner_weight,
-            "saliency_gain": gain,
-            "random_saliency_gain": random_gain,
+            "difficulty": difficulty,
+            "scorenet_loss": difficulty if len(records) == 1 else difficulty * len(records),
+            "easy_samples": _mean([record.easy.float() for record in records]),
+            "mixed_samples": mixed,
+            "replaced_tokens": replaced,
+            "mixed_sample_tokens": mixed * num_tokens,
+            "partner_label_weight": _mean([record.statistics.partner_weight for record in records]),
+            "saliency_gain": _mean([record.statistics.gain for record in records]),
+            "random_saliency_gain": _mean([record.statistics.random_gain * record.easy for record in records]),
         }
+
+
+def _mean(rows: Sequence[torch.Tensor]) -> torch.Tensor:
+    return rows[0] if len(rows) == 1 else torch.stack(list(rows)).mean(dim=0)
 
 
 def summarize_mixing_metrics(sums: Mapping[str, float], num_images: float, num_steps: float) -> dict[str, float]:
