@@ -51,6 +51,9 @@ class ModelEma:
         self._names = list(_saved_tensors(model))
         self._buffers = {name for name, _ in model.named_buffers()}
         self._ema = ModelEmaV3(_TensorModule(model), decay=decay, use_warmup=warmup)
+        self._averaged = list(self.tensors().values())
+        self._model: nn.Module | None = None
+        self._weights: list[Tensor] = []
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the EMA by the model's names; a tensor that several names share is under the first of them."""
@@ -83,10 +86,22 @@ class ModelEma:
             tensor.copy_(tensors[name])
         self.updates = state["updates"]
 
+    @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Update the EMA with the weights after an optimizer step, without synchronizing the device."""
+        if model is not self._model:
+            # Listing the tensors of a model takes longer than averaging them. An optimizer needs them unchanged, too.
+            self._model, self._weights = model, list(_saved_tensors(model).values())
         self.updates += 1
-        self._ema.update(_TensorModule(model), step=self.updates)
+        # As in `ModelEmaV3.apply_update_`, which lists the tensors in each update.
+        averages, weights = [], []
+        for average, weight in zip(self._averaged, self._weights, strict=True):
+            if average.is_floating_point():
+                averages.append(average)
+                weights.append(weight.detach().to(average.dtype))
+            else:
+                average.copy_(weight)
+        torch._foreach_lerp_(averages, weights, weight=1 - self._ema.get_decay(self.updates))
 
     @contextmanager
     def swap_into(self, model: nn.Module) -> Iterator[None]:
