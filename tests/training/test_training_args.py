@@ -96,3 +96,25 @@ def test_training_args_unconnected_processes_raise(arguments, monkeypatch):
         args._validate_distributed_init()
     monkeypatch.setenv("WORLD_SIZE", "1")
     args._validate_distributed_init()
+
+
+@pytest.mark.parametrize(
+    ("pinned", "config", "expected"),
+    [
+        (True, None, True),
+        (False, None, False),
+        (True, {"even_batches": False}, True),
+        (True, '{"non_blocking": false}', False),
+        (False, {"non_blocking": True}, True),
+        (True, "file", False),
+    ],
+)
+def test_training_args_batches_from_pinned_memory_are_copied_without_waiting(
+    arguments, tmp_path, pinned, config, expected
+):
+    if config == "file":
+        config = str(tmp_path / "accelerator.json")
+        (tmp_path / "accelerator.json").write_text('{"non_blocking": false}')
+    # `use_cpu` turns pinned memory off.
+    args = arguments(use_cpu=False, dataloader_pin_memory=pinned, accelerator_config=config)
+    assert args.accelerator_config.non_blocking is expected

@@ -158,7 +158,11 @@ class TokenMixupTrainingArguments(TrainingArguments):
             self._reset_worker_args()
         self._validate_bf16_support()
         self._validate_before_transformers()
+        sets_non_blocking = self._sets_non_blocking()
         super().__post_init__()
+        if not sets_non_blocking:
+            # From pinned memory, the next batch is copied while the device computes. accelerate's default waits.
+            self.accelerator_config.non_blocking = self.dataloader_pin_memory
         # From here on, an error of all processes is printed once.
         watch_peers()
         self._validate_launcher_settings()
@@ -230,6 +234,13 @@ class TokenMixupTrainingArguments(TrainingArguments):
                 f"`metric_for_best_model` is {self.metric_for_best_model!r}, but with `prediction_loss_only` an "
                 "evaluation only measures the loss. Omit one of them."
             )
+
+    def _sets_non_blocking(self) -> bool:
+        """Whether `accelerator_config`, in one of its four forms, has a value for `non_blocking`."""
+        given = self.accelerator_config
+        if isinstance(given, str):
+            given = json.loads(given if given.lstrip().startswith("{") else Path(given).read_text(encoding="utf-8"))
+        return isinstance(given, AcceleratorConfig) or "non_blocking" in (given or {})
 
     def _validate_before_transformers(self) -> None:
         """Validate values that `TrainingArguments` replaces silently, or rejects without naming the argument."""
