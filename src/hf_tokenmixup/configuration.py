@@ -27,7 +27,7 @@ def _config_field(default: Any, help: str, choices: Sequence[str] | None = None)
 
 def _replace_default_thresholds(config_class: type) -> type:
     """Wrap `__init__` of a class so that an absolute threshold, None included, replaces the relative default."""
-    init = config_class.__init__
+    init = config_class.__init__  # type: ignore[misc]
 
     @functools.wraps(init)
     def wrapped(self, *args, **kwargs):
@@ -37,7 +37,7 @@ def _replace_default_thresholds(config_class: type) -> type:
                 kwargs.setdefault(relative, None)
         init(self, *args, **kwargs)
 
-    config_class.__init__ = wrapped
+    config_class.__init__ = wrapped  # type: ignore[misc]
     return config_class
 
 

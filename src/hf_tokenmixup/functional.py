@@ -203,13 +203,14 @@ def saliency_gain(saliency: torch.Tensor, rho: float) -> torch.Tensor:
     if saliency.numel() == 0:
         return saliency.new_zeros(len(saliency), len(saliency))
     saliency = saliency.to(torch.float32 if saliency.device.type == "mps" else torch.float64)
+    threshold: float | torch.Tensor = rho
     if rho > 1:
         # Every rho above the largest difference gives zero. Capping it there avoids cancellation in the sums.
         finite = torch.where(saliency.isfinite(), saliency, 0.0)
-        rho = (finite.amax() - finite.amin()).clamp(max=rho)
+        threshold = (finite.amax() - finite.amin()).clamp(max=rho)
     half_total = 0.5 * saliency.sum(dim=1)
-    half_signed = half_total[None, :] - (half_total + 0.5 * saliency.shape[1] * rho)[:, None]
-    gain = torch.add(half_signed, torch.cdist(saliency + rho, saliency, p=1), alpha=0.5)
+    half_signed = half_total[None, :] - (half_total + 0.5 * saliency.shape[1] * threshold)[:, None]
+    gain = torch.add(half_signed, torch.cdist(saliency + threshold, saliency, p=1), alpha=0.5)
     # Non-finite saliency makes its row and column NaN or infinite.
     return gain.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).clamp(min=0.0)
 

@@ -35,6 +35,7 @@ def test_mixing_metrics_compute_sums_samples_per_step_and_averages_losses_per_im
     metrics.update(*FORWARDS[2])
     metrics.step()
     expected = {"mixed_samples": (3 + 1 + 2) / 2, "difficulty": (4 * 1.0 + 2 * 4.0 + 4 * 2.5) / 10}
+    expected |= {"mixed_fraction": (3 + 1 + 2) / 10}
     assert metrics.compute(accelerator) == pytest.approx(expected)
 
 

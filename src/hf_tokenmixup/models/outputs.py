@@ -173,6 +173,6 @@ def summarize_mixing_metrics(sums: Mapping[str, float], num_images: float, num_s
     if "mixed_samples" in sums:
         metrics["mixed_fraction"] = sums["mixed_samples"] / max(1, num_images)
     for name, numerator, denominator in _FRACTIONS:
-        if sums.get(denominator):
+        if numerator in sums and sums.get(denominator):
             metrics[name] = sums[numerator] / sums[denominator]
     return metrics

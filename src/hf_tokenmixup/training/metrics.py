@@ -1,6 +1,6 @@
 """Metrics of TokenMixup for the log: of full optimizer steps, over micro-batches and processes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,7 +18,8 @@ class MixingMetrics:
     """
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
+        # Metrics are stacked, since an addition for each would be many small kernels.
+        self._sums: dict[tuple[str, ...], Tensor] = {}
         self._images = 0
         self._steps = 0
 
@@ -27,10 +28,12 @@ class MixingMetrics:
         if num_images == 0:
             # The mean over no images is NaN.
             return
-        for name, value in values.items():
-            value = value.detach().float()
-            value = value.mean() * num_images if name in AVERAGED_METRICS else value.sum()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        for averaged, names in _group(values):
+            rows = [values[name].detach().float() for name in names]
+            if rows[0].ndim:
+                rows = [row.mean() if averaged else row.sum() for row in rows]
+            sums = torch.stack(rows) * num_images if averaged else torch.stack(rows)
+            self._sums[names] = self._sums[names] + sums if names in self._sums else sums
         self._images += num_images
 
     def step(self) -> None:
@@ -52,7 +55,8 @@ class MixingMetrics:
         """Load what `state_dict` returned: the first process gets all of it, as it has the sums over processes."""
         factor = 1 if accelerator.is_main_process else 0
         self._sums = {
-            name: torch.tensor(value * factor, device=accelerator.device) for name, value in state["sums"].items()
+            names: torch.tensor([state["sums"][name] * factor for name in names], device=accelerator.device)
+            for _, names in _group(state["sums"])
         }
         self._images, self._steps = int(state["images"]) * factor, state["steps"]
 
@@ -60,8 +64,18 @@ class MixingMetrics:
         """Return the sums over all processes, read from the device."""
         if not self._sums:
             return {"sums": {}, "images": 0}
-        names = sorted(self._sums)
-        sums = torch.stack([self._sums[name] for name in names])
+        sums = torch.cat(list(self._sums.values()))
         sums = accelerator.reduce(torch.cat([sums, sums.new_tensor([self._images])]), reduction="sum")
-        *sums, images = sums.tolist()
-        return {"sums": dict(zip(names, sums, strict=True)), "images": images}
+        *values, images = sums.tolist()
+        totals: dict[str, float] = {}
+        for name, value in zip((name for names in self._sums for name in names), values, strict=True):
+            totals[name] = totals.get(name, 0.0) + value
+        return {"sums": dict(sorted(totals.items())), "images": images}
+
+
+def _group(names: Iterable[str]) -> Iterator[tuple[bool, tuple[str, ...]]]:
+    """Yield the names of the metrics that are means over images, and those of the others, each in sorted order."""
+    for averaged in (True, False):
+        group = tuple(sorted(name for name in names if (name in AVERAGED_METRICS) == averaged))
+        if group:
+            yield averaged, group
