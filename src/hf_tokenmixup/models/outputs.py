@@ -129,15 +129,15 @@ class TokenMixupContext:
         """Return the metrics of horizontal layers as rows (B,), before the reduction over the batch."""
         records = self.horizontal_records
         num_tokens = records[0].replaced.shape[1]
-        replaced = _mean([record.replaced.sum(dim=1, dtype=torch.float32) for record in records])
-        mixed = _mean([record.replaced.any(dim=1).float() for record in records])
+        replaced = [record.replaced.sum(dim=1, dtype=torch.float32) for record in records]
+        mixed = _mean([number.sign() for number in replaced])
         difficulty = _mean([record.difficulty for record in records])
         return {
             "difficulty": difficulty,
             "scorenet_loss": difficulty if len(records) == 1 else difficulty * len(records),
             "easy_samples": _mean([record.easy.float() for record in records]),
             "mixed_samples": mixed,
-            "replaced_tokens": replaced,
+            "replaced_tokens": _mean(replaced),
             "mixed_sample_tokens": mixed * num_tokens,
             "partner_label_weight": _mean([record.statistics.partner_weight for record in records]),
             "saliency_gain": _mean([record.statistics.gain for record in records]),
