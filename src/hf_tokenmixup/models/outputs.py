@@ -160,7 +160,7 @@ def summarize_mixing_metrics(sums: Mapping[str, float], num_images: float, num_s
 
     Returns:
         `AVERAGED_METRICS` as means over images; the numbers `easy_samples`, `mixed_samples`, `replaced_tokens` and
-        `vertical_tokens` per step; and the fractions `mixed_fraction` (mixed images among all images),
+        `vertical_tokens` per step; and the fractions `mixed_fraction` and `easy_fraction` (of all images),
         `replaced_fraction` (replaced tokens among the tokens of mixed images) and `label_mass_moved` (mean weight of
         the partner's label in mixed images). `saliency_gain` and `random_saliency_gain` are means over easy images. A
         mean over no images is missing.
@@ -172,6 +172,8 @@ def summarize_mixing_metrics(sums: Mapping[str, float], num_images: float, num_s
     }
     if "mixed_samples" in sums:
         metrics["mixed_fraction"] = sums["mixed_samples"] / max(1, num_images)
+    if "easy_samples" in sums:
+        metrics["easy_fraction"] = sums["easy_samples"] / max(1, num_images)
     for name, numerator, denominator in _FRACTIONS:
         if numerator in sums and sums.get(denominator):
             metrics[name] = sums[numerator] / sums[denominator]
