@@ -12,8 +12,9 @@ logger = logging.getLogger(__name__)
 MIN_STEPS, MAX_STEPS = 10, 200
 # Fractions of images or tokens from which a warning is due.
 MIN_EASY, ALL_EASY, MOST_TOKENS, RARELY_MIXED = 0.05, 0.99, 0.9, 0.01
-# Attention to collected tokens, as a fraction of what uniform attention would give them.
-MIN_RELATIVE_ATTENTION = 0.05
+# ScoreNet learns more slowly than the model, so images are expected to be easy once the model's loss is below this
+# fraction of tau.
+LOSS_BELOW_TAU = 0.5
 
 
 def find_mixing_problems(
@@ -42,7 +43,7 @@ def find_mixing_problems(
             f"Nothing was mixed, although {easy:.0%} of the images were easy: no token's saliency gain exceeded rho = "
             f"{rho:.4g}, {rho * config.num_patch_tokens:.3g} times the mean saliency. Lower {_name(config, 'rho')}."
         )
-    elif easy == 0 and tau is not None and excess_loss < tau:
+    elif easy == 0 and tau is not None and excess_loss < LOSS_BELOW_TAU * tau:
         problems["no easy image"] = (
             f"Nothing was mixed, because no image was easy: ScoreNet's mean loss is {difficulty:.3g} nats, above tau "
             f"= {tau:.3g}, while the model's is {excess_loss:.3g}. Raise {_name(config, 'tau')}, or mix before a "
