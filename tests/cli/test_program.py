@@ -137,3 +137,35 @@ def test_entry_point_message_of_library_names_flags(tmp_path, monkeypatch, comma
     with pytest.raises(SystemExit) as raised:
         import_command(command).entry_point()
     assert "Choose one with `--image_column_name`" in raised.value.code
+
+
+def run_entry_point(monkeypatch, command, *arguments):
+    monkeypatch.setattr(sys, "argv", [f"{command}.py", *map(str, arguments)])
+    with pytest.raises(SystemExit) as raised:
+        import_command(command).entry_point()
+    return raised.value.code
+
+
+def test_entry_point_message_about_output_folder_names_flags(tmp_path, monkeypatch):
+    (tmp_path / "out" / "checkpoint-3").mkdir(parents=True)
+    (tmp_path / "out" / "model.safetensors").write_bytes(b"weights")
+    options = ["--recipe", "digits-quickstart", "--output_dir", tmp_path / "out", "--resume_from_checkpoint", "last"]
+    message = run_entry_point(monkeypatch, "finetune", *options)
+    assert "Pass `--resume_from_checkpoint auto`" in message and "the `--output_dir` of the run" in message
+
+
+@pytest.mark.parametrize("command", ["benchmark", "throughput", "study", "visualize", "convert", "publish"])
+def test_entry_point_of_each_command_replaces_parameters_by_its_flags(monkeypatch, command):
+    def fail(*arguments):
+        raise ValueError("Set `image_size=64`, `license=mit` or `seed=1`; `no_such_option=1` stays.")
+
+    module = import_command(command)
+    monkeypatch.setattr(module, "main", fail)
+    message = run_entry_point(monkeypatch, command)
+    own = {
+        "visualize": "Set `image_size=64`, `license=mit` or `--seed 1`",
+        "convert": "Set `--image_size 64`, `license=mit` or `seed=1`",
+        "publish": "Set `image_size=64`, `--license mit` or `seed=1`",
+    }
+    assert own.get(command, "Set `--image_size 64`, `--license mit` or `--seed 1`") in message
+    assert "`no_such_option=1` stays" in message

@@ -228,7 +228,7 @@ def test_load_recipe_base_without_name_raises(tmp_path, base):
         ("learning_rat: 1\n", "did you mean learning_rate?"),
         ("learning_rat: null\n", "did you mean learning_rate?"),
         ("bas: digits-quickstart\n", "did you mean base?"),
-        ("seed: x\n", "seed must be a whole number, got 'x'"),
+        ("seed: x\n", "seed must be an integer, got 'x'"),
         ("base: none-such\n", "has the base 'none-such', which does not exist."),
     ],
 )

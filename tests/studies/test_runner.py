@@ -118,7 +118,7 @@ def test_run_if_needed_with_other_options_raises(tmp_path):
     with pytest.raises(ValueError, match="num_train_epochs"):
         validate_run_spec(tmp_path, other)
     (tmp_path / "study.json").unlink()
-    with pytest.raises(ValueError, match="not created by study.py. Choose another output_dir"):
+    with pytest.raises(ValueError, match="not created by study.py. Choose another `output_dir`"):
         validate_run_spec(tmp_path, SPEC)
 
 

@@ -274,7 +274,7 @@ def test_ema_turned_on_or_off_on_resume_warns(arguments, caplog):
     trainer, _ = trainer_of(tokenmixup_vit, args)
     with caplog.at_level(logging.WARNING):
         trainer.train(resume_from_checkpoint=str(out / "checkpoint-3"))
-    assert "average.safetensors because ema_decay is not set" in caplog.text
+    assert "average.safetensors because `ema_decay` is not set" in caplog.text
     assert trainer.ema_model is None
     assert [path.parent.name for path in out.glob("*/average.safetensors")] == ["checkpoint-3"]
 
@@ -290,7 +290,7 @@ def test_ema_second_run_starts_new_ema(arguments):
 def test_ema_logs_its_use_and_warns_about_short_runs(arguments, caplog):
     with caplog.at_level(logging.WARNING, logger="hf_tokenmixup"):
         trainer_of(plain_vit, arguments(max_steps=3, ema_decay=0.9999, ema_warmup=True))[0].train()
-        assert caplog.text.count("EMA enabled (ema_decay=0.9999 with warm-up)") == 1
+        assert caplog.text.count("EMA enabled (`ema_decay=0.9999` with warm-up)") == 1
         assert "of the first step" not in caplog.text
         trainer_of(plain_vit, arguments(max_steps=3, ema_decay=0.9))[0].train()
     assert "After 3 steps, the weights of the first step still contribute 81 % of the EMA. Use a lower" in caplog.text
@@ -416,7 +416,7 @@ def test_ema_invalid_settings_raise(arguments):
             arguments(ema_decay=decay)
     with pytest.raises(ValueError, match="Pass `ema_decay` too"):
         arguments(ema_warmup=True)
-    with pytest.raises(ValueError, match="optim=schedule_free_adamw, which averages the weights itself"):
+    with pytest.raises(ValueError, match="`optim=schedule_free_adamw`, which averages the weights itself"):
         trainer_of(plain_vit, arguments(ema_decay=0.9, optim="schedule_free_adamw"))
     trainer, _ = trainer_of(plain_vit, arguments(ema_decay=0.0))
     trainer.train()

@@ -35,7 +35,7 @@ def test_nonfinite_loss_raises_at_next_log_step(arguments, tmp_path, build):
     raised = str(error.value)
     assert "The loss of step 4 is infinite or not a number; the learning rate is 0.01 now, at step 5." in raised
     good = tmp_path / "out" / "checkpoint-3"
-    assert f"The last checkpoint before it is {good}: start from its weights (model_name_or_path={good})" in raised
+    assert f"The last checkpoint before it is {good}: start from its weights (`model_name_or_path={good}`)" in raised
     assert not any("loss" in record for record in trainer.state.log_history)
 
 

@@ -92,7 +92,7 @@ def test_training_args_unconnected_processes_raise(arguments, monkeypatch):
     args = arguments()
     # Set after transformers has initialized its processes, since it would wait for a second one.
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="WORLD_SIZE is 2, .*--use_cpu"):
+    with pytest.raises(ValueError, match="WORLD_SIZE is 2, .*`use_cpu=True`"):
         args._validate_distributed_init()
     monkeypatch.setenv("WORLD_SIZE", "1")
     args._validate_distributed_init()

@@ -303,7 +303,7 @@ CHECKPOINT_CASES = [
     ),
     ErrorCase(
         "output_dir of another run", train_into_the_folder_of_another_run, ValueError,
-        ("contains checkpoint-2 of an earlier run", "resume_from_checkpoint=last", "another output_dir"),
+        ("contains checkpoint-2 of an earlier run", "resume_from_checkpoint=last", "another `output_dir`"),
     ),
     ErrorCase(
         "output_dir that contains a model", train_into_model_folder, ValueError,
@@ -313,7 +313,7 @@ CHECKPOINT_CASES = [
         "output_dir without a checkpoint to resume from",
         lambda harness: harness.prepare_digits("--resume_from_checkpoint", "last"),
         ValueError,
-        ("no complete checkpoint in", "resume_from_checkpoint=auto", "the output_dir of the run"),
+        ("no complete checkpoint in", "resume_from_checkpoint=auto", "the `output_dir` of the run"),
     ),
     ErrorCase(
         "checkpoint that does not exist",
@@ -336,7 +336,7 @@ CHECKPOINT_CASES = [
     ),
     resume(
         "resume a finished run", [*TOKENMIXUP, "--max_steps", 1],
-        "this run has 1 steps", "Increase num_train_epochs",
+        "this run has 1 steps", "Increase `num_train_epochs`",
     ),
     resume(
         "resume without TokenMixup", [], "does not match", "unexpected: vit.layers.1.scorenet", "its config.json"
@@ -351,7 +351,7 @@ CHECKPOINT_CASES = [
     ),
     resume(
         "resume with another optimizer", [*TOKENMIXUP, "--optim", "sgd"],
-        "another optimizer than optim=sgd", "resume",
+        "another optimizer than `optim=sgd`", "resume",
     ),
     ErrorCase(
         "resume with another architecture",

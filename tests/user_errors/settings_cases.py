@@ -54,7 +54,7 @@ PARSER_CASES = [
     ),
     flags(
         "assignment_group_size that is not a number", "--assignment_group_size x",
-        "--assignment_group_size", "expected a whole number or none", "'x'",
+        "--assignment_group_size", "expected an integer or none", "'x'",
     ),
     flags(
         "vertical_kappa that is not an integer", "--vertical_kappa 2.5",
@@ -86,7 +86,7 @@ PARSER_CASES = [
 SETTINGS_CASES = [
     flags("fp16 on a CPU", "--fp16", "fp16", "no effect on a CPU", "`bf16=True`"),
     recipe("fp16", "fp16: true", "fp16", "mine.yaml sets `fp16: true`", "`--fp16 false`"),
-    ErrorCase("ZeRO stage 3", train_with_zero_stage_3, ValueError, ("ZeRO stage 3", "stage 1 or 2", "--fsdp")),
+    ErrorCase("ZeRO stage 3", train_with_zero_stage_3, ValueError, ("ZeRO stage 3", "stage 1 or 2", "`fsdp`")),
     flags(
         "misspelled flag", "--horizontal_layer 1",
         "no option --horizontal_layer", "did you mean --horizontal_layers?",
@@ -289,11 +289,11 @@ SETTINGS_CASES = [
     ),
     flags(
         "warmup_steps of nan", "--warmup_steps nan",
-        "`warmup_steps`", "whole number of steps, or a fraction", "nan",
+        "`warmup_steps`", "integer number of steps, or a fraction", "nan",
     ),
     flags(
         "warmup_steps of 1.5", "--warmup_steps 1.5",
-        "`warmup_steps`", "whole number of steps, or a fraction", "1.5",
+        "`warmup_steps`", "integer number of steps, or a fraction", "1.5",
     ),
     flags(
         "neftune_noise_alpha of nan", "--neftune_noise_alpha nan",
@@ -336,7 +336,7 @@ SETTINGS_CASES = [
     ),
     flags("do_predict", "--do_predict", "--do_predict has no effect", "--do_eval", "pipeline"),
     flags("label_names", "--label_names labels other", "--label_names must be labels", "got labels other"),
-    flags("empty output_dir", "--output_dir=", "output_dir must name a folder, got ''"),
+    flags("empty output_dir", "--output_dir=", "`output_dir` must name a folder, got ''"),
     flags(
         "negative power of a polynomial scheduler",
         '--lr_scheduler_type polynomial --lr_scheduler_kwargs {"power":-1}',
@@ -380,12 +380,10 @@ RECIPE_CASES = [
     recipe("empty list instead of a bool", "do_train: []\n", "do_train must be true or false", "[]"),
     recipe("mapping instead of a number", "learning_rate: {a: 1}\n", "learning_rate must be a number", "{'a': 1}"),
     recipe("string instead of a number", "learning_rate: fast\n", "learning_rate must be a number", "'fast'"),
-    recipe("float instead of an integer", "max_steps: 2.5\n", "max_steps must be a whole number", "2.5"),
-    recipe("bool instead of layer indices", "horizontal_layers: true\n", "a list, each item a whole number", "True"),
-    recipe("nested list of layer indices", "horizontal_layers: [[1]]\n", "a list, each item a whole number", "[[1]]"),
-    recipe(
-        "null in a list of layer indices", "horizontal_layers: [null]\n", "a list, each item a whole number", "[None]"
-    ),
+    recipe("float instead of an integer", "max_steps: 2.5\n", "max_steps must be an integer", "2.5"),
+    recipe("bool instead of layer indices", "horizontal_layers: true\n", "a list, each item an integer", "True"),
+    recipe("nested list of layer indices", "horizontal_layers: [[1]]\n", "a list, each item an integer", "[[1]]"),
+    recipe("null in a list of layer indices", "horizontal_layers: [null]\n", "a list, each item an integer", "[None]"),
     recipe("unknown choice", "save_strategy: no\n", "save_strategy must be one of no, steps, epoch, best", "False"),
     recipe("number instead of a choice", "assignment: 1\n", "assignment must be one of optimal, random", "1"),
     recipe_path("misspelled name", "digits-quikstart", "no recipe 'digits-quikstart'", "did you mean digits-quick"),

@@ -53,6 +53,7 @@ from ..models import TokenMixupModelMixin
 from ..models.labels import to_soft_targets
 from ..paper_results import PAPER_RESULTS
 from ..utils.environment import describe_hardware, library_versions, redact_command
+from .arguments import build_parser as build_finetune_parser
 from .finetune import build_trainer
 from .parser import CliParser
 from .program import check_output_file, invocation, run_command
@@ -311,7 +312,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def entry_point() -> None:
-    run_command(main)
+    run_command(main, build_parser=build_finetune_parser)
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def entry_point() -> None:
-    run_command(main)
+    run_command(main, build_parser=build_parser)
 
 
 if __name__ == "__main__":

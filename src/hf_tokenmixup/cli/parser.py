@@ -2,7 +2,7 @@
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from transformers import HfArgumentParser, TrainingArguments
@@ -131,7 +131,12 @@ def add_hub_options(parser: argparse.ArgumentParser, *, remote_code: bool = Fals
 
 def flags_by_parameter(parser: argparse.ArgumentParser) -> dict[str, str]:
     """The flag of each option by the name of its parameter in the library, for messages of the library."""
-    names = {action.dest for action in parser._actions if action.option_strings}
+    actions = list(parser._actions)
+    for action in parser._actions:
+        # The parsers of subcommands.
+        if isinstance(action.choices, Mapping):
+            actions += [option for command in action.choices.values() for option in command._actions]
+    names = {action.dest for action in actions if action.option_strings}
     flags = {name: f"--{name}" for name in names}
     # The parameter of the data loading functions has another name.
     return flags | ({"validation_fraction": "--train_val_split"} if "train_val_split" in names else {})
@@ -156,11 +161,11 @@ def optional_float(text: str) -> float | None:
 
 
 def optional_int(text: str) -> int | None:
-    """The type of an option that takes a whole number or `none`."""
+    """The type of an option that takes an integer or `none`."""
     try:
         return None if text.lower() == "none" else int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a whole number or none, got {text!r}") from None
+        raise argparse.ArgumentTypeError(f"expected an integer or none, got {text!r}") from None
 
 
 def true_or_false(text: str) -> bool:

@@ -16,7 +16,7 @@ from .program import run_command
 from .recipes import check_unknown_options
 
 
-def main(arguments: Sequence[str]) -> None:
+def build_parser() -> CliParser:
     parser = CliParser(description=__doc__)
     parser.add_argument("folder", help="Folder of the exported model.")
     parser.add_argument("repo_id", help="Repository, user/name; it is created if it does not exist.")
@@ -25,6 +25,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--message", default="Upload model", help="Commit message (%(default)s).")
     parser.add_argument("--token", help=TOKEN_HELP)
     parser.add_argument("--license", help="License in the model card, as the Hub names it: apache-2.0, mit, ...")
+    return parser
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = build_parser()
     args, unknown = parser.parse_known_args(arguments)
     check_unknown_options(unknown, parser)
     if Path(args.repo_id).is_dir() and not Path(args.folder).exists():
@@ -44,7 +49,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def entry_point() -> None:
-    run_command(main)
+    run_command(main, build_parser=build_parser)
 
 
 if __name__ == "__main__":

@@ -24,12 +24,12 @@ BASE_KEY = "base"
 # What the types of options expect, by the types' names.
 TYPE_DESCRIPTIONS = {
     "float": "a number",
-    "int": "a whole number",
+    "int": "an integer",
     "str": "text",
     "string_to_bool": "true or false",
     "true_or_false": "true or false",
     "optional_float": "a number or none",
-    "optional_int": "a whole number or none",
+    "optional_int": "an integer or none",
 }
 # Options that have a meaning for null. Of the others, null is the same as no value.
 _NULLABLE_OPTIONS = ("horizontal_tau",)

@@ -294,7 +294,7 @@ def entry_point() -> None:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, exit_on_signal)
     try:
-        run_command(main)
+        run_command(main, build_parser=build_parser)
     except KeyboardInterrupt:
         print(f"\n{program_name()}: interrupted; run the same command to resume.", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)

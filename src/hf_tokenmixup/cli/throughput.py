@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from transformers import PrinterCallback, ProgressCallback
 
 from ..benchmarks.throughput import measure_throughput
+from .arguments import build_parser as build_finetune_parser
 from .finetune import build_trainer
 from .parser import CliParser
 from .program import run_command
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def entry_point() -> None:
-    run_command(main)
+    run_command(main, build_parser=build_finetune_parser)
 
 
 if __name__ == "__main__":

@@ -314,7 +314,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def entry_point() -> None:
     # The bases include the error of the HTTP client, of which there are several.
-    run_command(main, (ImportError, ValueError, *HfHubHTTPError.__bases__))
+    run_command(main, (ImportError, ValueError, *HfHubHTTPError.__bases__), build_parser)
 
 
 if __name__ == "__main__":

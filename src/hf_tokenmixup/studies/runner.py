@@ -150,7 +150,7 @@ def validate_run_spec(folder: Path, spec: RunSpec) -> None:
     if load_top1(folder) is None and find_last_checkpoint(folder) is None:
         return
     existing = load_run_spec(folder)
-    hint = "Choose another output_dir or delete this folder."
+    hint = "Choose another `output_dir` or delete this folder."
     if existing is None:
         raise ValueError(f"{folder} contains a run that was not created by study.py. {hint}")
     differences = _list_differences(_flatten(existing), _flatten(spec))

@@ -214,7 +214,7 @@ class EmaCallback(TrainerCallback):
         file = Path(checkpoint) / EMA_WEIGHTS_NAME
         if not self._trainer.args.ema_decay:
             if file.is_file():
-                logger.warning("Ignoring %s because ema_decay is not set.", file)
+                logger.warning("Ignoring %s because `ema_decay` is not set.", file)
             return None
         if not file.is_file():
             logger.warning("%s has no EMA weights: a new EMA starts from its raw weights.", checkpoint)
@@ -248,7 +248,7 @@ class EmaCallback(TrainerCallback):
                 )
         if "schedule_free" in trainer.args.optim:
             raise ValueError(
-                f"`ema_decay` is not supported with optim={trainer.args.optim.value}, which averages the weights "
+                f"`ema_decay` is not supported with `optim={trainer.args.optim.value}`, which averages the weights "
                 "itself. Remove `ema_decay`, or choose another `optim`."
             )
 
@@ -260,7 +260,7 @@ class EmaCallback(TrainerCallback):
         """Log what uses the EMA, and warn if `steps` updates are few for its decay."""
         args = self._trainer.args
         logger.warning(
-            "EMA enabled (ema_decay=%g%s): evaluation, best-model selection and export use the EMA weights; "
+            "EMA enabled (`ema_decay=%g`%s): evaluation, best-model selection and export use the EMA weights; "
             "checkpoints contain both.",
             args.ema_decay,
             " with warm-up" if args.ema_warmup else "",
@@ -269,7 +269,7 @@ class EmaCallback(TrainerCallback):
         if initial_weight > MAX_INITIAL_WEIGHT and not args.ema_warmup:
             logger.warning(
                 "After %d steps, the weights of the first step still contribute %.0f %% of the EMA. Use a lower "
-                "ema_decay or ema_warmup.",
+                "`ema_decay` or `ema_warmup`.",
                 steps,
                 100 * initial_weight,
             )

@@ -16,6 +16,7 @@ def set_transformer_layer_cls_to_wrap(plugin: FullyShardedDataParallelPlugin, mo
     try:
         embedding = model.get_input_embeddings()
     except NotImplementedError:
+        # transformers raises it for a model without an input embedding, so there is nothing to exclude.
         return
     parents = {type(module).__name__ for module in model.modules() if embedding in module.children()}
     plugin.transformer_cls_names_to_wrap = sorted(set(names) - parents)

@@ -1,4 +1,4 @@
-"""What a run tells the Hub: its model card, and uploads of the exported model and of checkpoints."""
+"""Model card of a run, and uploads of the exported model and of checkpoints to the Hub."""
 
 import json
 from collections.abc import Mapping

@@ -136,18 +136,18 @@ def _all_finite(model: nn.Module, gradients: bool = False) -> Tensor:
 def _format_nonfinite_error(trainer: Trainer, step: int, problem: str) -> str:
     args = trainer.args
     checkpoints = [path for path in list_checkpoints(args.output_dir) if int(path.name.rpartition("-")[2]) < step]
-    suggestions = ["a lower learning_rate"]
+    suggestions = ["a lower `learning_rate`"]
     if not args.max_grad_norm:
-        suggestions.append("max_grad_norm=1.0")
+        suggestions.append("`max_grad_norm=1.0`")
     if mixed_precision(trainer.accelerator) != "no" or weights_dtype(trainer.model) != torch.float32:
         suggestions.append("float32 instead of half precision")
     if checkpoints:
         last = checkpoints[0]
-        hint = f"The last checkpoint before it is {last}: start from its weights (model_name_or_path={last})"
+        hint = f"The last checkpoint before it is {last}: start from its weights (`model_name_or_path={last}`)"
     else:
         hint = "There is no checkpoint before it: start a new run"
     hint += f" with {' or '.join(suggestions)}"
     if checkpoints and not args.skip_nonfinite_steps:
-        hint += ", or resume from it with skip_nonfinite_steps"
+        hint += ", or resume from it with `skip_nonfinite_steps`"
     rate, now = trainer.optimizer.param_groups[0]["lr"], trainer.state.global_step
     return f"{problem}; the learning rate is {rate:.3g} now, at step {now}. {hint}."

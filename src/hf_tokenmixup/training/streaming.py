@@ -31,8 +31,8 @@ def validate_run_length(train_dataset: Dataset | None, args: TrainingArguments) 
     """
     if is_streamed(train_dataset) and train_dataset.num_images is None and args.max_steps <= 0:
         raise ValueError(
-            f"The number of images in split '{train_dataset.split}' is unknown. Set max_steps instead of "
-            "num_train_epochs."
+            f"The number of images in split '{train_dataset.split}' is unknown. Set `max_steps` instead of "
+            "`num_train_epochs`."
         )
 
 

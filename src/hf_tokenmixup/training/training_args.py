@@ -60,7 +60,7 @@ class TokenMixupTrainingArguments(TrainingArguments):
             launcher started several processes that are not connected.
     """
 
-    _argument_group_name = "training (more of transformers' options: --help_all)"
+    _argument_group_name = "training (transformers has more options)"
 
     mixup_alpha: float = field(
         default=0.0,
@@ -72,7 +72,7 @@ class TokenMixupTrainingArguments(TrainingArguments):
     )
     mixup_prob: float = field(
         default=1.0,
-        metadata={"help": "Probability that a batch (or an image, see --mixup_mode) is mixed."},
+        metadata={"help": "Probability that a batch (or an image, see `mixup_mode`) is mixed."},
     )
     mixup_switch_prob: float = field(
         default=0.5,
@@ -96,12 +96,12 @@ class TokenMixupTrainingArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "Decay of an exponential moving average (EMA) of the weights, which is evaluated and exported. "
-            "0.9999 averages over about 10,000 steps; use less, or --ema_warmup, for short runs. 0: off."
+            "0.9999 averages over about 10,000 steps; use less, or `ema_warmup`, for short runs. 0: off."
         },
     )
     ema_warmup: bool = field(
         default=False,
-        metadata={"help": "Use the smaller of --ema_decay and 1 - t^(-2/3) in step t."},
+        metadata={"help": "Use the smaller of `ema_decay` and 1 - t^(-2/3) in step t."},
     )
     channels_last: bool = field(
         default=False,
@@ -112,7 +112,7 @@ class TokenMixupTrainingArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "Recompute a layer's activations in the backward pass instead of storing them, which saves "
-            "memory. --gradient_checkpointing is the same.",
+            "memory. `gradient_checkpointing` is the same.",
             "nargs": "?",
             "const": True,
         },
@@ -131,7 +131,7 @@ class TokenMixupTrainingArguments(TrainingArguments):
     resume_from_checkpoint: str | None = field(
         default=None,
         metadata={
-            "help": "Checkpoint to resume from: a path, `last` (latest complete checkpoint in --output_dir), or "
+            "help": "Checkpoint to resume from: a path, `last` (latest complete checkpoint in `output_dir`), or "
             "`auto` (like `last`, or start from scratch)."
         },
     )
@@ -170,7 +170,7 @@ class TokenMixupTrainingArguments(TrainingArguments):
         if is_deepspeed_zero3_enabled():
             raise ValueError(
                 "DeepSpeed ZeRO stage 3 is not supported, since saliency reads a layer's weights before the layer "
-                "runs. Use stage 1 or 2 in the DeepSpeed configuration, or FSDP2 (--fsdp)."
+                "runs. Use stage 1 or 2 in the DeepSpeed configuration, or FSDP2 (`fsdp`)."
             )
         self.check()
         self._validate_distributed_init()
@@ -314,7 +314,7 @@ class TokenMixupTrainingArguments(TrainingArguments):
         warmup = self.warmup_steps
         if not 0 <= warmup < math.inf or (warmup > 1 and warmup != int(warmup)):
             raise ValueError(
-                f"`warmup_steps` must be a whole number of steps, or a fraction of all steps below 1, got {warmup}."
+                f"`warmup_steps` must be an integer number of steps, or a fraction of all steps below 1, got {warmup}."
             )
         strategies = {"logging_steps": self.logging_strategy, "save_steps": self.save_strategy}
         for name, strategy in (strategies | {"eval_steps": self.eval_strategy}).items():
@@ -348,7 +348,7 @@ class TokenMixupTrainingArguments(TrainingArguments):
         """
         precision, by_argument = self.mixed_precision, self.fp16 or self.bf16
         requested = f"`{precision}`" if by_argument else f"`{precision}`, set by the launcher,"
-        hint = "" if by_argument else " (of accelerate launch: --mixed_precision no)"
+        hint = "" if by_argument else " (with `accelerate launch`, set mixed_precision to no)"
         if precision in ("fp16", "fp8") and self.device.type == "cpu":
             raise ValueError(
                 f"{requested} has no effect on a CPU, where the run would be in float32. Omit it{hint}, or pass "
@@ -388,8 +388,8 @@ class TokenMixupTrainingArguments(TrainingArguments):
         if world_size.isdigit() and int(world_size) > 1 and self.world_size == 1:
             raise ValueError(
                 f"WORLD_SIZE is {world_size}, but torch.distributed is not initialized: every process would train on "
-                "its own and overwrite the others' files. On a machine without a GPU pass `--use_cpu` "
-                "(`use_cpu=True`); for a single process start the script with `python` or `--nproc_per_node 1`."
+                "its own and overwrite the others' files. On a machine without a GPU pass "
+                "`use_cpu=True`; for a single process start the script with `python`, or start one process."
             )
 
 

@@ -93,7 +93,7 @@ def test_resume_model_only_checkpoint_raises(arguments):
     args = arguments(**SETTINGS, save_only_model=True)
     trainer = TokenMixupTrainer(plain_vit(), args, train_dataset=Images(32))
     trainer.train()
-    with pytest.raises(ValueError, match="contains the model alone .save_only_model."):
+    with pytest.raises(ValueError, match="contains the model alone .`save_only_model`."):
         trainer.train(resume_from_checkpoint=str(Path(args.output_dir) / "checkpoint-3"))
 
 

@@ -40,7 +40,7 @@ def leave_free(monkeypatch, free: float) -> None:
 def test_check_writable_path_of_file_raises(arguments, tmp_path):
     (tmp_path / "file").write_text("")
     args = arguments(output_dir=str(tmp_path / "file" / "out"))
-    message = "output_dir .*file/out is not writable .Not a directory.. Check"
+    message = "`output_dir` .*file/out is not writable .Not a directory.. Check"
     with pytest.raises(OutputDirError, match=message):
         trainer_of(args).train()
     with pytest.raises(OutputDirError, match="File exists"):

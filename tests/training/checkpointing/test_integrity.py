@@ -71,7 +71,7 @@ def test_resume_incomplete_checkpoint_continues_from_previous(trained, folder):
 
 
 def test_check_no_existing_checkpoints_complete_checkpoint_raises(folder, tmp_path):
-    with pytest.raises(ValueError, match="contains checkpoint-4 of an earlier run. Resume it with resume_from"):
+    with pytest.raises(ValueError, match="contains checkpoint-4 of an earlier run. Resume it with `resume_from"):
         check_no_existing_checkpoints(folder)
     for number in (3, 4):
         (folder / f"checkpoint-{number}" / "trainer_state.json").unlink()
@@ -80,7 +80,7 @@ def test_check_no_existing_checkpoints_complete_checkpoint_raises(folder, tmp_pa
 
 
 def test_require_last_complete_checkpoint_without_checkpoint_raises(folder, tmp_path):
-    with pytest.raises(ValueError, match="no complete checkpoint in .*auto to start from scratch"):
+    with pytest.raises(ValueError, match="no complete checkpoint in .*auto` to start from scratch"):
         require_last_complete_checkpoint(tmp_path / "nowhere")
     (folder / "checkpoint-best").mkdir()
     assert require_last_complete_checkpoint(folder).name == "checkpoint-4"

@@ -40,8 +40,8 @@ def validate_processes_agree(trainer: "TokenMixupTrainer") -> None:
     shared, num_writers = folder_is_shared(folder), sum(gather(args.should_save))
     if shared and num_writers > 1:
         raise ValueError(
-            f"save_on_each_node=True, but all processes share {folder}, where {num_writers} of them would write the "
-            "same files. Set save_on_each_node=False, or give each machine a folder on its own disk."
+            f"`save_on_each_node=True`, but all processes share {folder}, where {num_writers} of them would write the "
+            "same files. Set `save_on_each_node=False`, or give each machine a folder on its own disk."
         )
     if shared or args.save_on_each_node:
         return
@@ -49,7 +49,7 @@ def validate_processes_agree(trainer: "TokenMixupTrainer") -> None:
         f"The output folder of the main process, {gather(str(folder))[0]}, is not that of all processes, as with "
         "separate disks or where each process chooses its own name"
     )
-    hint = "Set save_on_each_node=True, or choose a folder that all processes share."
+    hint = "Set `save_on_each_node=True`, or choose a folder that all processes share."
     if args.load_best_model_at_end:
         raise ValueError(f"{found}: only some could load the best model at the end. {hint}")
     if args.should_log:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-NEW_RUN_HINT = "Or start a new run from the checkpoint's weights (model_name_or_path)."
+NEW_RUN_HINT = "Or start a new run from the checkpoint's weights (`model_name_or_path`)."
 
 
 def training_fingerprint(trainer: "TokenMixupTrainer") -> dict[str, Any]:
@@ -59,7 +59,7 @@ def check_resume_compatibility(
         raise ValueError(
             f"The checkpoint of step {step} is from steps of {saved['images_per_step']} images, and this run has "
             f"{current['images_per_step']}: epochs would be skipped or repeated. Resume with the same product of "
-            f"per_device_train_batch_size, gradient_accumulation_steps and processes. {NEW_RUN_HINT}"
+            f"`per_device_train_batch_size`, `gradient_accumulation_steps` and processes. {NEW_RUN_HINT}"
         )
     for name in ("learning_rate", "weight_decay"):
         if saved[name] != current[name]:
@@ -106,7 +106,7 @@ def check_steps_left(state: TrainerState) -> None:
     if state.global_step > state.max_steps:
         raise ValueError(
             f"The checkpoint is at step {state.global_step}, and this run has {state.max_steps} steps: nothing is "
-            "left to train. Increase num_train_epochs or max_steps, or resume from an earlier checkpoint."
+            "left to train. Increase `num_train_epochs` or `max_steps`, or resume from an earlier checkpoint."
         )
 
 

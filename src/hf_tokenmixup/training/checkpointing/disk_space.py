@@ -48,7 +48,7 @@ def check_writable(folder: str | Path) -> None:
         OutputDirError: It is not.
     """
     if not str(folder):
-        raise OutputDirError("output_dir must name a folder, got ''.")
+        raise OutputDirError("`output_dir` must name a folder, got ''.")
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -56,7 +56,7 @@ def check_writable(folder: str | Path) -> None:
             file.flush()
     except OSError as error:
         raise OutputDirError(
-            f"output_dir {folder} is not writable ({error.strerror or error}). Check its permissions and the free "
+            f"`output_dir` {folder} is not writable ({error.strerror or error}). Check its permissions and the free "
             "space there, or choose another folder."
         ) from error
 
@@ -118,12 +118,12 @@ def check_disk_space(model: nn.Module, args: TokenMixupTrainingArguments, state:
     )
     hint = "Free disk space there, choose another output_dir"
     if free < (sizes.checkpoint if checkpoints else sizes.exported):
-        raise OutputDirError(f"{message}: not enough. {hint}, or save no checkpoints (save_strategy=no).")
+        raise OutputDirError(f"{message}: not enough. {hint}, or save no checkpoints (`save_strategy=no`).")
     if free < needed:
         count = f"{max_coexisting} checkpoint{'s' if max_coexisting > 1 else ''} more"
         logger.warning(
             f"{message}; {count} and the model, {convert_bytes(needed)}, do not fit. {hint}, or keep "
-            "fewer checkpoints (save_total_limit)."
+            "fewer checkpoints (`save_total_limit`)."
         )
 
 
@@ -180,5 +180,5 @@ def _format_save_error(what: str, folder: Path, error: Exception) -> str:
         )
     return (
         f"{what} could not be written to {folder} ({reason}{free}). The latest complete checkpoint is {last}. "
-        "Free disk space there, and resume with resume_from_checkpoint=last."
+        "Free disk space there, and resume with `resume_from_checkpoint=last`."
     )

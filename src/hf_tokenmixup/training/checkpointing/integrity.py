@@ -58,8 +58,8 @@ def require_last_complete_checkpoint(folder: str | Path) -> Path:
     checkpoint = get_last_complete_checkpoint(folder)
     if checkpoint is None:
         raise ValueError(
-            f"There is no complete checkpoint in {folder} to resume from. Pass resume_from_checkpoint=auto to start "
-            "from scratch in that case, or the output_dir of the run that is to be resumed."
+            f"There is no complete checkpoint in {folder} to resume from. Pass `resume_from_checkpoint=auto` to start "
+            "from scratch in that case, or the `output_dir` of the run that is to be resumed."
         )
     return checkpoint
 
@@ -117,7 +117,7 @@ def _validate_in_all_processes(checkpoint: Path | None, folder: Path) -> None:
     hint = f"Resume from {common[0]}, which is complete in all processes, " if common else "Copy it there, "
     hint += (
         "or start a new run in an empty folder. All processes read the checkpoint: with separate disks, train with "
-        "save_on_each_node=True."
+        "`save_on_each_node=True`."
     )
     problem, step, _, location = everyone[rank]
     location += f" of process {rank} of {len(everyone)}"
@@ -160,14 +160,14 @@ def check_no_existing_checkpoints(folder: str | Path) -> None:
     used = [checkpoint for checkpoint in list_checkpoints(folder) if find_checkpoint_error(checkpoint) is None]
     if used:
         raise ValueError(
-            f"output_dir {folder} contains {used[0].name} of an earlier run. Resume it with "
-            "resume_from_checkpoint=last (or auto), choose another output_dir, or remove the checkpoints there."
+            f"`output_dir` {folder} contains {used[0].name} of an earlier run. Resume it with "
+            "`resume_from_checkpoint=last` (or auto), choose another `output_dir`, or remove the checkpoints there."
         )
     weights = next((name for name in MODEL_FILES if (Path(folder) / name).exists()), None)
     if weights is not None:
         raise ValueError(
-            f"output_dir {folder} contains a model ({weights}), which this run would overwrite. Choose another "
-            "output_dir, remove the model there, or pass resume_from_checkpoint=auto to train again over it."
+            f"`output_dir` {folder} contains a model ({weights}), which this run would overwrite. Choose another "
+            "`output_dir`, remove the model there, or pass `resume_from_checkpoint=auto` to train again over it."
         )
 
 

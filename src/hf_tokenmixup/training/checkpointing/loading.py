@@ -60,8 +60,8 @@ def get_optimizer_options(trainer: "TokenMixupTrainer", checkpoint: str | None) 
     has_schedule = checkpoint is None or trainer.is_deepspeed_enabled or (Path(checkpoint) / SCHEDULER_NAME).is_file()
     if not has_schedule:
         raise ValueError(
-            f"The checkpoint {checkpoint} contains the model alone (save_only_model) and cannot be resumed. Start a "
-            "new run from its weights (model_name_or_path)."
+            f"The checkpoint {checkpoint} contains the model alone (`save_only_model`) and cannot be resumed. Start a "
+            "new run from its weights (`model_name_or_path`)."
         )
     # torch adds options to the defaults, which no group has, whenever it loads a state.
     defaults = getattr(trainer.optimizer, "defaults", None)
@@ -86,7 +86,7 @@ def validate_optimizer_state(trainer: "TokenMixupTrainer", checkpoint: str | Non
     if missing := sorted(options - trainer.optimizer.param_groups[0].keys()):
         optim = getattr(trainer.args.optim, "value", trainer.args.optim)
         raise ValueError(
-            f"The checkpoint {checkpoint} has the state of another optimizer than optim={optim}, without "
+            f"The checkpoint {checkpoint} has the state of another optimizer than `optim={optim}`, without "
             f"{', '.join(missing)}. Resume with the optimizer that it was trained with."
         )
 
@@ -116,7 +116,7 @@ def _uses_adapters(trainer: "TokenMixupTrainer", checkpoint: str) -> bool:
     if not has_adapters and is_adapter_checkpoint(checkpoint):
         raise ValueError(
             f"The checkpoint {checkpoint} contains adapters, and this {type(model).__name__} has none. Resume with "
-            "the lora_rank and the model that the run was started with."
+            "the `lora_rank` and the model that the run was started with."
         )
     return has_adapters
 
