@@ -108,7 +108,7 @@ def test_run_if_needed_with_other_options_raises(tmp_path):
     validate_run_spec(tmp_path, SPEC)
     other = replace(SPEC, options={"num_train_epochs": ["5"], "seed": ["1"], "use_cpu": []})
     differences = "num_train_epochs was '3' and is now '5'; use_cpu was not set and is now ''"
-    with pytest.raises(ValueError, match=f"with other options: {differences}. Repeat .* output_dir"):
+    with pytest.raises(ValueError, match=f"with other options: {differences}. Repeat .* `output_dir`"):
         run(tmp_path, FINISH, other)
     with pytest.raises(ValueError, match="launcher was 'python' and is now 'torchrun -n 2'"):
         validate_run_spec(tmp_path, replace(SPEC, launcher=["torchrun", "-n", "2"]))
