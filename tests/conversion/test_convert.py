@@ -410,7 +410,7 @@ def test_file_without_state_dict_raises(tmp_path):
         ({"num_attention_heads": 2, "image_size": 0}, "image_size"),
         ({"num_attention_heads": 2, "image_mean": [0.5]}, "image_mean must have 3"),
         ({"num_attention_heads": 2, "image_std": [0.5, 0, 0.5]}, "image_std must be positive"),
-        ({"num_attention_heads": 2, "settings": {"horizontal_ro": 1}}, "Did you mean 'horizontal_rho'"),
+        ({"num_attention_heads": 2, "settings": {"horizontal_ro": 1}}, ": did you mean 'horizontal_rho'?"),
         ({"num_attention_heads": 2, "vertical_layers": [9]}, "vertical_layers must be between"),
     ],
 )
