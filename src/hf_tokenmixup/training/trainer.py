@@ -70,7 +70,7 @@ from .memory_format import align_optimizer_state_format, restore_weights_on_exit
 from .metrics import MixingMetrics
 from .nonfinite import NonFiniteGuard
 from .preemption import PreemptionCallback
-from .processes import RankSeedCallback, connected, on_all_processes
+from .processes import RankSeedCallback, is_distributed, on_all_processes
 from .streaming import (
     SkipBatchesCallback,
     build_eval_loader,
@@ -185,7 +185,7 @@ class TokenMixupTrainer(Trainer):
         self.add_callback(RankSeedCallback())
 
     def _init_transformers(self, model: nn.Module | None, args: TokenMixupTrainingArguments, kwargs: dict) -> None:
-        if connected():
+        if is_distributed():
             # transformers makes the output folder in one process, whose error the others would wait for.
             on_all_processes(lambda: check_writable(args.output_dir) if args.should_save else None)
         try:
