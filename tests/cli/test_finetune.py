@@ -16,7 +16,6 @@ from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
     ResNetConfig,
-    ViTConfig,
     ViTForImageClassification,
 )
 
@@ -198,17 +197,6 @@ def test_finetune_resnet_trains_without_tokenmixup(finetune, tmp_path):
     saved = AutoModelForImageClassification.from_pretrained(tmp_path)
     assert saved.config.model_type == "resnet" and saved.config.problem_type == "single_label_classification"
     assert 0 <= metrics(tmp_path)["eval_top1"] <= metrics(tmp_path)["eval_top5"] <= 1
-
-
-def test_validate_image_size_counts_no_flops_and_restores_mode_and_attention(finetune, monkeypatch):
-    monkeypatch.setattr("torch.utils.flop_counter.FlopCounterMode.__enter__", lambda self: pytest.fail("counts FLOPs"))
-    model = ViTForImageClassification(ViTConfig(**TINY, attn_implementation="sdpa")).train()
-    finetune.validate_image_size(model, 16, 16)
-    assert model.training and model.config._attn_implementation == "sdpa"
-    with pytest.raises(
-        ValueError, match="makes images of 24x20 pixels, and the model is for 16x16. Pass --image_size 24"
-    ):
-        finetune.validate_image_size(model, 24, 20)
 
 
 @pytest.mark.parametrize(

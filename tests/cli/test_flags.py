@@ -24,6 +24,8 @@ OF_LAUNCHERS = {
 }
 # Commands that take or build options of finetune too.
 WITH_FINETUNE = ("study", "benchmark", "throughput", "model_cards", "convert")
+# Modules with messages of a command, other than its own.
+MODULES = {"finetune": ("validation", "optimizer_checks")}
 # Which commands show the messages of a part of the library; the longest match counts.
 SHOWN_BY = {
     "studies/runner": ("study",),
@@ -90,7 +92,9 @@ def missing(path: Path, commands) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("command", [*COMMANDS, "model_cards"])
 def test_command_messages_name_existing_flags(command):
-    assert missing(PACKAGE / "cli" / f"{command}.py", [command]) == {}
+    modules = (command, *MODULES.get(command, ()))
+    assert all(advised(PACKAGE / "cli" / f"{module}.py") for module in MODULES.get(command, ()))
+    assert [missing(PACKAGE / "cli" / f"{module}.py", [command]) for module in modules] == [{}] * len(modules)
 
 
 @pytest.mark.parametrize("part", sorted(path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()))

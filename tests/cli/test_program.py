@@ -102,12 +102,6 @@ def test_finetune_missing_package_ends_in_one_line(monkeypatch):
     assert raised.value.code.endswith("This needs peft: pip install peft")
 
 
-@pytest.mark.parametrize("words", ["--eval_steps 3", "--hub_model_id user/model"])
-def test_build_trainer_option_without_effect_warns(tmp_path, monkeypatch, caplog, words):
-    Harness(tmp_path, tmp_path, monkeypatch).prepare_digits(*words.split())
-    assert f"{words.split()[0]} has no effect without" in caplog.text
-
-
 def test_build_trainer_batches_of_one_image_warn(tmp_path, monkeypatch, caplog):
     Harness(tmp_path, tmp_path, monkeypatch).prepare_digits(
         "--horizontal_layers", 1, "--per_device_train_batch_size", 1

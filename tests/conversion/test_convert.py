@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.golden_cases import FOLDER, build_cct, load_case
+from helpers.state_dicts import assert_same
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
@@ -112,11 +113,6 @@ def assert_conversion_fails(file: Path, match: str, **kwargs) -> str:
     return str(raised.value)
 
 
-def assert_equal(weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    assert weights.keys() == expected.keys()
-    assert all(torch.equal(weights[name], expected[name]) for name in expected)
-
-
 CONTAINERS = {
     "flat.pth": lambda weights: weights,
     "timm.pth.tar": lambda weights: {
@@ -141,7 +137,7 @@ def test_cct_in_each_container_matches_reference(tmp_path, name):
     case, tensors = load_case("cct_eval")
     file = write(tmp_path / name, CONTAINERS[name](released_cct()))
     folder = convert_weights(file, tmp_path / "out", num_attention_heads=2)
-    assert_equal(load_file(folder / "model.safetensors"), build_cct(case).published().state_dict())
+    assert_same(load_file(folder / "model.safetensors"), build_cct(case).published().state_dict())
     model = AutoModelForImageClassification.from_pretrained(folder).eval()
     assert type(model) is CctForImageClassification
     torch.testing.assert_close(model(tensors["in.pixel_values"]).logits, tensors["eval.logits"], **LOGITS)
@@ -178,7 +174,7 @@ def test_cct_structures_give_equal_weights_and_fused_qkv(tmp_path):
         file = FOLDER / f"cct_weights_{structure}.safetensors"
         folder = convert_weights(file, tmp_path / structure, num_attention_heads=2)
         converted[structure] = load_file(folder / "model.safetensors")
-        assert_equal(converted[structure], converted["base"])
+        assert_same(converted[structure], converted["base"])
     separate = released_cct("vtm2")
     parts = [separate[f"classifier.blocks.2.self_attn.{part}.weight"] for part in ("query", "key", "value")]
     assert torch.equal(converted["vtm2"]["cct.layers.2.attention.qkv.weight"], torch.cat(parts))
@@ -191,7 +187,7 @@ def test_settings_give_the_tokenmixup_model_with_scorenet(tmp_path):
     model = TokenMixupCctForImageClassification.from_pretrained(folder)
     assert model.config.horizontal_layers == [1] and model.config.vertical_layers == [3]
     assert (model.config.horizontal_tau, model.config.horizontal_rho, model.config.vertical_kappa) == (3.0, 0.02, 5)
-    assert_equal(model.state_dict(), build_cct(case).state_dict())
+    assert_same(model.state_dict(), build_cct(case).state_dict())
 
 
 def test_unused_pooling_of_cls_scorenet_is_dropped(tmp_path, caplog):
@@ -223,7 +219,7 @@ def test_vit_formats_match_reference(tmp_path, name):
         file, heads = write(tmp_path / name, content if name.endswith("bin") else {"state_dict": content}), 4
     folder = convert_weights(file, tmp_path / "out", num_attention_heads=heads)
     model = AutoModelForImageClassification.from_pretrained(folder).eval()
-    assert_equal(model.state_dict(), vit_weights())  # the file has the older names of transformers
+    assert_same(model.state_dict(), vit_weights())  # the file has the older names of transformers
     assert (model.config.layer_norm_eps, model.config.num_attention_heads) == (1e-6, 4)
     torch.testing.assert_close(model(tensors["in.pixel_values"]).logits, tensors["eval.logits"], **LOGITS)
 
@@ -410,7 +406,7 @@ def test_file_without_state_dict_raises(tmp_path):
         ({"num_attention_heads": 2, "image_size": 0}, "image_size"),
         ({"num_attention_heads": 2, "image_mean": [0.5]}, "image_mean must have 3"),
         ({"num_attention_heads": 2, "image_std": [0.5, 0, 0.5]}, "image_std must be positive"),
-        ({"num_attention_heads": 2, "settings": {"horizontal_ro": 1}}, "Did you mean 'horizontal_rho'"),
+        ({"num_attention_heads": 2, "settings": {"horizontal_ro": 1}}, ": did you mean 'horizontal_rho'?"),
         ({"num_attention_heads": 2, "vertical_layers": [9]}, "vertical_layers must be between"),
     ],
 )

@@ -8,10 +8,12 @@ import pytest
 import torch
 from fake_hub.cards import read_card
 from huggingface_hub import constants
+from huggingface_hub.utils import get_session
 from safetensors.torch import load_file
 from transformers import ViTImageProcessor
 
 from hf_tokenmixup import TokenMixupViTForImageClassification
+from hf_tokenmixup.hub import upload
 from hf_tokenmixup.hub.upload import (
     create_and_check_repo,
     upload_model_folder,
@@ -163,8 +165,15 @@ def test_upload_model_folder_with_unknown_license_raises_before_sending(hub, fol
 
 
 def test_validate_license_without_answer_checks_only_format(monkeypatch):
+    sessions = []
+    monkeypatch.setattr(upload, "get_session", lambda: sessions.append(get_session()) or sessions[-1])
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     validate_license("apache2", on_hub=True)
+    assert len(sessions) == 1
+    with pytest.raises(ValueError, match="lowercase identifier"):
+        validate_license("Apache 2.0", on_hub=True)
+    assert len(sessions) == 1
 
 
 def test_validate_model_folder_unsuitable_folder_raises(folder, tmp_path):

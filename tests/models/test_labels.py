@@ -57,6 +57,8 @@ def test_validate_label_shape_distributions_of_other_classes_raise():
         validate_label_shape(SOFT, 2, 4)
 
 
-def test_validate_label_shape_valid_labels_are_accepted():
-    validate_label_shape(torch.tensor([0, 2]), 2, 3)
-    validate_label_shape(SOFT, 2, 3)
+# Tensors on the meta device have no values, so reading one raises.
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("labels", [torch.tensor([0, 2]), torch.tensor([0, 2], dtype=torch.uint8), SOFT, SOFT.half()])
+def test_validate_label_shape_valid_labels_are_accepted_without_reading_values(labels, device):
+    assert validate_label_shape(labels.to(device), 2, 3) is None

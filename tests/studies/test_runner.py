@@ -188,7 +188,7 @@ def test_interrupt_terminates_a_launcher_that_ignores_sigterm(interrupted, tmp_p
     launcher += f"subprocess.Popen({{training}}).wait()\ntime.sleep({HANG_S})"
     monkeypatch.setattr(runner, "TERMINATE_TIMEOUT_S", 0.5)
     interrupted(launcher)
-    until(lambda: run(tmp_path, FINISH)[0] is None)
+    assert until(lambda: run(tmp_path, FINISH)[0] is None)
 
 
 def test_interrupt_waits_for_training_that_outlives_its_launcher(interrupted, tmp_path):

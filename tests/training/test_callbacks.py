@@ -1,4 +1,4 @@
-"""The log as JSON lines, and the picture at the end."""
+"""Log file of JSON lines, and training curves."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ def test_jsonl_logger_writes_one_line_per_record(arguments):
     trainer.train()
     assert strict_lines(args.output_dir) == json.loads(json.dumps(trainer.state.log_history))
     assert strict_lines(args.output_dir)[0]["mixed_samples"] == 4
-    trainer.train()  # a new training, a new file
+    trainer.train()  # a new run truncates the file
     assert [line["step"] for line in strict_lines(args.output_dir)] == [1, 2, 3, 3]
 
 

@@ -1,4 +1,4 @@
-"""The average of the weights: its values, who sees it, and that the training does not."""
+"""EMA in a run: its values, evaluation, export, checkpoints, and a run that it does not change."""
 
 import copy
 import json
@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.commands import HANG_S
+from helpers.state_dicts import assert_same, copied
 from helpers.tiny_training import Images, plain_vit, resnet, tokenmixup_vit
 from safetensors.torch import load_file
 from torch.nn import functional as F
@@ -27,7 +28,7 @@ EACH_STEP = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps"
 
 
 class Record(TrainerCallback):
-    """The weights behind each step, and the average."""
+    """Record the weights and the EMA after each step."""
 
     def __init__(self):
         self.weights, self.averages = [], []
@@ -36,16 +37,6 @@ class Record(TrainerCallback):
         self.weights.append(copied(model.state_dict()))
         if self.trainer.ema_model is not None:
             self.averages.append(copied(self.trainer.ema_model.tensors()))
-
-
-def copied(tensors):
-    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
-
-
-def assert_same(got, expected):
-    assert got.keys() == expected.keys()
-    for name in expected:
-        assert torch.equal(got[name], expected[name]), name
 
 
 def trainer_of(make_model, args, images=12, **options):
@@ -306,71 +297,6 @@ def test_ema_settings_are_in_card(arguments, monkeypatch):
     )
 
 
-class Shared(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
-        self.b.weight = self.a.weight
-        self.norm = torch.nn.BatchNorm1d(3)
-        self.register_buffer("scratch", torch.zeros(2), persistent=False)
-
-
-def test_model_ema_shared_tensor_is_updated_once(tmp_path):
-    model = Shared()
-    average = ModelEma(model, 0.5)
-    start = model.a.weight.detach().clone()
-    average.update(model)
-    with torch.no_grad():
-        model.a.weight += 1
-        model.norm.running_mean += 4
-        model.norm.num_batches_tracked += 7
-    average.update(model)
-    stored_tensors = average.tensors()
-    torch.testing.assert_close(stored_tensors["a.weight"], start + 0.5)
-    assert "b.weight" not in stored_tensors and "scratch" not in stored_tensors
-    assert (
-        stored_tensors["norm.running_mean"].tolist() == [2.0] * 3
-        and stored_tensors["norm.num_batches_tracked"].item() == 7
-    )
-    with average.swap_into(model):
-        assert model.b.weight is model.a.weight
-        torch.testing.assert_close(model.b.weight.detach(), start + 0.5)
-    torch.testing.assert_close(model.b.weight.detach(), start + 1)
-
-    average.save(tmp_path / "average.safetensors")
-    other = ModelEma(Shared(), 0.5)
-    other.load(tmp_path / "average.safetensors")
-    assert other.updates == 2
-    assert_same(other.tensors(), stored_tensors)
-
-
-def test_model_ema_half_precision_weights_are_averaged_in_float32():
-    model = torch.nn.Linear(4, 4).bfloat16()
-    average = ModelEma(model, 0.999)
-    average.update(model)
-    with torch.no_grad():
-        before = model.weight.clone()
-        model.weight.mul_(2)
-    for _ in range(10):
-        average.update(model)
-    # In bfloat16, each of these steps would round to nothing.
-    torch.testing.assert_close(average.tensors()["weight"], before.float() * (2 - 0.999**10))
-    with average.swap_into(model):
-        assert model.weight.dtype == torch.bfloat16
-    assert torch.equal(model.weight, before * 2)
-
-
-def test_model_ema_update_does_not_synchronize(monkeypatch):
-    model, reads = tokenmixup_vit(), []
-    average = ModelEma(model, 0.9, warmup=True)
-    for name in ("item", "tolist", "__bool__", "__float__", "__int__", "cpu", "numpy"):
-        original = getattr(torch.Tensor, name)
-        monkeypatch.setattr(torch.Tensor, name, lambda *a, n=name, o=original, **k: (reads.append(n), o(*a, **k))[1])
-    for _ in range(3):
-        average.update(model)
-    assert reads == []
-
-
 # Under torch 2.6, dynamo stumbles over a decorator of transformers: its own ViT does not compile there.
 @pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="plain ViT does not compile either")
 def test_ema_compiled_model_evaluates_ema_weights(arguments):
@@ -464,37 +390,3 @@ def test_ema_two_processes_have_and_export_same_weights(tmp_path, make_model):
     with torch.no_grad():
         loss = F.cross_entropy(exported(pixel_values=images.pixels).logits, images.labels)
     assert json.loads((tmp_path / "loss-0.json").read_text()) == pytest.approx(loss.item(), rel=1e-5)
-
-
-def test_model_ema_loaded_state_continues_bit_for_bit():
-    torch.manual_seed(0)
-    model = plain_vit()
-    weights = [copied(model.state_dict()) for _ in range(3)]
-    for number, state in enumerate(weights):
-        for tensor in state.values():
-            tensor.add_(torch.randn_like(tensor) * (number + 1))
-
-    def update(ema, states):
-        for state in states:
-            model.load_state_dict(state)
-            ema.update(model)
-        return ema
-
-    complete = update(ModelEma(model, 0.9, warmup=True), weights)
-    resumed = ModelEma(model, 0.9, warmup=True)
-    resumed.load_state_dict(update(ModelEma(model, 0.9, warmup=True), weights[:2]).state_dict())
-    update(resumed, weights[2:])
-    assert resumed.updates == complete.updates == 3
-    assert_same(resumed.tensors(), complete.tensors())
-
-
-def test_model_ema_state_of_another_model_raises_and_loads_nothing():
-    torch.manual_seed(0)
-    ema = ModelEma(plain_vit(), 0.9)
-    before = copied(ema.tensors())
-    state = ema.state_dict()
-    state = {"tensors": {name: tensor[:1] + 1 for name, tensor in state["tensors"].items()}, "updates": 7}
-    with pytest.raises(ValueError, match="tensors differ in name or shape"):
-        ema.load_state_dict(state)
-    assert_same(ema.tensors(), before)
-    assert ema.updates == 0

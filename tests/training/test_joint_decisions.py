@@ -1,4 +1,4 @@
-"""What processes decide together: values, errors and checkpoints, with two connected processes of this one."""
+"""Common decisions of processes: values, errors and checkpoints, in two processes that gloo connects."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""A process that fails ends the others with its message: by threads here, and by two processes."""
+"""A failed process ends the other processes with its message, in threads of one process and in two processes."""
 
 import json
 import os
@@ -19,10 +19,10 @@ from hf_tokenmixup.training.peers import PeerWatch
 
 @pytest.fixture
 def pair(monkeypatch):
-    """The watches of two processes, the exceptions that their hooks got, and the statuses they ended with."""
-    monkeypatch.setattr(peers, "POLL_S", 0.02)
-    monkeypatch.setattr(peers, "END_S", 0.0)
-    monkeypatch.setattr(peers, "SEEN_S", HANG_S)
+    """Two watches, the arguments of the hooks that they call, and the exit statuses."""
+    monkeypatch.setattr(peers, "POLL_INTERVAL_S", 0.02)
+    monkeypatch.setattr(peers, "EXIT_DELAY_S", 0.0)
+    monkeypatch.setattr(peers, "ACKNOWLEDGE_TIMEOUT_S", HANG_S)
     store, shown, ended = HashStore(), [], []
     watches = [PeerWatch(store, rank, 2, lambda *error: shown.append(error), ended.append) for rank in range(2)]
     for watch in watches:
@@ -35,12 +35,12 @@ def pair(monkeypatch):
 def test_peers_uncaught_error_ends_other_process_with_message(pair, capsys):
     (first, second), shown, ended = pair
     second(ValueError, ValueError("image 3 is\n broken"), None)
-    # It waited until the other process had seen its message.
-    assert second.store.add(peers.SEEN_KEY, 0) == 2
+    # The call returned after the other process had read the message.
+    assert second.store.add(peers.ACKNOWLEDGED_KEY, 0) == 2
     first._thread.join(HANG_S)
     assert ended == [1] and [kind for kind, *_ in shown] == [ValueError]
     assert capsys.readouterr().err == "Process 0 ends, as process 1 failed: ValueError: image 3 is broken\n"
-    # What the broken connection raises there is not shown.
+    # The connection error that follows in the other process is not printed.
     first(RuntimeError, RuntimeError("Connection closed by peer"), None)
     assert len(shown) == 1
 
@@ -103,8 +103,8 @@ from helpers.tiny_training import Images, tokenmixup_vit
 from transformers import TrainerCallback
 from hf_tokenmixup.training import TokenMixupTrainer, TokenMixupTrainingArguments, peers
 
-# On a busy machine, the other process may need more than 5 seconds to see a failure.
-peers.SEEN_S = 600.0
+# On a busy machine, the other process may need more than 5 seconds to read a failure.
+peers.ACKNOWLEDGE_TIMEOUT_S = 600.0
 folder, place = sys.argv[1:]
 args = TokenMixupTrainingArguments(folder, use_cpu=True, report_to="none", max_steps=5, save_strategy="no",
     per_device_train_batch_size=4, disable_tqdm=True)
@@ -149,7 +149,7 @@ def test_peers_two_processes_end_together(tmp_path, place):
         return
     assert done.returncode == 1 and "trained" not in done.stdout
     assert "Process 0 ends, as process 1 failed: ValueError: image 3 is broken" in done.stderr
-    # Its own message is in torchrun's report too, and no error of the connection hides it.
+    # torchrun reports the message too, and no connection error.
     assert "traceback : ValueError: image 3 is broken" in done.stderr and "Connection closed" not in done.stderr
     for word in ("SIGKILL", "forcefully"):
         assert word not in done.stderr

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hf_tokenmixup.utils.text import format_list, replace_parameters_by_flags
+from hf_tokenmixup.utils.text import did_you_mean, format_list, replace_parameters_by_flags
 
 
 @pytest.mark.parametrize(
@@ -10,6 +10,22 @@ from hf_tokenmixup.utils.text import format_list, replace_parameters_by_flags
 )
 def test_format_list_shows_first_items(items, expected):
     assert format_list(items) == expected
+
+
+def test_format_list_formats_only_shown_items():
+    assert format_list([1, 2, None], 2, "{:.1f}".format) == "1.0, 2.0 and 1 more"
+
+
+@pytest.mark.parametrize(
+    "name, expected", [("sed", ": did you mean --seed?"), ("seed", ": did you mean --seed?"), ("zzz", ".")]
+)
+def test_did_you_mean_suggests_similar_name(name, expected):
+    assert did_you_mean(name, {"seed", "learning_rate"}, "--{}".format) == expected
+
+
+def test_did_you_mean_without_similar_name_returns_otherwise():
+    assert did_you_mean("zzz", ["seed"], otherwise=". Options: seed.") == ". Options: seed."
+    assert did_you_mean("sed", ["seed"], repr, otherwise=". Options: seed.") == ": did you mean 'seed'?"
 
 
 @pytest.mark.parametrize(

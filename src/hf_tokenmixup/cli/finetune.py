@@ -13,7 +13,6 @@ A recipe is a YAML file of these options (by name from hf_tokenmixup's recipes, 
 import atexit
 import dataclasses
 import logging
-import math
 import shutil
 import signal
 import sys
@@ -23,7 +22,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
 from transformers import BaseImageProcessor, PreTrainedModel, ViTImageProcessor, set_seed
 
 from ..data import (
@@ -37,12 +35,10 @@ from ..data import (
     load_streaming_image_dataset,
 )
 from ..data.transforms import infer_image_processor_config, resize_image_processor
-from ..evaluation.flops import use_eager_attention
 from ..hub.model_card import TrainingCardData
-from ..hub.upload import HubUploadError, validate_license
+from ..hub.upload import HubUploadError
 from ..metrics import compute_metrics, top_classes
-from ..models import FAMILIES, border_hint, class_names, height_and_width, load_classifier
-from ..saliency import eval_mode
+from ..models import class_names, height_and_width, load_classifier
 from ..training import (
     JsonlLoggerCallback,
     NonFiniteLossError,
@@ -51,28 +47,28 @@ from ..training import (
     TokenMixupTrainingArguments,
     TrainingCurvesCallback,
 )
-from ..training.checkpointing.disk_space import check_writable
-from ..training.checkpointing.integrity import (
-    check_no_existing_checkpoints,
-    get_last_complete_checkpoint,
-    resolve_resume_checkpoint,
-)
+from ..training.checkpointing.integrity import get_last_complete_checkpoint
 from ..training.effective_settings import mixed_precision
 from ..training.mixing_summary import describe_mixing
 from ..training.processes import check_equal, on_all_processes
 from ..utils.environment import public_dataset, redact_command
 from .arguments import DataArguments, ModelArguments, ParsedArguments, build_parser, format_recipe, parse_options
 from .launch_command import launch_command
-from .optimizer_checks import validate_optimizer_args
 from .parser import flags_by_parameter
 from .processors import open_image_processor
 from .program import exit_with, invocation, out_of_memory_message, program_name, worker_error
 from .recipes import take_option
 from .threads import use_physical_cores
+from .validation import (
+    validate_image_size,
+    validate_normalization,
+    validate_options,
+    validate_run,
+    warn_of_unused_options,
+)
 
 logger = logging.getLogger(__name__)
 
-METRICS = ("top1", "top5", "loss")
 LOADING_OPTIONS = (
     "dataset_name",
     "dataset_config_name",
@@ -104,8 +100,8 @@ def load_image_processor(args: ModelArguments, model: PreTrainedModel) -> BaseIm
     Raises:
         ValueError: A number is not possible, or the size of the image processor cannot be changed.
     """
-    _validate_normalization("image_mean", args.image_mean)
-    _validate_normalization("image_std", args.image_std)
+    validate_normalization("image_mean", args.image_mean)
+    validate_normalization("image_std", args.image_std)
     name = args.image_processor_name or args.model_name_or_path
     size = parse_image_size(args)
     if name is None:
@@ -124,16 +120,6 @@ def load_image_processor(args: ModelArguments, model: PreTrainedModel) -> BaseIm
     return processor
 
 
-def _validate_normalization(name: str, values: Sequence[float] | None) -> None:
-    if values is None:
-        return
-    positive = name == "image_std"
-    possible = all(math.isfinite(value) and (value > 0 or not positive) for value in values)
-    if not possible or len(values) not in (1, 3):
-        numbers = "numbers above 0" if positive else "finite numbers"
-        raise ValueError(f"--{name} must be three {numbers}, or one for all channels, got {values}.")
-
-
 def parse_image_size(args: ModelArguments) -> int | list[int] | None:
     """`--image_size` as in a configuration: one number, or height and width; None if it is not given.
 
@@ -148,46 +134,6 @@ def parse_image_size(args: ModelArguments) -> int | list[int] | None:
             f"--image_size must be a side, or height and width, of at least 1 pixel, got {' '.join(map(str, size))}."
         )
     return size[0] if len(size) == 1 else list(size)
-
-
-def validate_image_size(model: PreTrainedModel, height: int, width: int) -> None:
-    """Check that the model accepts images of the image processor's size, with a forward pass of one image.
-
-    Raises:
-        ValueError: It does not.
-    """
-    size = height_and_width(getattr(model.config, "image_size", None) or (height, width))
-    image = torch.zeros(1, 3, height, width, device=model.device, dtype=model.dtype)
-    try:
-        # Other implementations of attention may not support a CPU.
-        with eval_mode(model), use_eager_attention(model), torch.no_grad():
-            model(pixel_values=image)
-    except (RuntimeError, ValueError, LookupError, ArithmeticError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(_image_size_message(model, (height, width), size, reason)) from error
-    differs = size != (height, width) and model.config.model_type in FAMILIES
-    if differs and (hint := border_hint(model.config, (height, width))):
-        logger.warning(hint)
-
-
-def _image_size_message(
-    model: PreTrainedModel, processed: tuple[int, int], configured: tuple[int, int], reason: str
-) -> str:
-    if processed == configured:
-        return (
-            f"{type(model).__name__} cannot read images of shape (channels, height, width) = {(3, *processed)}, as "
-            f"the image processor makes them: {reason} Pass an image processor, an image_size and a patch_size that "
-            "belong together."
-        )
-    sizes = {}
-    for height, width in (processed, configured):
-        sizes[f"{height}x{width}"] = f"--image_size {height}" + (f" {width}" if height != width else "")
-    (made, made_flag), (expected, expected_flag) = sizes.items()
-    return (
-        f"The image processor makes images of {made} pixels, and the model is for {expected}. Pass {made_flag} to set "
-        f"the model to {made} (its learned positions are interpolated), or {expected_flag} to set the image processor "
-        f"to {expected}. ({reason})"
-    )
 
 
 def build_train_dataset(
@@ -208,22 +154,6 @@ def build_eval_dataset(
     if args.streaming:
         return ImageClassificationIterableDataset(data.evaluation, transform, **kwargs)
     return ImageClassificationData(data.evaluation, transform, cache_gib=args.image_cache_gib, **kwargs)
-
-
-def validate_lora_args(model_args: ModelArguments, args: TokenMixupTrainingArguments) -> None:
-    """Check that LoRA has a pretrained model, and that the run does not overwrite it.
-
-    Raises:
-        ValueError: The weights are initialized, or --output_dir is the model's folder.
-    """
-    name = model_args.model_name_or_path
-    if model_args.from_scratch:
-        raise ValueError("--lora_rank adapts a pretrained model. Remove --from_scratch, or --lora_rank.")
-    if args.do_train and name is not None and Path(name).resolve() == Path(args.output_dir).resolve():
-        raise ValueError(
-            f"With --lora_rank, checkpoints contain only the adapters and need the unchanged model in {name}. Pass "
-            "another --output_dir."
-        )
 
 
 def print_summary(metrics: dict[str, float], trainer: TokenMixupTrainer) -> None:
@@ -313,98 +243,6 @@ def load_data(
         found |= {name: len(split) for name, split in splits.items() if split is not None}
     check_equal("The dataset", found, "Give all processes the same files.")
     return data
-
-
-def validate_options(options: ParsedArguments) -> None:
-    """Check the options that need no other thing than each other, before anything is created.
-
-    Raises:
-        ValueError: An option has no effect or cannot be used with another one, or nothing is to be done.
-    """
-    args, model_args = options.training, options.model
-    if args.do_predict:
-        raise ValueError(
-            "--do_predict has no effect: this script trains and evaluates. To measure a model, pass --do_eval and "
-            "--eval_split; to predict, open the output folder with pipeline('image-classification')."
-        )
-    if args.label_names not in (None, ["labels"]):
-        raise ValueError(f"--label_names must be labels, got {' '.join(args.label_names)}. Omit it.")
-    if not (args.do_train or args.do_eval):
-        raise ValueError("Nothing to do: pass --do_train, --do_eval or both, or a recipe that has them.")
-    if model_args.from_scratch and not args.do_train:
-        raise ValueError(
-            "--do_eval without --do_train measures trained weights, and --from_scratch gives random ones. Omit "
-            "--from_scratch, or add --do_train."
-        )
-
-
-def validate_run(options: ParsedArguments) -> None:
-    """Check output folder, license, checkpoints, and the options of LoRA, the optimizer and the best model.
-
-    `resume_from_checkpoint` becomes the path of the checkpoint.
-
-    Raises:
-        ValueError: One of them cannot be used.
-    """
-    model_args, args = options.model, options.training
-    on_all_processes(lambda: check_writable(args.output_dir))
-    if model_args.license is not None:
-        validate_license(model_args.license, on_hub=args.push_to_hub, token=args.hub_token)
-    if options.lora.lora_rank:
-        validate_lora_args(model_args, args)
-    if args.resume_from_checkpoint is not None:
-        args.resume_from_checkpoint = resolve_resume_checkpoint(args.resume_from_checkpoint, args.output_dir)
-    elif args.do_train:
-        on_all_processes(lambda: check_no_existing_checkpoints(args.output_dir))
-    if args.do_train:
-        validate_output_dir(args.output_dir, options.data)
-    if model_args.model_revision is not None and Path(model_args.model_name_or_path or ".").is_dir():
-        problem = "no model was named" if model_args.model_name_or_path is None else "this is a folder"
-        raise ValueError(f"--model_revision is for models on the Hub, and {problem}. Omit it.")
-    if args.do_train:
-        validate_optimizer_args(args)
-    validate_best_model_args(args)
-
-
-def validate_output_dir(output_dir: str, data_args: DataArguments) -> None:
-    """Check that the output folder is outside of the data, so that the next run does not read it as data.
-
-    Raises:
-        ValueError: It is a folder of the dataset, or inside of one.
-    """
-    output = Path(output_dir).resolve()
-    for name in ("train_dir", "validation_dir", "dataset_name"):
-        folder = getattr(data_args, name)
-        if folder and folder != "digits" and Path(folder).is_dir() and output.is_relative_to(Path(folder).resolve()):
-            raise ValueError(
-                f"--output_dir {output_dir} is inside the data, --{name} {folder}. Name a folder outside of it."
-            )
-
-
-def validate_best_model_args(args: TokenMixupTrainingArguments) -> None:
-    """Check the metric of the best model, and its direction.
-
-    Raises:
-        ValueError: There is no such metric, or the worst model would be chosen.
-    """
-    metric = args.metric_for_best_model
-    if metric is None:
-        return
-    if args.greater_is_better is not None and args.greater_is_better == metric.endswith("loss"):
-        raise ValueError(
-            f"--greater_is_better is {args.greater_is_better} with --metric_for_best_model {metric}, which would "
-            "choose the worst model. Omit it."
-        )
-    if metric.removeprefix("eval_") not in METRICS:
-        raise ValueError(f"--metric_for_best_model must be one of {', '.join(METRICS)}, got {metric!r}.")
-
-
-def warn_of_unused_options(args: TokenMixupTrainingArguments) -> None:
-    """Log a warning for each option that has no effect without another one."""
-    if args.eval_steps is not None and args.eval_strategy == "no":
-        logger.warning("--eval_steps has no effect without --eval_strategy steps.")
-    if args.hub_model_id is not None and not args.push_to_hub:
-        logger.warning("--hub_model_id has no effect without --push_to_hub: nothing is uploaded.")
 
 
 def load_model(options: ParsedArguments, label_names: list[str]) -> PreTrainedModel:

@@ -1,4 +1,4 @@
-"""The `accelerate launch` command of a run, with the launcher's settings and without the script's options."""
+"""`accelerate launch` command of a run, with the settings of the launcher and without the options of the script."""
 
 import os
 
@@ -8,7 +8,7 @@ from ..training import TokenMixupTrainer
 from ..training.effective_settings import mixed_precision
 from ..utils.environment import strip_local_path
 
-# Options of accelerate launch, with the environment variables that it sets and its defaults.
+# Options of `accelerate launch` with the environment variables that they set, and their defaults.
 DYNAMO_OPTIONS = {
     "dynamo_mode": ("ACCELERATE_DYNAMO_MODE", "default"),
     "dynamo_use_fullgraph": ("ACCELERATE_DYNAMO_USE_FULLGRAPH", "false"),
@@ -32,27 +32,31 @@ DEEPSPEED_OPTIONS = {
     "gradient_clipping": ("ACCELERATE_GRADIENT_CLIPPING", ""),
     "offload_optimizer_device": ("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none"),
 }
-SWITCHES = {"dynamo_use_fullgraph", "dynamo_use_dynamic", "dynamo_use_regional_compilation"}
+OPTIONS_WITHOUT_VALUE = {"dynamo_use_fullgraph", "dynamo_use_dynamic", "dynamo_use_regional_compilation"}
 
 
 def launch_command(trainer: TokenMixupTrainer) -> str:
-    """`accelerate launch` with the settings of a run from its launcher, a configuration file or the environment."""
+    """Return the `accelerate launch` command with the settings that a run has from its launcher.
+
+    The launcher reads them from its options, its configuration file or environment variables. Settings that are also
+    training arguments are omitted.
+    """
     args, state = trainer.args, trainer.accelerator.state
     words = []
     if trainer.is_fsdp_enabled and not args.fsdp:
-        words += ["--use_fsdp", *_given(FSDP_OPTIONS)]
+        words += ["--use_fsdp", *_format_nondefault_options(FSDP_OPTIONS)]
     elif trainer.is_deepspeed_enabled and not args.deepspeed:
-        words += ["--use_deepspeed", *_given(DEEPSPEED_OPTIONS)]
+        words += ["--use_deepspeed", *_format_nondefault_options(DEEPSPEED_OPTIONS)]
     elif args.world_size > 1:
-        # Otherwise accelerate starts a single process on a machine without a GPU.
+        # Without this option, accelerate starts a single process on a machine without a GPU.
         words += ["--multi_gpu"]
     elif parse_flag_from_env("ACCELERATE_USE_CPU"):
         words += ["--cpu"]
     if args.world_size > 1:
         words += ["--num_processes", str(args.world_size)]
-    local = int(os.environ.get("LOCAL_WORLD_SIZE") or args.world_size)
-    if local < args.world_size:
-        words += ["--num_machines", str(args.world_size // local)]
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE") or args.world_size)
+    if local_world_size < args.world_size:
+        words += ["--num_machines", str(args.world_size // local_world_size)]
     precision = mixed_precision(trainer.accelerator)
     if precision != "no" and not getattr(args, precision, False):
         words += ["--mixed_precision", precision]
@@ -60,15 +64,15 @@ def launch_command(trainer: TokenMixupTrainer) -> str:
         words += ["--downcast_bf16"]
     backend = state.dynamo_plugin.backend
     if backend != DynamoBackend.NO and not args.torch_compile:
-        words += ["--dynamo_backend", backend.value.lower(), *_given(DYNAMO_OPTIONS)]
+        words += ["--dynamo_backend", backend.value.lower(), *_format_nondefault_options(DYNAMO_OPTIONS)]
     return " ".join(["accelerate launch", *words])
 
 
-def _given(options: dict[str, tuple[str, str]]) -> list[str]:
-    """The options whose environment variable differs from the default."""
+def _format_nondefault_options(options: dict[str, tuple[str, str]]) -> list[str]:
+    """Format the options whose environment variable differs from the default."""
     words = []
     for option, (variable, default) in options.items():
         value = os.environ.get(variable, "")
         if value.lower() not in ("", default):
-            words += [f"--{option}"] if option in SWITCHES else [f"--{option}", strip_local_path(value)]
+            words += [f"--{option}"] if option in OPTIONS_WITHOUT_VALUE else [f"--{option}", strip_local_path(value)]
     return words

@@ -1,4 +1,4 @@
-"""The name of the running program, and errors as one line, for all commands."""
+"""Name of the running program, and errors as one line, for all commands."""
 
 import re
 import sys
@@ -11,40 +11,50 @@ from ..utils.text import replace_parameters_by_flags
 from .parser import flags_by_parameter
 
 CONSOLE_COMMAND = "hf-tokenmixup"
-# The system usually kills a worker of a data loader for its memory.
+# The system kills a worker of a data loader usually because memory is exhausted.
 OUT_OF_MEMORY = re.compile(
     "out of memory|allocate memory|insufficient shared memory|DataLoader worker .*(killed by|exited unexpected)"
 )
 
 
 def program_name() -> str:
-    """The running program: `finetune.py`, or `hf-tokenmixup finetune`."""
+    """Return the name of the running program: `finetune.py`, or `hf-tokenmixup finetune`."""
     return Path(sys.argv[0]).name
 
 
 def invocation(name: str) -> str:
-    """What runs a command after `python` or `accelerate launch`: its script, or its module outside a clone."""
+    """Return the argument of `python` or `accelerate launch` that runs a command.
+
+    Args:
+        name: Name of the command, such as `finetune`.
+
+    Returns:
+        `scripts/finetune.py` in a clone of the repository, otherwise `-m hf_tokenmixup.cli.finetune`.
+    """
     program = Path(sys.argv[0])
-    installed = program.name.startswith(CONSOLE_COMMAND) or program.resolve().parent == Path(__file__).parent
-    return f"-m hf_tokenmixup.cli.{name}" if installed else f"scripts/{name}.py"
+    is_installed = program.name.startswith(CONSOLE_COMMAND) or program.resolve().parent == Path(__file__).parent
+    return f"-m hf_tokenmixup.cli.{name}" if is_installed else f"scripts/{name}.py"
 
 
 def worker_error(error: BaseException) -> tuple[Path, str] | None:
-    """The file and the message of an error in a worker of a data loader; None for another error.
+    """Return file and message of an error that a data loader worker raised.
 
-    torch raises such an error again with the worker's traceback as its message.
+    torch raises the error of a worker again in the main process, with the traceback of the worker as its message.
+
+    Returns:
+        Path of the file that raised the error, and its message; None if no worker raised the error.
     """
     text = str(error)
     files = re.findall(r'^  File "(.+)", line \d+, in ', text, re.MULTILINE)
     if not (text.startswith("Caught ") and " in DataLoader worker process " in text.partition("\n")[0] and files):
         return None
-    # torch writes only the name of the type, and a traceback also its module.
+    # A traceback contains the module of the type, `type(error).__name__` does not.
     last = re.search(rf"^([\w.]+\.)?{type(error).__name__}: ", text[text.rindex('  File "') :], re.MULTILINE)
     return last and (Path(files[-1]), last.string[last.end() :])
 
 
 def out_of_memory_message(error: BaseException) -> str | None:
-    """The first line of an out-of-memory error of a device, the CPU or a data loader; None for another error."""
+    """Return the first line of an out-of-memory error of a device, the CPU or a data loader; None for other errors."""
     if not isinstance(error, MemoryError | RuntimeError):
         return None
     text = str(error).strip().partition("\n")[0]
@@ -57,13 +67,13 @@ def exit_with(error: object, flags: Mapping[str, str] | None = None) -> NoReturn
     """End the process with status 1 and one line on stderr.
 
     Args:
-        error: an error or its message.
-        flags: the command's flags by the names of parameters, which messages of the library have.
+        error: Error or its message.
+        flags: Flags of the command by parameter name. They replace parameter names in messages of the library.
     """
     in_worker = worker_error(error) if isinstance(error, BaseException) else None
     message = replace_parameters_by_flags(str(in_worker[1] if in_worker else error), flags or {})
     line = f"{program_name()}: {' '.join(message.split())}"
-    # Set by `hf_tokenmixup.training.peers` in one of several processes; the other processes end too.
+    # `hf_tokenmixup.training.peers` sets this hook if there are several processes. It ends the others too.
     report = getattr(sys.excepthook, "report", None)
     if report is not None:
         report(line, show=True)
@@ -72,14 +82,16 @@ def exit_with(error: object, flags: Mapping[str, str] | None = None) -> NoReturn
 
 
 def check_output_file(option: str, path: Path) -> None:
-    """Create the folder of a file that a command writes at its end, and check that the file can be written.
+    """Create the folder of an output file, and check that the file can be written.
+
+    A command calls this before its work, so that no result is lost.
 
     Args:
-        option: the flag that names the file.
-        path: of the file.
+        option: Flag of the output file.
+        path: Path of the output file.
 
     Raises:
-        ValueError: It cannot be written.
+        ValueError: The file cannot be written.
     """
     file = next((parent for parent in path.parents if parent.is_file()), None)
     try:
@@ -104,9 +116,10 @@ def run_command(
     """Run `main` with the command line's arguments, and end the process with one line for an expected error.
 
     Args:
-        main: of a command.
-        errors: types of expected errors. Errors of too little memory are expected too.
-        build_parser: builds the command's parser, whose flags replace parameter names in messages of the library.
+        main: Main function of the command.
+        errors: Types of expected errors. Out-of-memory errors are expected too.
+        build_parser: Function that builds the parser of the command. Its flags replace parameter names in messages of
+            the library.
     """
     try:
         main(sys.argv[1:])

@@ -288,7 +288,7 @@ def check_unknown_options(remaining: Sequence[str], parser: ArgumentParser) -> N
             name, known = get_option_name(word), option_names(parser)
             if (instead := successor(name, known)) is not None:
                 raise ValueError(f"--{name} {instead}.")
-            raise ValueError(f"There is no option {word}{did_you_mean(name, known, '--')}")
+            raise ValueError(f"There is no option {word}{did_you_mean(name, known, '--{}'.format)}")
     if remaining:
         raise ValueError(f"Unknown arguments: {' '.join(remaining)}.")
 

@@ -1,7 +1,6 @@
 """Conversion of a released weight file to a folder for `from_pretrained`: config, safetensors, image processor."""
 
 import dataclasses
-import difflib
 import logging
 import math
 import os
@@ -17,6 +16,7 @@ from transformers import PreTrainedModel, ViTImageProcessor
 
 from ..configuration import TokenMixupConfigMixin
 from ..models import FAMILIES, height_and_width
+from ..utils.text import did_you_mean
 from .infer_config import conversion_error, infer_config_kwargs
 from .released_weights import (
     FORMATS,
@@ -117,9 +117,8 @@ def _build_tokenmixup_kwargs(
     known = [item.name for item in dataclasses.fields(TokenMixupConfigMixin)]
     for name in settings or {}:
         if name not in known:
-            similar = difflib.get_close_matches(name, known, n=1)
-            hint = f"Did you mean {similar[0]!r}?" if similar else f"Settings: {', '.join(known)}."
-            raise ValueError(f"TokenMixup has no setting {name!r}. {hint}")
+            suggestion = did_you_mean(name, known, repr, otherwise=f". Settings: {', '.join(known)}.")
+            raise ValueError(f"TokenMixup has no setting {name!r}{suggestion}")
     return {**(settings or {}), **layers}
 
 

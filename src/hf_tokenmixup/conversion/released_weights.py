@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from ..utils.text import format_list
+
 logger = logging.getLogger(__name__)
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".tar")
@@ -21,7 +23,6 @@ FORMATS = {
     "vit": "ViT of the authors",
     "vit-jax": "original ViT in JAX",
 }
-MAX_SHOWN = 40
 
 
 def load_released_weights(path: str | Path) -> dict[str, torch.Tensor]:
@@ -77,7 +78,7 @@ def detect_format(weights: Mapping[str, torch.Tensor]) -> str:
     hint = " These are names of transformers, so no conversion is needed: use from_pretrained." if is_converted else ""
     raise ValueError(
         f"The format of these weights is unknown. Supported: {'; '.join(FORMATS.values())}. Tensors in the file: "
-        f"{_format_names(sorted(weights), 5)}.{hint}"
+        f"{format_list(sorted(weights), formatter=str)}.{hint}"
     )
 
 
@@ -182,16 +183,12 @@ def _extract_state_dict(path: Path, content: object) -> dict[str, torch.Tensor]:
     if other:
         raise ValueError(
             f"{path.name} must contain only tensors, at the top level or under {', '.join(STATE_DICT_KEYS)}; found "
-            f"other objects: {_format_names([str(name) for name in other], 10)}."
+            f"other objects: {format_list(other, 10, str)}."
         )
     for prefix in PREFIXES:
         if all(name.startswith(prefix) for name in content):
             content = {name.removeprefix(prefix): tensor for name, tensor in content.items()}
     return dict(content)
-
-
-def _format_names(names: list[str], max_names: int = MAX_SHOWN) -> str:
-    return ", ".join(names[:max_names]) + (f" and {len(names) - max_names} more" if len(names) > max_names else "")
 
 
 def _weight_and_bias(*modules: tuple[str, str], leaves: tuple[str, str] = (".weight", ".bias")) -> dict[str, str]:

@@ -318,7 +318,7 @@ def validate_eval_classes(train: FolderListing, other: FolderListing) -> None:
     known = {normalize_class_name(name): name for name in train.classes}
     pairs = [(name, known.get(normalize_class_name(name))) for name in unknown]
     similar = [f"{name!r} and {train_name!r}" for name, train_name in pairs if train_name is not None]
-    also = f" Written differently: {', '.join(similar[:5])}." if similar else ""
+    also = f" Written differently: {format_list(similar, formatter=str)}." if similar else ""
     raise ValueError(
         f"{other.source} has classes that {train.source} has no images of: {format_list(unknown)}.{also} Use the same "
         "subfolders in both."

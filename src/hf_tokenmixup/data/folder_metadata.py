@@ -10,10 +10,9 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
 
+from ..utils.text import format_list
 from .columns import LABEL_COLUMNS
 from .folder_listing import FILE_COLUMN, METADATA_FILES, FolderListing, ImageFile
-
-MAX_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -87,8 +86,8 @@ def read_metadata(listing: FolderListing, name: str, table: pa.Table) -> FolderM
     if missing:
         raise ValueError(
             f"{name} of {listing.source} lists {len(missing)} images that do not exist: "
-            f"{', '.join(missing[:MAX_SHOWN])}{', ...' if len(missing) > MAX_SHOWN else ''}. The column "
-            f"'{FILE_COLUMN}' must contain paths relative to the folder."
+            f"{format_list(missing, formatter=str)}. The column '{FILE_COLUMN}' must contain "
+            "paths relative to the folder."
         )
     if not images:
         raise ValueError(f"{name} of {listing.source} has no rows, so there are no images.")

@@ -15,6 +15,7 @@ from datasets import Image as ImageFeature
 from datasets.utils import tqdm
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from ..utils.text import format_list
 from .value_range import StoredValues, Warn, is_deep, read_stored_values, rescale_truncated, to_8_bits
 
 logger = logging.getLogger(__name__)
@@ -124,7 +125,7 @@ class ImageReader:
                 checked = indices.stop
         if len(failed) < 2 and checked == total:
             return ""
-        names = ", ".join(failed[:MAX_SHOWN]) + (", ..." if len(failed) > MAX_SHOWN else "")
+        names = format_list(failed, MAX_SHOWN, str)
         extent = f"all {total}" if checked == total else f"the first {checked} of {total} ({MAX_CHECK_SECONDS} s)"
         return f" Of {extent} images of the split, {len(failed)} cannot be decoded" + (f": {names}." if names else ".")
 

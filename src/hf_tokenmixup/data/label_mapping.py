@@ -54,16 +54,15 @@ def _match_strictly(model_names: Sequence[str], dataset_names: Sequence[str]) ->
     # Numbers on both sides are compared like names, since folders are sorted as 0, 1, 10, 11, ..., 2.
     shared = set(map(normalize_class_name, model_names)) & set(map(normalize_class_name, dataset_names))
     if differing and (shared or all(named.values())):
-        shown = ", ".join("{} ({!r} and {!r})".format(index, *pairs[index]) for index in differing[:MAX_SHOWN])
-        more = f" and {len(differing) - MAX_SHOWN} more" if len(differing) > MAX_SHOWN else ""
-        problems.append(f"{len(differing)} of {len(pairs)} classes have different names: {shown}{more}")
+        shown = format_list(differing, MAX_SHOWN, lambda index: "{} ({!r} and {!r})".format(index, *pairs[index]))
+        problems.append(f"{len(differing)} of {len(pairs)} classes have different names: {shown}")
     if problems:
         raise ValueError(
             f"{'; '.join(problems)}. `label_mapping=name` looks up classes by name, `label_mapping=number` maps class "
             "i to class i. If neither is correct, choose another model, or another column with `label_column_name`."
         )
     if differing:
-        nameless = " and the ".join(what for what, has_names in named.items() if not has_names)
+        nameless = " and the ".join(side for side, has_names in named.items() if not has_names)
         logger.warning("There are no class names in the %s. Classes are matched by index.", nameless)
     return list(range(len(dataset_names)))
 

@@ -1,6 +1,5 @@
 """Load or create image classifiers, with TokenMixup if the model family supports it."""
 
-import difflib
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
 )
 
-from ..utils.text import format_list
+from ..utils.text import did_you_mean, format_list
 from .cct import TokenMixupCctConfig, TokenMixupCctForImageClassification
 from .cct.configuration_cct import height_and_width
 from .heads import class_names, fit_classifier, get_class_layers
@@ -243,11 +242,10 @@ def load_config_dict(name_or_path: str, **hub_options) -> dict[str, Any]:
 def _validate_model_type(model_type: str) -> None:
     # Registered types are in the mappings, but not among the names.
     if model_type not in CONFIG_MAPPING or CONFIG_MAPPING[model_type] not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
-        known = {*MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, *FAMILIES}
-        near = difflib.get_close_matches(str(model_type), sorted(known), n=1)
+        known = sorted({*MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, *FAMILIES})
+        suggestion = did_you_mean(str(model_type), known, repr, otherwise=f". The types are {', '.join(known)}.")
         raise ValueError(
-            f"There is no image classifier of type {model_type!r} in this version of transformers"
-            + (f": did you mean {near[0]!r}?" if near else f". The types are {', '.join(sorted(known))}.")
+            f"There is no image classifier of type {model_type!r} in this version of transformers{suggestion}"
         )
 
 
@@ -311,8 +309,5 @@ def _validate_config_keys(changes: dict[str, Any], config: PreTrainedConfig) -> 
     known = [*config.to_dict(), "num_labels", "id2label", "label2id"]
     for name in changes:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            raise ValueError(
-                f"{type(config).__name__} has no attribute {name!r}"
-                + (f": did you mean {near[0]!r}?" if near else f". It has {', '.join(sorted(known))}.")
-            )
+            suggestion = did_you_mean(name, known, repr, otherwise=f". It has {', '.join(sorted(known))}.")
+            raise ValueError(f"{type(config).__name__} has no attribute {name!r}{suggestion}")

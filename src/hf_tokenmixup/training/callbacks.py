@@ -1,4 +1,4 @@
-"""Callbacks of a run: the log as JSON lines, training curves, the epoch of the data, and frozen layers."""
+"""Callbacks of `TokenMixupTrainer`: log file, training curves, epoch of the data, and gradient checkpointing."""
 
 import json
 import logging
@@ -22,13 +22,13 @@ logger = logging.getLogger(__name__)
 class JsonlLoggerCallback(TrainerCallback):
     """Write each log record as one line of JSON to `<output_dir>/training_log.jsonl`.
 
-    The file contains exactly one run: a new run truncates it, a resumed run keeps the records up to the checkpoint.
-    Records written before `train()`, such as those of an evaluation, are replaced then. A non-finite number becomes
-    `null`. Only the first process writes. If writing fails, for example on a full disk, the run continues, and the
-    next record rewrites the file.
+    The file contains exactly one run: a new run truncates it, and a resumed run removes the records after the
+    checkpoint. `train()` also removes earlier records, such as those of an evaluation. A non-finite number becomes
+    `null`. Only the main process writes. If writing fails, for example on a full disk, the run continues, and the next
+    record rewrites the file.
 
     Attributes:
-        folder: Replaces the output folder, as each trial of a hyperparameter search has its own.
+        folder: Folder of the file, such as that of a trial of a hyperparameter search. None: the output folder.
     """
 
     file_name = "training_log.jsonl"
@@ -38,7 +38,7 @@ class JsonlLoggerCallback(TrainerCallback):
         self._needs_rewrite = False
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        # The restored state has the records up to the checkpoint, and none that an interrupted run wrote after it.
+        # The log history of a resumed run ends at the checkpoint.
         self._write(args, state, state.log_history, "w")
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
@@ -67,7 +67,7 @@ class TrainingCurvesCallback(TrainerCallback):
     """Plot accuracy, loss and mixing over the epochs to `<output_dir>/training_curves.png` when training ends.
 
     Attributes:
-        folder: Replaces the output folder, as each trial of a hyperparameter search has its own.
+        folder: Folder of the file, such as that of a trial of a hyperparameter search. None: the output folder.
     """
 
     file_name = "training_curves.png"
@@ -81,16 +81,15 @@ class TrainingCurvesCallback(TrainerCallback):
             try:
                 plot_training_curves(state.log_history, path)
             except OSError as error:
-                # The trained model is still to be saved.
+                # The run continues, since the trained model is not saved yet.
                 logger.warning("%s could not be written (%s).", path, error.strerror)
 
 
 class EpochLogCallback(TrainerCallback):
-    """Log at the end of every epoch and of the run, unless `logging_strategy="no"`, whatever `logging_steps` is.
+    """Log at the end of each epoch for any value of `logging_steps`, unless `logging_strategy="no"`.
 
-    A run of fewer steps than `logging_steps` has no training loss in its log otherwise. The Trainer logs a step once:
-    where the last step has its line already, nothing is added. `TokenMixupTrainer` adds this callback itself, before
-    the user's.
+    Without this callback, a run with fewer steps than `logging_steps` logs no training loss. Trainer does not log a
+    step twice. `TokenMixupTrainer` adds this callback before those of the user.
     """
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
@@ -99,12 +98,12 @@ class EpochLogCallback(TrainerCallback):
 
 
 class SetEpochCallback(TrainerCallback):
-    """Pass the epoch that begins to all training data with `set_epoch`, so that augmentation can depend on it.
+    """Call `set_epoch` of all training datasets when an epoch begins, so that augmentation can depend on the epoch.
 
-    The data may be inside of wrappers such as `Subset` and `ConcatDataset`, see `epoch_followers`. The data loader of
-    accelerate passes the epoch to its sampler, or to the dataset that it has itself, and not on resuming within an
-    epoch. `TokenMixupTrainer` adds this callback itself. It runs before the workers of an epoch start; persistent
-    workers see the epoch only if the dataset has it in shared memory.
+    The datasets may be inside of wrappers such as `Subset` and `ConcatDataset`, see `epoch_followers`. accelerate
+    calls `set_epoch` of the sampler or of the outermost dataset only, and not if a run resumes within an epoch. The
+    workers of an epoch start after this callback. Persistent workers read the new epoch only from shared memory.
+    `TokenMixupTrainer` adds this callback.
     """
 
     def __init__(self) -> None:
@@ -119,17 +118,20 @@ class SetEpochCallback(TrainerCallback):
     ):
         data = getattr(train_dataloader, "dataset", None)
         self._followers = epoch_followers(vars(train_dataloader) if data is None else data)
-        self._set(self.epoch)
+        self._set_epoch(self.epoch)
         self.epoch += 1
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self._followers = []
 
     @contextmanager
-    def unchanged(self, eval_dataloader: DataLoader) -> Iterator[None]:
-        """A context in which an evaluation does not change the epoch of the training data, which it may read too.
+    def preserve_epoch(self, eval_dataloader: DataLoader) -> Iterator[None]:
+        """Preserve the epoch of the training data during an evaluation, which may read the same datasets.
 
-        By itself accelerate sets the epoch of an evaluation's dataset to the number of times its loader was read.
+        accelerate sets the epoch of an evaluation dataset to the number of completed passes over its data loader.
+
+        Args:
+            eval_dataloader: Data loader of the evaluation.
         """
         epoch = getattr(getattr(eval_dataloader, "dataset", None), "epoch", None)
         if isinstance(epoch, int) and hasattr(eval_dataloader, "set_epoch"):
@@ -137,18 +139,18 @@ class SetEpochCallback(TrainerCallback):
         try:
             yield
         finally:
-            self._set(self.epoch - 1)
+            self._set_epoch(self.epoch - 1)
 
-    def _set(self, epoch: int) -> None:
-        for data in self._followers:
-            data.set_epoch(epoch)
+    def _set_epoch(self, epoch: int) -> None:
+        for dataset in self._followers:
+            dataset.set_epoch(epoch)
 
 
 class CheckpointedLayersCallback(TrainerCallback):
-    """Give the layers of a plain model their gradients under gradient checkpointing, whatever is frozen before them.
+    """Compute the gradients of checkpointed layers of a plain model even if all earlier layers are frozen.
 
-    `TokenMixupTrainer` adds this callback itself. The Trainer turns on gradient checkpointing in `train`, before it
-    calls `on_train_begin`.
+    Trainer turns on gradient checkpointing in `train`, before it calls `on_train_begin`. `TokenMixupTrainer` adds this
+    callback.
     """
 
     def on_train_begin(
@@ -158,7 +160,7 @@ class CheckpointedLayersCallback(TrainerCallback):
 
 
 def _replace_nonfinite(value: Any) -> Any:
-    """`value` with every float that is not finite replaced by None, within dicts and lists too."""
+    """Replace every non-finite float by None, also in nested dicts and lists."""
     if isinstance(value, dict):
         return {key: _replace_nonfinite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

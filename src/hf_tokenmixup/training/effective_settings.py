@@ -1,7 +1,7 @@
 """The settings of a run, read from the objects that apply them.
 
-They can differ from the training arguments because of `accelerate launch`, its configuration file, the environment,
-the user's own optimizer or the model.
+They can differ from the training arguments because of `accelerate launch`, its configuration file, environment
+variables, the optimizer of the user or the model.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -29,18 +29,18 @@ MIXING_ARGS = (
 
 
 def mixed_precision(accelerator: Accelerator) -> str:
-    """The autocast precision of forward passes: `bf16`, `fp16`, `fp8` or `no`."""
+    """Return the autocast precision of forward passes: `bf16`, `fp16`, `fp8` or `no`."""
     is_active = accelerator.native_amp or accelerator.distributed_type == DistributedType.DEEPSPEED
     return accelerator.mixed_precision if is_active else "no"
 
 
 def is_compiled(accelerator: Accelerator) -> bool:
-    """Whether the accelerator compiles the model."""
+    """Return whether the accelerator compiles the model."""
     return accelerator.state.dynamo_plugin.backend != DynamoBackend.NO
 
 
 def weights_dtype(model: nn.Module) -> torch.dtype:
-    """The most common dtype of a model's floating-point weights."""
+    """Return the dtype of most floating-point weights of a model."""
     sizes: dict[torch.dtype, int] = {}
     for parameter in model.parameters():
         if parameter.is_floating_point():
@@ -49,48 +49,49 @@ def weights_dtype(model: nn.Module) -> torch.dtype:
 
 
 def images_per_step(trainer: "TokenMixupTrainer") -> int:
-    """Number of images in an optimizer step, over all micro-batches and processes."""
+    """Return the number of images of an optimizer step, over all micro-batches and processes."""
     args = trainer.args
-    # With `auto_find_batch_size` it differs from the argument.
+    # `auto_find_batch_size` can reduce the batch size of the arguments.
     batch_size = trainer._train_batch_size
     processes = 1 if trainer.accelerator.split_batches else args.world_size
     return batch_size * args.gradient_accumulation_steps * processes
 
 
 def devices(trainer: "TokenMixupTrainer") -> int:
-    """Number of devices; a process has several with `DataParallel`."""
+    """Return the number of devices. A process has several devices with `DataParallel`."""
     return trainer.args.world_size * max(1, trainer.args.n_gpu)
 
 
 def forward_precision(trainer: "TokenMixupTrainer", weights: torch.dtype | None = None) -> str:
-    """The precision of forward passes as a text, see `hf_tokenmixup.utils.environment.describe_precision`.
+    """Return the precision of forward passes as text, see `hf_tokenmixup.utils.environment.describe_precision`.
 
     Args:
-        trainer: with its accelerator.
-        weights: dtype of the weights; None: that of the model.
+        trainer: Trainer of the run.
+        weights: Dtype of the weights. None: that of the model.
     """
     weights = weights_dtype(trainer.unwrapped_model) if weights is None else weights
     return describe_precision(mixed_precision(trainer.accelerator), weights, trainer.accelerator.device)
 
 
 def optimization_settings(trainer: "TokenMixupTrainer") -> dict[str, Any]:
-    """Settings of optimizer and scheduler by name. Those of the user's own objects are read from them."""
-    args, given = trainer.args, trainer.given_optimization
+    """Return the settings of optimizer and scheduler by name. Objects of the user override the training arguments."""
+    args, user_settings = trainer.args, trainer.user_optimization
     settings: dict[str, Any] = {"optim": getattr(args.optim, "value", args.optim), "optim_args": args.optim_args}
     settings |= {"learning_rate": args.learning_rate, "weight_decay": args.weight_decay}
-    if "optim" in given:
+    if "optim" in user_settings:
         del settings["optim_args"], settings["learning_rate"], settings["weight_decay"]
     settings |= {"max_grad_norm": args.max_grad_norm}
-    if "lr_scheduler_type" not in given:
+    if "lr_scheduler_type" not in user_settings:
         settings["lr_scheduler_type"] = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
         settings |= {"lr_scheduler_kwargs": args.lr_scheduler_kwargs, "warmup_steps": args.warmup_steps}
-    return settings | given
+    return settings | user_settings
 
 
-def given_optimization(trainer: Trainer) -> dict[str, Any]:
-    """Settings of the optimizer and the scheduler that the user passed to the trainer; empty without them.
+def get_user_optimization(trainer: Trainer) -> dict[str, Any]:
+    """Return the settings of the optimizer and the scheduler that the user passed to the trainer.
 
-    Different values of parameter groups are joined by commas.
+    Returns:
+        Settings by name, empty without such objects. Different values of parameter groups are joined by commas.
     """
     settings = {}
     if trainer.optimizer is not None:
@@ -116,23 +117,23 @@ def _join_values(values: list[float]) -> float | str:
 
 
 def hyperparameters(trainer: "TokenMixupTrainer") -> dict[str, Any]:
-    """The hyperparameters of a run for its model card, without those that are off."""
+    """Return the hyperparameters of a run for its model card, without those that are off."""
     args, accelerator = trainer.args, trainer.accelerator
     # `max_steps` overrides the number of epochs.
-    length = "max_steps" if args.max_steps > 0 else "num_train_epochs"
+    duration = "max_steps" if args.max_steps > 0 else "num_train_epochs"
     batch_size = trainer._train_batch_size // max(1, args.n_gpu)
     precision = mixed_precision(accelerator)
     weights = weights_dtype(trainer.unwrapped_model)
-    average = trainer.ema_model
+    ema = trainer.ema_model
     settings = {
-        length: getattr(args, length),
+        duration: getattr(args, duration),
         "per_device_train_batch_size": batch_size,
         "split_batches": accelerator.split_batches,
         "gradient_accumulation_steps": args.gradient_accumulation_steps,
         **optimization_settings(trainer),
         **{name: getattr(args, name) for name in MIXING_ARGS},
-        "ema_decay": args.ema_decay if average is None else average.decay,
-        "ema_warmup": args.ema_warmup if average is None else average.warmup,
+        "ema_decay": args.ema_decay if ema is None else ema.decay,
+        "ema_warmup": args.ema_warmup if ema is None else ema.warmup,
         "mixed_precision": None if precision == "no" else precision,
         "weights_dtype": None if weights == torch.float32 else str(weights).removeprefix("torch."),
         "torch_compile": is_compiled(accelerator),
@@ -144,12 +145,12 @@ def hyperparameters(trainer: "TokenMixupTrainer") -> dict[str, Any]:
         "processes": args.world_size,
         **_sharding_settings(trainer),
         **get_adapter_hyperparameters(trainer.classifier_model),
-        **_training_extent(trainer),
+        **_partial_training_settings(trainer),
     }
 
 
 def _sharding_settings(trainer: "TokenMixupTrainer") -> dict[str, Any]:
-    """The settings of FSDP or DeepSpeed; empty without them."""
+    """Return the settings of FSDP or DeepSpeed, empty without them."""
     state = trainer.accelerator.state
     if trainer.is_fsdp_enabled:
         return {"fsdp_version": getattr(state.fsdp_plugin, "fsdp_version", 1)}
@@ -158,10 +159,14 @@ def _sharding_settings(trainer: "TokenMixupTrainer") -> dict[str, Any]:
     return {}
 
 
-def _training_extent(trainer: "TokenMixupTrainer") -> dict[str, Any]:
-    """The number of trainable parameters if some are frozen, and of skipped steps if there are any."""
+def _partial_training_settings(trainer: "TokenMixupTrainer") -> dict[str, Any]:
+    """Return the number of trainable parameters if some are frozen, and of skipped steps if there are any."""
     parameters = list(trainer.classifier_model.parameters())
     total = sum(parameter.numel() for parameter in parameters)
     trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-    extent = {} if trainable == total else {"trainable_parameters": f"{trainable:,} of {total:,}"}
-    return extent | ({"skipped_steps": trainer.skipped_steps} if trainer.skipped_steps else {})
+    settings: dict[str, Any] = {}
+    if trainable < total:
+        settings["trainable_parameters"] = f"{trainable:,} of {total:,}"
+    if trainer.skipped_steps:
+        settings["skipped_steps"] = trainer.skipped_steps
+    return settings

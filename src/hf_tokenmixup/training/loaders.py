@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import Trainer
 
 from .preemption import ignore_sigterm_in_worker
-from .processes import CommonSampler, common_seed, draws_by_rank
+from .processes import CommonSampler, common_seed, is_data_parallel
 
 
 @contextmanager
@@ -27,7 +27,7 @@ def loader_settings(trainer: Trainer, settings: dict[str, Any]) -> Iterator[dict
     args = trainer.args
     drop_last = args.dataloader_drop_last
     args.dataloader_drop_last = drop_last and settings.get("is_training", False)
-    if draws_by_rank(args) and settings.get("sampler_fn") is not None:
+    if is_data_parallel(args) and settings.get("sampler_fn") is not None:
         settings = settings | {"sampler_fn": partial(_common_sampler, trainer, settings["sampler_fn"])}
     try:
         with common_seed(args):

@@ -1,7 +1,7 @@
-"""What the processes of a run decide together, and random numbers that are each process's own.
+"""Common decisions and errors of the processes of a run, and a random seed for each process.
 
-What a process finds on its disk, or in its download, can differ from what the others find. Where the run depends on
-it, the main process decides or all processes compare, and all of them raise the same error.
+The files on the disk of a process can differ from those of another process. If the run depends on them, the main
+process decides or all processes compare their files, and all processes raise the same error.
 """
 
 import contextlib
@@ -22,115 +22,122 @@ from ..data.dataset import fork_rngs, seed_rngs
 T = TypeVar("T")
 
 NUM_SEEDS = 2**32
-# How long a file may take to appear on another machine that shares the folder.
+# Maximum number of seconds until a new file appears on another machine that shares the folder.
 MAX_DELAY_S = 2.0
 
 
-def connected() -> bool:
-    """Whether this process is one of several that `torch.distributed` connects."""
+def is_distributed() -> bool:
+    """Return whether the process group of `torch.distributed` has several processes."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def gather(value: T) -> list[T]:
-    """The `value` of every process, in the order of their ranks; it is pickled."""
+    """Gather a value that can be pickled from all processes, in the order of their ranks."""
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
 
 
-def on_main_process(decide: Callable[[], T]) -> T:
-    """Call a function in the main process alone and return its value in every process.
+def on_main_process(function: Callable[[], T]) -> T:
+    """Call a function in the main process only, and return its value in all processes.
 
     Args:
-        decide: Takes no argument and uses no collective operation. Its value is pickled.
+        function: Function without arguments that uses no collective operation. Its value can be pickled.
 
     Raises:
-        ValueError, OSError: In every process, what the function raised in the main one.
+        ValueError, OSError: The function raised this error in the main process. All processes raise it.
     """
-    if not connected():
-        return decide()
-    outcomes = [_outcome(decide) if dist.get_rank() == 0 else None]
+    if not is_distributed():
+        return function()
+    outcomes = [_get_outcome(function) if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(outcomes, src=0)
     outcome = outcomes[0]
-    if outcome.kind is not None:
-        raise outcome.as_error()
+    if outcome.error_type is not None:
+        raise outcome.build_error()
     return outcome.value
 
 
 def on_all_processes(function: Callable[[], T]) -> T:
-    """Call a function in every process and return to each its own value, or raise in all of them.
+    """Call a function in all processes. If one call raises an error, all processes raise it.
 
     Args:
-        function: Takes no argument.
+        function: Function without arguments.
+
+    Returns:
+        The value of the function in this process.
 
     Raises:
-        ValueError, OSError: In every process, the error of the first process that raised one. Where not all processes
-            raised the same, the message names that process.
+        ValueError, OSError: The function raised an error. It is that of the lowest rank in all processes. The message
+            names this rank, unless all processes raised the same error.
     """
-    if not connected():
+    if not is_distributed():
         return function()
-    own = _outcome(function)
-    outcomes = gather(own._replace(value=None))
-    failed = [rank for rank, outcome in enumerate(outcomes) if outcome.kind is not None]
-    if not failed:
-        return own.value
-    first = outcomes[failed[0]]
-    if any(outcome.message != first.message for outcome in outcomes):
-        first = first._replace(message=f"In process {failed[0]} of {len(outcomes)}: {first.message}")
-    raise first.as_error()
+    outcome = _get_outcome(function)
+    # The values stay in their processes, as they may be large or impossible to pickle.
+    outcomes = gather(outcome._replace(value=None))
+    failed_ranks = [rank for rank, other in enumerate(outcomes) if other.error_type is not None]
+    if not failed_ranks:
+        return outcome.value
+    first = outcomes[failed_ranks[0]]
+    if any(other.message != first.message for other in outcomes):
+        first = first._replace(message=f"In process {failed_ranks[0]} of {len(outcomes)}: {first.message}")
+    raise first.build_error()
 
 
-def check_equal(what: str, values: Mapping[str, Any], hint: str) -> None:
-    """Compare values that must be the same in all processes.
+def check_equal(subject: str, values: Mapping[str, Any], hint: str) -> None:
+    """Check that values are the same in all processes.
 
     Args:
-        what: The subject of the error message.
-        values: By the names that the message gives them; pickled and compared with `==`.
-        hint: The last sentence of the message.
+        subject: Subject of the error message, such as `The dataset`.
+        values: Values by their names in the message. They can be pickled, and are compared with `==`.
+        hint: Last sentence of the message.
 
     Raises:
-        ValueError: In every process, if one has another value than the main process.
+        ValueError: A process has another value than the main process. All processes raise this error.
     """
-    if not connected():
+    if not is_distributed():
         return
-    everyone = gather(dict(values))
-    for name, expected in everyone[0].items():
-        for rank, found in enumerate(everyone):
+    values_by_rank = gather(dict(values))
+    for name, expected in values_by_rank[0].items():
+        for rank, found in enumerate(values_by_rank):
             if found.get(name) != expected:
                 raise ValueError(
-                    f"{what} differs between the {len(everyone)} processes of this run: {name} is {expected!s:.200} "
-                    f"in process 0 and {found.get(name)!s:.200} in process {rank}. {hint}"
+                    f"{subject} differs between the {len(values_by_rank)} processes of this run: {name} is "
+                    f"{expected!s:.200} in process 0 and {found.get(name)!s:.200} in process {rank}. {hint}"
                 )
 
 
 def folder_is_shared(folder: str | Path) -> bool:
-    """Whether a file that the main process writes into this folder is there for all processes. The folder must exist.
+    """Return whether all processes see the files that the main process writes to a folder.
 
-    Not so with separate disks, or where the name of the folder differs.
+    They do not if the processes have separate disks, or different names of the folder.
+
+    Args:
+        folder: Existing folder.
     """
-    if not connected():
+    if not is_distributed():
         return True
-    # A new name: network file systems may remember that one was not there.
-    name = on_main_process(lambda: _touch(Path(folder) / f".{uuid.uuid4().hex}"))
+    # A network file system may cache that a name does not exist, so the name is new.
+    name = on_main_process(lambda: _create_file(Path(folder) / f".{uuid.uuid4().hex}"))
     probe = Path(folder) / name
     deadline = time.monotonic() + MAX_DELAY_S
-    while not (seen := probe.is_file()) and time.monotonic() < deadline:
+    while not (is_visible := probe.is_file()) and time.monotonic() < deadline:
         time.sleep(0.1)
-    shared = all(gather(seen))
+    is_shared = all(gather(is_visible))
     if dist.get_rank() == 0:
         probe.unlink(missing_ok=True)
-    return shared
+    return is_shared
 
 
-def _touch(file: Path) -> str:
+def _create_file(file: Path) -> str:
     file.touch()
     return file.name
 
 
-def draws_by_rank(args: TrainingArguments) -> bool:
-    """Whether each process of a run has images, and therefore random numbers, of its own.
+def is_data_parallel(args: TrainingArguments) -> bool:
+    """Return whether each process of a run has different images, and therefore a different random seed.
 
-    False for a single process, and with tensor, context or sequence parallelism, whose processes share their images.
+    A single process does not, nor do processes that share images: those of tensor, context or sequence parallelism.
     """
     parallelism = getattr(args, "parallelism_config", None)
     return args.world_size > 1 and getattr(parallelism, "non_data_parallel_size", 1) == 1
@@ -139,28 +146,29 @@ def draws_by_rank(args: TrainingArguments) -> bool:
 class RankSeedCallback(TrainerCallback):
     """Seed each process with `seed + rank` when training begins, as timm and the paper's code do.
 
-    The model is built from the common seed, so that all processes have the same initial weights. In training, dropout,
-    the mixup ratio, the CutMix box and the random choices of TokenMixup then differ between the processes. In a
-    resumed run, the Trainer restores the random state of each process before its first step.
+    The model is built with the common seed, so that all processes have the same initial weights. During training,
+    dropout, `lam` of mixup, the CutMix box and the random choices of TokenMixup differ between the processes. In a
+    resumed run, Trainer restores the random state of each process before its first step.
     """
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        if draws_by_rank(args):
+        if is_data_parallel(args):
             set_seed((args.seed + args.process_index) % NUM_SEEDS)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        # What is drawn next, such as the weights of another model, agrees again.
-        if draws_by_rank(args):
+        # Random numbers after the run, such as the weights of another model, are the same in all processes again.
+        if is_data_parallel(args):
             set_seed(args.seed)
 
 
 @contextmanager
 def common_seed(args: TrainingArguments) -> Iterator[None]:
-    """Let torch's CPU generator have the common seed inside, where processes would have seeds of their own.
+    """Seed torch's CPU generator with the common seed inside of a context, if processes have different seeds.
 
-    accelerate takes the seed of the sampler from there, which decides who reads which images.
+    accelerate draws the seed of the sampler from this generator. The processes read disjoint images only if the seed
+    is the same.
     """
-    if not draws_by_rank(args):
+    if not is_data_parallel(args):
         yield
         return
     with torch.random.fork_rng(devices=[]):
@@ -169,25 +177,25 @@ def common_seed(args: TrainingArguments) -> Iterator[None]:
 
 
 class CommonSampler(Sampler[int]):
-    """Draws the order of another sampler from (seed, epoch) alone, so that all processes get the same order.
+    """Sampler whose order depends on seed and epoch only, so that it is the same in all processes.
 
-    For samplers that draw from a global generator, such as `WeightedRandomSampler`: each process keeps its own batches
-    of the order, and these are disjoint only if the order is the same.
+    It wraps a sampler that draws from a global generator, such as `WeightedRandomSampler`. Each process selects its
+    batches from the order, and these are disjoint only if the order is the same.
 
     Args:
-        sampler: Yields indices.
-        seed: Common to all processes.
-        epoch: Returns the number of the current epoch.
+        sampler: Sampler of indices.
+        seed: Seed that is the same in all processes.
+        epoch_fn: Function that returns the current epoch.
     """
 
-    def __init__(self, sampler: Sampler[int], seed: int, epoch: Callable[[], int]) -> None:
+    def __init__(self, sampler: Sampler[int], seed: int, epoch_fn: Callable[[], int]) -> None:
         self.sampler = sampler
         self.seed = seed
-        self.epoch = epoch
+        self.epoch_fn = epoch_fn
 
     def __iter__(self) -> Iterator[int]:
         with fork_rngs():
-            seed_rngs(True, self.seed, self.epoch())
+            seed_rngs(True, self.seed, self.epoch_fn())
             indices = list(self.sampler)
         return iter(indices)
 
@@ -195,31 +203,31 @@ class CommonSampler(Sampler[int]):
         return len(self.sampler)
 
     @classmethod
-    def wrap(cls, sampler: Any, seed: int, epoch: Callable[[], int]) -> Any:
-        """`sampler`, wrapped if it may draw from a global generator."""
-        # accelerate seeds a RandomSampler; with `set_epoch` or a generator, a sampler has a seed of its own.
-        known = sampler is None or type(sampler) in (RandomSampler, SequentialSampler)
-        if known or hasattr(sampler, "set_epoch") or getattr(sampler, "generator", None) is not None:
+    def wrap(cls, sampler: Any, seed: int, epoch_fn: Callable[[], int]) -> Any:
+        """Wrap a sampler that may draw from a global generator. Other samplers are returned unchanged."""
+        # accelerate seeds a RandomSampler. A sampler with `set_epoch` or a generator does not use a global generator.
+        is_standard = sampler is None or type(sampler) in (RandomSampler, SequentialSampler)
+        if is_standard or hasattr(sampler, "set_epoch") or getattr(sampler, "generator", None) is not None:
             return sampler
-        return cls(sampler, seed, epoch)
+        return cls(sampler, seed, epoch_fn)
 
 
 class _Outcome(NamedTuple):
-    """What a function returned, or the kind and the message of its error: all that can be pickled for certain."""
+    """Value of a function, or type and message of its error. Not every error can be pickled, but these can."""
 
     value: Any = None
-    kind: type[Exception] | None = None
+    error_type: type[Exception] | None = None
     message: str = ""
 
-    def as_error(self) -> Exception:
+    def build_error(self) -> Exception:
         with contextlib.suppress(TypeError):
-            return self.kind(self.message)
-        # Some kinds, such as `json.JSONDecodeError`, take more than a message.
-        return ValueError(self.message) if issubclass(self.kind, ValueError) else OSError(self.message)
+            return self.error_type(self.message)
+        # Some types, such as `json.JSONDecodeError`, require other arguments too.
+        return ValueError(self.message) if issubclass(self.error_type, ValueError) else OSError(self.message)
 
 
-def _outcome(function: Callable[[], Any]) -> _Outcome:
+def _get_outcome(function: Callable[[], Any]) -> _Outcome:
     try:
         return _Outcome(value=function())
     except (ValueError, OSError) as error:
-        return _Outcome(kind=type(error), message=str(error))
+        return _Outcome(error_type=type(error), message=str(error))

@@ -61,7 +61,7 @@ from .checkpointing.integrity import TRAINER_STATE_NAME, resolve_resume_checkpoi
 from .checkpointing.loading import get_optimizer_options, load_weights, validate_optimizer_state
 from .checkpointing.resume_state import ResumeState, saved_state, warn_about_newer_checkpoints
 from .checkpointing.saving import CheckpointWriter, is_checkpoint_folder, remove_if_truncated
-from .effective_settings import given_optimization
+from .effective_settings import get_user_optimization
 from .ema import EmaCallback, ModelEma
 from .fsdp import set_transformer_layer_cls_to_wrap
 from .hub import RunRecord, create_repository, start_upload
@@ -72,7 +72,7 @@ from .metrics import MixingMetrics, MixingTotals
 from .mixing_warnings import MixingWarnings
 from .nonfinite import NonFiniteGuard
 from .preemption import PreemptionCallback
-from .processes import RankSeedCallback, connected, on_all_processes
+from .processes import RankSeedCallback, is_distributed, on_all_processes
 from .streaming import (
     SkipBatchesCallback,
     build_eval_loader,
@@ -156,7 +156,7 @@ class TokenMixupTrainer(Trainer):
         # Before the callbacks of the user and of the parts, which may decide otherwise.
         kwargs["callbacks"] = [EpochLogCallback(), *(kwargs.get("callbacks") or [])]
         self._init_transformers(model, args, kwargs)
-        self.given_optimization = given_optimization(self)
+        self.user_optimization = get_user_optimization(self)
         if self.compute_metrics is compute_metrics:
             # It may collect batches, and those of two trainers must not mix.
             self.compute_metrics = ComputeMetrics()
@@ -188,7 +188,7 @@ class TokenMixupTrainer(Trainer):
         self.add_callback(RankSeedCallback())
 
     def _init_transformers(self, model: nn.Module | None, args: TokenMixupTrainingArguments, kwargs: dict) -> None:
-        if connected():
+        if is_distributed():
             # transformers makes the output folder in one process, whose error the others would wait for.
             on_all_processes(lambda: check_writable(args.output_dir) if args.should_save else None)
         try:
@@ -560,7 +560,7 @@ class TokenMixupTrainer(Trainer):
         # Trainer would leave the model in half precision, and a later save would write it so.
         raw_weights = nullcontext() if dtype is None else restore_weights_on_exit(self.unwrapped_model)
         self.ema.broadcast_buffers()
-        with raw_weights, self._epochs.unchanged(dataloader), self.ema.applied():
+        with raw_weights, self._epochs.preserve_epoch(dataloader), self.ema.applied():
             output = super().evaluation_loop(dataloader, description, *args, **kwargs)
         output = with_stream_length(output, dataloader, kwargs.get("metric_key_prefix", "eval"))
         self.run_record.set_evaluation(output.num_samples, dtype)

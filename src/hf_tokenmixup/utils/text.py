@@ -2,37 +2,40 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 
-def format_list(items: Iterable[object], max_items: int = 5) -> str:
+def format_list(items: Iterable[Any], max_items: int = 5, formatter: Callable[[Any], str] = repr) -> str:
     """Format the first items of a list for a message.
 
     Args:
         items: the items.
         max_items: maximum number of items to show.
+        formatter: formats an item that is shown.
 
     Returns:
-        The `repr` of the items, separated by commas: `'a', 'b'`, or `'a', 'b' and 7 more` for a longer list.
+        The formatted items, separated by commas: `'a', 'b'`, or `'a', 'b' and 7 more` for a longer list.
     """
     items = list(items)
     more = f" and {len(items) - max_items} more" if len(items) > max_items else ""
-    return ", ".join(map(repr, items[:max_items])) + more
+    return ", ".join(map(formatter, items[:max_items])) + more
 
 
-def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
+def did_you_mean(name: str, known: Iterable[str], formatter: Callable[[str], str] = str, otherwise: str = ".") -> str:
     """Format the end of a sentence about an unknown name.
 
     Args:
         name: the unknown name.
         known: the existing names.
-        prefix: put before the suggestion, such as `--`.
+        formatter: formats the suggestion, such as `repr` or `"--{}".format`.
+        otherwise: the end of the sentence if no name is similar.
 
     Returns:
-        `: did you mean X?` with the most similar name, or a full stop if no name is similar.
+        `: did you mean X?` with the most similar name, or `otherwise`.
     """
     similar = difflib.get_close_matches(name, list(known), n=1)
-    return f": did you mean {prefix}{similar[0]}?" if similar else "."
+    return f": did you mean {formatter(similar[0])}?" if similar else otherwise
 
 
 def replace_parameters_by_flags(text: str, flags: Mapping[str, str]) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.state_dicts import assert_same
 from helpers.tiny_training import Images, plain_vit, tokenmixup_vit
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, ViTForImageClassification, ViTImageProcessor
@@ -18,12 +19,6 @@ MODELS = [plain_vit, tokenmixup_vit]
 
 def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-
-
-def assert_equal(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    assert actual.keys() == expected.keys()
-    for name in expected:
-        assert torch.equal(actual[name], expected[name]), name
 
 
 def get_differing_names(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> set[str]:
@@ -57,7 +52,7 @@ def test_resume_at_any_step_equals_uninterrupted(trained, make_model, step):
     resumed = TokenMixupTrainer(other, args, train_dataset=images)
     resumed.train(resume_from_checkpoint=f"{args.output_dir}/checkpoint-{step}")
     assert images.seen[-1] == 1 and set(images.seen) <= {step // 3, 1}
-    assert_equal(weights(other), expected)
+    assert_same(weights(other), expected)
 
 
 @pytest.mark.parametrize("make_model", MODELS)
@@ -70,7 +65,7 @@ def test_load_checkpoint_restores_all_tensors_and_keeps_random_state(trained, ma
     random_state = torch.get_rng_state()
     trainer._load_from_checkpoint(f"{trainer.args.output_dir}/checkpoint-6")
     assert torch.equal(torch.get_rng_state(), random_state)
-    assert_equal(weights(trainer.model), expected)
+    assert_same(weights(trainer.model), expected)
 
 
 @pytest.mark.parametrize("make_model", MODELS)
@@ -95,7 +90,7 @@ def test_load_best_model_equals_best_checkpoint(arguments, make_model):
     trainer = Worsening(make_model(), args, train_dataset=Images(16), eval_dataset=Images(4))
     trainer.train()
     assert trainer.state.best_model_checkpoint.endswith("checkpoint-2")
-    assert_equal(weights(trainer.model), at_step[2])
+    assert_same(weights(trainer.model), at_step[2])
     assert len(get_differing_names(at_step[4], at_step[2])) > len(at_step[2]) // 2
 
 
@@ -110,7 +105,7 @@ def test_load_checkpoint_sharded_restores_all_tensors(trained):
         for parameter in trainer.model.parameters():
             parameter.add_(1.0)
     trainer._load_from_checkpoint(str(folder))
-    assert_equal(weights(trainer.model), expected)
+    assert_same(weights(trainer.model), expected)
 
 
 def test_load_checkpoint_of_another_model_raises(trained, tmp_path):
@@ -122,7 +117,7 @@ def test_load_checkpoint_of_another_model_raises(trained, tmp_path):
         model.save_pretrained(tmp_path / "no_scorenet")
         with pytest.raises(ValueError, match="does not match this TokenMixupViT.* missing: .*(ScoreNet|scorenet)"):
             trainer._load_from_checkpoint(str(tmp_path / "no_scorenet"))
-    assert_equal(weights(trainer.model), before)
+    assert_same(weights(trainer.model), before)
 
     args = trainer.args
     other = TokenMixupTrainer(tokenmixup_vit(horizontal_layers=[1, 2]), args, train_dataset=Images(4))
@@ -157,7 +152,7 @@ def test_save_model_exports_plain_model_and_checkpoint_has_scorenet(arguments):
     assert type(AutoModelForImageClassification.from_pretrained(out)) is ViTForImageClassification
 
     restored = TokenMixupViTForImageClassification.from_pretrained(out / "checkpoint-1")
-    assert_equal(weights(restored), weights(trainer.model))
+    assert_same(weights(restored), weights(trainer.model))
 
 
 def test_save_model_before_training_changes_no_model_or_random_state(arguments):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from transformers.trainer_utils import SaveStrategy, has_length
 
-from ..processes import check_equal, connected, folder_is_shared, gather, on_all_processes
+from ..processes import check_equal, folder_is_shared, gather, is_distributed, on_all_processes
 from .integrity import validate_checkpoint
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def validate_processes_agree(trainer: "TokenMixupTrainer") -> None:
         the
             best one could not be read by all.
     """
-    if not connected():
+    if not is_distributed():
         return
     args, folder = trainer.args, trainer.args.output_dir
     if has_length(trainer.train_dataset):
@@ -62,7 +62,7 @@ def validate_best_checkpoint(trainer: "TokenMixupTrainer") -> None:
     Raises:
         ValueError: They have other best checkpoints, or one of them cannot read it.
     """
-    if not connected():
+    if not is_distributed():
         return
     best = trainer.state.best_model_checkpoint
     hint = "All processes load the best model: resume with a folder that all of them share."

@@ -18,7 +18,7 @@ from transformers.utils import (
     WEIGHTS_NAME,
 )
 
-from ..processes import connected, gather, on_main_process
+from ..processes import gather, is_distributed, on_main_process
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def resolve_resume_checkpoint(resume_from_checkpoint: str, folder: str | Path) -
         checkpoint = None if name is None else str(Path(folder) / name)
     else:
         checkpoint = resume_from_checkpoint
-    if connected():
+    if is_distributed():
         _validate_in_all_processes(None if checkpoint is None else Path(checkpoint), Path(folder))
     elif checkpoint == resume_from_checkpoint:
         validate_checkpoint(checkpoint)

@@ -24,6 +24,7 @@ from transformers.utils import (
 )
 
 from ...models import TokenMixupModelMixin, find_adapter_layers
+from ...utils.text import format_list
 from ..lora import is_adapter_checkpoint, load_adapter_state_dicts
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def compare_state_dicts(
             name for name in expected.keys() & saved.keys() if expected[name].shape != saved[name].shape
         ],
     }
-    return [f"{kind}: {_few(names)}" for kind, names in differences.items() if names]
+    return [f"{kind}: {format_list(sorted(set(names)), 3, str)}." for kind, names in differences.items() if names]
 
 
 def _uses_adapters(trainer: "TokenMixupTrainer", checkpoint: str) -> bool:
@@ -185,10 +186,3 @@ def _count_tensors(checkpoint: Path) -> int | None:
     if (index := checkpoint / SAFE_WEIGHTS_INDEX_NAME).is_file():
         return len(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
     return None
-
-
-def _few(names: Iterable[str]) -> str:
-    """Return up to three of `names`, and how many more there are."""
-    names = sorted(set(names))
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more + "."

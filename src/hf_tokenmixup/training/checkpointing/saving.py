@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..processes import connected, gather
+from ..processes import gather, is_distributed
 from .disk_space import SaveError, saving
 from .integrity import (
     CALLBACK_STATE_KEY,
@@ -77,7 +77,7 @@ class CheckpointWriter:
         """Return whether this checkpoint has the weights as they are now, in all processes that write one."""
         args = self._trainer.args
         current = folder == self.current and (not args.should_save or find_checkpoint_error(folder) is None)
-        return all(gather(current)) if connected() else current
+        return all(gather(current)) if is_distributed() else current
 
     def _clear(self, folder: Path) -> None:
         """Remove what is in the place of a new checkpoint, and incomplete ones, which Trainer would count."""
