@@ -14,7 +14,7 @@ from torch.utils.data import RandomSampler, WeightedRandomSampler
 from transformers import TrainerControl, TrainerState
 
 from hf_tokenmixup.training.checkpointing.disk_space import OutputDirError
-from hf_tokenmixup.training.checkpointing.integrity import resolve_resume_checkpoint
+from hf_tokenmixup.training.checkpointing.resuming import resolve_resume_checkpoint
 from hf_tokenmixup.training.processes import (
     CommonSampler,
     RankSeedCallback,

@@ -39,7 +39,7 @@ from ..data.transforms import ImageProcessorTransform, infer_image_processor_con
 from ..evaluation.evaluate import EvaluationResult, evaluate_classifier, resolve_model_revision
 from ..evaluation.flops import count_macs, count_parameters
 from ..hub import update_model_card
-from ..hub.eval_results import validate_card
+from ..hub.card_metadata import validate_card
 from ..models import class_names, load_classifier, load_config_dict, validate_evaluated_task
 from ..training.peers import watch_peers
 from ..utils.environment import describe_hardware, describe_precision, library_versions, public_dataset, redact_command

@@ -14,7 +14,7 @@ from ..models import FAMILIES, border_hint, height_and_width
 from ..saliency import eval_mode
 from ..training import TokenMixupTrainingArguments
 from ..training.checkpointing.disk_space import check_writable
-from ..training.checkpointing.integrity import check_no_existing_checkpoints, resolve_resume_checkpoint
+from ..training.checkpointing.resuming import check_no_existing_checkpoints, resolve_resume_checkpoint
 from ..training.processes import on_all_processes
 from .arguments import DataArguments, ModelArguments, ParsedArguments
 from .optimizer_checks import validate_optimizer_args

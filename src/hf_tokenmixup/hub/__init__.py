@@ -1,6 +1,6 @@
 """Model cards and uploads to the Hugging Face Hub."""
 
-from .eval_results import build_eval_results
+from .card_metadata import build_eval_results
 from .model_card import TrainingCardData, build_model_card, build_untrained_model_card, update_model_card
 from .upload import HubUploadError, create_and_check_repo, upload_model_folder
 

@@ -20,8 +20,8 @@ from ..paper_results import PaperTable, find_paper_results
 from ..utils.environment import public_dataset, strip_local_path
 from ..utils.redaction import is_secret_name
 from . import card_formatting as text
+from .card_metadata import build_eval_results, insert_eval_results, read_card
 from .card_redaction import as_hub_repo_id, redact_text, redact_value
-from .eval_results import build_eval_results, insert_eval_results, read_card
 from .model_summary import ModelSummary, summarize_model
 
 README_NAME = "README.md"

@@ -19,8 +19,8 @@ from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from .card_metadata import insert_license, read_card
 from .card_redaction import redact_json
-from .eval_results import insert_license, read_card
 from .model_card import build_model_card
 
 # An output folder also contains checkpoints, optimizer states and files with local paths.

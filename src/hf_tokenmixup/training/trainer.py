@@ -57,9 +57,10 @@ from .callbacks import (
 from .checkpointing.agreement import validate_best_checkpoint, validate_processes_agree
 from .checkpointing.compatibility import check_resume_compatibility, check_steps_left, training_fingerprint
 from .checkpointing.disk_space import check_disk_space, check_writable, saving
-from .checkpointing.integrity import TRAINER_STATE_NAME, resolve_resume_checkpoint
+from .checkpointing.integrity import TRAINER_STATE_NAME
 from .checkpointing.loading import get_optimizer_options, load_weights, validate_optimizer_state
-from .checkpointing.resume_state import ResumeState, saved_state, warn_about_newer_checkpoints
+from .checkpointing.resume_state import ResumeState, saved_state
+from .checkpointing.resuming import resolve_resume_checkpoint, warn_about_newer_checkpoints
 from .checkpointing.saving import CheckpointWriter, is_checkpoint_folder, remove_if_truncated
 from .effective_settings import get_user_optimization
 from .ema import EmaCallback, ModelEma

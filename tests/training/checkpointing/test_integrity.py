@@ -10,11 +10,13 @@ from helpers.tiny_training import Images, tokenmixup_vit
 
 from hf_tokenmixup.training import TokenMixupTrainer, TokenMixupTrainingArguments
 from hf_tokenmixup.training.checkpointing.integrity import (
-    check_no_existing_checkpoints,
     find_checkpoint_error,
     get_last_complete_checkpoint,
     list_checkpoints,
     remove_checkpoint,
+)
+from hf_tokenmixup.training.checkpointing.resuming import (
+    check_no_existing_checkpoints,
     require_last_complete_checkpoint,
 )
 

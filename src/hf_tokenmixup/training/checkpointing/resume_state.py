@@ -14,7 +14,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from .integrity import CALLBACK_STATE_KEY, find_checkpoint_error, list_checkpoints
+from .integrity import CALLBACK_STATE_KEY
 
 if TYPE_CHECKING:
     from ..trainer import TokenMixupTrainer
@@ -135,19 +135,6 @@ class ResumeState(TrainerCallback):
 def saved_state(state: TrainerState) -> dict[str, Any] | None:
     """Return what a checkpoint has of `TokenMixupTrainer.state_dict`; None if it has none."""
     return (state.stateful_callbacks.get(CALLBACK_STATE_KEY) or {}).get("kept")
-
-
-def warn_about_newer_checkpoints(checkpoint: Path) -> None:
-    """Warn about complete checkpoints after the one that is resumed from, which `last` would resume from next time."""
-    checkpoints = list_checkpoints(checkpoint.parent)
-    newer = checkpoints[: checkpoints.index(checkpoint)] if checkpoint in checkpoints else []
-    newer = [path.name for path in newer if find_checkpoint_error(path) is None]
-    if newer:
-        logger.warning(
-            "After %s, %s contains %s. These are overwritten when the run reaches their steps. Remove them if the "
-            "settings changed, as resuming from the last checkpoint would use them.",
-            checkpoint.name, checkpoint.parent, ", ".join(newer),
-        )  # fmt: skip
 
 
 def _relocate_best_checkpoint(args: TrainingArguments, state: TrainerState) -> None:

@@ -19,7 +19,7 @@ from huggingface_hub import ModelCard, constants
 from huggingface_hub.errors import HfHubHTTPError
 
 from hf_tokenmixup.hub import build_eval_results, build_model_card, update_model_card
-from hf_tokenmixup.hub.eval_results import insert_license
+from hf_tokenmixup.hub.card_metadata import insert_license
 from hf_tokenmixup.models import CctConfig, CctForImageClassification
 
 FOREIGN = """---
