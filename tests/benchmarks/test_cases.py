@@ -161,7 +161,7 @@ def test_make_training_step_deletes_gradients(model, images, labels):
 
 def test_training_models_have_the_settings_and_share_weights(model, images, labels):
     vertical = {"vertical_layers": [2], "vertical_kappa": 1}
-    models = training_models(model, {"HTM": HTM, "both": HTM | vertical}, group_sizes=[3])
+    models = training_models(model, {"HTM": HTM, "both": HTM | vertical}, group_sizes=[3], rhos=[0.25])
     assert type(models.pop("plain")) is model.base_model_class
     outputs = {name: one(images, labels=labels) for name, one in models.items()}
     assert list(outputs) == ["HTM", "both", *(f"HTM, {name}" for name in VARIANTS)]
@@ -178,13 +178,15 @@ VARIANTS = {
     "gradient": ("saliency_detector", "gradient"),
     "random": ("saliency_detector", "random"),
     "full rollout": ("rollout_steps", 1),
+    "rho 0.25": ("horizontal_rho", 0.25),
     "groups of 3": ("assignment_group_size", 3),
+    "full maps": ("saliency_route", "output_attentions"),
 }
 
 
 def test_training_models_without_htm_vary_detectors_only(model):
     models = training_models(model, {"VTM": {"vertical_layers": [1], "vertical_kappa": 1}}, group_sizes=[3])
-    assert list(models) == ["plain", "VTM", "VTM, gradient", "VTM, random"]
+    assert list(models) == ["plain", "VTM", "VTM, gradient", "VTM, random", "VTM, full maps"]
     assert models["VTM, gradient"].config.vertical_layers == [1]
 
 

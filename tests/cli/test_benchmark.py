@@ -73,28 +73,39 @@ def test_benchmark_of_network_writes_tables_and_json(script, tmp_path, capsys):
     parts = ["--part", "training", "detection", "step"]
     result = run(script, tmp_path, "--model", "tiny", *parts, "--group_size", 4, 100, "--dtype", "bf16")
     text = capsys.readouterr().out
-    assert text.startswith(f"tiny ViT, batch 8, bf16, CPU, {torch.get_num_threads()} threads, rho 0\n")
+    assert text.startswith(f"tiny ViT, batch 8, bf16, CPU, {torch.get_num_threads()} threads, rho 0 and 0.01\n")
     assert {"setting", "detection", "step", "training", "command", "versions"} == set(result)
 
-    detection, step, training = (result[part] for part in ("detection", "step", "training"))
+    detection, training = result["detection"], result["training"]
+    assert list(result["step"]) == ["0", "0.01"]
+    step = result["step"]["0.01"]
     assert list(detection["timings"]) == SALIENCY_DETECTORS and detection["difference_to_full_maps"] < 1e-6
     pieces = ["gain", "transfer", "assignment", "assignment, groups of 4", "mixing", "complete step"]
     assert list(step["timings"]) == pieces and list(step["relative_gain"]) == ["assignment, groups of 4"]
     assert 0 < step["relative_gain"]["assignment, groups of 4"] <= 1
-    variants = [f"HTM, {name}" for name in ("gradient", "random", "full rollout", "groups of 4")]
+    variants = [
+        f"HTM, {name}" for name in ("gradient", "random", "full rollout", "rho 0.01", "groups of 4", "full maps")
+    ]
     assert list(training["timings"]) == ["plain", *SYSTEMS, *variants] == list(training["peak_memory"])
     assert training["peak_memory"]["HTM"] > training["peak_memory"]["plain"] > 4 * build().num_parameters()
 
-    for part, title in ((detection, "saliency detection"), (step, "horizontal step"), (training, "training step")):
+    for part, title in (
+        (detection, "saliency detection"),
+        (step, "horizontal step, rho 0.01"),
+        (training, "training step"),
+    ):
         shown = table(text, title)
         for name, timing in part["timings"].items():
             assert float(shown[name][0]) == pytest.approx(1000 * timing["seconds"]["median"], rel=0.02, abs=1e-4)
             assert (timing["ratio"] is None) == (part.get("reference") in (name, None))
             if timing["ratio"]:
                 assert float(shown[name][2]) == pytest.approx(timing["ratio"]["median"], rel=0.02, abs=1e-4)
-    assert table(text, "horizontal step")["assignment, groups of 4"][-1].endswith("%")
+    assert table(text, "horizontal step, rho 0.01")["assignment, groups of 4"][-1].endswith("%")
     plain, htm = (training["peak_memory"][name] for name in ("plain", "HTM"))
-    assert table(text, "training step")["HTM"][-1] == f"{htm / plain:.3f}"
+    assert table(text, "training step")["HTM"][-2] == f"{htm / plain:.3f}"
+    operators = training["operators"]
+    assert table(text, "training step")["HTM"][-1] == f"+{operators['HTM'] - operators['plain']}"
+    assert operators["HTM, full maps"] > operators["HTM"] > operators["plain"] > 100
 
 
 def test_benchmark_of_optimizations_skips_unsupported(script, tmp_path, capsys):
@@ -113,7 +124,7 @@ def test_benchmark_record_has_no_paths(script, tmp_path):
     result = run(script, tmp_path, "--model", "tiny", "--part", "step", "--rho", 0.01, "--batch_size", 5)
     assert result["command"].startswith("python scripts/benchmark.py --model tiny --part step --rho 0.01")
     assert str(tmp_path) not in json.dumps(result) and "torch" in result["versions"]
-    assert (result["setting"]["rho"], result["setting"]["batch_size"]) == (0.01, 5)
+    assert (result["setting"]["rho"], result["setting"]["batch_size"]) == ([0.01], 5)
 
 
 def prepare(script, *arguments):
@@ -151,6 +162,7 @@ def test_benchmark_of_recipe_writes_tables_and_json(script, recipe, tmp_path, ca
     result = run(script, tmp_path, "--recipe", recipe, "--part", "detection", "training", "--vertical_layers", 2)
     assert list(result["detection"]["timings"]) == SALIENCY_DETECTORS
     systems = ["plain", "HTM", "VTM", "HTM + VTM", "HTM, gradient", "HTM, random", "HTM, full rollout"]
+    systems += ["HTM, rho 0.01", "HTM, full maps"]
     assert list(result["training"]["timings"]) == systems
     assert "mine, batch 12, fp32" in capsys.readouterr().out and "--recipe mine.yaml" in result["command"]
     assert not (tmp_path / "outputs").exists()
@@ -188,8 +200,8 @@ def test_benchmark_of_parameters_matches_paper(script, tmp_path, monkeypatch, ca
         (["--rounds", "1"], "--rounds must be at least 2, got 1"),
         (["--warmup", "0"], "--warmup must be at least 1, got 0"),
         (["--threads", "0"], "--threads must be at least 1, got 0"),
-        (["--rho", "-0.1"], "--rho must be at least 0, got -0.1"),
-        (["--rho", "nan"], "--rho must be at least 0, got nan"),
+        (["--rho", "-0.1"], "--rho must be at least 0 and below 1, got -0.1"),
+        (["--rho", "nan"], "--rho must be at least 0 and below 1, got nan"),
         (["--group_size", "8", "1"], "--group_size must be at least 2, got 1"),
         (["--device", "tpu"], "--device must be cpu, cuda or cuda:NUMBER, got tpu"),
         (["--json", "."], "--json must name a file"),

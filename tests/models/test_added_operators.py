@@ -1,11 +1,9 @@
 """Number of operators that TokenMixup adds to a training step: its cost where kernel launches are the limit."""
 
-from collections import Counter
-
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from hf_tokenmixup.benchmarks.operators import CountOperators
 from hf_tokenmixup.models import (
     TokenMixupCctConfig,
     TokenMixupCctForImageClassification,
@@ -20,8 +18,6 @@ FAMILIES = {
     ),
     "cct": lambda **settings: TokenMixupCctForImageClassification(TokenMixupCctConfig(**SIZE, **settings)),
 }
-# Operators that launch no kernel.
-FREE = ("detach", "_unsafe_view", "empty", "scalar_tensor")
 # Before the metrics were stacked and small operators merged, the limits were 106, 66 and 186.
 LIMITS = {
     "htm": ({"horizontal_layers": [3]}, 68, 16),
@@ -30,18 +26,7 @@ LIMITS = {
 }
 
 
-class CountOperators(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.counts = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if not (func.is_view or func._opname in FREE):
-            self.counts[func._opname] += 1
-        return func(*args, **(kwargs or {}))
-
-
-def count_operators(model):
+def operators_of_step(model):
     torch.manual_seed(0)
     images, labels = torch.randn(8, 3, 32, 32), torch.arange(8) % 5
     with CountOperators() as forward:
@@ -55,7 +40,7 @@ def count_operators(model):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_training_step_adds_few_operators(family, mixing):
     settings, max_forward, max_backward = LIMITS[mixing]
-    plain = count_operators(FAMILIES[family]())
-    mixed = count_operators(FAMILIES[family](**settings))
+    plain = operators_of_step(FAMILIES[family]())
+    mixed = operators_of_step(FAMILIES[family](**settings))
     added = [count - base for count, base in zip(mixed, plain, strict=True)]
     assert added[0] <= max_forward and added[1] <= max_backward, added

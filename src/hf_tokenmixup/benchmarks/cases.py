@@ -188,16 +188,21 @@ def make_training_step(
 
 
 def training_models(
-    model: TokenMixupModelMixin, settings_by_name: Mapping[str, dict[str, Any]], group_sizes: Iterable[int] = ()
+    model: TokenMixupModelMixin,
+    settings_by_name: Mapping[str, dict[str, Any]],
+    group_sizes: Iterable[int] = (),
+    rhos: Iterable[float] = (),
 ) -> dict[str, nn.Module]:
     """Build the base model, the model with each setting, and variants of the first setting.
 
-    The variants have the other saliency detectors and an assignment within groups.
+    The variants have the other saliency detectors, complete attention maps, other values of rho, and an assignment
+    within groups.
 
     Args:
         model: Model whose weights are shared.
         settings_by_name: TokenMixup settings by name.
         group_sizes: Maximum numbers of images per group.
+        rhos: Other values of `horizontal_rho`.
 
     Returns:
         Models by name, the base model as `plain`.
@@ -207,7 +212,9 @@ def training_models(
     variants = {"gradient": {"saliency_detector": "gradient"}, "random": {"saliency_detector": "random"}}
     if config.horizontal_layers:
         variants["full rollout"] = {"rollout_steps": config.num_hidden_layers - 1 - max(config.horizontal_layers)}
+        variants |= {f"rho {value:g}": {"horizontal_rho": value} for value in rhos}
         variants |= {f"groups of {size}": {"assignment_group_size": size} for size in group_sizes}
+    variants["full maps"] = {"saliency_route": "output_attentions"}
     all_settings = dict(settings_by_name)
     all_settings |= {f"{first}, {name}": settings | changes for name, changes in variants.items()}
     clones = {name: clone_with_config(model, **values) for name, values in all_settings.items()}

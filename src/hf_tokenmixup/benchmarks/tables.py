@@ -15,6 +15,7 @@ def timing_table(
     reference: str | None = None,
     *,
     peak_memory: Mapping[str, int] | None = None,
+    operators: Mapping[str, int] | None = None,
     relative_gain: Mapping[str, float] | None = None,
 ) -> str:
     """Format latencies in milliseconds as median and quartiles, and as ratios to a reference.
@@ -23,10 +24,12 @@ def timing_table(
         timings: Timings by name.
         reference: Name of the timing that the ratios refer to.
         peak_memory: Bytes by name.
+        operators: Number of operators by name; the table has the differences to the reference.
         relative_gain: Fractions in [0, 1] for some of the names.
     """
     header = ["", "ms", "quartiles"] + ([f"of {reference}", "quartiles"] if reference else [])
     header += ["peak MiB", f"of {reference}"] if peak_memory else []
+    header += ["operators"] if operators else []
     header += ["relative gain"] if relative_gain else []
     rows = [header]
     for name, timing in timings.items():
@@ -35,6 +38,8 @@ def timing_table(
             row += _format_quartiles(timing.ratio) if timing.ratio else ["1", ""]
         if peak_memory:
             row += [f"{peak_memory[name] / MIB:.1f}", f"{peak_memory[name] / peak_memory[reference]:.3f}"]
+        if operators:
+            row += [f"{operators[name]}" if name == reference else f"{operators[name] - operators[reference]:+d}"]
         if relative_gain:
             row += [f"{relative_gain[name]:.1%}" if name in relative_gain else ""]
         rows.append(row)

@@ -8,13 +8,15 @@
 detection      saliency by attention, by complete attention maps, by full rollout, by gradient, and at random
 step           the horizontal step after detection: gain, transfer to the CPU and back, assignment, mixing; with
                --group_size also assignment within groups, and the fraction of the batch's gain that it reaches
-training       forward and backward of the plain model, HTM, VTM, both, and HTM by each detector; peak memory of each
+training       forward and backward of the plain model, HTM, VTM, both, and HTM by each detector; peak memory and
+               number of operators (kernels) of each
 optimizations  a training step of HTM + VTM, plain and with each optimization of memory or time (bf16, gradient
                checkpointing, torch.compile, ...); peak memory of each: weights, moments, gradients and activations
 parameters     parameters and MACs of the models of the paper's Tables 1 and 2
 
 --model is a network with initialized weights on random images. --recipe is the model and the images of a training run,
-and takes all options of finetune.py. Every image is easy, and with a rho of 0 every gain counts: the worst case.
+and takes all options of finetune.py. Every image is easy: the worst case. The step is measured
+for each --rho, training with the first, and HTM also with the others.
 """
 
 import dataclasses
@@ -45,6 +47,7 @@ from ..benchmarks.cases import (
 )
 from ..benchmarks.compared_models import PAPER_BASELINES, PaperModel, count_costs
 from ..benchmarks.model_presets import MODEL_PRESETS
+from ..benchmarks.operators import count_operators
 from ..benchmarks.optimizations import OPTIMIZATIONS, benchmark_optimizations
 from ..benchmarks.tables import parameter_table, timing_table
 from ..benchmarks.timing import peak_memory, time_interleaved
@@ -85,7 +88,13 @@ def parse_options(arguments: Sequence[str]) -> tuple[Namespace, list[str]]:
     parser.add_argument("--batch_size", type=int, help="Images (16 for ViT, 64 for CCT; the recipe's batch size).")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="bf16 and fp16 use autocast.")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1.")
-    parser.add_argument("--rho", type=float, default=0.0, help="Minimum gain in saliency of a replaced token (0).")
+    parser.add_argument(
+        "--rho",
+        type=float,
+        nargs="+",
+        default=[0.0, 0.01],
+        help="Values of rho, the minimum gain in saliency of a replaced token (0 0.01).",
+    )
     parser.add_argument("--group_size", type=int, nargs="+", default=[], help="Also assign within groups of N images.")
     parser.add_argument(
         "--optimization",
@@ -103,7 +112,9 @@ def parse_options(arguments: Sequence[str]) -> tuple[Namespace, list[str]]:
         raise ValueError(f"Unknown arguments: {' '.join(others)}. Options of finetune.py need --recipe.")
     if args.recipe is not None and set(args.part) == {"parameters"}:
         raise ValueError("--part parameters counts those of the paper's systems and reads no --recipe. Omit it.")
-    for name, minimum in {"batch_size": 2, "rounds": 2, "warmup": 1, "threads": 1, "rho": 0}.items():
+    if not all(0 <= rho < 1 for rho in args.rho):
+        raise ValueError(f"--rho must be at least 0 and below 1, got {' '.join(f'{rho:g}' for rho in args.rho)}.")
+    for name, minimum in {"batch_size": 2, "rounds": 2, "warmup": 1, "threads": 1}.items():
         value = getattr(args, name)
         if value is not None and not value >= minimum:
             raise ValueError(f"--{name} must be at least {minimum}, got {value}.")
@@ -189,7 +200,7 @@ def build_setup(args: Namespace, others: Sequence[str]) -> BenchmarkSetup:
     """What is measured, on its device, with every image easy."""
     torch.manual_seed(0)
     setup = network_setup(args) if args.recipe is None else recipe_setup(args, others)
-    worst_case = {"horizontal_tau": None, "horizontal_rho": args.rho, "saliency_detector": "attention"}
+    worst_case = {"horizontal_tau": None, "horizontal_rho": args.rho[0], "saliency_detector": "attention"}
     return BenchmarkSetup(
         setup.name,
         setup.model.to(args.device).train(),
@@ -212,14 +223,17 @@ def measure_step(setup: BenchmarkSetup, args: Namespace, timing: dict[str, Any])
     hidden = compute_layer_input(setup.model, setup.images, setup.mixed_layer)
     saliency = layer_saliency(setup.model, hidden, setup.mixed_layer)
     prefix, sizes = setup.model.config.num_prefix_tokens, valid_group_sizes(setup, args)
-    timings = time_interleaved(step_cases(hidden, saliency, setup.targets, args.rho, prefix, sizes), **timing)
-    gains = {group_case(size): gain for size, gain in relative_gain(saliency, args.rho, sizes).items()}
-    print(f"\nhorizontal step\n{timing_table(timings, relative_gain=gains)}", flush=True)
-    return {"timings": timings, "relative_gain": gains}
+    results = {}
+    for rho in args.rho:
+        timings = time_interleaved(step_cases(hidden, saliency, setup.targets, rho, prefix, sizes), **timing)
+        gains = {group_case(size): gain for size, gain in relative_gain(saliency, rho, sizes).items()}
+        print(f"\nhorizontal step, rho {rho:g}\n{timing_table(timings, relative_gain=gains)}", flush=True)
+        results[f"{rho:g}"] = {"timings": timings, "relative_gain": gains}
+    return results
 
 
 def measure_training(setup: BenchmarkSetup, args: Namespace, timing: dict[str, Any]) -> dict[str, Any]:
-    models = training_models(setup.model, setup.systems, valid_group_sizes(setup, args))
+    models = training_models(setup.model, setup.systems, valid_group_sizes(setup, args), args.rho[1:])
     steps = {
         name: make_training_step(model, setup.images, setup.labels, DTYPES[args.dtype])
         for name, model in models.items()
@@ -227,8 +241,10 @@ def measure_training(setup: BenchmarkSetup, args: Namespace, timing: dict[str, A
     timings = time_interleaved(steps, reference="plain", **timing)
     weights = {name: sum(tensor.nbytes for tensor in model.parameters()) for name, model in models.items()}
     memory = {name: weights[name] + peak_memory(step, args.device) for name, step in steps.items()}
-    print(f"\ntraining step\n{timing_table(timings, 'plain', peak_memory=memory)}", flush=True)
-    return {"reference": "plain", "timings": timings, "peak_memory": memory}
+    operators = {name: count_operators(step) for name, step in steps.items()}
+    table = timing_table(timings, "plain", peak_memory=memory, operators=operators)
+    print(f"\ntraining step\n{table}", flush=True)
+    return {"reference": "plain", "timings": timings, "peak_memory": memory, "operators": operators}
 
 
 def measure_optimizations(setup: BenchmarkSetup, args: Namespace, timing: dict[str, Any]) -> dict[str, Any]:
@@ -298,7 +314,8 @@ def main(arguments: Sequence[str]) -> None:
             "rho": args.rho,
             "rounds": args.rounds,
         }
-        print("{model}, batch {batch_size}, {dtype}, {hardware}, rho {rho:g}".format(**results["setting"]), flush=True)
+        rhos = " and ".join(f"{rho:g}" for rho in args.rho)
+        print("{model}, batch {batch_size}, {dtype}, {hardware}, rho ".format(**results["setting"]) + rhos, flush=True)
         timing = {"rounds": args.rounds, "warmup": args.warmup, "device": args.device, "min_run_time": MIN_RUN_TIME}
         results |= {part: measures[part](setup, args, timing) for part in measures if part in args.part}
     if "parameters" in args.part:
