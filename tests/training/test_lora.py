@@ -211,7 +211,7 @@ def test_lora_truncated_or_mismatched_checkpoint_raises(arguments):
     resume(add_lora(tokenmixup_vit(), 3), "does not match this TokenMixupViT.* of another shape: .*lora_A")
     resume(add_lora(tokenmixup_vit(), 2, target_modules=["q_proj"]), "does not match .* unexpected: .*v_proj")
     resume(adapt(horizontal_layers=[1, 2]), "does not match .* missing: vit.layers.2.scorenet")
-    resume(tokenmixup_vit(), "contains adapters, and this TokenMixupViT.* has none. Resume with the lora_rank")
+    resume(tokenmixup_vit(), "contains adapters, and this TokenMixupViT.* has none. Resume with the `lora_rank`")
 
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         complete = (checkpoint / name).read_bytes()

@@ -103,7 +103,7 @@ def test_streamed_run_has_epochs_and_steps_of_its_length(folder, arguments, tmp_
 
 
 def test_streamed_run_of_unknown_length_without_max_steps_raises(folder, arguments, tmp_path):
-    with pytest.raises(ValueError, match="number of images in split 'train' is unknown. Set max_steps"):
+    with pytest.raises(ValueError, match="number of images in split 'train' is unknown. Set `max_steps`"):
         trainer(folder, arguments, tmp_path / "out", num_images=None, max_steps=-1)
 
 
