@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard
 
 from .functional import ASSIGNMENTS, RELABELS, SALIENCY_QUERIES, TOKEN_SELECTIONS, validate_choice
 from .horizontal import SCORENET_POOLINGS
+from .network import Network
 from .saliency import SALIENCY_DETECTORS
 
 SALIENCY_ROUTES = ("auto", "output_attentions")
@@ -62,8 +63,8 @@ class TokenMixupConfigMixin:
     of tokens, and for datasets with another number of classes. Setting one form removes the other.
 
     The configuration of a model family inherits from this class and from the configuration of the base model. It
-    defines `num_prefix_tokens`, `num_patch_tokens` and `classifier_pooling`, and calls `validate_tokenmixup_config` in
-    `__post_init__`.
+    defines `network`, and calls `validate_tokenmixup_config` in `__post_init__`. If its tokens are no patches, it also
+    defines `token_grid`.
     """
 
     horizontal_layers: list[int] = _config_field(
@@ -132,12 +133,8 @@ class TokenMixupConfigMixin:
 
     if TYPE_CHECKING:
         # Defined by the configuration of the model family.
-        num_hidden_layers: int
         num_labels: int
-        num_prefix_tokens: int
-        num_patch_tokens: int
-        # How the classifier pools its input: `"cls"`, `"mean"` or `"attention"`.
-        classifier_pooling: str
+        network: Network
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -168,6 +165,27 @@ class TokenMixupConfigMixin:
         # transformers sets the attributes in this order, and the last form of a threshold that is set applies.
         kwargs = dict(sorted(kwargs.items(), key=lambda item: item[0] in RELATIVE_THRESHOLDS.values()))
         return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """P, the number of leading tokens that are not patch tokens."""
+        return self.network.num_prefix_tokens
+
+    @property
+    def num_patch_tokens(self) -> int:
+        """T, the number of patch tokens at the configured image size."""
+        rows, columns = self.token_grid(*self.network.image_size)
+        return rows * columns
+
+    @property
+    def classifier_pooling(self) -> str:
+        """Pooling of the classifier's input, see `hf_tokenmixup.network.Network`."""
+        return self.network.classifier_pooling
+
+    def token_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Return the rows and columns of patch tokens for an image size in pixels."""
+        patch_height, patch_width = self.network.patch_size or (1, 1)
+        return height // patch_height, width // patch_width
 
     @property
     def effective_tau(self) -> float | None:
@@ -230,8 +248,9 @@ class TokenMixupConfigMixin:
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}.")
 
-        if self.num_hidden_layers < 1:
-            raise ValueError(f"num_hidden_layers must be at least 1, got {self.num_hidden_layers}.")
+        num_layers = self.network.num_layers
+        if num_layers < 1:
+            raise ValueError(f"num_hidden_layers must be at least 1, got {num_layers}.")
         self._validate_layer_indices("horizontal_layers", first=0)
         self._validate_layer_indices("vertical_layers", first=1)
         self._validate_layer_indices("manifold_mixup_layers", first=0)
@@ -251,7 +270,7 @@ class TokenMixupConfigMixin:
         # Without vertical layers, the default kappa is valid for a model with fewer patch tokens, too.
         max_kappa = self.num_patch_tokens if self.vertical_layers else max(self.num_patch_tokens, _DEFAULT_KAPPA)
         self._validate_integer_range("vertical_kappa", self.vertical_kappa, max_kappa, "the number of patch tokens")
-        max_steps = self.num_hidden_layers - 1 - max(self.horizontal_layers, default=0)
+        max_steps = num_layers - 1 - max(self.horizontal_layers, default=0)
         self._validate_integer_range(
             "rollout_steps", self.rollout_steps, max_steps, "the number of layers after the last horizontal layer"
         )
@@ -291,7 +310,7 @@ class TokenMixupConfigMixin:
                 )
 
     def _validate_layer_indices(self, name: str, first: int) -> None:
-        layers, last = getattr(self, name), self.num_hidden_layers - 1
+        layers, last = getattr(self, name), self.network.num_layers - 1
         if not isinstance(layers, list | tuple) or not all(_is_integer(layer) for layer in layers):
             raise ValueError(f"{name} must be a list of layer indices, got {layers!r}.")
         if layers and first > last:

@@ -5,10 +5,10 @@ attention maps of several layers. The fast route is for a single layer: it compu
 and limits the number of map elements in memory. Both are independent of the model's attention implementation.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -23,17 +23,19 @@ MAX_ATTENTION_MAP_ELEMENTS = 2**24  # 64 MiB in float32
 class SupportsAttentionSaliency(Protocol):
     """Methods of a transformer layer that the attention detector calls.
 
-    The methods apply no dropout, in training mode too.
+    The methods apply no dropout, in training mode too. `kwargs` are keyword arguments of the layer that its attention
+    depends on, such as rotary embeddings.
     """
 
     def compute_query_key(
-        self, hidden: torch.Tensor, cls_query_only: bool
+        self, hidden: torch.Tensor, cls_query_only: bool, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor, float]:
         """Compute queries, keys and the scale of their product.
 
         Args:
             hidden: (B, N, D) input of the layer.
             cls_query_only: compute the query of the first token only (Q = 1) instead of all queries (Q = N).
+            kwargs: keyword arguments of the layer.
 
         Returns:
             Queries (B, H, Q, d), keys (B, H, N, d) and the scale. Alternatively (B, H, Q, D) and (B, 1, N, D), where
@@ -41,19 +43,21 @@ class SupportsAttentionSaliency(Protocol):
             by a constant per query, which the softmax removes.
         """
 
-    def attention_weights(self, hidden: torch.Tensor) -> torch.Tensor:
+    def attention_weights(self, hidden: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """Compute the attention probabilities (B, H, N, N) that `output_attentions=True` returns.
 
         Args:
             hidden: (B, N, D) input of the layer.
+            kwargs: keyword arguments of the layer.
         """
 
-    def forward_with_attention(self, hidden: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
+    def forward_with_attention(self, hidden: torch.Tensor, attention: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """Compute the output (B, N, D) of the layer from given attention probabilities.
 
         Args:
             hidden: (B, N, D) input of the layer.
             attention: (B, H, N, N) probabilities from `attention_weights`.
+            kwargs: keyword arguments of the layer.
         """
 
 
@@ -127,6 +131,7 @@ def attention_saliency(
     num_prefix_tokens: int,
     query: str = "cls",
     route: str = "auto",
+    layer_kwargs: Mapping[str, Any] | None = None,
 ) -> torch.Tensor:
     """Saliency of the input tokens of a layer by attention, Eq. (2) and (3), without gradient.
 
@@ -138,18 +143,20 @@ def attention_saliency(
         num_prefix_tokens: P, the number of leading tokens that have no saliency.
         query: `"cls"` or `"mean"`, see `hf_tokenmixup.functional.token_saliency`.
         route: `"auto"` selects the fast route for a single layer, `"output_attentions"` always computes complete maps.
+        layer_kwargs: keyword arguments of the layers that their attention depends on.
 
     Returns:
         (B, T) saliency in float32 or float64.
     """
+    kwargs = layer_kwargs or {}
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         if route == "auto" and len(layers) == 1:
-            received = received_attention(*layers[0].compute_query_key(hidden, cls_query_only=query == "cls"))
-            return received[:, num_prefix_tokens:]
-        attentions = [layers[0].attention_weights(hidden)]
+            query_key = layers[0].compute_query_key(hidden, cls_query_only=query == "cls", **kwargs)
+            return received_attention(*query_key)[:, num_prefix_tokens:]
+        attentions = [layers[0].attention_weights(hidden, **kwargs)]
         for layer, following in pairwise(layers):
-            hidden = layer.forward_with_attention(hidden, attentions[-1])
-            attentions.append(following.attention_weights(hidden))
+            hidden = layer.forward_with_attention(hidden, attentions[-1], **kwargs)
+            attentions.append(following.attention_weights(hidden, **kwargs))
         return token_saliency(attention_rollout(attentions), num_prefix_tokens, query)
 
 

@@ -54,8 +54,8 @@ def collected(model, layer):
     chosen = model.get_transformer_layers()[layer]
     original = chosen._detect_saliency
 
-    def watch(layers, state, hidden):
-        saliency = original(layers, state, hidden)
+    def watch(layers, state, hidden, **kwargs):
+        saliency = original(layers, state, hidden, **kwargs)
         seen.append((hidden, saliency))
         return saliency
 

@@ -112,6 +112,55 @@ def test_disabled_tokenmixup_matches_base_model(build, images, labels):
     assert_same_step(step(plain, images, labels), step(off, images, labels))
 
 
+@pytest.mark.parametrize("settings", [{}, BOTH])
+def test_initialization_matches_base_model(build, settings):
+    model = build(**settings)
+    plain_class, config_class = plain_classes(model)
+    set_seed(0)
+    expected = plain_class(config_class.from_dict(model.config.to_dict())).state_dict()
+    found = {name: tensor for name, tensor in model.state_dict().items() if ".scorenet." not in name}
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+def test_layer_conversion_preserves_buffers_and_hooks(build, monkeypatch, images, labels):
+    layer_class, calls = type(build().get_transformer_layers()[0]), []
+    plain_class = layer_class.__mro__[2]  # after the mixin
+    original = plain_class.__init__
+
+    def init(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        self.register_buffer("scale", torch.full((2,), 3.0), persistent=False)
+        self.register_forward_hook(lambda *args: calls.append(1))
+
+    monkeypatch.setattr(plain_class, "__init__", init)
+    model = build(**BOTH)
+    model(images, labels=labels)
+    layers = model.get_transformer_layers()
+    assert all(type(layer) is layer_class and torch.equal(layer.scale, torch.full((2,), 3.0)) for layer in layers)
+    assert len(calls) == len(layers)
+    exported = model.published()
+    scales = [buffer for name, buffer in exported.named_buffers() if name.endswith(".scale")]
+    assert len(scales) == len(layers) and all(torch.equal(scale, torch.full((2,), 3.0)) for scale in scales)
+    assert exported.eval()(images).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("route", ["auto", "output_attentions"])
+def test_saliency_receives_layer_kwargs(build, monkeypatch, route, images, labels):
+    model, seen = build(**BOTH, saliency_route=route), []
+    layer_class = type(model.get_transformer_layers()[0])
+    original = layer_class.compute_query_key
+
+    def compute_query_key(self, hidden, cls_query_only, **kwargs):
+        seen.append(kwargs["is_causal"])
+        return original(self, hidden, cls_query_only, **kwargs)
+
+    monkeypatch.setattr(layer_class, "compute_query_key", compute_query_key)
+    model(images, labels=labels, is_causal=False)
+    assert seen == [False] * 4
+
+
 def test_evaluation_matches_base_model(build, images, labels):
     model = build(**BOTH, **DROPOUT).eval()
     plain_class, config_class = plain_classes(model)

@@ -1,7 +1,8 @@
 """Mixin that applies TokenMixup before a transformer layer, for all model families."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,10 +21,15 @@ from .peft_utils import find_adapter_layers
 class TokenMixupLayerMixin(nn.Module):
     """Mixin that applies TokenMixup before a transformer layer. Precedes the base layer among the base classes.
 
-    A model family defines `pre_norm`, `compute_query_key` and `forward_with_attention` (see
-    `hf_tokenmixup.saliency.SupportsAttentionSaliency`). In vertical layers its attention takes the keyword `memory`,
-    normalized tokens (B, M, D).
+    A layer of the base model becomes one of these by `from_layer`: it keeps its weights, buffers and hooks.
+
+    A model family defines `vertical_attention_class`, `pre_norm`, `compute_query_key` and `forward_with_attention`
+    (see `hf_tokenmixup.saliency.SupportsAttentionSaliency`).
     """
+
+    # Class of the attention of vertical layers, a subclass of the base layer's. It takes the keyword `memory`,
+    # normalized tokens (B, M, D).
+    vertical_attention_class: type[nn.Module]
 
     # transformers checkpoints a complete layer: it wraps `forward` in `__init_subclass__` or in `__call__`, depending
     # on the version. Mixing must not run twice, so this class checkpoints the base layer only.
@@ -32,8 +38,24 @@ class TokenMixupLayerMixin(nn.Module):
     def __init_subclass__(cls, **kwargs):
         pass
 
+    @classmethod
+    def from_layer(cls, layer: nn.Module, config: TokenMixupConfigMixin, layer_index: int) -> "TokenMixupLayerMixin":
+        """Convert a layer of the base model, in place.
+
+        Args:
+            layer: layer of the base class.
+            config: model configuration.
+            layer_index: index of the layer, from 0.
+
+        Returns:
+            The same layer, with this class.
+        """
+        layer.__class__ = cls
+        layer.init_tokenmixup(config, layer_index)
+        return layer
+
     def init_tokenmixup(self, config: TokenMixupConfigMixin, layer_index: int) -> None:
-        """Initialize TokenMixup. Call this at the end of `__init__`.
+        """Initialize TokenMixup in a layer that has its weights. The weights of ScoreNet are not initialized.
 
         Args:
             config: model configuration.
@@ -44,13 +66,23 @@ class TokenMixupLayerMixin(nn.Module):
         self.is_horizontal = layer_index in config.horizontal_layers
         self.is_vertical = layer_index in config.vertical_layers
         self.feeds_vertical_memory = layer_index < config.num_collected_layers
+        if self.is_vertical:
+            self.attention_module.__class__ = self.vertical_attention_class
         if self.is_horizontal:
-            self.scorenet = ScoreNet(
-                config.hidden_size,
-                config.num_labels,
-                pooling=config.effective_scorenet_pooling,
-                num_prefix_tokens=config.num_prefix_tokens,
-            )
+            # On the meta device it draws no random numbers, so that a seed initializes the weights of the base model.
+            with torch.device("meta"):
+                scorenet = ScoreNet(
+                    config.network.hidden_size,
+                    config.num_labels,
+                    pooling=config.effective_scorenet_pooling,
+                    num_prefix_tokens=config.num_prefix_tokens,
+                )
+            self.scorenet = scorenet.to_empty(device=next(self.parameters()).device)
+
+    @property
+    def attention_module(self) -> nn.Module:
+        """The self-attention of the layer."""
+        return self.attention
 
     def forward(
         self,
@@ -72,7 +104,7 @@ class TokenMixupLayerMixin(nn.Module):
         """
         memory = None
         if tokenmixup is not None:
-            hidden_states, memory = self.apply_tokenmixup(hidden_states, tokenmixup)
+            hidden_states, memory = self.apply_tokenmixup(hidden_states, tokenmixup, kwargs)
         layer = partial(self.base_forward, **kwargs)
         if self.gradient_checkpointing and self.training:
             return checkpoint_layer(self._gradient_checkpointing_func, layer, hidden_states, attention_mask, memory)
@@ -82,10 +114,10 @@ class TokenMixupLayerMixin(nn.Module):
         """Normalize the layer's input (B, N, D) for attention, in the dtype of the weights."""
         return self.pre_norm(hidden.to(self.pre_norm.weight.dtype))
 
-    def attention_weights(self, hidden: torch.Tensor) -> torch.Tensor:
+    def attention_weights(self, hidden: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """See `hf_tokenmixup.saliency.SupportsAttentionSaliency`."""
-        query, key, scale = self.compute_query_key(hidden, cls_query_only=False)
-        return eager_attention_forward(self.attention, query, key, key, None, scaling=scale)[1]
+        query, key, scale = self.compute_query_key(hidden, cls_query_only=False, **kwargs)
+        return eager_attention_forward(self.attention_module, query, key, key, None, scaling=scale)[1]
 
     def base_forward(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, memory: torch.Tensor | None, **kwargs
@@ -96,13 +128,14 @@ class TokenMixupLayerMixin(nn.Module):
         return super().forward(hidden_states, attention_mask, **kwargs)
 
     def apply_tokenmixup(
-        self, hidden_states: torch.Tensor, context: TokenMixupContext
+        self, hidden_states: torch.Tensor, context: TokenMixupContext, layer_kwargs: Mapping[str, Any]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Apply manifold mixup and HTM, then read from and append to the memory of VTM.
 
         Args:
             hidden_states: (B, N, D) tokens.
             context: context of the forward pass; it is updated in place.
+            layer_kwargs: keyword arguments of the base layer, which its attention may depend on.
 
         Returns:
             (B, N, D) tokens, and the memory (B, M, D) of a vertical layer; None in other layers.
@@ -110,15 +143,18 @@ class TokenMixupLayerMixin(nn.Module):
         if context.manifold is not None and self.layer_index in self.config.manifold_mixup_layers:
             hidden_states = self._apply_manifold_mixup(hidden_states, context)
         if self.is_horizontal:
-            hidden_states = self._apply_horizontal_mixup(hidden_states, context)
+            hidden_states = self._apply_horizontal_mixup(hidden_states, context, layer_kwargs)
         memory = context.memory.tokens() if self.is_vertical and context.memory.num_tokens else None
         if self.feeds_vertical_memory and context.memory.kappa:
-            context.memory.append(hidden_states, self._detect_saliency((self,), context, hidden_states.detach()))
+            saliency = self._detect_saliency((self,), context, hidden_states.detach(), layer_kwargs=layer_kwargs)
+            context.memory.append(hidden_states, saliency)
         return hidden_states, memory
 
-    def _apply_horizontal_mixup(self, hidden_states: torch.Tensor, context: TokenMixupContext) -> torch.Tensor:
+    def _apply_horizontal_mixup(
+        self, hidden_states: torch.Tensor, context: TokenMixupContext, layer_kwargs: Mapping[str, Any]
+    ) -> torch.Tensor:
         rollout_layers = context.layers[self.layer_index : self.layer_index + self.config.rollout_steps + 1]
-        saliency_fn = partial(self._detect_saliency, rollout_layers, context)
+        saliency_fn = partial(self._detect_saliency, rollout_layers, context, layer_kwargs=layer_kwargs)
         hidden_states, context.targets, loss, record = apply_horizontal_mixup(
             self.scorenet, hidden_states, context.targets, saliency_fn, self.config
         )
@@ -139,9 +175,15 @@ class TokenMixupLayerMixin(nn.Module):
         return torch.where(is_selected_layer, mixed, hidden_states)
 
     def _detect_saliency(
-        self, layers: Sequence["TokenMixupLayerMixin"], context: TokenMixupContext, hidden_states: torch.Tensor
+        self,
+        layers: Sequence["TokenMixupLayerMixin"],
+        context: TokenMixupContext,
+        hidden_states: torch.Tensor,
+        layer_kwargs: Mapping[str, Any] | None = None,
     ) -> torch.Tensor:
-        return detect_saliency(self.config, layers, hidden_states, gradient_fn=lambda: context.saliency)
+        return detect_saliency(
+            self.config, layers, hidden_states, gradient_fn=lambda: context.saliency, layer_kwargs=layer_kwargs
+        )
 
 
 def detect_saliency(
@@ -151,6 +193,7 @@ def detect_saliency(
     *,
     gradient_fn: Callable[[], torch.Tensor],
     generator: torch.Generator | None = None,
+    layer_kwargs: Mapping[str, Any] | None = None,
 ) -> torch.Tensor:
     """Saliency of the input tokens of a layer by the detector that the configuration selects.
 
@@ -160,6 +203,7 @@ def detect_saliency(
         hidden: (B, N, D) input of the first layer, without gradient.
         gradient_fn: returns the saliency (B, T) of the gradient detector, see `hf_tokenmixup.saliency`.
         generator: random number generator of the random detector; None uses torch's default generator.
+        layer_kwargs: keyword arguments of the layers that their attention depends on.
 
     Returns:
         (B, T) saliency.
@@ -174,7 +218,12 @@ def detect_saliency(
     # The layers' own methods skip their dropout, but adapters of peft have a dropout of their own.
     with eval_mode(*(adapter for layer in layers for adapter in find_adapter_layers(layer))):
         return attention_saliency(
-            layers, hidden, config.num_prefix_tokens, config.effective_saliency_query, config.saliency_route
+            layers,
+            hidden,
+            config.num_prefix_tokens,
+            config.effective_saliency_query,
+            config.saliency_route,
+            layer_kwargs,
         )
 
 

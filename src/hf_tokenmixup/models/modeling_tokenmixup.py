@@ -38,8 +38,8 @@ _GEOMETRY_ATTRIBUTES = frozenset(
 class TokenMixupModelMixin(ActivationCheckpointing, AdapterMethods):
     """Mixin that adds TokenMixup to an image classifier. Precedes the base classifier among the base classes.
 
-    A model family defines `config_class`, `base_model_class`, `layer_class` and `lora_target_modules`. Its base model
-    has the attribute `layers`.
+    A model family defines `config_class`, `base_model_class`, `layer_class` and `lora_target_modules`. If the layers
+    are not `base_model.layers`, it also defines `get_transformer_layers`.
 
     Args:
         config: configuration of the family with the settings of TokenMixup.
@@ -52,6 +52,8 @@ class TokenMixupModelMixin(ActivationCheckpointing, AdapterMethods):
     layer_class: type[TokenMixupLayerMixin]
     # Default target modules of LoRA: the query and value projections of attention.
     lora_target_modules: tuple[str, ...]
+    # Ends of the names of parameters that no forward pass with labels uses.
+    unused_parameters: tuple[str, ...] = ()
     # Exported models have no ScoreNet, and a model without HTM does not use the ScoreNet of a checkpoint.
     _keys_to_ignore_on_load_missing = [r"\.scorenet\."]
     _keys_to_ignore_on_load_unexpected = [r"\.scorenet\."]
@@ -68,7 +70,7 @@ class TokenMixupModelMixin(ActivationCheckpointing, AdapterMethods):
             logger.warning_once(hint)
         rename_in_config(config)
         super().__init__(config)
-        self._replace_layers()
+        self._convert_layers()
 
     @classmethod
     def from_pretrained(
@@ -116,6 +118,22 @@ class TokenMixupModelMixin(ActivationCheckpointing, AdapterMethods):
     def token_grid(self, height: int, width: int) -> tuple[int, int]:
         """Return the rows and columns of patch tokens for an image size in pixels."""
         return self.config.token_grid(height, width)
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """Whether transformers initializes weights as for code outside of transformers: as for the base model.
+
+        For such code, it does not initialize modules without weights of their own.
+        """
+        return cls.base_model_class.is_custom_code()
+
+    @property
+    def has_unused_parameters(self) -> bool:
+        """Whether a trained parameter has no gradient after a backward pass."""
+        return any(
+            parameter.requires_grad and name.endswith(self.unused_parameters)
+            for name, parameter in self.named_parameters()
+        )
 
     @can_return_tuple
     def forward(
@@ -178,36 +196,30 @@ class TokenMixupModelMixin(ActivationCheckpointing, AdapterMethods):
         """
         config = self.base_model_class.config_class.from_dict(self.config.to_dict())
         config._attn_implementation = self.config._attn_implementation
-        state_dict = merge_adapters(self).state_dict(keep_vars=True)
+        merged = merge_adapters(self)
+        state_dict = merged.state_dict(keep_vars=True)
         weights = {name: tensor for name, tensor in state_dict.items() if ".scorenet." not in name}
         with torch.device("meta"):
             model = self.base_model_class(config)
         model.load_state_dict(weights, assign=True)
+        for name, buffer in merged.named_non_persistent_buffers():
+            module_name, _, buffer_name = name.rpartition(".")
+            setattr(model.get_submodule(module_name), buffer_name, buffer)
         return model.train(self.training)
 
     def push_to_hub(self, *args, **kwargs) -> str:
         """Upload the exported base model, see `published`. Arguments are those of `PreTrainedModel.push_to_hub`."""
         return self.published().push_to_hub(*args, **kwargs)
 
-    def _replace_layers(self) -> None:
-        # The new layers take over the parameters of the base layers. Created on the meta device, they draw no random
-        # numbers, so that a seed initializes the same weights as in the base model. Only ScoreNet is initialized here.
-        layers = self.get_transformer_layers()
-        for index, base_layer in enumerate(layers):
-            weights = base_layer.state_dict(keep_vars=True)
-            with torch.device("meta"):
-                layer = self.layer_class(self.config, index)
-            layer.load_state_dict(weights, assign=True, strict=False)
+    def _convert_layers(self) -> None:
+        for index, layer in enumerate(self.get_transformer_layers()):
+            base_class = type(layer)
+            layer = self.layer_class.from_layer(layer, self.config, index)
             if layer.is_horizontal:
-                layer.scorenet.to_empty(device=next(iter(weights.values())).device)
                 for module in layer.scorenet.modules():
                     self._init_weights(module)
-            if base_layer.gradient_checkpointing:
-                layer.gradient_checkpointing = True
-                layer._gradient_checkpointing_func = base_layer._gradient_checkpointing_func
-            layers[index] = layer
             # FSDP wraps modules with these class names, and fails for a class without modules.
-            self._no_split_modules = {*self._no_split_modules, type(layer).__name__} - {type(base_layer).__name__}
+            self._no_split_modules = {*self._no_split_modules, type(layer).__name__} - {base_class.__name__}
 
     def _adjust_missing_and_unexpected_keys(self, loading_info) -> None:
         newly_initialized = sorted({key.rsplit(".", 2)[0] for key in loading_info.missing_keys if ".scorenet." in key})

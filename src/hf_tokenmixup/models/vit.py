@@ -1,8 +1,10 @@
 """TokenMixup for the Vision Transformer of transformers (paper: section 4, ViT-B/16 on ImageNet-1k).
 
-The layers of transformers' `ViTModel` are replaced. The class itself stays, since transformers renames checkpoint keys
-by model class.
+The layers of transformers' `ViTModel` are converted. The class of the model itself stays, since transformers renames
+checkpoint keys by model class.
 """
+
+from typing import Any
 
 import torch
 from transformers import ViTConfig, ViTForImageClassification
@@ -10,6 +12,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.vit.modeling_vit import ViTAttention, ViTLayer, eager_attention_forward
 
 from ..configuration import TokenMixupConfigMixin
+from ..network import Network
 from ..saliency import project_queries_to_inputs
 from .cct.configuration_cct import height_and_width
 from .layers import TokenMixupLayerMixin, has_plain_weight
@@ -33,25 +36,18 @@ class TokenMixupViTConfig(TokenMixupConfigMixin, ViTConfig):
         self.validate_tokenmixup_config()
 
     @property
-    def num_prefix_tokens(self) -> int:
-        """P, the number of prefix tokens: 1 for the CLS token."""
-        return 1
-
-    @property
-    def classifier_pooling(self) -> str:
-        """Pooling of the classifier's input: the CLS token."""
-        return "cls"
-
-    @property
-    def num_patch_tokens(self) -> int:
-        """T, the number of patch tokens at the configured image size."""
-        rows, columns = self.token_grid(*height_and_width(self.image_size))
-        return rows * columns
-
-    def token_grid(self, height: int, width: int) -> tuple[int, int]:
-        """Return the rows and columns of patch tokens for an image size in pixels."""
-        patch_height, patch_width = height_and_width(self.patch_size)
-        return height // patch_height, width // patch_width
+    def network(self) -> Network:
+        """Sizes of the network. The classifier reads the CLS token."""
+        return Network(
+            hidden_size=self.hidden_size,
+            num_layers=self.num_hidden_layers,
+            num_heads=self.num_attention_heads,
+            mlp_size=self.intermediate_size,
+            image_size=height_and_width(self.image_size),
+            patch_size=height_and_width(self.patch_size),
+            num_prefix_tokens=1,
+            classifier_pooling="cls",
+        )
 
 
 class VerticalViTAttention(ViTAttention):
@@ -98,18 +94,9 @@ class VerticalViTAttention(ViTAttention):
 
 
 class TokenMixupViTLayer(TokenMixupLayerMixin, ViTLayer):
-    """ViT layer with TokenMixup: mixes its input (HTM) and attends to salient tokens of earlier layers (VTM).
+    """ViT layer with TokenMixup: mixes its input (HTM) and attends to salient tokens of earlier layers (VTM)."""
 
-    Args:
-        config: model configuration with the settings of TokenMixup.
-        layer_index: index of the layer, from 0.
-    """
-
-    def __init__(self, config: TokenMixupViTConfig, layer_index: int):
-        super().__init__(config)
-        if layer_index in config.vertical_layers:
-            self.attention = VerticalViTAttention(config)
-        self.init_tokenmixup(config, layer_index)
+    vertical_attention_class = VerticalViTAttention
 
     @property
     def pre_norm(self) -> torch.nn.LayerNorm:
@@ -117,7 +104,7 @@ class TokenMixupViTLayer(TokenMixupLayerMixin, ViTLayer):
         return self.layernorm_before
 
     def compute_query_key(
-        self, hidden: torch.Tensor, cls_query_only: bool
+        self, hidden: torch.Tensor, cls_query_only: bool, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor, float]:
         """See `hf_tokenmixup.saliency.SupportsAttentionSaliency`."""
         attention, normed = self.attention, self.apply_pre_norm(hidden)
@@ -126,7 +113,7 @@ class TokenMixupViTLayer(TokenMixupLayerMixin, ViTLayer):
             return project_queries_to_inputs(query, attention.k_proj.weight), normed[:, None], attention.scaling
         return query, split_heads(attention, attention.k_proj(normed)), attention.scaling
 
-    def forward_with_attention(self, hidden: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
+    def forward_with_attention(self, hidden: torch.Tensor, attention: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """See `hf_tokenmixup.saliency.SupportsAttentionSaliency`."""
         value = split_heads(self.attention, self.attention.v_proj(self.apply_pre_norm(hidden)))
         attn_output = (attention.to(value.dtype) @ value).transpose(1, 2).flatten(2)

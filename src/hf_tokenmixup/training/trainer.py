@@ -141,9 +141,9 @@ class TokenMixupTrainer(Trainer):
             )
         validate_run_length(kwargs.get("train_dataset"), args)
         if args.ddp_find_unused_parameters is None and isinstance(unwrap_peft_model(model), TokenMixupModelMixin):
-            # Every trained parameter has a gradient in every step, also if no image is easy. Trainer reads this when
-            # it is built.
-            args.ddp_find_unused_parameters = False
+            # A parameter that the family uses has a gradient in every step, also if no image is easy. Trainer reads
+            # this when it is built.
+            args.ddp_find_unused_parameters = unwrap_peft_model(model).has_unused_parameters
         self.nonfinite = NonFiniteGuard(args.skip_nonfinite_steps)
         self.mixing_metrics, self.mixing_totals = MixingMetrics(), MixingTotals()
         self.mixing_warnings = MixingWarnings(None)
@@ -177,9 +177,9 @@ class TokenMixupTrainer(Trainer):
         self._configure_for_arguments()
         if args.ddp_find_unused_parameters is None and isinstance(self.classifier_model, TokenMixupModelMixin):
             # The model came from `model_init`, and the accelerator was made before.
-            args.ddp_find_unused_parameters = False
+            args.ddp_find_unused_parameters = self.classifier_model.has_unused_parameters
             if self.accelerator.ddp_handler is not None:
-                self.accelerator.ddp_handler.find_unused_parameters = False
+                self.accelerator.ddp_handler.find_unused_parameters = args.ddp_find_unused_parameters
         self.add_callback(SkipBatchesCallback())
         if not self.args.enable_jit_checkpoint:
             self.add_callback(self.preemption)

@@ -1,13 +1,16 @@
 """TokenMixup for the Compact Transformers (paper: section 4, CCT-7/3x1 on CIFAR)."""
 
+from typing import Any
+
 import torch
 from torch.nn import functional as F
 
 from ...configuration import TokenMixupConfigMixin
+from ...network import Network
 from ...saliency import project_queries_to_inputs
 from ..layers import TokenMixupLayerMixin, has_plain_weight
 from ..modeling_tokenmixup import TokenMixupModelMixin
-from .configuration_cct import CctConfig
+from .configuration_cct import CctConfig, height_and_width
 from .modeling_cct import CctAttention, CctForImageClassification, CctLayer
 
 
@@ -29,9 +32,19 @@ class TokenMixupCctConfig(TokenMixupConfigMixin, CctConfig):
         self.validate_tokenmixup_config()
 
     @property
-    def classifier_pooling(self) -> str:
-        """Pooling of the classifier's input: the CLS token, or attention over all tokens (sequence pooling)."""
-        return "cls" if self.pooling == "cls" else "attention"
+    def network(self) -> Network:
+        """Sizes of the network. The classifier reads the CLS token, or all tokens (sequence pooling)."""
+        has_cls_token = self.pooling == "cls"
+        return Network(
+            hidden_size=self.hidden_size,
+            num_layers=self.num_hidden_layers,
+            num_heads=self.num_attention_heads,
+            mlp_size=self.intermediate_size,
+            image_size=height_and_width(self.image_size),
+            patch_size=height_and_width(self.patch_size) if self.tokenizer == "patch" else None,
+            num_prefix_tokens=int(has_cls_token),
+            classifier_pooling="cls" if has_cls_token else "attention",
+        )
 
     def token_grid(self, height: int, width: int) -> tuple[int, int]:
         """Return the rows and columns of patch tokens for an image size in pixels."""
@@ -66,21 +79,12 @@ class VerticalCctAttention(CctAttention):
 
 
 class TokenMixupCctLayer(TokenMixupLayerMixin, CctLayer):
-    """CCT layer with TokenMixup: mixes its input (HTM) and attends to salient tokens of earlier layers (VTM).
+    """CCT layer with TokenMixup: mixes its input (HTM) and attends to salient tokens of earlier layers (VTM)."""
 
-    Args:
-        config: model configuration with the settings of TokenMixup.
-        layer_index: index of the layer, from 0.
-    """
-
-    def __init__(self, config: TokenMixupCctConfig, layer_index: int):
-        super().__init__(config, layer_index)
-        if layer_index in config.vertical_layers:
-            self.attention = VerticalCctAttention(config)
-        self.init_tokenmixup(config, layer_index)
+    vertical_attention_class = VerticalCctAttention
 
     def compute_query_key(
-        self, hidden: torch.Tensor, cls_query_only: bool
+        self, hidden: torch.Tensor, cls_query_only: bool, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor, float]:
         """See `hf_tokenmixup.saliency.SupportsAttentionSaliency`."""
         attention, normed = self.attention, self.apply_pre_norm(hidden)
@@ -94,7 +98,7 @@ class TokenMixupCctLayer(TokenMixupLayerMixin, CctLayer):
         query, key = attention.split_heads(F.linear(normed, attention.qkv.weight[: 2 * len(key_weight)]), 2)
         return query, key, attention.scaling
 
-    def forward_with_attention(self, hidden: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
+    def forward_with_attention(self, hidden: torch.Tensor, attention: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """See `hf_tokenmixup.saliency.SupportsAttentionSaliency`."""
         _, _, value = self.attention.query_key_value(self.apply_pre_norm(hidden))
         attn_output = self.attention.proj((attention.to(value.dtype) @ value).transpose(1, 2).flatten(2))
