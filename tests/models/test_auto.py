@@ -4,7 +4,14 @@ import pytest
 import torch
 from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig, ViTForImageClassification
 
-from hf_tokenmixup.models import TokenMixupViTForImageClassification, load_classifier
+from hf_tokenmixup.models import (
+    FAMILIES,
+    TokenMixupViTConfig,
+    TokenMixupViTForImageClassification,
+    describe_unsupported,
+    load_classifier,
+)
+from hf_tokenmixup.models.families import collect_families
 
 VIT = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8, "image_size": 16}
 VIT |= {"patch_size": 8}
@@ -49,12 +56,42 @@ def test_load_classifier_other_family_with_tokenmixup_raises(tmp_path):
     model = load_classifier(str(tmp_path), label_names=["a", "b", "c"])
     assert type(model) is ResNetForImageClassification and model.config.id2label[2] == "c"
     assert torch.equal(model.classifier[1].weight, resnet.classifier[1].weight)
-    with pytest.raises(ValueError, match="model types cct, vit, got 'resnet'. Remove vertical_kappa"):
+    with pytest.raises(ValueError, match="model types cct, .*vit, got 'resnet'. Remove vertical_kappa"):
         load_classifier(str(tmp_path), tokenmixup={"vertical_kappa": 2})
     built = load_classifier(
         model_type="resnet", from_scratch=True, config_overrides={"depths": [1], "hidden_sizes": [8]}
     )
     assert built.config.depths == [1]
+
+
+@pytest.mark.parametrize(
+    "model_type, reason",
+    [("swin", "windows"), ("swinv2", "windows"), ("hiera", "pooled"), ("pvt", "pooled"), ("siglip2", "grids")],
+)
+def test_load_classifier_unsupported_family_raises_with_reason(model_type, reason):
+    with pytest.raises(
+        ValueError, match=rf"types cct, .*vit, got '{model_type}': .*{reason}.*\. Remove vertical_kappa"
+    ):
+        load_classifier(model_type=model_type, from_scratch=True, tokenmixup={"vertical_kappa": 2})
+
+
+@pytest.mark.parametrize(
+    "architecture, reason",
+    [("cait_s24_224", "heads"), ("xcit_nano_12_p16_224", "channels"), ("naflexvit_base_patch16_gap", "grids")],
+)
+def test_describe_unsupported_timm_architecture_has_reason(architecture, reason):
+    stored = {"model_type": "timm_wrapper", "architecture": architecture}
+    assert reason in describe_unsupported(stored) and repr(architecture) in describe_unsupported(stored)
+
+
+def test_families_are_collected_from_modules(monkeypatch):
+    assert FAMILIES["vit"] == (TokenMixupViTConfig, TokenMixupViTForImageClassification)
+    assert list(FAMILIES) == sorted(FAMILIES) and all(
+        config_class.model_type == model_type and model_class.config_class is config_class
+        for model_type, (config_class, model_class) in FAMILIES.items()
+    )
+    monkeypatch.setattr("hf_tokenmixup.models.vit.MODEL_TYPES", {"other": FAMILIES["vit"]})
+    assert collect_families().keys() == FAMILIES.keys() - {"vit"} | {"other"}
 
 
 def test_load_classifier_half_precision_checkpoint_is_float32(tmp_path):

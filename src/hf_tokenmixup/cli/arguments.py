@@ -12,6 +12,7 @@ from transformers.hf_argparser import HfArg
 
 from ..configuration import TokenMixupConfigMixin
 from ..data import LABEL_MAPPINGS
+from ..models import FAMILIES
 from ..training.lora import LoraArguments
 from ..training.training_args import CHECKPOINTING_NAMES, TokenMixupTrainingArguments
 from .parser import (
@@ -49,11 +50,13 @@ class ModelArguments:
     _argument_group_name = "model"
 
     model_name_or_path: str | None = HfArg(
-        default=None, help="Model on the Hub or folder: any image classifier; TokenMixup needs a ViT or CCT."
+        default=None,
+        help=f"Model on the Hub or folder: any image classifier; TokenMixup needs type {', '.join(FAMILIES)}.",
     )
     from_scratch: bool = HfArg(default=False, help="Initialize the weights; only the model's configuration is loaded.")
     model_type: str | None = HfArg(
-        default=None, help="With --from_scratch and no model name: the type of model, such as vit or cct."
+        default=None,
+        help=f"With --from_scratch and no model name: the type of model, such as {', '.join(FAMILIES)}.",
     )
     config_overrides: str | None = HfArg(
         default=None,

@@ -10,8 +10,8 @@ horizontal  the pairs of a batch: replaced tokens, the resulting mixed image, th
 vertical    the tokens of each earlier layer that a vertical layer also attends to
 curves      accuracy, loss, mixed images and replaced tokens of several runs
 
-COMMAND --help lists the options. The model is any ViT or CCT, by its name on the Hub or its folder, trained with
-TokenMixup or not. It runs in evaluation mode on the CPU.
+COMMAND --help lists the options. The model is one of a type that supports TokenMixup, by its name on the Hub
+or its folder, trained with TokenMixup or not. It runs in evaluation mode on the CPU.
 """
 
 import logging
@@ -36,7 +36,7 @@ from ..data import (
 )
 from ..data.image_cache import read_rgb
 from ..data.transforms import ImageProcessorTransform, infer_image_processor_config
-from ..models import FAMILIES, TokenMixupModelMixin, load_classifier, load_config_dict
+from ..models import FAMILIES, TokenMixupModelMixin, describe_unsupported, load_classifier, load_config_dict
 from ..training import JsonlLoggerCallback
 from ..visualization.figure_utils import save_figure, validate_figure_path
 from ..visualization.inspection import predicted_classes, saliency_maps, trace_horizontal_mixup, trace_vertical_memory
@@ -86,7 +86,7 @@ def build_parser() -> CliParser:
     output = CliParser(add_help=False)
     output.add_argument("--output", metavar="FILE", type=Path, required=True, help="The figure, .png or .pdf.")
     shared = CliParser(add_help=False, parents=[output])
-    shared.add_argument("model", help="Model on the Hub or folder: ViT or CCT.")
+    shared.add_argument("model", help=f"Model on the Hub or folder, of type {', '.join(FAMILIES)}.")
     group = shared.add_argument_group("images", "Either --images or --dataset_name.")
     group.add_argument("--images", nargs="+", metavar="PATH", help="Image files, or folders of them.")
     group.add_argument("--dataset_name", help="Dataset on the Hub, folder of parquet files, or digits (included).")
@@ -167,8 +167,7 @@ def load_model_and_layer(args: Namespace) -> tuple[TokenMixupModelMixin, int]:
     stored = load_config_dict(args.model, **hub)
     if stored.get("model_type") not in FAMILIES:
         raise ValueError(
-            f"visualize supports models of the types {', '.join(sorted(FAMILIES))}, but {args.model} is of type "
-            f"{stored.get('model_type')!r}."
+            f"{args.model} cannot be visualized: {describe_unsupported(stored)}. Choose a model of these types."
         )
     # Without a threshold ScoreNet is not needed, and exported models have no trained one.
     tau = getattr(args, "tau", None)
@@ -177,7 +176,7 @@ def load_model_and_layer(args: Namespace) -> tuple[TokenMixupModelMixin, int]:
         return model, args.layer
     settings = ("vertical_layers",) if args.command == "vertical" else ("horizontal_layers", "vertical_layers")
     own = next((stored[name] for name in settings if stored.get(name)), None)
-    return model, own[0] if own else min(DEFAULT_LAYER, model.config.num_hidden_layers - 1)
+    return model, own[0] if own else min(DEFAULT_LAYER, model.config.network.num_layers - 1)
 
 
 def find_images(paths: Sequence[str], max_images: int | None, default: int, seed: int) -> list[Path]:
@@ -283,7 +282,7 @@ def plot(args: Namespace) -> Figure:
     if args.command == "vertical":
         trace = trace_vertical_memory(*inputs, kappa=args.kappa, generator=generator)
         return plot_vertical_memory(batch.images, trace, captions, grid, note=note)
-    depth = model.config.num_hidden_layers
+    depth = model.config.network.num_layers
     maps = saliency_maps(*inputs)
     return plot_saliency(batch.images, maps, captions, grid, layer=layer, num_layers=depth, note=note)
 

@@ -1,6 +1,6 @@
 """Image classifiers with TokenMixup."""
 
-from .auto import FAMILIES, load_classifier, load_config_dict
+from .auto import load_classifier, load_config_dict
 from .cct import (
     CctConfig,
     CctForImageClassification,
@@ -10,6 +10,7 @@ from .cct import (
     TokenMixupCctLayer,
 )
 from .cct.configuration_cct import height_and_width
+from .families import FAMILIES, describe_unsupported
 from .heads import class_names
 from .modeling_tokenmixup import TokenMixupModelMixin
 from .outputs import AVERAGED_METRICS, TokenMixupOutput, summarize_mixing_metrics
@@ -36,6 +37,7 @@ __all__ = [
     "border_hint",
     "validate_evaluated_task",
     "class_names",
+    "describe_unsupported",
     "height_and_width",
     "load_classifier",
     "validate_single_label",

@@ -17,19 +17,14 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from ..utils.text import did_you_mean, format_list
-from .cct import TokenMixupCctConfig, TokenMixupCctForImageClassification
 from .cct.configuration_cct import height_and_width
+from .families import FAMILIES, describe_unsupported
 from .heads import class_names, fit_classifier, get_class_layers
 from .positions import border_hint, config_to_load_with, resize_positions, token_grid
 from .task import PLAIN_OUTPUTS, SINGLE_LABEL, validate_single_label
-from .vit import TokenMixupViTConfig, TokenMixupViTForImageClassification
 
 logger = logging.getLogger(__name__)
 
-FAMILIES: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel]]] = {
-    "cct": (TokenMixupCctConfig, TokenMixupCctForImageClassification),
-    "vit": (TokenMixupViTConfig, TokenMixupViTForImageClassification),
-}
 # Errors that transformers raises for an invalid configuration.
 MODEL_INIT_ERRORS = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError, StrictDataclassError)
 
@@ -115,7 +110,7 @@ def load_classifier(
         config_class, model_class = FAMILIES[model_type]
     elif tokenmixup:
         raise ValueError(
-            f"TokenMixup supports the model types {', '.join(sorted(FAMILIES))}, got {model_type!r}. Remove "
+            f"{describe_unsupported({'model_type': model_type, **config_dict})}. Remove "
             f"{', '.join(sorted(tokenmixup))} to train without TokenMixup."
         )
     else:

@@ -137,6 +137,9 @@ class TokenMixupViTForImageClassification(TokenMixupModelMixin, ViTForImageClass
     lora_target_modules = ("q_proj", "v_proj")
 
 
+MODEL_TYPES = {"vit": (TokenMixupViTConfig, TokenMixupViTForImageClassification)}
+
+
 def split_heads(attention: ViTAttention, states: torch.Tensor) -> torch.Tensor:
     """Reshape states (B, N, H * d) to (B, H, N, d)."""
     return states.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)

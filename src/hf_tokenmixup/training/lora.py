@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import unwrap_peft_model
 from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME
 
-from ..models import TokenMixupModelMixin, find_adapter_layers
+from ..models import FAMILIES, TokenMixupModelMixin, find_adapter_layers
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -23,6 +23,14 @@ if TYPE_CHECKING:
 ALL_LINEAR = "all-linear"
 # Prefix of the names in peft's files.
 _PREFIX = "base_model.model."
+
+
+def _describe_target_modules() -> str:
+    """Describe the default target modules of all families: `qkv for cct, q_proj v_proj for vit`."""
+    types: dict[tuple[str, ...], list[str]] = {}
+    for model_type, (_, model_class) in FAMILIES.items():
+        types.setdefault(model_class.lora_target_modules, []).append(model_type)
+    return ", ".join(f"{' '.join(names)} for {' '.join(types[names])}" for names in types)
 
 
 @dataclass
@@ -45,7 +53,7 @@ class LoraArguments:
     lora_dropout: float = field(default=0.0, metadata={"help": "Dropout before the adapters."})
     lora_target_modules: list[str] | None = field(
         default=None,
-        metadata={"help": "Layers to adapt, or all-linear (default: q_proj v_proj for vit, qkv for cct)."},
+        metadata={"help": f"Layers to adapt, or all-linear (default: {_describe_target_modules()})."},
     )
 
     def __post_init__(self):

@@ -15,6 +15,8 @@ CctConfig.register_for_auto_class()
 CctModel.register_for_auto_class("AutoModel")
 CctForImageClassification.register_for_auto_class("AutoModelForImageClassification")
 
+MODEL_TYPES = {"cct": (TokenMixupCctConfig, TokenMixupCctForImageClassification)}
+
 __all__ = [
     "CctConfig",
     "CctForImageClassification",
