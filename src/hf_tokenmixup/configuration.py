@@ -17,6 +17,8 @@ AUTO = "auto"
 RELATIVE_THRESHOLDS = {"horizontal_tau": "horizontal_tau_relative", "horizontal_rho": "horizontal_rho_relative"}
 OTHER_THRESHOLD_FORM = RELATIVE_THRESHOLDS | {relative: name for name, relative in RELATIVE_THRESHOLDS.items()}
 _DEFAULT_KAPPA = 3
+# Poolings of a classifier that reads the CLS token, alone or with the patch tokens.
+_CLS_POOLINGS = ("cls", "cls_mean")
 
 
 def _config_field(default: Any, help: str, choices: Sequence[str] | None = None) -> Any:
@@ -84,7 +86,8 @@ class TokenMixupConfigMixin:
     )
     scorenet_pooling: str = _config_field(
         AUTO,
-        "Pooling of ScoreNet's input tokens; auto: the pooling of the model's classifier.",
+        "Pooling of ScoreNet's input tokens; auto: cls if the model's classifier reads the CLS token, otherwise its "
+        "pooling.",
         (AUTO, *SCORENET_POOLINGS),
     )
     scorenet_loss_weight: float = _config_field(1.0, "Weight of ScoreNet's loss in the training loss (lambda).")
@@ -209,12 +212,14 @@ class TokenMixupConfigMixin:
         """`saliency_query`, with `"auto"` resolved for the classifier of the model."""
         if self.saliency_query != AUTO:
             return self.saliency_query
-        return "cls" if self.classifier_pooling == "cls" else "mean"
+        return "cls" if self.classifier_pooling in _CLS_POOLINGS else "mean"
 
     @property
     def effective_scorenet_pooling(self) -> str:
         """`scorenet_pooling`, with `"auto"` resolved for the classifier of the model."""
-        return self.classifier_pooling if self.scorenet_pooling == AUTO else self.scorenet_pooling
+        if self.scorenet_pooling != AUTO:
+            return self.scorenet_pooling
+        return "cls" if self.classifier_pooling in _CLS_POOLINGS else self.classifier_pooling
 
     @property
     def tokenmixup_enabled(self) -> bool:

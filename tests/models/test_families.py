@@ -7,6 +7,8 @@ import warnings
 
 import pytest
 import torch
+import transformers
+from packaging import version
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoModelForImageClassification,
@@ -19,13 +21,9 @@ from transformers import (
 )
 
 from hf_tokenmixup.functional import horizontal_mix, select_salient_tokens, token_saliency
-from hf_tokenmixup.models import (
-    TokenMixupCctConfig,
-    TokenMixupCctForImageClassification,
-    TokenMixupViTConfig,
-    TokenMixupViTForImageClassification,
-)
+from hf_tokenmixup.models import FAMILIES, TokenMixupViTForImageClassification
 from hf_tokenmixup.models.gradient_checkpointing import enable_checkpointing
+from hf_tokenmixup.models.layers import TokenMixupLayerMixin
 from hf_tokenmixup.saliency import attention_saliency
 
 SIZE = {
@@ -52,20 +50,31 @@ def labels():
     return torch.tensor([0, 1, 2, 3, 4, 0])
 
 
-FAMILIES = {
-    "vit": (TokenMixupViTConfig, TokenMixupViTForImageClassification, {}),
-    "cct": (TokenMixupCctConfig, TokenMixupCctForImageClassification, {"tokenizer": "patch", "drop_path_rate": 0.0}),
+DINOV2 = {"mlp_ratio": 2, "layerscale_value": 0.7}
+# Settings of the tiny model of each family, besides SIZE.
+SETTINGS = {
+    "vit": {},
+    "cct": {"tokenizer": "patch", "drop_path_rate": 0.0},
+    "dinov2": DINOV2,
+    "dinov2_with_registers": DINOV2 | {"num_register_tokens": 3},
+}
+# A module of the plain layer, to see how often it runs.
+BEHIND = {"cct": "linear1"}
+OLD_TRANSFORMERS = {
+    model_type
+    for model_type, (_, model_class) in FAMILIES.items()
+    if version.parse(model_class.min_transformers_version or "0") > version.parse(transformers.__version__)
 }
 
 
-# A module of the plain layer, to see how often it runs.
-BEHIND = {"vit": "mlp", "cct": "linear1"}
+def test_settings_cover_all_families():
+    assert SETTINGS.keys() == FAMILIES.keys()
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=sorted(SETTINGS.keys() - OLD_TRANSFORMERS))
 def build(request):
     """Builds a small model of a family, in training mode, always from the same seed."""
-    config_class, model_class, own = FAMILIES[request.param]
+    (config_class, model_class), own = FAMILIES[request.param], SETTINGS[request.param]
 
     def build_model(**changes):
         set_seed(0)
@@ -79,6 +88,12 @@ def build(request):
 
 def only(family):
     return pytest.mark.parametrize("build", [family], indirect=True)
+
+
+def layer_path(model):
+    """Name of the list of transformer layers."""
+    layers = model.get_transformer_layers()
+    return next(name for name, module in model.named_modules() if module is layers)
 
 
 def plain_classes(model):
@@ -126,7 +141,7 @@ def test_initialization_matches_base_model(build, settings):
 
 def test_layer_conversion_preserves_buffers_and_hooks(build, monkeypatch, images, labels):
     layer_class, calls = type(build().get_transformer_layers()[0]), []
-    plain_class = layer_class.__mro__[2]  # after the mixin
+    plain_class = next(base for base in layer_class.__mro__ if not issubclass(base, TokenMixupLayerMixin))
     original = plain_class.__init__
 
     def init(self, *args, **kwargs):
@@ -172,34 +187,62 @@ def test_evaluation_matches_base_model(build, images, labels):
     assert torch.equal(model(images).logits, expected.logits)
 
 
-@only("vit")
+def vit_rest_of_layer(layer, hidden, attn_output):
+    hidden = hidden + attn_output
+    return hidden + layer.mlp(layer.layernorm_after(hidden))
+
+
+def dinov2_rest_of_layer(layer, hidden, attn_output):
+    hidden = hidden + 0.7 * attn_output
+    return hidden + 0.7 * layer.mlp(layer.norm2(hidden))
+
+
+def cls_and_patch_mean(hidden, num_prefix_tokens):
+    return torch.cat([hidden[:, 0], hidden[:, num_prefix_tokens:].mean(dim=1)], dim=1)
+
+
+# The rest of a layer after attention, and what the classifier reads.
+REFERENCES = {
+    "vit": (vit_rest_of_layer, lambda hidden, num_prefix_tokens: hidden[:, 0]),
+    "dinov2": (dinov2_rest_of_layer, cls_and_patch_mean),
+    "dinov2_with_registers": (dinov2_rest_of_layer, cls_and_patch_mean),
+}
+
+
+@pytest.mark.parametrize("build", sorted(REFERENCES.keys() - OLD_TRANSFORMERS), indirect=True)
 def test_training_forward_matches_reference(build, images, labels):
     """Algorithm 1 and section 3.4 written out with the public functions and plain submodules."""
     model = build(**BOTH, scorenet_loss_weight=0.5)
     output = model(images, labels=labels)
+    rest_of_layer, pooled = REFERENCES[build.family]
 
     targets = torch.nn.functional.one_hot(labels, 5).float()
-    hidden, memory, config = model.vit.embeddings(images), [], model.config
+    hidden, memory, config = model.base_model.embeddings(images), [], model.config
+    prefix = {"dinov2_with_registers": 4}.get(build.family, 1)
+    widths = []
     for index, layer in enumerate(model.get_transformer_layers()):
         if index == 1:
             scorenet_logits = layer.scorenet.classifier(hidden[:, 0].detach())
             scorenet_loss = torch.nn.functional.cross_entropy(scorenet_logits, labels)
-            saliency = attention_saliency([layer], hidden, 1)
+            saliency = attention_saliency([layer], hidden, prefix)
             easy = torch.ones(6, dtype=torch.bool)
-            hidden, targets, _, replaced = horizontal_mix(hidden, targets, saliency, easy, config.horizontal_rho, 1)
+            hidden, targets, _, replaced = horizontal_mix(
+                hidden, targets, saliency, easy, config.horizontal_rho, prefix
+            )
             assert replaced.any()
-        collected = select_salient_tokens(hidden, attention_saliency([layer], hidden, 1), 3, 1)
-        attention, norm = layer.attention, layer.layernorm_before
+        collected = select_salient_tokens(hidden, attention_saliency([layer], hidden, prefix), 3, prefix)
+        attention, norm = layer.attention, layer.pre_norm
         sources = norm(torch.cat([hidden, *memory], dim=1)) if index in (2, 3) else norm(hidden)
         query, key, value = (
             states.view(6, -1, 3, 8).transpose(1, 2)
             for states in (attention.q_proj(norm(hidden)), attention.k_proj(sources), attention.v_proj(sources))
         )
         weights = (query @ key.transpose(2, 3) / 8**0.5).softmax(dim=-1)
-        hidden = hidden + attention.o_proj((weights @ value).transpose(1, 2).flatten(2))
-        hidden = hidden + layer.mlp(layer.layernorm_after(hidden))
+        widths.append(weights.shape[-1])
+        hidden = rest_of_layer(layer, hidden, attention.o_proj((weights @ value).transpose(1, 2).flatten(2)))
         memory.append(collected)
-    logits = model.classifier(model.vit.layernorm(hidden)[:, 0])
+    assert widths == [16 + prefix, 16 + prefix, 16 + prefix + 6, 16 + prefix + 9]
+    logits = model.classifier(pooled(model.base_model.layernorm(hidden), prefix))
     loss = -(targets * logits.log_softmax(1)).sum(1).mean() + 0.5 * scorenet_loss
     torch.testing.assert_close(output.logits, logits, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(output.targets, targets)
@@ -207,12 +250,47 @@ def test_training_forward_matches_reference(build, images, labels):
     assert output.mixing_metrics["vertical_tokens"] == 6 * 3 * 3
 
 
+def test_horizontal_mixup_preserves_prefix_tokens(build, images, labels):
+    model = build(**BOTH | {"vertical_layers": []})
+    layer, entering, normed = model.get_transformer_layers()[1], [], []
+    layer.register_forward_pre_hook(lambda module, args: entering.append(args[0]))
+    layer.pre_norm.register_forward_pre_hook(lambda module, args: normed.append(args[0]))
+    record = model(images, labels=labels).horizontal[0]
+    (before,), mixed, prefix = entering, normed[-1], model.config.num_prefix_tokens
+    assert record.replaced.any() and torch.equal(mixed[:, :prefix], before[:, :prefix])
+    patches, replaced = before[:, prefix:], record.replaced[..., None]
+    assert torch.equal(mixed[:, prefix:], torch.where(replaced, patches[record.partner], patches))
+
+
+@pytest.mark.parametrize("build", sorted({"dinov2", "dinov2_with_registers"} - OLD_TRANSFORMERS), indirect=True)
+def test_dinov2_auto_settings_read_cls_token(build):
+    model = build(**BOTH)
+    config = model.config
+    assert config.effective_scorenet_pooling == config.effective_saliency_query == "cls"
+    assert config.num_prefix_tokens == {"dinov2": 1, "dinov2_with_registers": 4}[build.family]
+    assert model.classifier.in_features == 2 * model.get_transformer_layers()[1].scorenet.classifier.in_features
+
+
+def test_model_that_needs_newer_transformers_raises(build, monkeypatch):
+    model_class, config = type(build()), build().config
+    monkeypatch.setattr(model_class, "min_transformers_version", "99.1")
+    with pytest.raises(
+        ValueError, match=r"needs transformers 99.1 or newer, found .*pip install 'transformers>=99.1'"
+    ):
+        model_class(config)
+
+
 @pytest.mark.parametrize("settings", [{"horizontal_layers": [1]}, {"vertical_layers": [2]}, BOTH])
 def test_training_all_parameters_have_gradients(build, settings, images, labels):
     # Also where no image is easy: data-parallel training stops on parameters without one.
     model = build(**{**settings, "horizontal_tau": 1e-9})
     _, gradients = step(model, images, labels)
-    assert gradients.keys() == dict(model.named_parameters()).keys()
+    unused = {name for name, _ in model.named_parameters() if name.endswith(model.unused_parameters)}
+    assert gradients.keys() == dict(model.named_parameters()).keys() - unused
+    assert model.has_unused_parameters == bool(unused)
+    for name in unused:
+        model.get_parameter(name).requires_grad_(False)
+    assert not model.has_unused_parameters
 
 
 def test_training_without_easy_images_matches_base_model(build, images, labels):
@@ -251,7 +329,7 @@ def test_gradient_checkpointing_is_exact(build, reentrant, settings, images, lab
     checkpointed = copy.deepcopy(model)
     enable_checkpointing(checkpointed, {"use_reentrant": reentrant})
     calls = []
-    checkpointed.get_transformer_layers()[2].get_submodule(BEHIND[build.family]).register_forward_hook(
+    checkpointed.get_transformer_layers()[2].get_submodule(BEHIND.get(build.family, "mlp")).register_forward_hook(
         lambda *args: calls.append(1)
     )
     assert_same_step(expected, step(checkpointed, images, labels))
@@ -276,7 +354,7 @@ TRAINED = {
 def test_gradient_checkpointing_frozen_weights_is_exact(build, trained, kwargs, settings, images, labels):
     model = build(**settings, **DROPOUT)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(TRAINED[trained](name))
+        parameter.requires_grad_(TRAINED[trained](name.replace(layer_path(model), "model.layers")))
     expected = step(model, images, labels)
     assert len(expected[1]) == sum(parameter.requires_grad for parameter in model.parameters())
     enable_checkpointing(model, kwargs)
@@ -288,7 +366,9 @@ def test_gradient_checkpointing_in_config_is_used_and_not_saved(build, name):
     config = build(**BOTH).config
     setattr(config, name, True)
     model = type(build())(config)
-    assert model.is_activation_checkpointing and all(layer.gradient_checkpointing for layer in model.base_model.layers)
+    assert model.is_activation_checkpointing and all(
+        layer.gradient_checkpointing for layer in model.get_transformer_layers()
+    )
     assert not {"gradient_checkpointing", "activation_checkpointing"} & model.config.to_dict().keys()
 
 
@@ -566,8 +646,8 @@ def test_from_pretrained_loads_plain_checkpoint(build, tmp_path, caplog):
         model, info = loading_info(type(model), tmp_path, **BOTH)
     assert info == CLEAN
     said = [record.message for record in caplog.records if "ScoreNet" in record.message]
-    family = model.base_model_prefix
-    assert said == [f"ScoreNet is newly initialized: the checkpoint has no {family}.layers.1.scorenet."]
+    path = layer_path(model)
+    assert said == [f"ScoreNet is newly initialized: the checkpoint has no {path}.1.scorenet."]
     weights = model.state_dict()
     assert all(torch.equal(weights[name], tensor) for name, tensor in plain.state_dict().items())
     scorenet = model.get_transformer_layers()[1].scorenet.classifier

@@ -245,6 +245,15 @@ def test_trainer_ddp_finds_no_unused_parameters_of_tokenmixup_model(arguments):
     assert TokenMixupTrainer(tokenmixup_vit(), chosen).accelerator.ddp_handler.find_unused_parameters is True
 
 
+@pytest.mark.parametrize("is_trained", [True, False])
+def test_trainer_ddp_finds_unused_parameters_that_are_trained(arguments, monkeypatch, is_trained):
+    model = tokenmixup_vit()
+    monkeypatch.setattr(type(model), "unused_parameters", (".position_embeddings",))
+    model.vit.embeddings.position_embeddings.requires_grad_(is_trained)
+    trainer = TokenMixupTrainer(model, arguments())
+    assert trainer.accelerator.ddp_handler.find_unused_parameters is is_trained
+
+
 def test_trainer_user_errors_name_what_to_do(arguments):
     with pytest.raises(ValueError, match="TokenMixupTrainingArguments, got NoneType"):
         TokenMixupTrainer(plain_vit())

@@ -77,7 +77,7 @@ def summarize_model(config: PreTrainedConfig) -> ModelSummary:
         num_labels=config.num_labels,
         class_names=names if show_names else [],
         image_size=None if image_size is None else height_and_width(image_size),
-        sizes=_sizes(config, settings),
+        sizes=_sizes(settings),
         horizontal_layers=sorted(settings.horizontal_layers) if enabled else [],
         vertical_layers=sorted(settings.vertical_layers) if enabled else [],
         manifold_layers=sorted(settings.manifold_mixup_layers) if enabled else [],
@@ -101,16 +101,19 @@ def _name(config: PreTrainedConfig) -> str:
     return f"`{config.model_type}`"
 
 
-def _sizes(config: PreTrainedConfig, settings: TokenMixupConfigMixin | None) -> list[tuple[str, str]]:
+def _sizes(settings: TokenMixupConfigMixin | None) -> list[tuple[str, str]]:
     if settings is None:
         return []
-    tokens = f"{settings.num_patch_tokens}" + (" and a CLS token" if settings.num_prefix_tokens else "")
+    network = settings.network
+    prefix = {0: "", 1: " and a CLS token"}.get(
+        network.num_prefix_tokens, f", a CLS token and {network.num_prefix_tokens - 1} other prefix tokens"
+    )
     return [
-        ("layers", str(config.num_hidden_layers)),
-        ("hidden size", str(config.hidden_size)),
-        ("heads", str(config.num_attention_heads)),
-        ("MLP size", str(config.intermediate_size)),
-        ("tokens", tokens),
+        ("layers", str(network.num_layers)),
+        ("hidden size", str(network.hidden_size)),
+        ("heads", str(network.num_heads)),
+        ("MLP size", str(network.mlp_size)),
+        ("tokens", f"{settings.num_patch_tokens}{prefix}"),
     ]
 
 

@@ -8,6 +8,8 @@ computed; everything else is shared.
 import os
 
 import torch
+import transformers
+from packaging import version
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
@@ -54,6 +56,10 @@ class TokenMixupModelMixin(ActivationCheckpointing, AdapterMethods):
     lora_target_modules: tuple[str, ...]
     # Ends of the names of parameters that no forward pass with labels uses.
     unused_parameters: tuple[str, ...] = ()
+    # Whether the base model has the argument `interpolate_pos_encoding`.
+    takes_interpolate_pos_encoding = True
+    # The first version of transformers in which the layers of the base model can be converted.
+    min_transformers_version: str | None = None
     # Exported models have no ScoreNet, and a model without HTM does not use the ScoreNet of a checkpoint.
     _keys_to_ignore_on_load_missing = [r"\.scorenet\."]
     _keys_to_ignore_on_load_unexpected = [r"\.scorenet\."]
@@ -65,6 +71,7 @@ class TokenMixupModelMixin(ActivationCheckpointing, AdapterMethods):
                 f"{type(self).__name__} needs a {expected}, got a {type(config).__name__}. Create it with "
                 f"{expected}.from_dict(config.to_dict(), horizontal_layers=[...])."
             )
+        self._validate_transformers_version()
         config.validate_tokenmixup_config()
         if hint := border_hint(config):
             logger.warning_once(hint)
@@ -165,7 +172,8 @@ class TokenMixupModelMixin(ActivationCheckpointing, AdapterMethods):
                 f"pixel_values must have at least one image, got shape {tuple(pixel_values.shape)}. Skip batches "
                 "without images."
             )
-        kwargs["interpolate_pos_encoding"] = interpolate_pos_encoding
+        if self.takes_interpolate_pos_encoding:
+            kwargs["interpolate_pos_encoding"] = interpolate_pos_encoding
         single_label = self.config.problem_type in (None, "single_label_classification") and self.config.num_labels > 1
         mixing = self.training and self.config.tokenmixup_enabled and single_label and labels is not None
         if self.training and self.config.tokenmixup_enabled and not mixing:
@@ -210,6 +218,15 @@ class TokenMixupModelMixin(ActivationCheckpointing, AdapterMethods):
     def push_to_hub(self, *args, **kwargs) -> str:
         """Upload the exported base model, see `published`. Arguments are those of `PreTrainedModel.push_to_hub`."""
         return self.published().push_to_hub(*args, **kwargs)
+
+    @classmethod
+    def _validate_transformers_version(cls) -> None:
+        required = cls.min_transformers_version
+        if required is not None and version.parse(transformers.__version__) < version.parse(required):
+            raise ValueError(
+                f"{cls.__name__} needs transformers {required} or newer, found {transformers.__version__}. Run "
+                f"`pip install 'transformers>={required}'`."
+            )
 
     def _convert_layers(self) -> None:
         for index, layer in enumerate(self.get_transformer_layers()):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..models import TokenMixupModelMixin, height_and_width
+from ..models import TokenMixupModelMixin
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class TokenGrid:
 def compute_token_grid(model: TokenMixupModelMixin, height: int, width: int) -> TokenGrid:
     """Compute the token grid for images of `height` x `width` pixels."""
     rows, columns = model.token_grid(height, width)
-    exact = getattr(model.config, "tokenizer", "patch") == "patch"
+    patch_size = model.config.network.patch_size
     # Patches do not cover the right and bottom border if the image size is not a multiple of the patch size.
-    cell_height, cell_width = height_and_width(model.config.patch_size) if exact else (height / rows, width / columns)
+    cell_height, cell_width = patch_size or (height / rows, width / columns)
     return TokenGrid(
         rows=tuple(round(cell_height * row) for row in range(rows + 1)),
         columns=tuple(round(cell_width * column) for column in range(columns + 1)),
-        exact=exact,
+        exact=patch_size is not None,
     )
 
 

@@ -1,0 +1,88 @@
+"""Attention with separate projections for queries, keys and values, as most families of transformers have it."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.vit.modeling_vit import eager_attention_forward
+
+from ..saliency import project_queries_to_inputs
+from .layers import TokenMixupLayerMixin, has_plain_weight
+
+
+class VerticalAttentionMixin(nn.Module):
+    """Self-attention with additional keys and values from a memory of salient tokens, Eq. (13).
+
+    Precedes the attention of the base model among the base classes, which has `q_proj`, `k_proj`, `v_proj` and
+    `o_proj`.
+    """
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        memory: torch.Tensor | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attend to the tokens and to the memory.
+
+        Args:
+            hidden_states: (B, N, D) normalized tokens.
+            attention_mask: as in the base class; ignored if there is a memory.
+            memory: (B, M, D) normalized tokens of earlier layers; None calls the base class.
+            kwargs: keyword arguments of the attention function.
+
+        Returns:
+            (B, N, D) tokens and the attention weights (B, H, N, N + M), None if not available.
+        """
+        if memory is None:
+            return super().forward(hidden_states, attention_mask, **kwargs)
+        key_value_states = torch.cat([hidden_states, memory], dim=1)
+        # The model rejects masks of users while tokens are mixed. Some versions of transformers create a mask for
+        # torch.compile, which masks nothing and has too few columns.
+        no_mask = None
+        attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        attn_output, attn_weights = attention_interface(
+            self,
+            split_heads(self, self.q_proj(hidden_states)),
+            split_heads(self, self.k_proj(key_value_states)),
+            split_heads(self, self.v_proj(key_value_states)),
+            no_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        return self.o_proj(attn_output.flatten(2)), attn_weights
+
+
+class SeparateProjectionsMixin(TokenMixupLayerMixin):
+    """Layer whose attention has separate projections. Precedes the base layer among the base classes."""
+
+    def compute_query_key(
+        self, hidden: torch.Tensor, cls_query_only: bool, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor, float]:
+        """See `hf_tokenmixup.saliency.SupportsAttentionSaliency`."""
+        attention, normed = self.attention_module, self.apply_pre_norm(hidden)
+        query = split_heads(attention, attention.q_proj(normed[:, :1] if cls_query_only else normed))
+        if cls_query_only and has_plain_weight(attention.k_proj):
+            return project_queries_to_inputs(query, attention.k_proj.weight), normed[:, None], attention.scaling
+        return query, split_heads(attention, attention.k_proj(normed)), attention.scaling
+
+    def attend(self, hidden: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
+        """Compute the output (B, N, D) of the attention module from given attention probabilities.
+
+        Args:
+            hidden: (B, N, D) input of the layer.
+            attention: (B, H, N, N) attention probabilities.
+        """
+        module = self.attention_module
+        value = split_heads(module, module.v_proj(self.apply_pre_norm(hidden)))
+        return module.o_proj((attention.to(value.dtype) @ value).transpose(1, 2).flatten(2))
+
+
+def split_heads(attention: nn.Module, states: torch.Tensor) -> torch.Tensor:
+    """Reshape states (B, N, H * d) to (B, H, N, d)."""
+    return states.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
