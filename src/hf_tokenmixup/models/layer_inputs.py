@@ -1,6 +1,7 @@
 """Inputs of the transformer layers of a TokenMixup model without mixing, for images of any size."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 
 import torch
 
@@ -33,11 +34,10 @@ def layer_inputs(model: TokenMixupModelMixin, pixel_values: torch.Tensor) -> Seq
 
 def layer_saliency(
     model: TokenMixupModelMixin,
-    pixel_values: torch.Tensor,
-    targets: torch.Tensor,
     hidden: torch.Tensor,
     layer: int,
     *,
+    gradient_fn: Callable[[], torch.Tensor],
     rollout_steps: int = 0,
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
@@ -45,10 +45,9 @@ def layer_saliency(
 
     Args:
         model: ViT or CCT.
-        pixel_values: (B, 3, H, W), normalized, of any size. Only the gradient detector reads them.
-        targets: (B, C) class distributions. Only the gradient detector reads them.
         hidden: (B, N, D) input of the layer.
         layer: index of the layer.
+        gradient_fn: returns the saliency (B, T) of the gradient detector, see `gradient_saliency_fn`.
         rollout_steps: number of additional layers in the attention rollout.
         generator: random number generator of the random detector; None uses torch's default generator.
 
@@ -56,13 +55,22 @@ def layer_saliency(
         (B, T) saliency.
     """
     layers = list(model.get_transformer_layers())[layer : layer + rollout_steps + 1]
-
-    def gradient_fn() -> torch.Tensor:
-        kwargs = interpolation_kwargs(model, pixel_values)
-        return model.compute_gradient_saliency(pixel_values, targets, **kwargs)
-
     with eval_mode(model):
         return detect_saliency(model.config, layers, hidden, gradient_fn=gradient_fn, generator=generator)
+
+
+def gradient_saliency_fn(
+    model: TokenMixupModelMixin, pixel_values: torch.Tensor, targets: torch.Tensor
+) -> Callable[[], torch.Tensor]:
+    """Return a function that computes the saliency (B, T) of the gradient detector in its first call.
+
+    Args:
+        model: ViT or CCT.
+        pixel_values: (B, 3, H, W), normalized, of any size.
+        targets: (B, C) class distributions.
+    """
+    kwargs = interpolation_kwargs(model, pixel_values)
+    return cache(partial(model.compute_gradient_saliency, pixel_values, targets, **kwargs))
 
 
 def soft_targets(model: TokenMixupModelMixin, labels: torch.Tensor, batch_size: int) -> torch.Tensor:

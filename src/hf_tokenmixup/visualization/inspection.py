@@ -11,7 +11,14 @@ import torch
 from ..functional import difficulty, select_salient_tokens
 from ..horizontal import horizontal_mix_from_config
 from ..models import TokenMixupModelMixin
-from ..models.layer_inputs import interpolation_kwargs, layer_inputs, layer_saliency, soft_targets, validate_layer
+from ..models.layer_inputs import (
+    gradient_saliency_fn,
+    interpolation_kwargs,
+    layer_inputs,
+    layer_saliency,
+    soft_targets,
+    validate_layer,
+)
 from ..saliency import attention_saliency, eval_mode
 
 
@@ -145,7 +152,12 @@ def trace_horizontal_mixup(
     targets = soft_targets(model, targets, len(pixel_values))
     hidden = layer_inputs(model, pixel_values)[layer]
     saliency = layer_saliency(
-        model, pixel_values, targets, hidden, layer, rollout_steps=config.rollout_steps, generator=generator
+        model,
+        hidden,
+        layer,
+        gradient_fn=gradient_saliency_fn(model, pixel_values, targets),
+        rollout_steps=config.rollout_steps,
+        generator=generator,
     )
     rho = config.effective_rho(saliency.shape[1]) if rho is None else rho
     easy = _select_easy(model, hidden, targets, layer, tau)
@@ -198,9 +210,10 @@ def trace_vertical_memory(
     if not 1 <= kappa <= grid[0] * grid[1]:
         raise ValueError(f"kappa must be between 1 and the number of patch tokens, {grid[0] * grid[1]}, got {kappa}.")
     positions = torch.arange(grid[0] * grid[1], device=pixel_values.device).expand(len(pixel_values), -1)[..., None]
+    gradient_fn = gradient_saliency_fn(model, pixel_values, targets)
     selected = []
     for index, hidden in enumerate(layer_inputs(model, pixel_values)[:layer]):
-        saliency = layer_saliency(model, pixel_values, targets, hidden, index, generator=generator)
+        saliency = layer_saliency(model, hidden, index, gradient_fn=gradient_fn, generator=generator)
         selected.append(select_salient_tokens(positions, saliency, kappa, num_prefix_tokens=0)[..., 0])
     return VerticalMemoryTrace(layer=layer, grid=grid, tokens=torch.stack(selected))
 
