@@ -37,7 +37,7 @@ def plot_calibration(result: CalibrationResult) -> Figure:
         _plot(mass, position, layer, kappa, [item.attention_mass for item in layer.kappa], is_suggested)
     _set_axes(replaced, "Replaced tokens of mixed images", "rho, as a multiple of 1 / number of patch tokens")
     _set_axes(label, "Weight of the partner's label", "rho, as a multiple of 1 / number of patch tokens")
-    _set_axes(easy, "Easy images", "tau, as a fraction of ln(number of classes)", log=False)
+    _set_axes(easy, "Easy images", "tau, as a fraction of ln(number of classes)")
     _set_axes(mass, "Attention to collected tokens", "kappa, tokens of each earlier layer")
     for axes, value in (
         (replaced, suggestion.horizontal_rho_relative),
@@ -82,13 +82,13 @@ def _plot(
     )
 
 
-def _set_axes(axes: Axes, title: str, xlabel: str, log: bool = True) -> None:
+def _set_axes(axes: Axes, title: str, xlabel: str) -> None:
     axes.set_title(title, loc="left", fontweight="bold", fontsize=11)
     axes.set_xlabel(xlabel)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(True, color="0.9", linewidth=0.8)
     values = sorted({float(value) for line in axes.lines for value in line.get_xdata()})
-    if log and values and values[0] > 0:
+    if values and values[0] > 0:
         axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(values))
     axes.xaxis.set_minor_locator(NullLocator())
