@@ -9,8 +9,8 @@ from torch import nn
 
 from ..functional import horizontal_mix, mix_targets, mix_tokens, optimal_assignment, replace_mask, saliency_gain
 from ..models import TokenMixupModelMixin
+from ..models.layer_inputs import layer_inputs
 from ..saliency import attention_saliency, eval_mode, gradient_saliency, random_saliency
-from ..visualization.inspection import layer_inputs
 from .timing import Call
 
 MAX_FORWARD_BATCH = 64  # limits the memory for hidden states of all layers
