@@ -37,11 +37,12 @@ from ..data import (
     load_streaming_image_dataset,
 )
 from ..data.transforms import infer_image_processor_config, resize_image_processor
+from ..evaluation.calibration import forecast_settings
 from ..evaluation.flops import use_eager_attention
 from ..hub.model_card import TrainingCardData
 from ..hub.upload import HubUploadError, validate_license
 from ..metrics import compute_metrics, top_classes
-from ..models import FAMILIES, border_hint, class_names, height_and_width, load_classifier
+from ..models import FAMILIES, TokenMixupModelMixin, border_hint, class_names, height_and_width, load_classifier
 from ..saliency import eval_mode
 from ..training import (
     JsonlLoggerCallback,
@@ -61,6 +62,7 @@ from ..training.effective_settings import mixed_precision
 from ..training.processes import check_equal, on_all_processes
 from ..utils.environment import public_dataset, redact_command
 from .arguments import DataArguments, ModelArguments, ParsedArguments, build_parser, format_recipe, parse_options
+from .forecast_text import first_batches, format_forecast
 from .launch_command import launch_command
 from .optimizer_checks import validate_optimizer_args
 from .parser import flags_by_parameter
@@ -326,6 +328,8 @@ def validate_options(options: ParsedArguments) -> None:
         )
     if args.label_names not in (None, ["labels"]):
         raise ValueError(f"--label_names must be labels, got {' '.join(args.label_names)}. Omit it.")
+    if options.dry_run and not args.do_train:
+        raise ValueError("--dry_run forecasts a training run, but --do_train is off. Add --do_train.")
     if not (args.do_train or args.do_eval):
         raise ValueError("Nothing to do: pass --do_train, --do_eval or both, or a recipe that has them.")
     if model_args.from_scratch and not args.do_train:
@@ -436,8 +440,10 @@ def build_trainer(arguments: Sequence[str]) -> TokenMixupTrainer:
     options = parse_options(arguments, __doc__)
     model_args, data_args, args = options.model, options.data, options.training
     validate_options(options)
-    if not (args.do_train or args.push_to_hub) and args.output_dir_is_default:
-        # The Trainer creates its output folder, and an evaluation saves nothing in it.
+    if options.dry_run:
+        args.push_to_hub, args.resume_from_checkpoint = False, None
+    if options.dry_run or (not (args.do_train or args.push_to_hub) and args.output_dir_is_default):
+        # The Trainer creates its output folder, and an evaluation or a dry run saves nothing in it.
         args.output_dir = tempfile.mkdtemp()
         atexit.register(shutil.rmtree, args.output_dir, ignore_errors=True)
     logging.basicConfig(format="%(message)s", level=logging.WARNING if args.should_log else logging.ERROR)
@@ -476,19 +482,33 @@ def build_trainer(arguments: Sequence[str]) -> TokenMixupTrainer:
         preprocess_logits_for_metrics=top_classes,
         callbacks=[JsonlLoggerCallback(), TrainingCurvesCallback()] if args.do_train else None,
     )
+    trainer.dry_run = options.dry_run
     # After the trainer is built, since its accelerator has the launcher's settings.
     for name, card_data in build_card_data(options, arguments, data, trainer).items():
         setattr(trainer, name, card_data)
     return trainer
 
 
+def print_forecast(trainer: TokenMixupTrainer) -> None:
+    """Print what the settings of TokenMixup do in the first batches of a run."""
+    model = trainer.classifier_model
+    text = f"{type(model).__name__} does not support TokenMixup."
+    if isinstance(model, TokenMixupModelMixin):
+        text = format_forecast(forecast_settings(model, first_batches(trainer), seed=trainer.args.seed), model.config)
+    if trainer.is_world_process_zero():
+        print(f"Dry run: nothing is trained or written.\n{text}")
+
+
 def train_and_evaluate(trainer: TokenMixupTrainer) -> None:
-    """Train, evaluate, save and upload, as the trainer's arguments have it.
+    """Train, evaluate, save and upload, as the trainer's arguments have it; with `--dry_run`, print a forecast.
 
     Raises:
         SystemExit: SIGTERM ended the run, after a checkpoint was saved.
     """
     args, metrics = trainer.args, {}
+    if trainer.dry_run:
+        print_forecast(trainer)
+        return
     if args.do_train:
         result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         if trainer.terminated:
