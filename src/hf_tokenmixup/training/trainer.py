@@ -242,7 +242,7 @@ class TokenMixupTrainer(Trainer):
         """Return the model as it is exported to the output folder and the Hub: plain, with adapters merged."""
         model = self.classifier_model
         with torch.random.fork_rng(devices=[]):
-            return model.published() if isinstance(model, TokenMixupModelMixin) else merge_adapters(model)
+            return model.to_plain_model() if isinstance(model, TokenMixupModelMixin) else merge_adapters(model)
 
     def step_was_skipped(self) -> bool:
         """Return whether the last step left the weights as they were."""
