@@ -91,6 +91,7 @@ def expected_metrics(outputs: list[TokenMixupOutput], steps: int) -> dict[str, f
         "easy_samples": easy.sum().item() / steps,
         "mixed_samples": mixed.sum().item() / steps,
         "replaced_tokens": replaced.sum().item() / steps,
+        "easy_fraction": easy.float().mean().item(),
         "mixed_fraction": mixed.float().mean().item(),
         "replaced_fraction": replaced[mixed].float().mean().item(),
         "label_mass_moved": weights[mixed].mean().item(),
