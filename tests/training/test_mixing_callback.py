@@ -131,7 +131,7 @@ def test_callback_values_are_reported_to_trackers_and_printed(tmp_path, monkeypa
     user = FakeTracker()
     user.reported = []
     trainer = stock_trainer(tmp_path, report_to=["fake"], callbacks=[user], max_steps=2)
-    # The tracker is in front of the callback that was added last.
+    # The tracker precedes the callback that was added last.
     names = [type(callback) for callback in trainer.callback_handler.callbacks]
     assert names.index(FakeTracker) < names.index(TokenMixupCallback)
     trainer.train()

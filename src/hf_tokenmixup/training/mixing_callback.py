@@ -49,8 +49,8 @@ class TokenMixupCallback(EpochLogCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         model = self.trainer.accelerator.unwrap_model(self.trainer.model, keep_torch_compile=False)
         _validate_labels_reach_model(self.trainer, unwrap_peft_model(model))
-        # Trackers are in front of the callbacks of the user. They report the metrics only if these are in the log
-        # before, so this callback becomes the first.
+        # Trackers run before the callbacks of the user. They report the metrics only if these are added to the log
+        # record earlier, so this callback becomes the first.
         handler = self.trainer.callback_handler
         handler.callbacks = [self, *(callback for callback in handler.callbacks if callback is not self)]
         self._metrics = MixingMetrics()
