@@ -248,7 +248,7 @@ class TokenMixupTrainer(Trainer):
         """Return the model as it is exported to the output folder and the Hub: plain, with adapters merged."""
         model = self.classifier_model
         with torch.random.fork_rng(devices=[]):
-            return model.published() if isinstance(model, TokenMixupModelMixin) else merge_adapters(model)
+            return model.to_plain_model() if isinstance(model, TokenMixupModelMixin) else merge_adapters(model)
 
     def step_was_skipped(self) -> bool:
         """Return whether the last step left the weights as they were."""
@@ -482,7 +482,7 @@ class TokenMixupTrainer(Trainer):
 
     def _end_mixing_interval(self) -> dict[str, float]:
         """Add the metrics since the last log line to those of the run, and return them. A collective operation."""
-        totals = self.mixing_metrics.compute(self.accelerator)
+        totals = self.mixing_metrics.totals(self.accelerator)
         self.mixing_metrics = MixingMetrics()
         self.mixing_totals += totals
         self.mixing_warnings.add(totals)
