@@ -148,6 +148,18 @@ def test_card_settings_table_lists_only_active_settings():
     assert not names and ", without TokenMixup." in text
 
 
+def test_card_says_what_htm_did_or_that_nothing_was_mixed():
+    def text(**facts):
+        return build_model_card(tokenmixup_config(), "a/b", dataclasses.replace(CARD_DATA, **facts)).text
+
+    assert "(HTM) mixes tokens between the images of a batch." in text()
+    mixed = text(mixing="12.5% of the images were mixed")
+    assert "(HTM) mixes tokens between the images of a batch: 12.5% of the images were mixed." in mixed
+    nothing = text(mixing="nothing was mixed, because no image was easy", nothing_mixed=True)
+    assert "(HTM) was enabled before layer 1, but nothing was mixed, because no image was easy." in nothing
+    assert "mixes tokens between" not in nothing and "In layer 2, vertical" in nothing
+
+
 def test_card_snippets_use_trust_remote_code_only_for_cct():
     for config, requires_remote_code in (
         (TokenMixupCctConfig(), True),

@@ -1,4 +1,4 @@
-"""Number of operators that TokenMixup adds to a training step, which is its cost where kernel launches are the limit."""
+"""Number of operators that TokenMixup adds to a training step: its cost where kernel launches are the limit."""
 
 from collections import Counter
 

@@ -60,3 +60,26 @@ def test_save_results_writes_json_and_csv(tmp_path):
         rows = list(csv.DictReader(file))
     assert [row["top1_mean"] for row in rows] == ["72.0", "71.0", ""] and rows[1]["top1_std"] == ""
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["small.csv", "small.json"]
+
+
+def test_format_table_shows_what_htm_did_and_rows_in_which_nothing_was_mixed():
+    mixing = {
+        "one": {"mixed_fraction": 0.5, "replaced_fraction": 0.125, "label_mass_moved": 0.25},
+        "two": {"mixed_fraction": 0.0},
+    }
+    lines = format_table(STUDY, summarize(STUDY, TOP1, mixing)).splitlines()
+    assert "HTM: images mixed, tokens replaced in them, label weight moved" in lines[1]
+    assert [line.split() for line in lines[3:]] == [
+        "n top-1 diff paper diff images tokens labels".split(),
+        "first 2 72.00 ± 2.83 80.00 50.0% 12.5% 25.0%".split(),
+        "second 1 71.00 nothing mixed 79.50 -0.50 0.0%".split(),
+        "third 0".split(),
+    ]
+
+
+def test_save_results_writes_what_htm_did(tmp_path):
+    mixing = {"one": {"mixed_fraction": 0.5, "replaced_fraction": 0.125, "label_mass_moved": 0.25}}
+    save_results(STUDY, summarize(STUDY, TOP1, mixing), tmp_path)
+    rows = json.loads((tmp_path / "small.json").read_text())["rows"]
+    assert [row["mixed_fraction"] for row in rows] == [0.5, None, None]
+    assert (rows[0]["replaced_fraction"], rows[0]["label_mass_moved"]) == (0.125, 0.25)

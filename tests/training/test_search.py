@@ -84,7 +84,7 @@ def test_search_each_trial_has_own_state_and_files(arguments):
         assert (run / "training_curves.png").exists()
         lines = [json.loads(line) for line in (run / "training_log.jsonl").read_text().splitlines()]
         # Two steps of all images of this trial, and of no other.
-        assert [line.get("mixed_samples") for line in lines] == [params["per_device_train_batch_size"], None]
+        assert [line.get("easy_samples") for line in lines] == [params["per_device_train_batch_size"], None]
     assert not (Path(args.output_dir) / "training_log.jsonl").exists()
 
 

@@ -300,3 +300,28 @@ def test_trainer_half_precision_weights_warn(arguments, caplog):
 def test_trainer_model_of_one_class_raises(arguments):
     with pytest.raises(ValueError, match="num_labels is 1, but classification needs at least 2 classes"):
         TokenMixupTrainer(plain_vit(num_labels=1), arguments(), train_dataset=Images(4))
+
+
+@pytest.mark.parametrize("strategy", ["steps", "no"])
+def test_trainer_results_have_fractions_of_the_complete_run(arguments, strategy):
+    """Also of steps that no log line has."""
+    model, forwards = tokenmixup_vit(horizontal_tau=1.4), []
+    model.register_forward_hook(lambda module, inputs, output: forwards.append(output.horizontal[0]))
+    args = arguments(max_steps=5, logging_steps=2, logging_strategy=strategy)
+    metrics = TokenMixupTrainer(model, args, train_dataset=Images(10)).train().metrics
+    mixed = sum(record.replaced.any(dim=1).sum().item() for record in forwards)
+    images = sum(len(record.easy) for record in forwards)
+    replaced = sum(record.replaced.sum().item() for record in forwards)
+    weight = sum(record.statistics.partner_weight.sum().item() for record in forwards)
+    assert 0 < mixed < images == 18
+    assert metrics["train_mixed_fraction"] == pytest.approx(mixed / images)
+    assert metrics["train_replaced_fraction"] == pytest.approx(replaced / (mixed * forwards[0].replaced.shape[1]))
+    assert metrics["train_label_mass_moved"] == pytest.approx(weight / mixed)
+    assert metrics["train_easy_fraction"] == sum(record.easy.sum().item() for record in forwards) / images
+
+
+def test_trainer_warns_if_nothing_can_be_mixed(arguments, caplog):
+    args = arguments(max_steps=12, logging_steps=3)
+    TokenMixupTrainer(tokenmixup_vit(horizontal_rho=0.9), args, train_dataset=Images(8)).train()
+    found = [record.getMessage() for record in caplog.records if "Nothing was mixed" in record.getMessage()]
+    assert len(found) == 1 and "`horizontal_rho=0.9`" in found[0]

@@ -58,6 +58,7 @@ from ..training.checkpointing.integrity import (
     resolve_resume_checkpoint,
 )
 from ..training.effective_settings import mixed_precision
+from ..training.mixing_summary import describe_mixing
 from ..training.processes import check_equal, on_all_processes
 from ..utils.environment import public_dataset, redact_command
 from .arguments import DataArguments, ModelArguments, ParsedArguments, build_parser, format_recipe, parse_options
@@ -231,6 +232,8 @@ def print_summary(metrics: dict[str, float], trainer: TokenMixupTrainer) -> None
     lines = []
     if "eval_top1" in metrics:
         lines.append(f"top-1 {metrics['eval_top1']:.2%}   top-5 {metrics['eval_top5']:.2%}")
+    if mixing := describe_mixing(metrics, trainer.classifier_model.config):
+        lines.append(f"mixing   {mixing}")
     if trainer.args.do_train:
         lines.append(f"model    {folder}")
     files = {

@@ -27,6 +27,7 @@ from ..studies.results import format_table, save_results, summarize
 from ..studies.runner import (
     LOG_FILE,
     RunSpec,
+    collect_mixing,
     collect_top1,
     find_seeds,
     load_run_spec,
@@ -200,7 +201,9 @@ def build_run_specs(
 
 def save_report(study: Study, args: Namespace, seeds: Sequence[int], request: RunSpec) -> str:
     """Write the results of the finished runs, and return them as a table."""
-    results = summarize(study, collect_top1(args.output_dir, study, seeds))
+    results = summarize(
+        study, collect_top1(args.output_dir, study, seeds), collect_mixing(args.output_dir, study, seeds)
+    )
     overrides = {name: " ".join(words) for name, words in request.overrides.items()}
     save_results(study, results, args.output_dir, overrides=overrides, launcher=shlex.join(request.launcher))
     files = ", ".join(str(args.output_dir / f"{study.name}.{ending}") for ending in ("json", "csv"))

@@ -47,6 +47,8 @@ class TrainingCardData:
         versions: Versions of the libraries by name.
         curves: File name of a figure next to the card.
         license: License of the weights, an identifier of the Hub. None: the card has no license.
+        mixing: What HTM did in the run, as a sentence without a capital letter and a full stop.
+        nothing_mixed: HTM was enabled, but mixed no image in the run.
     """
 
     base_model: str | None = None
@@ -63,6 +65,8 @@ class TrainingCardData:
     versions: dict[str, str] = field(default_factory=dict)
     curves: str | None = None
     license: str | None = None
+    mixing: str | None = None
+    nothing_mixed: bool = False
 
 
 def build_model_card(

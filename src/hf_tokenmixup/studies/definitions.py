@@ -9,6 +9,9 @@ from pathlib import Path
 
 from ..paper_results import get_paper_top1
 
+# What HTM did in a run, by the names in its results without the prefix `train_`.
+MIXING_RESULTS = ("mixed_fraction", "replaced_fraction", "label_mass_moved")
+
 
 @dataclass(frozen=True)
 class StudyRow:

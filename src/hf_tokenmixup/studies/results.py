@@ -5,13 +5,13 @@ import io
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from ..utils.tables import format_text_table
-from .definitions import PAPER_MODEL_AND_DATASET, Study, StudyRow
+from .definitions import MIXING_RESULTS, PAPER_MODEL_AND_DATASET, Study, StudyRow
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,19 @@ class RowResult:
         top1: Top-1 accuracy in percent by seed.
         difference: Difference of the mean to that of the reference row; None if either is missing.
         paper_difference: The same for the paper's figures.
+        mixing: What HTM did, as means over the seeds of `MIXING_RESULTS`; empty without HTM.
     """
 
     row: StudyRow
     top1: Mapping[int, float]
     difference: float | None = None
     paper_difference: float | None = None
+    mixing: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def nothing_mixed(self) -> bool:
+        """Whether HTM was enabled, but mixed no image with any seed."""
+        return self.mixing.get("mixed_fraction") == 0
 
     @property
     def mean(self) -> float | None:
@@ -41,12 +48,15 @@ class RowResult:
         return stdev(self.top1.values()) if len(self.top1) > 1 else None
 
 
-def summarize(study: Study, top1: Mapping[str, Mapping[int, float]]) -> list[RowResult]:
+def summarize(
+    study: Study, top1: Mapping[str, Mapping[int, float]], mixing: Mapping[str, Mapping[str, float]] | None = None
+) -> list[RowResult]:
     """Compare the rows of a study with its reference row.
 
     Args:
         study: The rows.
         top1: Top-1 accuracy in percent by seed, by the keys of the rows. Rows without results may be missing.
+        mixing: What HTM did, by the keys of the rows, as `hf_tokenmixup.studies.runner.collect_mixing` returns it.
 
     Returns:
         One result per row, in order.
@@ -60,7 +70,7 @@ def summarize(study: Study, top1: Mapping[str, Mapping[int, float]]) -> list[Row
         if row is not reference:
             difference = _difference(result.mean, reference_mean)
             paper_difference = _difference(row.paper, reference.paper)
-        results.append(RowResult(row, result.top1, difference, paper_difference))
+        results.append(RowResult(row, result.top1, difference, paper_difference, (mixing or {}).get(row.key, {})))
     return results
 
 
@@ -71,12 +81,18 @@ def format_table(study: Study, results: Sequence[RowResult]) -> str:
     has_paper = any(result.row.paper is not None for result in results)
     if has_paper:
         header += ["paper", "diff"]
+    has_mixing = any(result.mixing for result in results)
+    if has_mixing:
+        header += ["images", "tokens", "labels"]
     lines = [header]
     for result in results:
         top1 = _format_number(result.mean) + ("" if result.std is None else f" ± {result.std:.2f}")
-        line = [result.row.name, str(len(result.top1)), top1, _format_number(result.difference, "+")]
+        difference = "nothing mixed" if result.nothing_mixed else _format_number(result.difference, "+")
+        line = [result.row.name, str(len(result.top1)), top1, difference]
         if has_paper:
             line += [_format_number(result.row.paper), _format_number(result.paper_difference, "+")]
+        if has_mixing:
+            line += [_format_percent(result.mixing.get(name)) for name in MIXING_RESULTS]
         lines.append(line)
     note = "top-1 in percent" + (", mean ± standard deviation" if len(seeds) > 1 else "")
     if seeds:
@@ -84,6 +100,8 @@ def format_table(study: Study, results: Sequence[RowResult]) -> str:
     note += f"; differences to {study.rows[study.reference].name}"
     if has_paper:
         note += f"; paper: {PAPER_MODEL_AND_DATASET}"
+    if has_mixing:
+        note += "; HTM: images mixed, tokens replaced in them, label weight moved"
     return "\n".join([study.title, note, "", format_text_table(lines)])
 
 
@@ -107,6 +125,7 @@ def save_results(study: Study, results: Sequence[RowResult], folder: Path, **met
             "difference": result.difference,
             "paper_top1": result.row.paper,
             "paper_difference": result.paper_difference,
+            **{name: result.mixing.get(name) for name in MIXING_RESULTS},
         }
         for result in results
     ]
@@ -138,6 +157,10 @@ def atomic_write_text(path: Path, text: str) -> None:
 
 def _difference(value: float | None, reference: float | None) -> float | None:
     return None if value is None or reference is None else round(value - reference, 6)
+
+
+def _format_percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
 
 
 def _format_number(value: float | None, sign: str = "") -> str:

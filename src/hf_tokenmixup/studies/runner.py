@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from statistics import mean
 from typing import BinaryIO
 
 from ..training.checkpointing.integrity import find_checkpoint_error, list_checkpoints
-from .definitions import Study, StudyRow
+from .definitions import MIXING_RESULTS, Study, StudyRow
 from .results import atomic_write_text
 
 RUN_SPEC_FILE, RESULTS_FILE, LOG_FILE = "study.json", "all_results.json", "finetune.log"
@@ -102,6 +103,24 @@ def collect_top1(output_dir: Path, study: Study, seeds: Sequence[int]) -> dict[s
     """Read the top-1 accuracy of finished runs in percent, by the keys of the rows and by seed."""
     found = {row.key: {seed: load_top1(run_dir(output_dir, row, seed)) for seed in seeds} for row in study.rows}
     return {key: {seed: 100 * top1 for seed, top1 in row.items() if top1 is not None} for key, row in found.items()}
+
+
+def collect_mixing(output_dir: Path, study: Study, seeds: Sequence[int]) -> dict[str, dict[str, float]]:
+    """Read what HTM did in finished runs: means over the seeds of `MIXING_RESULTS`, by the keys of the rows.
+
+    A row without HTM has no values. A value that some runs do not have, such as the replaced tokens where nothing was
+    mixed, is the mean over the others.
+    """
+    found = {}
+    for row in study.rows:
+        folders = [run_dir(output_dir, row, seed) for seed in seeds]
+        results = [_read_json(folder / RESULTS_FILE) for folder in folders if load_top1(folder) is not None]
+        values = {
+            name: [result[f"train_{name}"] for result in results if f"train_{name}" in result]
+            for name in MIXING_RESULTS
+        }
+        found[row.key] = {name: mean(numbers) for name, numbers in values.items() if numbers}
+    return found
 
 
 def load_top1(folder: Path) -> float | None:

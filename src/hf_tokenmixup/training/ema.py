@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ class ModelEma:
                 weights.append(weight.detach().to(average.dtype))
             else:
                 average.copy_(weight)
-        torch._foreach_lerp_(averages, weights, weight=1 - self._ema.get_decay(self.updates))
+        get_ema_multi_avg_fn(self._ema.get_decay(self.updates))(averages, weights, None)
 
     @contextmanager
     def swap_into(self, model: nn.Module) -> Iterator[None]:

@@ -24,6 +24,7 @@ from .callbacks import TrainingCurvesCallback
 from .checkpointing.integrity import CALLBACK_STATE_KEY, TRAINER_STATE_NAME
 from .effective_settings import devices, forward_precision, hyperparameters
 from .lora import get_adapter_hyperparameters
+from .mixing_summary import describe_mixing
 from .processes import on_main_process
 
 if TYPE_CHECKING:
@@ -120,6 +121,7 @@ class RunRecord(TrainerCallback):
         """Return the data of the run for its model card."""
         trainer = self._trainer
         adapters = get_adapter_hyperparameters(trainer.classifier_model)
+        mixing = trainer.mixing_totals.run_metrics()
         curves = Path(trainer.args.output_dir) / TrainingCurvesCallback.file_name
         return replace(
             self.training_card_data,
@@ -130,6 +132,8 @@ class RunRecord(TrainerCallback):
             resumed=self._resumed,
             versions=library_versions() | ({"peft": version("peft")} if adapters else {}),
             curves=curves.name if curves.exists() else None,
+            mixing=describe_mixing(mixing, trainer.classifier_model.config),
+            nothing_mixed=mixing.get("train_mixed_fraction") == 0,
         )
 
     def evaluation_result(self, repo_id: str) -> EvaluationResult | None:

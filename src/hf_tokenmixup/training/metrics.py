@@ -1,6 +1,7 @@
 """Metrics of TokenMixup for the log: of full optimizer steps, over micro-batches and processes."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ class MixingMetrics:
             optimizer.zero_grad()
             metrics.update(outputs.mixing_metrics, num_images=len(outputs.logits))
             metrics.step()
-        print(metrics.compute())
+        print(metrics.compute().summarize())
     """
 
     def __init__(self) -> None:
@@ -51,16 +52,14 @@ class MixingMetrics:
         """End an optimizer step, after its last micro-batch."""
         self._steps += 1
 
-    def compute(self, accelerator: Accelerator | None = None) -> dict[str, float]:
-        """Return the metrics of a step, averaged over all steps, see `summarize_mixing_metrics`; empty without steps.
+    def compute(self, accelerator: Accelerator | None = None) -> "MixingTotals":
+        """Return the totals over all steps.
 
         Args:
             accelerator: Sums over its processes, so that all of them must call this. None: this process alone.
         """
-        if not self._steps:
-            return {}
         totals = self._totals(accelerator)
-        return summarize_mixing_metrics(totals["sums"], totals["images"], self._steps)
+        return MixingTotals(totals["sums"], totals["images"], self._steps)
 
     def state_dict(self, accelerator: Accelerator) -> dict[str, Any]:
         """Return the sums since the last log line as JSON values. A collective operation."""
@@ -88,6 +87,39 @@ class MixingMetrics:
         for name, value in zip((name for names in self._sums for name in names), values, strict=True):
             totals[name] = totals.get(name, 0.0) + value
         return {"sums": dict(sorted(totals.items())), "images": images}
+
+
+@dataclass
+class MixingTotals:
+    """Sums of metrics over steps and processes, read from the device.
+
+    Attributes:
+        sums: sums by name, see `hf_tokenmixup.models.summarize_mixing_metrics`.
+        images: number of images.
+        steps: number of optimizer steps.
+        complete: whether all steps of the run are included. Checkpoints of earlier versions have no totals.
+    """
+
+    sums: dict[str, float] = field(default_factory=dict)
+    images: float = 0
+    steps: int = 0
+    complete: bool = True
+
+    def __add__(self, other: "MixingTotals") -> "MixingTotals":
+        names = self.sums.keys() | other.sums.keys()
+        sums = {name: self.sums.get(name, 0.0) + other.sums.get(name, 0.0) for name in sorted(names)}
+        complete = self.complete and other.complete
+        return MixingTotals(sums, self.images + other.images, self.steps + other.steps, complete)
+
+    def summarize(self) -> dict[str, float]:
+        """Return the metrics of a step, averaged over all steps; empty if there were none."""
+        return summarize_mixing_metrics(self.sums, self.images, self.steps) if self.steps else {}
+
+    def run_metrics(self) -> dict[str, float]:
+        """Return the fractions of a complete run by the names that `Trainer` gives to its results."""
+        metrics = self.summarize()
+        names = ("mixed_fraction", "easy_fraction", "replaced_fraction", "label_mass_moved", "difficulty")
+        return {f"train_{name}": metrics[name] for name in names if name in metrics}
 
 
 def _group(names: Iterable[str]) -> Iterator[tuple[bool, tuple[str, ...]]]:

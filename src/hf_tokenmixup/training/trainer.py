@@ -9,6 +9,7 @@ The trainer owns its parts, one file each: `nonfinite`, `metrics`, `ema`, `preem
 private ones are listed with their reasons in `tests/helpers/private_members.py`.
 """
 
+import dataclasses
 import signal
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -67,7 +68,8 @@ from .hub import RunRecord, create_repository, start_upload
 from .loaders import loader_settings, set_generator_and_workers
 from .lora import check_scorenet_trainable
 from .memory_format import align_optimizer_state_format, restore_weights_on_exit
-from .metrics import MixingMetrics
+from .metrics import MixingMetrics, MixingTotals
+from .mixing_warnings import MixingWarnings
 from .nonfinite import NonFiniteGuard
 from .preemption import PreemptionCallback
 from .processes import RankSeedCallback, connected, on_all_processes
@@ -142,7 +144,8 @@ class TokenMixupTrainer(Trainer):
             # it is built.
             args.ddp_find_unused_parameters = False
         self.nonfinite = NonFiniteGuard(args.skip_nonfinite_steps)
-        self.mixing_metrics = MixingMetrics()
+        self.mixing_metrics, self.mixing_totals = MixingMetrics(), MixingTotals()
+        self.mixing_warnings = MixingWarnings(None)
         self.ema = EmaCallback(self)
         self.preemption = PreemptionCallback()
         self.resume_state = ResumeState(self)
@@ -366,7 +369,7 @@ class TokenMixupTrainer(Trainer):
         trial: Any,
     ) -> tuple[int, int]:
         # Those of an earlier run, or of an attempt with a batch that was too large, are not part of this one.
-        self.mixing_metrics = MixingMetrics()
+        self.mixing_metrics, self.mixing_totals = MixingMetrics(), MixingTotals()
         self.nonfinite = NonFiniteGuard(self.args.skip_nonfinite_steps)
         position = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, checkpoint, trial
@@ -376,6 +379,12 @@ class TokenMixupTrainer(Trainer):
                 # The batch size of the checkpoint was not known before.
                 self._check_compatibility(self.state)
             check_steps_left(self.state)
+        self.mixing_warnings = MixingWarnings(
+            self.classifier_model.config if self._model_computes_loss and self.is_world_process_zero() else None,
+            num_update_steps_per_epoch,
+            can_have_partners=self._train_batch_size // max(1, self.args.n_gpu) > 1,
+            is_first=self.state.global_step == 0,
+        )
         return find_resume_position(self, checkpoint) or position
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
@@ -459,11 +468,20 @@ class TokenMixupTrainer(Trainer):
         """
         if "loss" in logs:
             self.nonfinite.raise_if_nonfinite_loss(self)
-            logs |= self.mixing_metrics.compute(self.accelerator)
-            self.mixing_metrics = MixingMetrics()
+            logs |= self._end_mixing_interval()
         if "train_loss" in logs:
             self.resume_state.correct_run_metrics(logs)
+            self._end_mixing_interval()
+            logs |= self.mixing_totals.run_metrics()
         super().log(logs, start_time)
+
+    def _end_mixing_interval(self) -> dict[str, float]:
+        """Add the metrics since the last log line to those of the run, and return them. A collective operation."""
+        totals = self.mixing_metrics.compute(self.accelerator)
+        self.mixing_metrics = MixingMetrics()
+        self.mixing_totals += totals
+        self.mixing_warnings.add(totals)
+        return totals.summarize()
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         if not self.terminated:
@@ -564,6 +582,7 @@ class TokenMixupTrainer(Trainer):
         """
         return self.resume_state.state_dict() | {
             "counts": self.mixing_metrics.state_dict(self.accelerator),
+            "mixing_totals": dataclasses.asdict(self.mixing_totals),
             "skipped_steps": self.nonfinite.skipped,
             "plan": training_fingerprint(self),
         }
@@ -572,6 +591,8 @@ class TokenMixupTrainer(Trainer):
         """Load what `state_dict` returned, when a resumed run begins."""
         self.resume_state.load_state_dict(state)
         self.mixing_metrics.load_state_dict(state["counts"], self.accelerator)
+        # Checkpoints of earlier versions have no totals.
+        self.mixing_totals = MixingTotals(**state.get("mixing_totals", {"complete": False}))
         self.nonfinite.skipped = state["skipped_steps"]
 
     def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:

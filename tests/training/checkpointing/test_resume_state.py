@@ -44,7 +44,11 @@ def test_resume_between_log_steps_logs_complete_intervals(arguments, step):
     expected = train(args)
     lines = [line for line in expected[0].state.log_history if "mixed_samples" in line]
     assert [line["step"] for line in lines] == [4, 5, 8, 10] and lines[0]["loss"] != lines[1]["loss"]
-    assert_same_result(train(args, step), expected)
+    resumed = train(args, step)
+    assert_same_result(resumed, expected)
+    for name in ("train_mixed_fraction", "train_replaced_fraction", "train_label_mass_moved"):
+        uninterrupted = expected[1].metrics[name]
+        assert uninterrupted > 0 and resumed[1].metrics[name] == pytest.approx(uninterrupted, rel=1e-6)
 
 
 @pytest.mark.parametrize("step, save", [(5, "steps"), (10, "steps"), (10, "epoch")])
@@ -217,7 +221,7 @@ def test_checkpoint_format_names_equal_those_of_earlier_versions(arguments):
     checkpoint = Path(args.output_dir) / "checkpoint-2"
     state = json.loads((checkpoint / "trainer_state.json").read_text())["stateful_callbacks"]["hf_tokenmixup"]
     saved = ("loss", "total_loss", "first_step", "last_logged_step", "grad_norm", "learning_rate")
-    saved += ("epoch_ended", "evaluation_due", "counts", "skipped_steps", "plan")
+    saved += ("epoch_ended", "evaluation_due", "counts", "mixing_totals", "skipped_steps", "plan")
     assert state["kept"].keys() == set(saved)
     assert state["kept"]["counts"].keys() == {"sums", "images", "steps"}
     plan = ("images_per_step", "learning_rate", "weight_decay", "settings", "step_split", "readers")
