@@ -112,6 +112,25 @@ def test_callback_logged_values_equal_direct_computation(tmp_path, accumulation)
         assert {name: record[name] for name in expected} == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("logging_strategy", ["steps", "no"])
+def test_callback_results_of_run_equal_direct_computation(tmp_path, logging_strategy):
+    model = tokenmixup_vit(**SETTINGS)
+    outputs = record_outputs(model)
+    result = stock_trainer(tmp_path, model, max_steps=3, logging_strategy=logging_strategy).train()
+    expected = expected_metrics(outputs, steps=3)
+    names = ("mixed_fraction", "easy_fraction", "replaced_fraction", "label_mass_moved")
+    assert {name: result.metrics[f"train_{name}"] for name in names} == pytest.approx(
+        {name: expected[name] for name in names}, rel=1e-5
+    )
+
+
+def test_callback_warns_if_nothing_is_mixed(tmp_path, caplog):
+    model = tokenmixup_vit(horizontal_rho=0.5)
+    stock_trainer(tmp_path, model, max_steps=12, learning_rate=1e-3).train()
+    (message,) = [record.getMessage() for record in caplog.records if "Nothing was mixed" in record.getMessage()]
+    assert "Lower `horizontal_rho=0.5`" in message
+
+
 def test_callback_logged_values_equal_those_of_tokenmixup_trainer(tmp_path, arguments):
     settings = {"num_train_epochs": 2, "max_steps": -1, "gradient_accumulation_steps": 2, "logging_steps": 3}
     trainer = stock_trainer(tmp_path, images=22, **settings)
@@ -296,7 +315,7 @@ def test_mixing_metrics_in_loop_without_trainer_equal_direct_computation():
         optimizer.zero_grad()
         metrics.update(result.mixing_metrics, num_images=len(result.logits))
         metrics.step()
-    values, expected = metrics.compute(), expected_metrics(outputs, steps=4)
+    values, expected = metrics.compute().summarize(), expected_metrics(outputs, steps=4)
     assert expected["mixed_samples"] > 0
     assert {name: values[name] for name in expected} == pytest.approx(expected, rel=1e-5)
 

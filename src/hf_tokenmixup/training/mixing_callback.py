@@ -1,5 +1,6 @@
 """`TokenMixupCallback`: logs the metrics of TokenMixup in the Trainer of transformers."""
 
+import math
 from typing import Any
 
 from torch import nn
@@ -9,7 +10,8 @@ from transformers.trainer_utils import unwrap_peft_model
 
 from ..models import TokenMixupModelMixin
 from .callbacks import EpochLogCallback
-from .metrics import MixingMetrics
+from .metrics import MixingMetrics, MixingTotals
+from .mixing_warnings import MixingWarnings
 from .trainer import TokenMixupTrainer
 
 
@@ -18,8 +20,10 @@ class TokenMixupCallback(EpochLogCallback):
 
     Each training loss in the log comes with the metrics of the steps since the last such line, see
     `summarize_mixing_metrics`. They are in `trainer.state.log_history`, are printed, and are reported to trackers such
-    as TensorBoard. A line is also logged at the end of every epoch, unless `logging_strategy="no"`. The metrics are
-    read from the device only when a line is logged. After resuming, the first line covers the steps since then.
+    as TensorBoard. A line is also logged at the end of every epoch, unless `logging_strategy="no"`. The results of
+    `train` have the fractions of the complete run (`train_mixed_fraction`, ...). Settings with which nothing is mixed
+    are reported in a warning. The metrics are read from the device only when a line is logged. After resuming, they
+    cover the steps since then.
 
     Example:
         trainer = Trainer(model, args, train_dataset=train_dataset)
@@ -43,17 +47,24 @@ class TokenMixupCallback(EpochLogCallback):
                 "Trainer of transformers."
             )
         self.trainer = trainer
-        self._metrics = MixingMetrics()
+        self._metrics, self._totals = MixingMetrics(), MixingTotals()
+        self._warnings = MixingWarnings(None)
         self._hook: RemovableHandle | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        model = self.trainer.accelerator.unwrap_model(self.trainer.model, keep_torch_compile=False)
-        _validate_labels_reach_model(self.trainer, unwrap_peft_model(model))
+        model = unwrap_peft_model(self.trainer.accelerator.unwrap_model(self.trainer.model, keep_torch_compile=False))
+        _validate_labels_reach_model(self.trainer, model)
         # Trackers run before the callbacks of the user. They report the metrics only if these are added to the log
         # record earlier, so this callback becomes the first.
         handler = self.trainer.callback_handler
         handler.callbacks = [self, *(callback for callback in handler.callbacks if callback is not self)]
-        self._metrics = MixingMetrics()
+        self._metrics, self._totals = MixingMetrics(), MixingTotals()
+        self._warnings = MixingWarnings(
+            model.config if model.config.tokenmixup_enabled and state.is_world_process_zero else None,
+            math.ceil(state.max_steps / max(1, state.num_train_epochs)),
+            can_have_partners=args.per_device_train_batch_size > 1,
+            is_first=state.global_step == 0,
+        )
         self._remove_hook()
 
         # A function, since a copy of the model would copy a bound method with the trainer.
@@ -76,10 +87,13 @@ class TokenMixupCallback(EpochLogCallback):
         logs: dict[str, float] | None = None,
         **kwargs,
     ):
-        if self._hook is None or logs is None or "loss" not in logs:
+        if self._hook is None or logs is None or not logs.keys() & {"loss", "train_loss"}:
             return
-        values = self._metrics.compute(self.trainer.accelerator)
+        totals = self._metrics.compute(self.trainer.accelerator)
         self._metrics = MixingMetrics()
+        self._totals += totals
+        self._warnings.add(totals)
+        values = totals.summarize() if "loss" in logs else self._totals.run_metrics()
         logs.update(values)
         # The Trainer has stored a copy of `logs`.
         state.log_history[-1].update(values)
