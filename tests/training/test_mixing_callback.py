@@ -140,6 +140,8 @@ def test_callback_logged_values_equal_those_of_tokenmixup_trainer(tmp_path, argu
     # The last step of an epoch has one micro-batch of two images.
     assert [record["step"] for record in training_records(trainer)] == [3, 6]
     for record, expected in zip(training_records(trainer), training_records(ours), strict=True):
+        # Only our trainer measures it.
+        del expected["vertical_attention"]
         assert record.keys() == expected.keys()
         assert record == pytest.approx(expected, rel=1e-4)
 
@@ -315,7 +317,7 @@ def test_mixing_metrics_in_loop_without_trainer_equal_direct_computation():
         optimizer.zero_grad()
         metrics.update(result.mixing_metrics, num_images=len(result.logits))
         metrics.step()
-    values, expected = metrics.compute().summarize(), expected_metrics(outputs, steps=4)
+    values, expected = metrics.compute(), expected_metrics(outputs, steps=4)
     assert expected["mixed_samples"] > 0
     assert {name: values[name] for name in expected} == pytest.approx(expected, rel=1e-5)
 

@@ -89,7 +89,7 @@ class TokenMixupCallback(EpochLogCallback):
     ):
         if self._hook is None or logs is None or not logs.keys() & {"loss", "train_loss"}:
             return
-        totals = self._metrics.compute(self.trainer.accelerator)
+        totals = self._metrics.totals(self.trainer.accelerator)
         self._metrics = MixingMetrics()
         self._totals += totals
         self._warnings.add(totals)
