@@ -39,7 +39,7 @@ TAU_LADDER = (0.1, 0.15, 0.2, 0.3, 0.43, 0.6, 0.8, 1.0)  # fractions of ln C
 KAPPA_LADDER = (1, 3, 5, 10, 20, 50, 100)
 
 MAX_FORWARD_IMAGES = 64  # limits the memory for hidden states of all layers
-MAX_MEMORY_IMAGES = 32  # the attention mass is a mean over thousands of queries per image, and costs the most time
+MAX_MEMORY_IMAGES = 16  # the attention mass is a mean over thousands of queries per image, and costs the most time
 
 
 @dataclass(frozen=True)
@@ -160,6 +160,8 @@ def calibrate(
     indices = sorted(set(range(len(model.get_transformer_layers())) if layers is None else layers))
     if not indices:
         raise ValueError("layers must name at least one layer, or be None for all layers, got none.")
+    for index in indices:
+        validate_layer(model, index)
     for name, ladder in (("rho_ladder", rho_ladder), ("tau_ladder", tau_ladder)):
         if not ladder or not all(value >= 0 for value in ladder):
             raise ValueError(f"{name} must have one or more values of at least 0, got {list(ladder)}.")
@@ -239,8 +241,6 @@ def _measure(
     fitted_layers: Sequence[int],
     seed: int,
 ) -> _Measurements:
-    for index in saliency_layers:
-        validate_layer(model, index)
     measured = None
     generator = torch.Generator(device=model.device).manual_seed(seed)
     with eval_mode(model), torch.no_grad(), torch.autocast(model.device.type, enabled=False):

@@ -4,7 +4,7 @@ import torch
 
 from ..functional import difficulty
 
-FIT_STEPS = 100
+FIT_STEPS = 50
 # The product of the learning rate and the number of features: a step changes a logit by about this much at most.
 LOGIT_STEP = 0.3
 

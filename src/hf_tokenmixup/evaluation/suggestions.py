@@ -58,6 +58,7 @@ def suggest_settings(layers: Sequence[LayerCalibration], num_layers: int) -> Sug
       learned, and the others stay as they are. A fitted ScoreNet has seen few images, and one in training reaches a
       lower loss: what is half of the images here would soon be nearly all. A value from a fitted ScoreNet is therefore
       limited to 0.43, the paper's for CIFAR-10 and CIFAR-100. Fewer images are easy at first, and more after a while.
+      The same limit applies if no image is easy at any value.
     - Vertical layer: the next measured layer after the horizontal layer; if there is none, the last measured layer.
     - kappa: the lowest value with an attention mass of at least 3%, since less would hardly change the layer's output.
 
@@ -93,8 +94,9 @@ def _suggest_rho(forecasts: Sequence[HorizontalForecast]) -> float | None:
 
 
 def _suggest_tau(layer: LayerCalibration) -> float:
-    best = min(layer.tau, key=lambda forecast: abs(forecast.easy_images - TARGET_EASY_IMAGES))
-    limit = math.inf if layer.scorenet == "trained" else MAX_FITTED_TAU
+    # Of equal distances, the highest value: it makes images easy the earliest.
+    best = min(layer.tau, key=lambda item: (abs(item.easy_images - TARGET_EASY_IMAGES), -item.horizontal_tau_relative))
+    limit = math.inf if layer.scorenet == "trained" and best.easy_images > 0 else MAX_FITTED_TAU
     return min(best.horizontal_tau_relative, limit)
 
 
