@@ -42,10 +42,7 @@ RECIPE_HELP = (
     "{} drops the recipe's."
 )
 PRINT_RECIPE_HELP = "Print a recipe with its bases and the other flags, as YAML that is a recipe itself, and exit."
-DRY_RUN_HELP = (
-    "Load model and data, print what the settings of TokenMixup do in the first batches, and exit. Nothing is trained "
-    "or written."
-)
+DRY_RUN_HELP = "Print what the settings of TokenMixup do in the first batches, and exit without training or writing."
 
 
 @dataclass

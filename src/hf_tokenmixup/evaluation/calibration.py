@@ -355,10 +355,10 @@ def _attention_mass(
     elements = num_heads * num_tokens * (num_tokens + collected.shape[1] * collected.shape[2])
     chunk = max(1, MAX_ATTENTION_MAP_ELEMENTS // elements)
     masses = [
-        collected_attention(layer, own, memory, kappas).double().sum(dim=0)
+        collected_attention(layer, own, memory, kappas).cpu().double().sum(dim=0)
         for own, memory in zip(hidden.split(chunk), collected.split(chunk), strict=True)
     ]
-    return torch.stack(masses).sum(dim=0).cpu()
+    return torch.stack(masses).sum(dim=0)
 
 
 def _calibrate_layer(
