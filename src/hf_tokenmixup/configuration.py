@@ -73,7 +73,7 @@ class TokenMixupConfigMixin:
         None, "Images with a ScoreNet loss below this value, in nats, are easy and are mixed; none: all images."
     )
     horizontal_tau_relative: float | None = _config_field(
-        0.2, "Replaces horizontal_tau: the value as a fraction of ln(number of classes), the loss of a guess."
+        0.43, "Replaces horizontal_tau: the value as a fraction of ln(number of classes), the loss of a guess."
     )
     horizontal_rho: float | None = _config_field(
         None, "Minimum saliency gain of a replaced token, an attention probability."

@@ -51,7 +51,7 @@ FROZEN = {
     "cct-2-3x2-cifar10-cpu": (40, {"vertical_layers": [1], "horizontal_rho_relative": 1.3, "learning_rate": 0.001}),
     f"{C10}-baseline": (41, {"label_column_name": "label", "learning_rate": 0.0005, "weight_decay": 0.05}),
     f"{C10}-htm": (48, {"horizontal_layers": [2], "horizontal_tau": 1.0, "horizontal_rho": 0.003}),
-    f"{C10}-htm-vtm": (50, {"horizontal_layers": [2], "vertical_layers": [3], "horizontal_rho_relative": 1.3}),
+    f"{C10}-htm-vtm": (50, {"horizontal_layers": [2], "vertical_layers": [3], "horizontal_rho": 0.004}),
     f"{C10}-vtm": (44, {"vertical_layers": [1], "vertical_kappa": 5, "saliency_query": "mean"}),
     f"{C100}-baseline": (41, {"label_column_name": "fine_label", "learning_rate": 0.0006, "mixup_prob": 1.0}),
     f"{C100}-baseline-no-input-mixing": (39, {"mixup_alpha": 0.0, "cutmix_alpha": 0.0, "random_erasing": 0.25}),

@@ -133,7 +133,8 @@ def test_lora_metrics_match_full_training(arguments):
         trainer.train()
         lines.append(trainer.state.log_history[0])
     assert lines[0]["mixed_samples"] > 0 and lines[0].keys() == lines[1].keys()
-    for name in lines[0].keys() - {"grad_norm"}:
+    # The attention to collected tokens is measured after the step.
+    for name in lines[0].keys() - {"grad_norm", "vertical_attention"}:
         assert lines[1][name] == pytest.approx(lines[0][name], rel=1e-6), name
 
 
