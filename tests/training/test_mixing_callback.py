@@ -275,7 +275,8 @@ assert record["mixed_fraction"] == record["mixed_samples"] / 8
     script = tmp_path / "worker.py"
     script.write_text(code)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    subprocess.run(command, check=True, timeout=HANG_S)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S)
+    assert result.returncode == 0, result.stderr
 
 
 def test_callback_label_smoothing_raises(tmp_path):

@@ -164,7 +164,7 @@ def print_summary(metrics: dict[str, float], trainer: TokenMixupTrainer) -> None
     lines = []
     if "eval_top1" in metrics:
         lines.append(f"top-1 {metrics['eval_top1']:.2%}   top-5 {metrics['eval_top5']:.2%}")
-    if mixing := describe_mixing(metrics, trainer.classifier_model.config):
+    if mixing := describe_mixing(metrics, trainer.classifier_model.config, trainer.mixing_totals.complete):
         lines.append(f"mixing   {mixing}")
     if trainer.args.do_train:
         lines.append(f"model    {folder}")

@@ -4,7 +4,7 @@ import torch
 
 from ..functional import select_salient_tokens
 from ..models import TokenMixupModelMixin
-from ..models.layer_inputs import interpolation_kwargs, layer_saliency
+from ..models.layer_inputs import layer_inputs, layer_saliency
 from ..saliency import eval_mode
 from .forecasts import collected_attention
 
@@ -26,7 +26,7 @@ def vertical_attention(model: TokenMixupModelMixin, pixel_values: torch.Tensor) 
         return None
     # Also the dropout of adapters must not draw random numbers, which would change the run.
     with eval_mode(model), torch.no_grad():
-        inputs, layers = _layer_inputs(model, pixel_values), model.get_transformer_layers()
+        inputs, layers = layer_inputs(model, pixel_values), model.get_transformer_layers()
         generator = torch.Generator(pixel_values.device).manual_seed(0)
         collected, relative = [], []
         for index, hidden in enumerate(inputs):
@@ -41,24 +41,6 @@ def vertical_attention(model: TokenMixupModelMixin, pixel_values: torch.Tensor) 
                     select_salient_tokens(hidden, saliency, config.vertical_kappa, config.num_prefix_tokens)
                 )
     return torch.stack(relative).mean()
-
-
-def _layer_inputs(model: TokenMixupModelMixin, pixel_values: torch.Tensor) -> list[torch.Tensor]:
-    """Compute the input (B, N, D) of each layer with hooks that are removed again.
-
-    With `output_hidden_states`, transformers would leave hooks in the model, which is being trained.
-    """
-    inputs: list[torch.Tensor] = []
-    hooks = [
-        layer.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
-        for layer in model.get_transformer_layers()
-    ]
-    try:
-        model(pixel_values, **interpolation_kwargs(model, pixel_values))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return inputs
 
 
 def _no_gradient() -> torch.Tensor:

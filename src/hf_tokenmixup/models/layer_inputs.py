@@ -26,10 +26,19 @@ def layer_inputs(model: TokenMixupModelMixin, pixel_values: torch.Tensor) -> Seq
         ValueError: if the model has no TokenMixup layers.
     """
     validate_tokenmixup_model(model)
-    with eval_mode(model), torch.no_grad():
-        return model(
-            pixel_values, output_hidden_states=True, **interpolation_kwargs(model, pixel_values)
-        ).hidden_states
+    inputs: list[torch.Tensor] = []
+    # `output_hidden_states` would leave hooks of transformers in the model, which may be in training.
+    hooks = [
+        layer.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+        for layer in model.get_transformer_layers()
+    ]
+    try:
+        with eval_mode(model), torch.no_grad():
+            model(pixel_values, **interpolation_kwargs(model, pixel_values))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return inputs
 
 
 def layer_saliency(
