@@ -7,7 +7,9 @@ import pytest
 import torch
 
 
-@pytest.mark.parametrize("module", ["hf_tokenmixup.functional", "hf_tokenmixup.metrics"])
+@pytest.mark.parametrize(
+    "module", ["hf_tokenmixup.functional", "hf_tokenmixup.metrics", "hf_tokenmixup.models.modeling_tokenmixup"]
+)
 def test_docstring_examples_pass(module):
     torch.manual_seed(0)
     result = doctest.testmod(importlib.import_module(module))

@@ -5,8 +5,12 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from helpers.tiny_training import Images, tokenmixup_vit
+from transformers import AutoModelForImageClassification
 
 from hf_tokenmixup.configuration import TokenMixupConfigMixin
+from hf_tokenmixup.models import summarize_mixing_metrics
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -40,3 +44,34 @@ def test_training_page_names_existing_recipes():
     names = re.findall(r"^\| `([\w-]+)`", table, re.MULTILINE)
     folder = ROOT / "src" / "hf_tokenmixup" / "recipes"
     assert names and [name for name in names if not (folder / f"{name}.yaml").is_file()] == []
+
+
+def test_settings_page_lists_each_logged_metric():
+    model = tokenmixup_vit().train()
+    batch = {"pixel_values": Images(4).pixels, "labels": Images(4).labels}
+    logged = summarize_mixing_metrics(model(**batch).mixing_metrics, num_images=4, num_steps=1)
+    section = (
+        (ROOT / "docs" / "settings.md").read_text(encoding="utf-8").split("## Logged metrics")[1].split("\n## ")[0]
+    )
+    assert sorted(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == sorted([*logged, "vertical_attention"])
+
+
+def test_training_page_examples_of_other_trainers_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    section = (ROOT / "docs" / "training.md").read_text(encoding="utf-8").split("## Other trainers and loops")[1]
+    examples = re.findall(r"^```python\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    images = Images(16)
+    for example, folder in zip(examples, ("outputs/stock/plain", "outputs/loop"), strict=True):
+        model = tokenmixup_vit()
+        loader = [{"pixel_values": images.pixels[i : i + 4], "labels": images.labels[i : i + 4]} for i in (0, 4, 8)]
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        names = {"model": model, "train_dataset": images, "train_dataloader": loader, "optimizer": optimizer}
+        exec(example, names)
+        assert "'mixed_fraction': " in capsys.readouterr().out
+        if "trainer" in names:
+            assert names["trainer"].state.log_history[-2]["mixed_fraction"] == 1
+        else:
+            assert names["metrics"].compute()["mixed_samples"] == 4
+        plain, info = AutoModelForImageClassification.from_pretrained(folder, output_loading_info=True)
+        assert not info["missing_keys"] and not info["unexpected_keys"]
+        assert torch.equal(plain.classifier.weight, model.classifier.weight)

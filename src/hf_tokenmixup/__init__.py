@@ -5,6 +5,7 @@ The equations are in `hf_tokenmixup.functional`, the models in `hf_tokenmixup.mo
 """
 
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
 from transformers.utils.versions import require_version
 
@@ -18,10 +19,23 @@ from .models import (  # noqa: E402
     load_classifier,
 )
 
+if TYPE_CHECKING:
+    from .training import TokenMixupCallback
+
 __all__ = [
+    "TokenMixupCallback",
     "TokenMixupViTConfig",
     "TokenMixupViTForImageClassification",
     "TokenMixupViTLayer",
     "load_classifier",
 ]
 __version__ = version("hf_tokenmixup")
+
+
+def __getattr__(name: str) -> Any:
+    # The imports of `training` (timm, datasets, matplotlib) take seconds, and models do not need them.
+    if name == "TokenMixupCallback":
+        from .training import TokenMixupCallback
+
+        return TokenMixupCallback
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

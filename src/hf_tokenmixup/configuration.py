@@ -36,12 +36,17 @@ def _replace_default_thresholds(config_class: type) -> type:
     def wrapped(self, *args, **kwargs):
         _validate_exclusive(kwargs)
         for absolute, relative in RELATIVE_THRESHOLDS.items():
-            if absolute in kwargs and (kwargs[absolute] is not None or absolute == "horizontal_tau"):
+            if absolute in kwargs and _is_value(absolute, kwargs[absolute]):
                 kwargs.setdefault(relative, None)
         init(self, *args, **kwargs)
 
     config_class.__init__ = wrapped  # type: ignore[misc]
     return config_class
+
+
+def _is_value(threshold: str, value: float | None) -> bool:
+    """Whether `value` sets a threshold. None is a value of `horizontal_tau` only: all images are easy."""
+    return value is not None or threshold == "horizontal_tau"
 
 
 def _validate_exclusive(given: Mapping[str, Any]) -> None:
@@ -147,8 +152,7 @@ class TokenMixupConfigMixin:
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         for absolute, relative in RELATIVE_THRESHOLDS.items():
-            # None is a value of `horizontal_tau` (all images), and no value of the other thresholds.
-            if name == absolute and (value is not None or absolute == "horizontal_tau"):
+            if name == absolute and _is_value(name, value):
                 super().__setattr__(relative, None)
             elif name == relative and value is not None:
                 super().__setattr__(absolute, None)

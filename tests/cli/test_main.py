@@ -8,7 +8,7 @@ import pytest
 from hf_tokenmixup import __version__
 from hf_tokenmixup.cli import main, program
 
-COMMANDS = ["finetune", "evaluate", "publish", "visualize", "study", "benchmark", "throughput", "convert"]
+COMMANDS = ["finetune", "calibrate", "evaluate", "publish", "visualize", "study", "benchmark", "throughput", "convert"]
 
 
 def run(monkeypatch, *words):
@@ -38,7 +38,7 @@ def test_main_with_command_shows_help_of_command(monkeypatch, capsys, command):
 def test_main_with_unknown_command_suggests_similar_command(monkeypatch):
     with pytest.raises(SystemExit, match="^hf-tokenmixup: there is no command 'fine-tune': did you mean finetune\\? "):
         run(monkeypatch, "fine-tune")
-    with pytest.raises(SystemExit, match="there is no command 'xyz'. Commands: finetune, evaluate"):
+    with pytest.raises(SystemExit, match="there is no command 'xyz'. Commands: finetune, calibrate, evaluate"):
         run(monkeypatch, "xyz")
 
 

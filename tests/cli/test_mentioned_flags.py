@@ -23,7 +23,7 @@ OF_LAUNCHERS = {
     "--mixed_precision",
 }
 # Commands that take or build options of finetune too.
-WITH_FINETUNE = ("study", "benchmark", "throughput", "model_cards", "convert")
+WITH_FINETUNE = ("calibrate", "study", "benchmark", "throughput", "model_cards", "convert")
 # Modules with messages of a command, other than its own.
 MODULES = {"finetune": ("validation", "optimizer_checks")}
 # Which commands show the messages of a part of the library; the longest match counts.

@@ -56,7 +56,7 @@ def trained(tmp_path_factory):
         patch = {"patch_size": 4} if config_class.model_type == "vit" else {}
         torch.manual_seed(0)
         model = model_class(config_class(**SMALL, **patch, **{**settings, "vertical_kappa": 2}))
-        model.published().save_pretrained(folder / recipe["output_dir"])
+        model.to_plain_model().save_pretrained(folder / recipe["output_dir"])
         ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder / recipe["output_dir"])
     return folder
 

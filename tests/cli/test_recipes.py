@@ -48,7 +48,7 @@ def test_load_recipe_packaged_equals_manual_resolution(name):
 
 # Number of options, and some values, of the files before they had bases.
 FROZEN = {
-    "cct-2-3x2-cifar10-cpu": (40, {"vertical_layers": [1], "horizontal_rho": 0.004, "learning_rate": 0.001}),
+    "cct-2-3x2-cifar10-cpu": (40, {"vertical_layers": [1], "horizontal_rho_relative": 1.3, "learning_rate": 0.001}),
     f"{C10}-baseline": (41, {"label_column_name": "label", "learning_rate": 0.0005, "weight_decay": 0.05}),
     f"{C10}-htm": (48, {"horizontal_layers": [2], "horizontal_tau": 1.0, "horizontal_rho": 0.003}),
     f"{C10}-htm-vtm": (50, {"horizontal_layers": [2], "vertical_layers": [3], "horizontal_rho": 0.004}),

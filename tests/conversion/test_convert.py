@@ -137,7 +137,7 @@ def test_cct_in_each_container_matches_reference(tmp_path, name):
     case, tensors = load_case("cct_eval")
     file = write(tmp_path / name, CONTAINERS[name](released_cct()))
     folder = convert_weights(file, tmp_path / "out", num_attention_heads=2)
-    assert_same(load_file(folder / "model.safetensors"), build_cct(case).published().state_dict())
+    assert_same(load_file(folder / "model.safetensors"), build_cct(case).to_plain_model().state_dict())
     model = AutoModelForImageClassification.from_pretrained(folder).eval()
     assert type(model) is CctForImageClassification
     torch.testing.assert_close(model(tensors["in.pixel_values"]).logits, tensors["eval.logits"], **LOGITS)

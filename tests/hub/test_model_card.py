@@ -91,12 +91,12 @@ def test_card_without_training_facts_has_no_training_or_license():
 @pytest.mark.parametrize("make", [plain_vit, tokenmixup_vit, resnet])
 def test_card_parameters_equal_exported_model_parameters(make):
     model = make()
-    published = model.published() if hasattr(model, "published") else model
-    count = sum(parameter.numel() for parameter in published.parameters())
+    exported = model.to_plain_model() if hasattr(model, "to_plain_model") else model
+    count = sum(parameter.numel() for parameter in exported.parameters())
     text = build_model_card(model.config, "a/b").text
     assert f"| parameters | {count:,} |" in text
     # The plain and the TokenMixup configuration give the same card.
-    assert build_model_card(published.config, "a/b").text == text
+    assert build_model_card(exported.config, "a/b").text == text
 
 
 def test_card_model_and_class_names_match_config():

@@ -71,7 +71,7 @@ def test_pushed_model_loads_without_hf_tokenmixup(finetune, hub, tmp_path, monke
             arguments(family, tmp_path / family, "--hub_model_id", f"alice/digits-{family}")
         )
         finetune.train_and_evaluate(trainer)
-        model = trainer.model.published().eval()
+        model = trainer.model.to_plain_model().eval()
         files = hub.files(f"alice/digits-{family}")
         code = {"configuration_cct.py", "modeling_cct.py"} if family == "cct" else set()
         assert {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"} | code <= set(files)

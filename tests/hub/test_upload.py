@@ -37,7 +37,7 @@ def trained():
 def folder(trained, tmp_path):
     """An output folder of a training run: the exported model, and files that must not be uploaded."""
     folder = tmp_path / "output"
-    trained.published().save_pretrained(folder)
+    trained.to_plain_model().save_pretrained(folder)
     ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(folder)
     trained.save_pretrained(folder / "checkpoint-2")
     for name in ("training_args.bin", "trainer_state.json", "notes.txt", "checkpoint-2/optimizer.pt", "runs/events"):

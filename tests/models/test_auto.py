@@ -36,7 +36,7 @@ def test_load_classifier_vit_checkpoint_with_tokenmixup_and_new_classes(tmp_path
 def test_load_classifier_keeps_other_settings_of_checkpoint(tmp_path):
     options = {"model_type": "vit", "from_scratch": True, "config_overrides": VIT}
     first = load_classifier(**options, tokenmixup={"vertical_layers": [1], "vertical_kappa": 2})
-    first.published().save_pretrained(tmp_path)
+    first.to_plain_model().save_pretrained(tmp_path)
     again = load_classifier(str(tmp_path), tokenmixup={"vertical_kappa": 3})
     assert (again.config.vertical_layers, again.config.vertical_kappa) == ([1], 3)
 
@@ -130,5 +130,5 @@ def test_load_classifier_other_number_of_classes_raises(tmp_path):
 
 def test_load_classifier_plain_returns_transformers_class(tmp_path):
     options = {"model_type": "vit", "from_scratch": True, "config_overrides": VIT}
-    load_classifier(**options, tokenmixup={"horizontal_layers": [1]}).published().save_pretrained(tmp_path)
+    load_classifier(**options, tokenmixup={"horizontal_layers": [1]}).to_plain_model().save_pretrained(tmp_path)
     assert type(load_classifier(str(tmp_path), plain=True)) is ViTForImageClassification

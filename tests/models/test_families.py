@@ -701,13 +701,13 @@ def test_disabling_htm_drops_scorenet_without_warning(build, tmp_path):
     assert info == CLEAN
 
 
-def test_published_returns_base_model(build, tmp_path, images):
+def test_to_plain_model_returns_base_model(build, tmp_path, images):
     model = build(**BOTH).eval()
-    published = model.published()
+    exported = model.to_plain_model()
     plain_class, _ = plain_classes(model)
-    assert type(published) is plain_class and not published.training
-    assert published.classifier.weight.data_ptr() == model.classifier.weight.data_ptr()
-    published.save_pretrained(tmp_path)
+    assert type(exported) is plain_class and not exported.training
+    assert exported.classifier.weight.data_ptr() == model.classifier.weight.data_ptr()
+    exported.save_pretrained(tmp_path)
     ViTImageProcessor(size={"height": 20, "width": 20}).save_pretrained(tmp_path)
     for model_class in (plain_class, AutoModelForImageClassification):
         opened, info = loading_info(model_class, tmp_path)

@@ -107,9 +107,9 @@ def test_saliency_includes_adapters_without_dropout(build):
 
 
 @pytest.mark.parametrize("route", ["peft", "transformers"])
-def test_published_merges_adapters(build, route):
+def test_to_plain_model_merges_adapters(build, route):
     model = build()
-    names = set(model.published().state_dict())
+    names = set(model.to_plain_model().state_dict())
     if route == "peft":
         outer = adapt(model, dropout=0.5, trained=True)
     else:
@@ -123,17 +123,17 @@ def test_published_merges_adapters(build, route):
                     parameter.normal_(std=0.3)
     before = copy.deepcopy(outer.state_dict())
     outer.train()
-    published = model.published()
-    assert type(published) is model.base_model_class and set(published.state_dict()) == names
-    assert all(parameter.requires_grad for parameter in published.parameters())
-    assert not find_adapter_layers(published) and find_adapter_layers(model)
+    exported = model.to_plain_model()
+    assert type(exported) is model.base_model_class and set(exported.state_dict()) == names
+    assert all(parameter.requires_grad for parameter in exported.parameters())
+    assert not find_adapter_layers(exported) and find_adapter_layers(model)
 
-    logits = published.eval()(IMAGES).logits
+    logits = exported.eval()(IMAGES).logits
     torch.testing.assert_close(outer.eval()(pixel_values=IMAGES).logits, logits)
     with torch.no_grad():
         # Only weights below an adapter are copies.
         addresses = {parameter.data_ptr() for parameter in model.parameters()}
-        copied = {name for name, tensor in published.named_parameters() if tensor.data_ptr() not in addresses}
+        copied = {name for name, tensor in exported.named_parameters() if tensor.data_ptr() not in addresses}
         assert copied == {name for name in names if name.rpartition(".")[0].endswith(tuple(model.lora_target_modules))}
     after = outer.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)

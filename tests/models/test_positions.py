@@ -42,7 +42,7 @@ def test_from_pretrained_vit_at_another_size_interpolates_positions(vit, tmp_pat
     height, width = size if isinstance(size, list) else (size, size)
     expected = logits(vit, height, width, interpolate_pos_encoding=True)
     assert torch.equal(logits(model, height, width), expected)
-    assert torch.equal(logits(model.published(), height, width), expected)
+    assert torch.equal(logits(model.to_plain_model(), height, width), expected)
     assert model.config.image_size == size
     assert f"grid of 4x4 tokens. Its positions are interpolated to {height // 4}x{width // 4}" in caplog.text
 

@@ -58,6 +58,6 @@ def test_sharded_checkpoint_matches_single_file(model):
 
 
 def test_no_split_modules_are_modules_of_model():
-    for model in (tokenmixup_vit(), tokenmixup_cct(), tokenmixup_vit().published()):
+    for model in (tokenmixup_vit(), tokenmixup_cct(), tokenmixup_vit().to_plain_model()):
         assert set(model._no_split_modules) <= {type(module).__name__ for module in model.modules()}
         assert any(name.endswith("Layer") for name in model._no_split_modules)

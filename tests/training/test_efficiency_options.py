@@ -53,7 +53,7 @@ def test_gradient_checkpointing_trains_same_weights(arguments, make_model, reent
 
 
 def plain_cct():
-    return tokenmixup_cct().published()
+    return tokenmixup_cct().to_plain_model()
 
 
 @pytest.mark.parametrize("make_model", [tokenmixup_vit, tokenmixup_cct, plain_vit, plain_cct])

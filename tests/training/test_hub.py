@@ -72,8 +72,8 @@ def test_card_evaluation_is_that_of_exported_model(arguments):
     assert not trainer.model_card("alice/vit").data.eval_results
     metrics = trainer.evaluate()
     evaluation = trainer.run_record.evaluation_result("alice/vit")
-    published = trainer.model.published()
-    assert evaluation.num_parameters == sum(p.numel() for p in published.parameters())
+    exported = trainer.model.to_plain_model()
+    assert evaluation.num_parameters == sum(p.numel() for p in exported.parameters())
     assert evaluation.num_parameters < sum(p.numel() for p in trainer.model.parameters())
     assert (evaluation.num_images, evaluation.loss, evaluation.dtype) == (10, metrics["eval_loss"], "fp32")
     assert evaluation.macs > 0 and not trainer_of(arguments()).run_record.evaluation_result("alice/vit")

@@ -1,4 +1,4 @@
-"""LoRA: what trains, what a checkpoint holds, what is published, and mistakes that are told."""
+"""LoRA: what trains, what a checkpoint holds, what is exported, and mistakes that are reported."""
 
 import sys
 from pathlib import Path
@@ -89,7 +89,7 @@ def test_lora_trains_adapters_classifier_and_scorenet(family, tau):
 @pytest.mark.parametrize("family", MODELS)
 @pytest.mark.parametrize("route", ["ours", "peft", "transformers"])
 def test_lora_resumed_run_matches_uninterrupted_run(arguments, family, route):
-    """And what trained is what should, its checkpoint is small, and what is published is a plain model."""
+    """And what trained is what should, its checkpoint is small, and what is exported is a plain model."""
     args = arguments(save_strategy="steps", save_steps=3, max_steps=6, optim_args="momentum=0.9", mixup_alpha=0.8)
     model = adapt(family, route, dropout=0.2, **DROPOUT)
     before = weights(model)
@@ -116,10 +116,10 @@ def test_lora_resumed_run_matches_uninterrupted_run(arguments, family, route):
     names = {path.name for path in Path(args.output_dir).iterdir()}
     # With an adapter's files beside the model, transformers would put it in a second time.
     assert "model.safetensors" in names and not any("adapter" in name for name in names)
-    published, report = inner(model).base_model_class.from_pretrained(args.output_dir, output_loading_info=True)
+    exported, report = inner(model).base_model_class.from_pretrained(args.output_dir, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     pixels = Images(5).pixels
-    torch.testing.assert_close(published(pixels).logits, model.eval()(pixel_values=pixels).logits)
+    torch.testing.assert_close(exported(pixels).logits, model.eval()(pixel_values=pixels).logits)
     after = weights(model)
     assert all(torch.equal(after[name], expected[name]) for name in expected)
 
@@ -133,7 +133,8 @@ def test_lora_metrics_match_full_training(arguments):
         trainer.train()
         lines.append(trainer.state.log_history[0])
     assert lines[0]["mixed_samples"] > 0 and lines[0].keys() == lines[1].keys()
-    for name in lines[0].keys() - {"grad_norm"}:
+    # The attention to collected tokens is measured after the step.
+    for name in lines[0].keys() - {"grad_norm", "vertical_attention"}:
         assert lines[1][name] == pytest.approx(lines[0][name], rel=1e-6), name
 
 
@@ -145,10 +146,10 @@ def test_lora_trains_baseline(arguments, make_model):
     trainer = TokenMixupTrainer(adapted, args, train_dataset=Images(8), eval_dataset=Images(6))
     trainer.train()
     trainer.save_model()
-    published, report = AutoModelForImageClassification.from_pretrained(args.output_dir, output_loading_info=True)
-    assert type(published) is type(model) and not report["missing_keys"] and not report["unexpected_keys"]
+    exported, report = AutoModelForImageClassification.from_pretrained(args.output_dir, output_loading_info=True)
+    assert type(exported) is type(model) and not report["missing_keys"] and not report["unexpected_keys"]
     pixels = Images(5).pixels
-    torch.testing.assert_close(published(pixels).logits, adapted.eval()(pixel_values=pixels).logits)
+    torch.testing.assert_close(exported(pixels).logits, adapted.eval()(pixel_values=pixels).logits)
 
 
 @pytest.mark.parametrize("route", ["ours", "transformers"])
@@ -359,5 +360,5 @@ def test_lora_exported_folder_loads_with_tokenmixup_class(arguments):
     trainer.train()
     trainer.save_model()
     ours = load_classifier(trainer.args.output_dir)
-    assert ours.config.horizontal_layers == [1] and type(ours.published()) is ViTForImageClassification
+    assert ours.config.horizontal_layers == [1] and type(ours.to_plain_model()) is ViTForImageClassification
     assert all(parameter.requires_grad for parameter in ours.parameters())

@@ -145,6 +145,8 @@ def test_describe_mixing_reports_fractions_or_why_nothing_was_mixed():
         "nothing was mixed, because no image was easy: ScoreNet's mean loss was 1.2 nats, and tau is 1.1"
     )
     assert describe_mixing({"train_loss": 1.0}, config()) is None
+    partial = describe_mixing(metrics, config(), complete=False)
+    assert partial.endswith("moved (since the run was resumed from a checkpoint without totals)")
 
 
 def test_mixing_totals_sum_equals_totals_of_all_steps():

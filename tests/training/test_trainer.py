@@ -126,7 +126,7 @@ def test_trainer_labels_are_distributions_with_input_mixup_only(arguments):
         model = tokenmixup_vit()
         seen = []
         model.register_forward_pre_hook(
-            lambda m, a, kwargs, seen=seen: seen.append(kwargs["labels"]), with_kwargs=True
+            lambda m, a, kwargs, seen=seen: seen.append(kwargs.get("labels")), with_kwargs=True
         )
         TokenMixupTrainer(model, arguments(**settings), train_dataset=Images(4)).train()
         assert seen[0].shape == shape
@@ -315,7 +315,9 @@ def test_trainer_model_of_one_class_raises(arguments):
 def test_trainer_results_have_fractions_of_the_complete_run(arguments, strategy):
     """Also of steps that no log line has."""
     model, forwards = tokenmixup_vit(horizontal_tau=1.4), []
-    model.register_forward_hook(lambda module, inputs, output: forwards.append(output.horizontal[0]))
+    model.register_forward_hook(
+        lambda module, inputs, output: forwards.append(output.horizontal[0]) if module.training else None
+    )
     args = arguments(max_steps=5, logging_steps=2, logging_strategy=strategy)
     metrics = TokenMixupTrainer(model, args, train_dataset=Images(10)).train().metrics
     mixed = sum(record.replaced.any(dim=1).sum().item() for record in forwards)

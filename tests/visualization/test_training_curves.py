@@ -5,11 +5,13 @@ import math
 import subprocess
 import sys
 
+import matplotlib.colors
 import matplotlib.image
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from hf_tokenmixup.visualization.figure_utils import BLUE, SKY
 from hf_tokenmixup.visualization.training_curves import plot_runs, plot_training_curves, read_training_log
 
 HISTORY = [
@@ -49,8 +51,57 @@ def test_plot_training_curves_shows_logged_values(tmp_path, figure):
         "evaluation": ([1.0], [1.5]),
         "ScoreNet (training)": ([0.5, 1.0], [2.2, 1.9]),
     }
+    # A log without fractions.
+    assert mixing.get_ylabel() == "images per step"
     assert lines(mixing) == {"mixed": ([0.5, 1.0], [1.0, 4.0]), "easy": ([0.5, 1.0], [3.0, 6.0])}
     assert all(axes.get_xlabel() == "epoch" and axes.get_legend() for axes in figure[0].axes)
+
+
+FRACTIONS = [
+    {"epoch": 1.0, "loss": 2.5, "classification_loss": 1.5, "scorenet_loss": 1.0, "easy_fraction": 0.0},
+    {"epoch": 2.0, "loss": 1.5, "classification_loss": 1.0, "scorenet_loss": 0.5, "easy_fraction": 0.75},
+]
+FRACTIONS[0] |= {"easy_samples": 0.0, "mixed_samples": 0.0, "mixed_fraction": 0.0}
+FRACTIONS[1] |= {"easy_samples": 6.0, "mixed_samples": 6.0, "mixed_fraction": 0.75}
+FRACTIONS[1] |= {"replaced_fraction": 0.25, "label_mass_moved": 0.375}
+
+
+def test_plot_training_curves_shows_losses_and_fractions(tmp_path, figure):
+    plot_training_curves(FRACTIONS, tmp_path / "curves.png")
+    _, loss, mixing = figure[0].axes
+    assert lines(loss) == {
+        "training": ([1.0, 2.0], [2.5, 1.5]),
+        "classification (training)": ([1.0, 2.0], [1.5, 1.0]),
+        "ScoreNet (training)": ([1.0, 2.0], [1.0, 0.5]),
+    }
+    assert lines(mixing) == {
+        "easy images": ([1.0, 2.0], [0.0, 0.75]),
+        "mixed images": ([1.0, 2.0], [0.0, 0.75]),
+        "replaced tokens": ([2.0], [0.25]),
+        "moved label mass": ([2.0], [0.375]),
+    }
+    low, high = mixing.get_ylim()
+    assert low == 0 and 0.75 < high <= 1
+    assert tick_labels(mixing.yaxis)[0] == "0%"
+
+
+def test_plot_training_curves_without_mixed_images_has_range_above_zero(tmp_path, figure):
+    plot_training_curves(FRACTIONS[:1], tmp_path / "curves.png")
+    low, high = figure[0].axes[2].get_ylim()
+    assert low == 0 and 0 < high <= 1
+
+
+@pytest.mark.parametrize(
+    ("panel", "below", "above"), [(1, "loss", "classification_loss"), (2, "easy_fraction", "mixed_fraction")]
+)
+def test_plot_training_curves_coinciding_lines_are_both_visible(panel, below, above, tmp_path):
+    log = [{"epoch": float(epoch), below: 0.5, above: 0.5} for epoch in range(3)]
+    image = matplotlib.image.imread(plot_training_curves(log, tmp_path / "curves.png"))[..., :3]
+    width = image.shape[1] // 3
+    # A column of pixels right of the middle of the panel, where no legend is.
+    column = image[:, int((panel + 0.8) * width)]
+    visible = [(np.abs(column - matplotlib.colors.to_rgb(color)).max(axis=1) < 0.1).sum() for color in (SKY, BLUE)]
+    assert min(visible) >= 2, visible
 
 
 def test_plot_training_curves_draws_lines(tmp_path):
@@ -81,9 +132,11 @@ def constant_growth(start, step, **scale):
     ]
 
 
+@pytest.mark.parametrize("fractions", [False, True])
 @pytest.mark.parametrize(("start", "step"), [(0.15, 1e-3), (0.9991, 1e-5), (0.0, 1e-6), (0.5, 0.1)])
-def test_tick_labels_of_narrow_ranges_differ(start, step, tmp_path, figure):
+def test_tick_labels_of_narrow_ranges_differ(start, step, fractions, tmp_path, figure):
     scale = {"eval_top1": 1, "loss": 15, "eval_loss": 1e-5, "mixed_samples": 1e6, "replaced_tokens": 3e7}
+    scale |= {"mixed_fraction": 1} if fractions else {}
     log = constant_growth(start, step, **scale)
     plot_training_curves(log, tmp_path / "curves.png")
     for axes in [*plot_runs({"a": log, "b": log[:3]}).axes, *figure[0].axes]:
@@ -145,6 +198,11 @@ def test_plot_runs_shows_all_runs_in_each_panel():
         for line in axes.lines:
             assert all(axes.viewLim.contains(*point) for point in line.get_xydata())
     assert replaced.lines[0].get_marker() == "o"
+
+
+def test_plot_runs_compares_classification_losses():
+    panel = plot_runs({"htm": FRACTIONS, "baseline": OTHER}).axes[1]
+    assert lines(panel) == {"htm": ([1.0, 2.0], [1.5, 1.0]), "baseline": ([1.0, 3.0], [3.0, 2.5])}
 
 
 def test_plot_runs_omits_panels_without_values():

@@ -9,8 +9,8 @@ from torch import nn
 
 from ..functional import horizontal_mix, mix_targets, mix_tokens, optimal_assignment, replace_mask, saliency_gain
 from ..models import TokenMixupModelMixin
+from ..models.layer_inputs import layer_inputs
 from ..saliency import attention_saliency, eval_mode, gradient_saliency, random_saliency
-from ..visualization.inspection import layer_inputs
 from .timing import Call
 
 MAX_FORWARD_BATCH = 64  # limits the memory for hidden states of all layers
@@ -74,7 +74,7 @@ def detection_cases(
         Functions that return (B, T): `attention` of the layer; `full maps`, the same from the attention maps of
         `output_attentions`; `full rollout` through all later layers; `gradient` of the loss; and `random`.
     """
-    config, base_model, hidden = model.config, model.published(), compute_layer_input(model, images, layer)
+    config, base_model, hidden = model.config, model.to_plain_model(), compute_layer_input(model, images, layer)
     num_tokens = hidden.shape[1] - config.num_prefix_tokens
 
     def gradient() -> torch.Tensor:
@@ -218,4 +218,4 @@ def training_models(
     all_settings = dict(settings_by_name)
     all_settings |= {f"{first}, {name}": settings | changes for name, changes in variants.items()}
     clones = {name: clone_with_config(model, **values) for name, values in all_settings.items()}
-    return {"plain": model.published()} | clones
+    return {"plain": model.to_plain_model()} | clones

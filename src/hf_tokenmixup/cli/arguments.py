@@ -43,6 +43,7 @@ RECIPE_HELP = (
     "{} drops the recipe's."
 )
 PRINT_RECIPE_HELP = "Print a recipe with its bases and the other flags, as YAML that is a recipe itself, and exit."
+DRY_RUN_HELP = "Print what the settings of TokenMixup do in the first batches, and exit without training or writing."
 
 
 @dataclass
@@ -193,6 +194,7 @@ class ParsedArguments:
         lora: of the adapters.
         tokenmixup: settings of TokenMixup by name, only those that were given.
         recipe: name or path; None without a recipe.
+        dry_run: whether to forecast the effect of the settings instead of training.
     """
 
     model: ModelArguments
@@ -202,6 +204,7 @@ class ParsedArguments:
     lora: LoraArguments
     tokenmixup: dict[str, Any]
     recipe: str | None
+    dry_run: bool
 
 
 def build_parser(description: str = "") -> CliParser:
@@ -209,6 +212,7 @@ def build_parser(description: str = "") -> CliParser:
     shared = CliParser([ModelArguments, DataArguments, AugmentationArguments, LoraArguments], add_help=False)
     shared.add_argument("--recipe", help=RECIPE_HELP)
     shared.add_argument("--print_recipe", metavar="RECIPE", help=PRINT_RECIPE_HELP)
+    shared.add_argument("--dry_run", action="store_true", help=DRY_RUN_HELP)
     group = shared.add_argument_group("TokenMixup", "Default: the value of the model's configuration.")
     for setting in dataclasses.fields(TokenMixupConfigMixin):
         default = getattr(TokenMixupConfigMixin(), setting.name)
@@ -283,6 +287,7 @@ def parse_options(arguments: Sequence[str], description: str = "") -> ParsedArgu
         lora=take(LoraArguments),
         training=training,
         recipe=given.pop("recipe"),
+        dry_run=given.pop("dry_run"),
         tokenmixup=given,
     )
 
@@ -305,6 +310,7 @@ def format_recipe(name_or_path: str, arguments: Sequence[str] = ()) -> str:
     namespace, remaining = parser.parse_known_args(words)
     check_unknown_options(remaining, parser)
     given = vars(namespace)
+    given.pop("dry_run", None)
     if "recipe" in given:
         raise ValueError("--print_recipe and --recipe cannot be used together. Remove --recipe.")
     # In a recipe, null is the same as no value.

@@ -35,10 +35,11 @@ from ..data import (
     load_streaming_image_dataset,
 )
 from ..data.transforms import infer_image_processor_config, resize_image_processor
+from ..evaluation.calibration import forecast_settings
 from ..hub.model_card import TrainingCardData
 from ..hub.upload import HubUploadError
 from ..metrics import compute_metrics, top_classes
-from ..models import class_names, height_and_width, load_classifier
+from ..models import TokenMixupModelMixin, class_names, height_and_width, load_classifier
 from ..training import (
     JsonlLoggerCallback,
     NonFiniteLossError,
@@ -53,6 +54,7 @@ from ..training.mixing_summary import describe_mixing
 from ..training.processes import check_equal, on_all_processes
 from ..utils.environment import public_dataset, redact_command
 from .arguments import DataArguments, ModelArguments, ParsedArguments, build_parser, format_recipe, parse_options
+from .forecast_text import first_batches, format_forecast
 from .launch_command import launch_command
 from .parser import flags_by_parameter
 from .processors import open_image_processor
@@ -162,7 +164,7 @@ def print_summary(metrics: dict[str, float], trainer: TokenMixupTrainer) -> None
     lines = []
     if "eval_top1" in metrics:
         lines.append(f"top-1 {metrics['eval_top1']:.2%}   top-5 {metrics['eval_top5']:.2%}")
-    if mixing := describe_mixing(metrics, trainer.classifier_model.config):
+    if mixing := describe_mixing(metrics, trainer.classifier_model.config, trainer.mixing_totals.complete):
         lines.append(f"mixing   {mixing}")
     if trainer.args.do_train:
         lines.append(f"model    {folder}")
@@ -277,8 +279,10 @@ def build_trainer(arguments: Sequence[str]) -> TokenMixupTrainer:
     options = parse_options(arguments, __doc__)
     model_args, data_args, args = options.model, options.data, options.training
     validate_options(options)
-    if not (args.do_train or args.push_to_hub) and args.output_dir_is_default:
-        # The Trainer creates its output folder, and an evaluation saves nothing in it.
+    if options.dry_run:
+        args.push_to_hub, args.resume_from_checkpoint = False, None
+    if options.dry_run or (not (args.do_train or args.push_to_hub) and args.output_dir_is_default):
+        # The Trainer creates its output folder, and an evaluation or a dry run saves nothing in it.
         args.output_dir = tempfile.mkdtemp()
         atexit.register(shutil.rmtree, args.output_dir, ignore_errors=True)
     logging.basicConfig(format="%(message)s", level=logging.WARNING if args.should_log else logging.ERROR)
@@ -317,19 +321,33 @@ def build_trainer(arguments: Sequence[str]) -> TokenMixupTrainer:
         preprocess_logits_for_metrics=top_classes,
         callbacks=[JsonlLoggerCallback(), TrainingCurvesCallback()] if args.do_train else None,
     )
+    trainer.dry_run = options.dry_run
     # After the trainer is built, since its accelerator has the launcher's settings.
     for name, card_data in build_card_data(options, arguments, data, trainer).items():
         setattr(trainer, name, card_data)
     return trainer
 
 
+def print_forecast(trainer: TokenMixupTrainer) -> None:
+    """Print what the settings of TokenMixup do in the first batches of a run."""
+    model = trainer.classifier_model
+    text = f"{type(model).__name__} does not support TokenMixup."
+    if isinstance(model, TokenMixupModelMixin):
+        text = format_forecast(forecast_settings(model, first_batches(trainer), seed=trainer.args.seed), model.config)
+    if trainer.is_world_process_zero():
+        print(f"Dry run: nothing is trained or written.\n{text}")
+
+
 def train_and_evaluate(trainer: TokenMixupTrainer) -> None:
-    """Train, evaluate, save and upload, as the trainer's arguments have it.
+    """Train, evaluate, save and upload, as the trainer's arguments have it; with `--dry_run`, print a forecast.
 
     Raises:
         SystemExit: SIGTERM ended the run, after a checkpoint was saved.
     """
     args, metrics = trainer.args, {}
+    if trainer.dry_run:
+        print_forecast(trainer)
+        return
     if args.do_train:
         result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         if trainer.terminated:

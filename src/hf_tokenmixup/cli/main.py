@@ -8,6 +8,7 @@ from .program import CONSOLE_COMMAND, exit_with
 
 COMMANDS = {
     "finetune": "train or fine-tune an image classifier with TokenMixup",
+    "calibrate": "forecast what rho, tau and kappa do, and suggest values",
     "evaluate": "measure an image classifier: top-1, top-5, loss, images per second",
     "publish": "upload a model folder to the Hub",
     "visualize": "plot saliency, mixed images, collected tokens and training curves",

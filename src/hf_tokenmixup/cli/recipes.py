@@ -40,7 +40,7 @@ _DEPENDS_ON = {"lr_scheduler_kwargs": "lr_scheduler_type"}
 # Lists of words that contain no commas. Other texts may be paths or patterns.
 _WORD_LISTS = ("include_for_metrics", "lora_target_modules", "report_to")
 # Options of the command line that a recipe cannot set.
-_COMMAND_LINE_ONLY = {"help", "help_all", "recipe", "print_recipe"}
+_COMMAND_LINE_ONLY = {"help", "help_all", "recipe", "print_recipe", "dry_run"}
 
 
 def find_recipe(name_or_path: str) -> Path:

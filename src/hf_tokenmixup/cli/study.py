@@ -51,6 +51,7 @@ RESERVED_OPTIONS = {
     "recipe": "For a sweep, pass --recipe before `--`.",
     "seed": "Pass --seeds before `--`.",
     "output_dir": "Pass --output_dir before `--`.",
+    "dry_run": "Run scripts/finetune.py with it.",
     "resume_from_checkpoint": "A run with a checkpoint resumes by itself.",
     "push_to_hub": "Run scripts/publish.py afterwards.",
     "hub_model_id": "Run scripts/publish.py afterwards.",

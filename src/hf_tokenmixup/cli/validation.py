@@ -38,6 +38,8 @@ def validate_options(options: ParsedArguments) -> None:
         )
     if args.label_names not in (None, ["labels"]):
         raise ValueError(f"--label_names must be labels, got {' '.join(args.label_names)}. Omit it.")
+    if options.dry_run and not args.do_train:
+        raise ValueError("--dry_run forecasts a training run, but --do_train is off. Add --do_train.")
     if not (args.do_train or args.do_eval):
         raise ValueError("Nothing to do: pass --do_train, --do_eval or both, or a recipe that has them.")
     if model_args.from_scratch and not args.do_train:

@@ -1,13 +1,26 @@
-"""Evaluation: accuracy, number of parameters and multiply-accumulate operations of a classifier."""
+"""Evaluation: accuracy, parameters and multiply-accumulate operations of a classifier, and a forecast of settings."""
 
+from .calibration import CalibrationResult, SettingsForecast, calibrate, forecast_settings
 from .evaluate import EvaluationResult, MetricSums, evaluate_classifier, resolve_model_revision
 from .flops import count_macs, count_parameters
+from .forecasts import EasyForecast, HorizontalForecast, LayerCalibration, VerticalForecast
+from .suggestions import SuggestedSettings, suggest_settings
 
 __all__ = [
+    "CalibrationResult",
+    "EasyForecast",
     "EvaluationResult",
+    "HorizontalForecast",
+    "LayerCalibration",
     "MetricSums",
+    "SettingsForecast",
+    "SuggestedSettings",
+    "VerticalForecast",
+    "calibrate",
     "count_macs",
     "count_parameters",
     "evaluate_classifier",
+    "forecast_settings",
     "resolve_model_revision",
+    "suggest_settings",
 ]

@@ -210,7 +210,7 @@ def validate_model_folder(folder: str | Path) -> None:
     if any(".scorenet." in name for name in names):
         raise ValueError(
             f"{folder} is a training checkpoint: it contains ScoreNet. Use its parent folder, or export the model "
-            "with `model.published().save_pretrained(...)`."
+            "with `model.to_plain_model().save_pretrained(...)`."
         )
     config = _read_json(folder / CONFIG_NAME)
     if config.get("model_type") not in CONFIG_MAPPING_NAMES and not config.get("auto_map"):

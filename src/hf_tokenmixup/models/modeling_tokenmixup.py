@@ -196,11 +196,28 @@ class TokenMixupModelMixin(ActivationCheckpointing, AdapterMethods):
             return outputs
         return self._build_training_output(outputs, context, num_items)
 
-    def published(self) -> PreTrainedModel:
+    def to_plain_model(self) -> PreTrainedModel:
         """Export the base model, which transformers loads without this package.
+
+        Use this after a run with another trainer or training loop. `TokenMixupTrainer.save_model` does it itself.
 
         The base model shares the weights of this model and has no ScoreNet. Adapters of peft are merged into copies of
         the adapted weights. The settings of TokenMixup remain in the configuration, so training can continue.
+
+        Returns:
+            The base model, for example a `ViTForImageClassification`, in the same mode (training or evaluation).
+
+        Example:
+            >>> from tempfile import TemporaryDirectory
+            >>> from transformers import AutoModelForImageClassification
+            >>> from hf_tokenmixup import TokenMixupViTConfig, TokenMixupViTForImageClassification
+            >>> model = TokenMixupViTForImageClassification(
+            ...     TokenMixupViTConfig(hidden_size=24, num_hidden_layers=2, horizontal_layers=[1])
+            ... )
+            >>> with TemporaryDirectory() as folder:
+            ...     model.to_plain_model().save_pretrained(folder)
+            ...     type(AutoModelForImageClassification.from_pretrained(folder)).__name__
+            'ViTForImageClassification'
         """
         config = self.base_model_class.config_class.from_dict(self.config.to_dict())
         config._attn_implementation = self.config._attn_implementation
@@ -216,8 +233,8 @@ class TokenMixupModelMixin(ActivationCheckpointing, AdapterMethods):
         return model.train(self.training)
 
     def push_to_hub(self, *args, **kwargs) -> str:
-        """Upload the exported base model, see `published`. Arguments are those of `PreTrainedModel.push_to_hub`."""
-        return self.published().push_to_hub(*args, **kwargs)
+        """Upload the base model of `to_plain_model`. Arguments are those of `PreTrainedModel.push_to_hub`."""
+        return self.to_plain_model().push_to_hub(*args, **kwargs)
 
     @classmethod
     def _validate_transformers_version(cls) -> None:

@@ -13,6 +13,8 @@ from ..vertical import VerticalMemory
 
 # Mixing metrics that are means over images. The others are sums over images.
 AVERAGED_METRICS = ("classification_loss", "difficulty", "scorenet_loss", "target_entropy")
+# Numbers of images of which the fraction among all images is logged too, by name of the fraction.
+_IMAGE_FRACTIONS = (("easy_fraction", "easy_samples"), ("mixed_fraction", "mixed_samples"))
 # Metrics that are ratios of two sums, by name.
 _FRACTIONS = (
     ("replaced_fraction", "replaced_tokens", "mixed_sample_tokens"),
@@ -160,7 +162,7 @@ def summarize_mixing_metrics(sums: Mapping[str, float], num_images: float, num_s
 
     Returns:
         `AVERAGED_METRICS` as means over images; the numbers `easy_samples`, `mixed_samples`, `replaced_tokens` and
-        `vertical_tokens` per step; and the fractions `mixed_fraction` and `easy_fraction` (of all images),
+        `vertical_tokens` per step; and the fractions `easy_fraction` and `mixed_fraction` (among all images),
         `replaced_fraction` (replaced tokens among the tokens of mixed images) and `label_mass_moved` (mean weight of
         the partner's label in mixed images). `saliency_gain` and `random_saliency_gain` are means over easy images. A
         mean over no images is missing.
@@ -170,10 +172,9 @@ def summarize_mixing_metrics(sums: Mapping[str, float], num_images: float, num_s
         for name, total in sums.items()
         if name not in _FRACTION_TERMS
     }
-    if "mixed_samples" in sums:
-        metrics["mixed_fraction"] = sums["mixed_samples"] / max(1, num_images)
-    if "easy_samples" in sums:
-        metrics["easy_fraction"] = sums["easy_samples"] / max(1, num_images)
+    for name, count in _IMAGE_FRACTIONS:
+        if count in sums:
+            metrics[name] = sums[count] / max(1, num_images)
     for name, numerator, denominator in _FRACTIONS:
         if numerator in sums and sums.get(denominator):
             metrics[name] = sums[numerator] / sums[denominator]

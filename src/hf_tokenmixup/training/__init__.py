@@ -3,6 +3,8 @@
 from .callbacks import JsonlLoggerCallback, TrainingCurvesCallback
 from .checkpointing.disk_space import OutputDirError, SaveError
 from .lora import LoraArguments, add_lora
+from .metrics import MixingMetrics
+from .mixing_callback import TokenMixupCallback
 from .nonfinite import NonFiniteLossError
 from .trainer import TokenMixupTrainer
 from .training_args import TokenMixupTrainingArguments
@@ -11,9 +13,11 @@ __all__ = [
     "TrainingCurvesCallback",
     "JsonlLoggerCallback",
     "LoraArguments",
+    "MixingMetrics",
     "NonFiniteLossError",
     "OutputDirError",
     "SaveError",
+    "TokenMixupCallback",
     "TokenMixupTrainer",
     "TokenMixupTrainingArguments",
     "add_lora",

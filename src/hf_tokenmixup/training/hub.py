@@ -132,7 +132,7 @@ class RunRecord(TrainerCallback):
             resumed=self._resumed,
             versions=library_versions() | ({"peft": version("peft")} if adapters else {}),
             curves=curves.name if curves.exists() else None,
-            mixing=describe_mixing(mixing, trainer.classifier_model.config),
+            mixing=describe_mixing(mixing, trainer.classifier_model.config, trainer.mixing_totals.complete),
             nothing_mixed=mixing.get("train_mixed_fraction") == 0,
         )
 

@@ -16,6 +16,17 @@ class MixingMetrics:
 
     Samples and tokens are summed over the micro-batches and processes of a step and averaged over steps; losses and
     difficulties (`AVERAGED_METRICS`) are averaged over all images.
+
+    Example:
+        metrics = MixingMetrics()
+        for batch in train_dataloader:
+            outputs = model(**batch)
+            outputs.loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            metrics.update(outputs.mixing_metrics, num_images=len(outputs.logits))
+            metrics.step()
+        print(metrics.compute())
     """
 
     def __init__(self) -> None:
@@ -41,10 +52,18 @@ class MixingMetrics:
         """End an optimizer step, after its last micro-batch."""
         self._steps += 1
 
-    def compute(self, accelerator: Accelerator) -> "MixingTotals":
-        """Return the totals over all steps and processes. A collective operation."""
+    def compute(self, accelerator: Accelerator | None = None) -> dict[str, float]:
+        """Return the metrics of a step, averaged over all steps, see `summarize_mixing_metrics`; empty without steps.
+
+        Args:
+            accelerator: Sums over its processes, so that all of them must call this. None: this process alone.
+        """
+        return self.totals(accelerator).summarize()
+
+    def totals(self, accelerator: Accelerator | None = None) -> "MixingTotals":
+        """Return the totals over all steps; `accelerator` as in `compute`."""
         totals = self._totals(accelerator)
-        return MixingTotals(totals["sums"], totals["images"], self._steps)
+        return MixingTotals(**totals, steps=self._steps)
 
     def state_dict(self, accelerator: Accelerator) -> dict[str, Any]:
         """Return the sums since the last log line as JSON values. A collective operation."""
@@ -59,12 +78,14 @@ class MixingMetrics:
         }
         self._images, self._steps = int(state["images"]) * factor, state["steps"]
 
-    def _totals(self, accelerator: Accelerator) -> dict[str, Any]:
-        """Return the sums over all processes, read from the device."""
+    def _totals(self, accelerator: Accelerator | None) -> dict[str, Any]:
+        """Return the sums over all processes, or over this one without accelerator, read from the device."""
         if not self._sums:
             return {"sums": {}, "images": 0}
         sums = torch.cat(list(self._sums.values()))
-        sums = accelerator.reduce(torch.cat([sums, sums.new_tensor([self._images])]), reduction="sum")
+        sums = torch.cat([sums, sums.new_tensor([self._images])])
+        if accelerator is not None:
+            sums = accelerator.reduce(sums, reduction="sum")
         *values, images = sums.tolist()
         totals: dict[str, float] = {}
         for name, value in zip((name for names in self._sums for name in names), values, strict=True):

@@ -5,19 +5,25 @@ from collections.abc import Mapping
 from transformers import PreTrainedConfig
 
 
-def describe_mixing(metrics: Mapping[str, float], config: PreTrainedConfig) -> str | None:
+def describe_mixing(metrics: Mapping[str, float], config: PreTrainedConfig, complete: bool = True) -> str | None:
     """Describe how many images, tokens and labels were mixed, or why none were.
 
     Args:
         metrics: results of a run, as `MixingTotals.run_metrics` returns them.
         config: configuration of the model.
+        complete: whether the results include all steps of the run, see `MixingTotals`.
 
     Returns:
         A sentence without a capital letter and a full stop; None for a run without horizontal TokenMixup.
     """
-    mixed = metrics.get("train_mixed_fraction")
-    if mixed is None:
+    if "train_mixed_fraction" not in metrics:
         return None
+    sentence = _describe(metrics, config)
+    return sentence if complete else f"{sentence} (since the run was resumed from a checkpoint without totals)"
+
+
+def _describe(metrics: Mapping[str, float], config: PreTrainedConfig) -> str:
+    mixed = metrics["train_mixed_fraction"]
     if mixed > 0:
         return (
             f"{mixed:.1%} of the images were mixed, with {metrics['train_replaced_fraction']:.1%} of their tokens "

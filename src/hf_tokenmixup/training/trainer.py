@@ -84,6 +84,7 @@ from .streaming import (
     with_stream_length,
 )
 from .training_args import TokenMixupTrainingArguments
+from .vertical_probe import VerticalProbe
 
 
 class TokenMixupTrainer(Trainer):
@@ -147,6 +148,7 @@ class TokenMixupTrainer(Trainer):
         self.nonfinite = NonFiniteGuard(args.skip_nonfinite_steps)
         self.mixing_metrics, self.mixing_totals = MixingMetrics(), MixingTotals()
         self.mixing_warnings = MixingWarnings(None)
+        self.vertical_probe = VerticalProbe()
         self.ema = EmaCallback(self)
         self.preemption = PreemptionCallback()
         self.resume_state = ResumeState(self)
@@ -246,7 +248,7 @@ class TokenMixupTrainer(Trainer):
         """Return the model as it is exported to the output folder and the Hub: plain, with adapters merged."""
         model = self.classifier_model
         with torch.random.fork_rng(devices=[]):
-            return model.published() if isinstance(model, TokenMixupModelMixin) else merge_adapters(model)
+            return model.to_plain_model() if isinstance(model, TokenMixupModelMixin) else merge_adapters(model)
 
     def step_was_skipped(self) -> bool:
         """Return whether the last step left the weights as they were."""
@@ -380,6 +382,7 @@ class TokenMixupTrainer(Trainer):
                 # The batch size of the checkpoint was not known before.
                 self._check_compatibility(self.state)
             check_steps_left(self.state)
+        self.vertical_probe = VerticalProbe(enabled=self._measures_vertical_attention())
         self.mixing_warnings = MixingWarnings(
             self.classifier_model.config if self._model_computes_loss and self.is_world_process_zero() else None,
             num_update_steps_per_epoch,
@@ -443,6 +446,7 @@ class TokenMixupTrainer(Trainer):
             # A scalar, but for DataParallel: there each replica returns its part (or its mean).
             loss = outputs.loss.mean() if num_items_in_batch is None else outputs.loss.sum()
             self.mixing_metrics.update(getattr(outputs, "mixing_metrics", None) or {}, len(labels))
+            self.vertical_probe.set_images(inputs["pixel_values"])
         else:
             # Float labels would become binary cross-entropy in the model and change its `config.problem_type`.
             outputs = model(**inputs)
@@ -469,7 +473,7 @@ class TokenMixupTrainer(Trainer):
         """
         if "loss" in logs:
             self.nonfinite.raise_if_nonfinite_loss(self)
-            logs |= self._end_mixing_interval()
+            logs |= self._end_mixing_interval() | self.vertical_probe.measure(self.classifier_model, self.accelerator)
         if "train_loss" in logs:
             self.resume_state.correct_run_metrics(logs)
             self._end_mixing_interval()
@@ -478,11 +482,16 @@ class TokenMixupTrainer(Trainer):
 
     def _end_mixing_interval(self) -> dict[str, float]:
         """Add the metrics since the last log line to those of the run, and return them. A collective operation."""
-        totals = self.mixing_metrics.compute(self.accelerator)
+        totals = self.mixing_metrics.totals(self.accelerator)
         self.mixing_metrics = MixingMetrics()
         self.mixing_totals += totals
         self.mixing_warnings.add(totals)
         return totals.summarize()
+
+    def _measures_vertical_attention(self) -> bool:
+        # Sharded weights are complete only within the model's own forward pass.
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        return self._model_computes_loss and not sharded and bool(self.classifier_model.config.vertical_layers)
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         if not self.terminated:
@@ -584,6 +593,7 @@ class TokenMixupTrainer(Trainer):
         return self.resume_state.state_dict() | {
             "counts": self.mixing_metrics.state_dict(self.accelerator),
             "mixing_totals": dataclasses.asdict(self.mixing_totals),
+            "vertical_probe": self.vertical_probe.state_dict(self.classifier_model, self.accelerator),
             "skipped_steps": self.nonfinite.skipped,
             "plan": training_fingerprint(self),
         }
@@ -592,7 +602,8 @@ class TokenMixupTrainer(Trainer):
         """Load what `state_dict` returned, when a resumed run begins."""
         self.resume_state.load_state_dict(state)
         self.mixing_metrics.load_state_dict(state["counts"], self.accelerator)
-        # Checkpoints of earlier versions have no totals.
+        # Checkpoints of earlier versions do not have these.
+        self.vertical_probe.load_state_dict(state.get("vertical_probe", {}))
         self.mixing_totals = MixingTotals(**state.get("mixing_totals", {"complete": False}))
         self.nonfinite.skipped = state["skipped_steps"]
 

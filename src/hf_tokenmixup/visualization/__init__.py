@@ -1,5 +1,6 @@
 """Figures of training runs and of TokenMixup in a model."""
 
+from .calibration import plot_calibration
 from .figure_utils import save_figure, validate_figure_path
 from .inspection import (
     HorizontalMixTrace,
@@ -22,6 +23,7 @@ __all__ = [
     "compute_token_grid",
     "layer_inputs",
     "min_max",
+    "plot_calibration",
     "plot_horizontal_mixup",
     "plot_runs",
     "plot_saliency",

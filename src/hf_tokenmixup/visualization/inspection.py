@@ -4,17 +4,21 @@ The model is in evaluation mode, without dropout, and no parameter receives a gr
 grid with T patch tokens, C classes.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
 from ..functional import difficulty, select_salient_tokens
 from ..horizontal import horizontal_mix_from_config
-from ..models import TokenMixupModelMixin, height_and_width
-from ..models.labels import to_soft_targets, validate_label_shape
-from ..models.layers import detect_saliency
+from ..models import TokenMixupModelMixin
+from ..models.layer_inputs import (
+    gradient_saliency_fn,
+    interpolation_kwargs,
+    layer_inputs,
+    layer_saliency,
+    soft_targets,
+    validate_layer,
+)
 from ..saliency import attention_saliency, eval_mode
 
 
@@ -72,30 +76,10 @@ class VerticalMemoryTrace:
     tokens: torch.Tensor
 
 
-def layer_inputs(model: TokenMixupModelMixin, pixel_values: torch.Tensor) -> Sequence[torch.Tensor]:
-    """Compute the input of each layer without mixing.
-
-    Args:
-        model: ViT or CCT, loaded with `load_classifier`.
-        pixel_values: (B, 3, H, W), normalized, of any size.
-
-    Returns:
-        (B, N, D) tokens for each layer.
-
-    Raises:
-        ValueError: The model has no TokenMixup layers.
-    """
-    _validate_model(model)
-    with eval_mode(model), torch.no_grad():
-        return model(
-            pixel_values, output_hidden_states=True, **_interpolation_kwargs(model, pixel_values)
-        ).hidden_states
-
-
 def predicted_classes(model: TokenMixupModelMixin, pixel_values: torch.Tensor) -> torch.Tensor:
     """Predict the classes of images (B, 3, H, W) of any size, as (B,) int64."""
     with eval_mode(model), torch.no_grad():
-        return model(pixel_values, **_interpolation_kwargs(model, pixel_values)).logits.argmax(dim=1)
+        return model(pixel_values, **interpolation_kwargs(model, pixel_values)).logits.argmax(dim=1)
 
 
 def saliency_maps(
@@ -116,13 +100,13 @@ def saliency_maps(
     Raises:
         ValueError: The layer does not exist, or the targets are invalid.
     """
-    _validate_layer(model, layer)
-    targets = _to_soft_targets(model, targets, len(pixel_values))
+    validate_layer(model, layer)
+    targets = soft_targets(model, targets, len(pixel_values))
     config, layers = model.config, list(model.get_transformer_layers())[layer:]
     hidden = layer_inputs(model, pixel_values)[layer]
-    interpolation_kwargs = _interpolation_kwargs(model, pixel_values)
+    kwargs = interpolation_kwargs(model, pixel_values)
     with eval_mode(model):
-        maps = {"gradient": model.compute_gradient_saliency(pixel_values, targets, **interpolation_kwargs)} | {
+        maps = {"gradient": model.compute_gradient_saliency(pixel_values, targets, **kwargs)} | {
             name: attention_saliency(through, hidden, config.num_prefix_tokens, config.effective_saliency_query)
             for name, through in (("1-step", layers[:1]), ("full rollout", layers))
         }
@@ -163,11 +147,18 @@ def trace_horizontal_mixup(
         ValueError: The layer does not exist, the targets are invalid, rho is negative, or tau is set and the layer has
             no ScoreNet.
     """
-    _validate_layer(model, layer)
+    validate_layer(model, layer)
     config = model.config
-    targets = _to_soft_targets(model, targets, len(pixel_values))
+    targets = soft_targets(model, targets, len(pixel_values))
     hidden = layer_inputs(model, pixel_values)[layer]
-    saliency = _detect_saliency(model, pixel_values, targets, hidden, layer, config.rollout_steps, generator)
+    saliency = layer_saliency(
+        model,
+        hidden,
+        layer,
+        gradient_fn=gradient_saliency_fn(model, pixel_values, targets),
+        rollout_steps=config.rollout_steps,
+        generator=generator,
+    )
     rho = config.effective_rho(saliency.shape[1]) if rho is None else rho
     easy = _select_easy(model, hidden, targets, layer, tau)
     mix, _ = horizontal_mix_from_config(hidden, targets, saliency, easy, config, rho=rho, generator=generator)
@@ -211,29 +202,20 @@ def trace_vertical_memory(
     Raises:
         ValueError: The layer is 0 or does not exist, the targets are invalid, or kappa is out of range.
     """
-    _validate_layer(model, layer, first=1)
+    validate_layer(model, layer, first=1)
     config = model.config
-    targets = _to_soft_targets(model, targets, len(pixel_values))
+    targets = soft_targets(model, targets, len(pixel_values))
     kappa = config.vertical_kappa if kappa is None else kappa
     grid = model.token_grid(*pixel_values.shape[2:])
     if not 1 <= kappa <= grid[0] * grid[1]:
         raise ValueError(f"kappa must be between 1 and the number of patch tokens, {grid[0] * grid[1]}, got {kappa}.")
     positions = torch.arange(grid[0] * grid[1], device=pixel_values.device).expand(len(pixel_values), -1)[..., None]
+    gradient_fn = gradient_saliency_fn(model, pixel_values, targets)
     selected = []
     for index, hidden in enumerate(layer_inputs(model, pixel_values)[:layer]):
-        saliency = _detect_saliency(model, pixel_values, targets, hidden, index, 0, generator)
+        saliency = layer_saliency(model, hidden, index, gradient_fn=gradient_fn, generator=generator)
         selected.append(select_salient_tokens(positions, saliency, kappa, num_prefix_tokens=0)[..., 0])
     return VerticalMemoryTrace(layer=layer, grid=grid, tokens=torch.stack(selected))
-
-
-def _detect_saliency(model, pixel_values, targets, hidden, layer, rollout_steps, generator) -> torch.Tensor:
-    """(B, T) saliency of the tokens (B, N, D) that enter a layer, by the detector of the model's settings."""
-    layers = list(model.get_transformer_layers())[layer : layer + rollout_steps + 1]
-    gradient_fn = partial(
-        model.compute_gradient_saliency, pixel_values, targets, **_interpolation_kwargs(model, pixel_values)
-    )
-    with eval_mode(model):
-        return detect_saliency(model.config, layers, hidden, gradient_fn=gradient_fn, generator=generator)
 
 
 def _select_easy(model, hidden, targets, layer, tau) -> torch.Tensor:
@@ -251,29 +233,3 @@ def _select_easy(model, hidden, targets, layer, tau) -> torch.Tensor:
 
 def _reshape_to_grid(model: TokenMixupModelMixin, tokens: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
     return tokens.unflatten(1, model.token_grid(*pixel_values.shape[2:]))
-
-
-def _to_soft_targets(model: TokenMixupModelMixin, targets: torch.Tensor, batch: int) -> torch.Tensor:
-    validate_label_shape(targets, batch, model.config.num_labels)
-    return to_soft_targets(targets, model.config.num_labels)
-
-
-def _interpolation_kwargs(model: TokenMixupModelMixin, pixel_values: torch.Tensor) -> dict[str, bool]:
-    """Arguments for images of another size than the configured one."""
-    is_configured_size = tuple(pixel_values.shape[2:]) == height_and_width(model.config.image_size)
-    return {} if is_configured_size else {"interpolate_pos_encoding": True}
-
-
-def _validate_model(model: TokenMixupModelMixin) -> None:
-    if not isinstance(model, TokenMixupModelMixin):
-        raise ValueError(
-            f"Expected a ViT or CCT with TokenMixup, loaded with load_classifier, got {type(model).__name__}."
-        )
-
-
-def _validate_layer(model: TokenMixupModelMixin, layer: int, first: int = 0) -> None:
-    _validate_model(model)
-    last = len(model.get_transformer_layers()) - 1
-    if not first <= layer <= last:
-        reason = " (layer 0 has no earlier layers)" if first and layer == 0 else ""
-        raise ValueError(f"layer must be between {first} and {last}, got {layer}{reason}.")

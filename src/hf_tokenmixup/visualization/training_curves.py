@@ -11,7 +11,20 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from .figure_utils import BLUE, DASHED, DOTTED, GREEN, ORANGE, PALETTE, SOLID, STYLES, new_figure, save_figure
+from .figure_utils import (
+    BLUE,
+    DASHED,
+    DOTTED,
+    GREEN,
+    ORANGE,
+    PALETTE,
+    PURPLE,
+    SKY,
+    SOLID,
+    STYLES,
+    new_figure,
+    save_figure,
+)
 
 
 @dataclass(frozen=True)
@@ -23,19 +36,26 @@ class _Curve:
     color: str
     style: str | tuple
     marker: str = ""
+    width: float = 1.8
 
 
 @dataclass(frozen=True)
 class _Panel:
-    """Curves that share axes, and a note for the case that none was logged."""
+    """Curves that share axes, and what is shown if none of them was logged: another panel, or a note.
+
+    The axis of an accuracy ends at 100 %, and its legend shows the last values.
+    """
 
     title: str
     unit: str
     curves: Sequence[_Curve]
-    missing: str
+    missing: "str | _Panel"
     percent: bool = False
+    accuracy: bool = False
 
 
+# A wide line remains visible below the line that is drawn next, where both have the same values.
+_WIDE = 4.5
 _PANELS = (
     _Panel(
         title="Evaluation accuracy",
@@ -46,42 +66,63 @@ _PANELS = (
         ),
         missing="no evaluation was logged",
         percent=True,
+        accuracy=True,
     ),
     _Panel(
         title="Loss",
         unit="nats",
         curves=(
-            _Curve("loss", "training", BLUE, SOLID),
-            _Curve("eval_loss", "evaluation", ORANGE, DASHED, "s"),
+            _Curve("loss", "training", SKY, SOLID, width=_WIDE),
+            _Curve("classification_loss", "classification (training)", BLUE, SOLID),
             _Curve("scorenet_loss", "ScoreNet (training)", GREEN, DOTTED),
+            _Curve("eval_loss", "evaluation", ORANGE, DASHED, "s"),
         ),
         missing="no loss was logged",
     ),
     _Panel(
-        title="Images mixed by TokenMixup",
-        unit="images per step",
+        title="Horizontal TokenMixup",
+        unit="fraction (tokens, labels: of mixed images)",
         curves=(
-            _Curve("mixed_samples", "mixed", BLUE, SOLID),
-            _Curve("easy_samples", "easy", ORANGE, DASHED),
+            _Curve("easy_fraction", "easy images", SKY, SOLID, width=_WIDE),
+            _Curve("mixed_fraction", "mixed images", BLUE, SOLID),
+            _Curve("replaced_fraction", "replaced tokens", ORANGE, DASHED),
+            _Curve("label_mass_moved", "moved label mass", PURPLE, DOTTED),
         ),
-        missing="no horizontal TokenMixup was logged",
+        # Logs of earlier versions have no fractions.
+        missing=_Panel(
+            title="Images mixed by TokenMixup",
+            unit="images per step",
+            curves=(
+                _Curve("easy_samples", "easy", SKY, SOLID, width=_WIDE),
+                _Curve("mixed_samples", "mixed", BLUE, SOLID),
+            ),
+            missing="no horizontal TokenMixup was logged",
+        ),
+        percent=True,
     ),
 )
 
 
 @dataclass(frozen=True)
 class _Measure:
-    """A key of the log records that runs are compared by."""
+    """A key of the log records that runs are compared by; `preferred` replaces it in runs that logged that key."""
 
     key: str
     title: str
     unit: str
     percent: bool = False
+    preferred: str = ""
+
+    def series(self, log_history: list[dict]) -> tuple[list[float], list[float]]:
+        """Return the epochs and the values of a run."""
+        preferred = _series(log_history, self.preferred)
+        return preferred if preferred[0] else _series(log_history, self.key)
 
 
 _MEASURES = (
     _Measure("eval_top1", "Evaluation accuracy", "top-1 accuracy", percent=True),
-    _Measure("loss", "Training loss", "nats (HTM: mixed labels, with ScoreNet loss)"),
+    # ScoreNet's loss is part of `loss`, and would make runs with HTM look worse than others.
+    _Measure("loss", "Training loss", "nats (HTM: mixed labels)", preferred="classification_loss"),
     _Measure("eval_loss", "Evaluation loss", "nats"),
     _Measure("mixed_samples", "Images mixed by TokenMixup", "images per step"),
     _Measure("replaced_tokens", "Tokens replaced by TokenMixup", "tokens per step"),
@@ -89,13 +130,15 @@ _MEASURES = (
 
 
 def plot_training_curves(log_history: list[dict], path: str | Path) -> Path:
-    """Plot the curves of one run in three panels: accuracy, loss and mixed images.
+    """Plot the curves of one run in three panels: accuracy, loss and mixing.
 
     Args:
         log_history: The log records of a Trainer (`trainer.state.log_history`, or the lines of `training_log.jsonl`):
-            dicts with `epoch` and any of `eval_top1` and `eval_top5` (in [0, 1]), `loss`, `eval_loss` and
-            `scorenet_loss` (nats), `mixed_samples` and `easy_samples` (images per step). Other records and keys are
-            ignored, as are values that are None or not finite. A panel without values shows a note.
+            dicts with `epoch` and any of `eval_top1` and `eval_top5` (in [0, 1]), `loss`, `classification_loss`,
+            `scorenet_loss` and `eval_loss` (nats), and `easy_fraction`, `mixed_fraction`, `replaced_fraction` and
+            `label_mass_moved` (in [0, 1]). In a log without these fractions, `mixed_samples` and `easy_samples`
+            (images per step) are plotted. Other records and keys are ignored, as are values that are None or not
+            finite. A panel without values shows a note.
         path: Path of the figure, `.png` or `.pdf`. Missing folders are created.
 
     Returns:
@@ -118,12 +161,12 @@ def plot_runs(logs: Mapping[str, list[dict]]) -> Figure:
 
     Returns:
         A figure with panels for those of `eval_top1`, `loss`, `eval_loss`, `mixed_samples` and `replaced_tokens` that
-        any run logged.
+        any run logged. `classification_loss` replaces `loss` in runs that logged it.
 
     Raises:
         ValueError: No run logged any of them.
     """
-    measures = [measure for measure in _MEASURES if any(_series(log, measure.key)[0] for log in logs.values())]
+    measures = [measure for measure in _MEASURES if any(measure.series(log)[0] for log in logs.values())]
     if not measures:
         raise ValueError(f"None of {', '.join(logs)} logged any of {', '.join(m.key for m in _MEASURES)}.")
     columns = min(len(measures), 3)
@@ -137,7 +180,7 @@ def plot_runs(logs: Mapping[str, list[dict]]) -> Figure:
     for axes, measure in zip(panels, measures, strict=False):
         _set_axes_labels(axes, measure.title, measure.unit)
         for index, (name, log) in enumerate(logs.items()):
-            series = _series(log, measure.key)
+            series = measure.series(log)
             if not series[0]:
                 continue
             style = _Curve(measure.key, name, PALETTE[index % len(PALETTE)], STYLES[index % len(STYLES)])
@@ -145,7 +188,7 @@ def plot_runs(logs: Mapping[str, list[dict]]) -> Figure:
             legend_entries.setdefault(name, (line, name))
             if measure.percent:
                 legend_entries[name] = line, f"{name} (last {series[1][-1]:.2%} top-1)"
-        _set_scales(axes, measure.percent)
+        _set_scales(axes, measure.percent, accuracy=measure.percent)
         if measure.key in ("loss", "eval_loss", "eval_top1"):
             # The differences between runs are small compared with the values, so the axis does not start at 0.
             axes.autoscale(axis="y")
@@ -184,19 +227,21 @@ def read_training_log(path: str | Path) -> list[dict]:
 
 
 def _plot_panel(axes: Axes, panel: _Panel, log_history: list[dict]) -> None:
+    if isinstance(panel.missing, _Panel) and not any(_series(log_history, curve.key)[0] for curve in panel.curves):
+        panel = panel.missing
     _set_axes_labels(axes, panel.title, panel.unit)
     for curve in panel.curves:
         epochs, values = _series(log_history, curve.key)
         if not epochs:
             continue
-        last = f" (last {values[-1]:.2%})" if panel.percent else ""
+        last = f" (last {values[-1]:.2%})" if panel.accuracy else ""
         _plot_curve(axes, replace(curve, label=curve.label + last), epochs, values)
     if not axes.lines:
         axes.text(0.5, 0.5, panel.missing, transform=axes.transAxes, ha="center", va="center", color="0.4")
         axes.set_xticks([])
         axes.set_yticks([])
         return
-    _set_scales(axes, panel.percent)
+    _set_scales(axes, panel.percent, panel.accuracy)
     axes.legend(frameon=False)
 
 
@@ -214,7 +259,7 @@ def _plot_curve(axes: Axes, curve: _Curve, epochs: list[float], values: list[flo
         label=curve.label,
         color=curve.color,
         linestyle=curve.style,
-        linewidth=1.8,
+        linewidth=curve.width,
         # A single point needs a marker, as it has no line.
         marker=(curve.marker or "o") if len(epochs) == 1 else curve.marker,
         markersize=4,
@@ -224,17 +269,20 @@ def _plot_curve(axes: Axes, curve: _Curve, epochs: list[float], values: list[flo
     return line
 
 
-def _set_scales(axes: Axes, percent: bool) -> None:
+def _set_scales(axes: Axes, percent: bool, accuracy: bool) -> None:
     axes.grid(True, color="0.9", linewidth=0.8)
     last = max(line.get_xdata()[-1] for line in axes.lines)
     axes.set_xlim(0, 1.03 * last or 1)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=last >= 3))
-    if percent:
+    if accuracy:
         axes.set_ylim(top=1)
+    else:
+        axes.set_ylim(bottom=0)
+    if percent:
+        axes.set_ylim(top=min(1, axes.get_ylim()[1]))
         # decimals=None: as many decimals as the ticks need to differ.
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
     else:
-        axes.set_ylim(bottom=0)
         axes.ticklabel_format(axis="y", useOffset=False)
 
 

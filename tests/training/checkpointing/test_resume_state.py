@@ -221,7 +221,7 @@ def test_checkpoint_format_names_equal_those_of_earlier_versions(arguments):
     checkpoint = Path(args.output_dir) / "checkpoint-2"
     state = json.loads((checkpoint / "trainer_state.json").read_text())["stateful_callbacks"]["hf_tokenmixup"]
     saved = ("loss", "total_loss", "first_step", "last_logged_step", "grad_norm", "learning_rate")
-    saved += ("epoch_ended", "evaluation_due", "counts", "mixing_totals", "skipped_steps", "plan")
+    saved += ("epoch_ended", "evaluation_due", "counts", "mixing_totals", "vertical_probe", "skipped_steps", "plan")
     assert state["kept"].keys() == set(saved)
     assert state["kept"]["counts"].keys() == {"sums", "images", "steps"}
     plan = ("images_per_step", "learning_rate", "weight_decay", "settings", "step_split", "readers")

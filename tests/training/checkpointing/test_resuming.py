@@ -113,7 +113,7 @@ def test_load_checkpoint_of_another_model_raises(trained, tmp_path):
     checkpoint = f"{trainer.args.output_dir}/checkpoint-6"
     before = weights(trainer.model)
 
-    for model in (plain_vit(), trainer.model.published()):
+    for model in (plain_vit(), trainer.model.to_plain_model()):
         model.save_pretrained(tmp_path / "no_scorenet")
         with pytest.raises(ValueError, match="does not match this TokenMixupViT.* missing: .*(ScoreNet|scorenet)"):
             trainer._load_from_checkpoint(str(tmp_path / "no_scorenet"))

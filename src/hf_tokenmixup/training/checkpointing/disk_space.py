@@ -116,7 +116,7 @@ def check_disk_space(model: nn.Module, args: TokenMixupTrainingArguments, state:
         f"{folder} has {convert_bytes(free)} of free space. A checkpoint needs about "
         f"{convert_bytes(sizes.checkpoint)}, the model at the end {convert_bytes(sizes.exported)}"
     )
-    hint = "Free disk space there, choose another output_dir"
+    hint = "Free disk space there, choose another `output_dir`"
     if free < (sizes.checkpoint if checkpoints else sizes.exported):
         raise OutputDirError(f"{message}: not enough. {hint}, or save no checkpoints (`save_strategy=no`).")
     if free < needed:
