@@ -155,7 +155,7 @@ def test_layer_conversion_preserves_buffers_and_hooks(build, monkeypatch, images
     layers = model.get_transformer_layers()
     assert all(type(layer) is layer_class and torch.equal(layer.scale, torch.full((2,), 3.0)) for layer in layers)
     assert len(calls) == len(layers)
-    exported = model.published()
+    exported = model.to_plain_model()
     scales = [buffer for name, buffer in exported.named_buffers() if name.endswith(".scale")]
     assert len(scales) == len(layers) and all(torch.equal(scale, torch.full((2,), 3.0)) for scale in scales)
     assert exported.eval()(images).logits.isfinite().all()
