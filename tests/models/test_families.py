@@ -7,8 +7,7 @@ import warnings
 
 import pytest
 import torch
-import transformers
-from packaging import version
+from helpers.families import BOTH, CASES, SIZE, TESTED, build_tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoModelForImageClassification,
@@ -26,18 +25,7 @@ from hf_tokenmixup.models.gradient_checkpointing import enable_checkpointing
 from hf_tokenmixup.models.layers import TokenMixupLayerMixin
 from hf_tokenmixup.saliency import attention_saliency
 
-SIZE = {
-    "hidden_size": 24,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 3,
-    "intermediate_size": 32,
-    "image_size": 20,
-    "patch_size": 5,
-    "num_labels": 5,
-    "initializer_range": 0.2,
-}
 DROPOUT = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2, "drop_path_rate": 0.2}
-BOTH = {"horizontal_layers": [1], "horizontal_tau": None, "horizontal_rho": 0.002, "vertical_layers": [2, 3]}
 
 
 @pytest.fixture
@@ -50,39 +38,18 @@ def labels():
     return torch.tensor([0, 1, 2, 3, 4, 0])
 
 
-DINOV2 = {"mlp_ratio": 2, "layerscale_value": 0.7}
-# Settings of the tiny model of each family, besides SIZE.
-SETTINGS = {
-    "vit": {},
-    "cct": {"tokenizer": "patch", "drop_path_rate": 0.0},
-    "dinov2": DINOV2,
-    "dinov2_with_registers": DINOV2 | {"num_register_tokens": 3},
-}
-# A module of the plain layer, to see how often it runs.
-BEHIND = {"cct": "linear1"}
-OLD_TRANSFORMERS = {
-    model_type
-    for model_type, (_, model_class) in FAMILIES.items()
-    if version.parse(model_class.min_transformers_version or "0") > version.parse(transformers.__version__)
-}
+def test_cases_cover_all_families():
+    assert CASES.keys() == FAMILIES.keys()
 
 
-def test_settings_cover_all_families():
-    assert SETTINGS.keys() == FAMILIES.keys()
-
-
-@pytest.fixture(params=sorted(SETTINGS.keys() - OLD_TRANSFORMERS))
+@pytest.fixture(params=TESTED)
 def build(request):
     """Builds a small model of a family, in training mode, always from the same seed."""
-    (config_class, model_class), own = FAMILIES[request.param], SETTINGS[request.param]
 
     def build_model(**changes):
-        set_seed(0)
-        attention = {"attn_implementation": changes.pop("attn_implementation", "sdpa")}
-        config = config_class(**SIZE | {"attention_probs_dropout_prob": 0.0} | own | changes, **attention)
-        return model_class(config).train()
+        return build_tiny(request.param, **changes)
 
-    build_model.family = request.param
+    build_model.family, build_model.case = request.param, CASES[request.param]
     return build_model
 
 
@@ -187,67 +154,62 @@ def test_evaluation_matches_base_model(build, images, labels):
     assert torch.equal(model(images).logits, expected.logits)
 
 
-def vit_rest_of_layer(layer, hidden, attn_output):
-    hidden = hidden + attn_output
-    return hidden + layer.mlp(layer.layernorm_after(hidden))
-
-
-def dinov2_rest_of_layer(layer, hidden, attn_output):
-    hidden = hidden + 0.7 * attn_output
-    return hidden + 0.7 * layer.mlp(layer.norm2(hidden))
-
-
-def cls_and_patch_mean(hidden, num_prefix_tokens):
-    return torch.cat([hidden[:, 0], hidden[:, num_prefix_tokens:].mean(dim=1)], dim=1)
-
-
-# The rest of a layer after attention, and what the classifier reads.
-REFERENCES = {
-    "vit": (vit_rest_of_layer, lambda hidden, num_prefix_tokens: hidden[:, 0]),
-    "dinov2": (dinov2_rest_of_layer, cls_and_patch_mean),
-    "dinov2_with_registers": (dinov2_rest_of_layer, cls_and_patch_mean),
-}
-
-
-@pytest.mark.parametrize("build", sorted(REFERENCES.keys() - OLD_TRANSFORMERS), indirect=True)
+@pytest.mark.parametrize("build", [name for name in TESTED if CASES[name].rest_of_layer], indirect=True)
 def test_training_forward_matches_reference(build, images, labels):
     """Algorithm 1 and section 3.4 written out with the public functions and plain submodules."""
-    model = build(**BOTH, scorenet_loss_weight=0.5)
+    model, case = build(**BOTH, scorenet_loss_weight=0.5), build.case
     output = model(images, labels=labels)
-    rest_of_layer, pooled = REFERENCES[build.family]
 
     targets = torch.nn.functional.one_hot(labels, 5).float()
-    hidden, memory, config = model.base_model.embeddings(images), [], model.config
-    prefix = {"dinov2_with_registers": 4}.get(build.family, 1)
+    hidden, memory, config = case.embed(model, images), [], model.config
+    prefix, query_kind = case.num_prefix_tokens, config.effective_saliency_query
     widths = []
     for index, layer in enumerate(model.get_transformer_layers()):
+        norm, bias = layer.pre_norm, case.score_bias(model, layer)
         if index == 1:
-            scorenet_logits = layer.scorenet.classifier(hidden[:, 0].detach())
+            read = hidden[:, 0] if query_kind == "cls" else hidden[:, prefix:].mean(dim=1)
+            scorenet_logits = layer.scorenet.classifier(read.detach())
             scorenet_loss = torch.nn.functional.cross_entropy(scorenet_logits, labels)
-            saliency = attention_saliency([layer], hidden, prefix)
             easy = torch.ones(6, dtype=torch.bool)
+            saliency = saliency_by_hand(case, model, layer, hidden)
             hidden, targets, _, replaced = horizontal_mix(
                 hidden, targets, saliency, easy, config.horizontal_rho, prefix
             )
             assert replaced.any()
-        collected = select_salient_tokens(hidden, attention_saliency([layer], hidden, prefix), 3, prefix)
-        attention, norm = layer.attention, layer.pre_norm
+        collected = select_salient_tokens(hidden, saliency_by_hand(case, model, layer, hidden), 3, prefix)
         sources = norm(torch.cat([hidden, *memory], dim=1)) if index in (2, 3) else norm(hidden)
-        query, key, value = (
-            states.view(6, -1, 3, 8).transpose(1, 2)
-            for states in (attention.q_proj(norm(hidden)), attention.k_proj(sources), attention.v_proj(sources))
-        )
-        weights = (query @ key.transpose(2, 3) / 8**0.5).softmax(dim=-1)
+        query, key, value = split_in_heads(case.project(layer, norm(hidden), sources))
+        scores = query @ key.transpose(2, 3) / 8**0.5
+        if bias is not None:
+            scores = scores + torch.nn.functional.pad(bias, (0, scores.shape[-1] - bias.shape[-1]))
+        weights = scores.softmax(dim=-1)
         widths.append(weights.shape[-1])
-        hidden = rest_of_layer(layer, hidden, attention.o_proj((weights @ value).transpose(1, 2).flatten(2)))
+        project_out = layer.attention_module.get_submodule(case.output_projection)
+        hidden = case.rest_of_layer(layer, hidden, project_out((weights @ value).transpose(1, 2).flatten(2)))
         memory.append(collected)
     assert widths == [16 + prefix, 16 + prefix, 16 + prefix + 6, 16 + prefix + 9]
-    logits = model.classifier(pooled(model.base_model.layernorm(hidden), prefix))
+    if case.classify:
+        logits = case.classify(model, hidden, prefix)
+    else:
+        logits = model.classifier(case.pool(model.base_model.get_submodule(case.final_norm)(hidden), prefix))
     loss = -(targets * logits.log_softmax(1)).sum(1).mean() + 0.5 * scorenet_loss
     torch.testing.assert_close(output.logits, logits, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(output.targets, targets)
     torch.testing.assert_close(output.loss, loss)
     assert output.mixing_metrics["vertical_tokens"] == 6 * 3 * 3
+
+
+def split_in_heads(projected):
+    return [states.unflatten(-1, (3, 8)).transpose(1, 2) for states in projected]
+
+
+def saliency_by_hand(case, model, layer, hidden):
+    """Eq. (3) from the attention probabilities of the layer without mixing."""
+    normed = layer.pre_norm(hidden)
+    query, key, _ = split_in_heads(case.project(layer, normed, normed))
+    scores, bias = query @ key.transpose(2, 3) / 8**0.5, case.score_bias(model, layer)
+    weights = (scores if bias is None else scores + bias).softmax(dim=-1).mean(dim=1)
+    return token_saliency(weights, case.num_prefix_tokens, model.config.effective_saliency_query)
 
 
 def test_horizontal_mixup_preserves_prefix_tokens(build, images, labels):
@@ -262,7 +224,7 @@ def test_horizontal_mixup_preserves_prefix_tokens(build, images, labels):
     assert torch.equal(mixed[:, prefix:], torch.where(replaced, patches[record.partner], patches))
 
 
-@pytest.mark.parametrize("build", sorted({"dinov2", "dinov2_with_registers"} - OLD_TRANSFORMERS), indirect=True)
+@pytest.mark.parametrize("build", [name for name in TESTED if "dinov2" in name], indirect=True)
 def test_dinov2_auto_settings_read_cls_token(build):
     model = build(**BOTH)
     config = model.config
@@ -329,7 +291,7 @@ def test_gradient_checkpointing_is_exact(build, reentrant, settings, images, lab
     checkpointed = copy.deepcopy(model)
     enable_checkpointing(checkpointed, {"use_reentrant": reentrant})
     calls = []
-    checkpointed.get_transformer_layers()[2].get_submodule(BEHIND.get(build.family, "mlp")).register_forward_hook(
+    checkpointed.get_transformer_layers()[2].get_submodule(build.case.submodule).register_forward_hook(
         lambda *args: calls.append(1)
     )
     assert_same_step(expected, step(checkpointed, images, labels))

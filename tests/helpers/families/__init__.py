@@ -1,0 +1,114 @@
+"""Tiny model of each family, with what the tests compare it with. A family has one module here."""
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import transformers
+from packaging import version
+from transformers import PreTrainedModel, set_seed
+
+from hf_tokenmixup.models import FAMILIES
+
+# Names as in `ViTConfig`. A family with other names has a `translate`.
+SIZE = {
+    "hidden_size": 24,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 3,
+    "intermediate_size": 32,
+    "image_size": 20,
+    "patch_size": 5,
+    "num_labels": 5,
+    "initializer_range": 0.2,
+}
+BOTH = {"horizontal_layers": [1], "horizontal_tau": None, "horizontal_rho": 0.002, "vertical_layers": [2, 3]}
+
+
+def read_cls(hidden: torch.Tensor, num_prefix_tokens: int) -> torch.Tensor:
+    """The CLS token (B, D)."""
+    return hidden[:, 0]
+
+
+def read_patch_mean(hidden: torch.Tensor, num_prefix_tokens: int) -> torch.Tensor:
+    """The mean of the patch tokens (B, D)."""
+    return hidden[:, num_prefix_tokens:].mean(dim=1)
+
+
+def read_cls_and_patch_mean(hidden: torch.Tensor, num_prefix_tokens: int) -> torch.Tensor:
+    """The CLS token and the mean of the patch tokens (B, 2 D)."""
+    return torch.cat([read_cls(hidden, num_prefix_tokens), read_patch_mean(hidden, num_prefix_tokens)], dim=1)
+
+
+def project_separately(layer: torch.nn.Module, normed: torch.Tensor, sources: torch.Tensor) -> list[torch.Tensor]:
+    """Queries, keys and values by separate projections, each (B, N, D)."""
+    attention = layer.attention_module
+    return [attention.q_proj(normed), attention.k_proj(sources), attention.v_proj(sources)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Tiny model of a model type.
+
+    Attributes:
+        own: settings besides `SIZE`.
+        translate: converts settings with names of `ViTConfig` to those of the family.
+        submodule: a module that each plain layer calls once, after attention.
+        num_prefix_tokens: P of the tiny model.
+        rest_of_layer: the layer after its attention, from `(layer, hidden, attn_output)`; None: not written by hand.
+        project: queries, keys and values from `(layer, normed, sources)`.
+        score_bias: term of the attention scores (H, N, N), or None, from `(model, layer)`.
+        output_projection: name of the projection after attention.
+        embed: tokens of images, from `(model, images)`.
+        pool: input of the classifier, from `(hidden, num_prefix_tokens)`, before or after `final_norm`.
+        classify: logits, from `(model, hidden, num_prefix_tokens)`; None: `classifier(pool(final_norm(hidden)))`.
+        final_norm: name of the last normalization in the base model.
+    """
+
+    own: dict[str, Any] = field(default_factory=dict)
+    translate: Callable[[dict[str, Any]], dict[str, Any]] = lambda settings: settings
+    submodule: str = "mlp"
+    num_prefix_tokens: int = 1
+    rest_of_layer: Callable[..., torch.Tensor] | None = None
+    project: Callable[..., list[torch.Tensor]] = project_separately
+    score_bias: Callable[..., torch.Tensor | None] = lambda model, layer: None
+    output_projection: str = "o_proj"
+    embed: Callable[..., torch.Tensor] = lambda model, images: model.base_model.embeddings(images)
+    pool: Callable[[torch.Tensor, int], torch.Tensor] = read_cls
+    classify: Callable[..., torch.Tensor] | None = None
+    final_norm: str = "layernorm"
+
+
+def collect_cases() -> dict[str, Family]:
+    """Return the tiny model of each model type."""
+    cases: dict[str, Family] = {}
+    for info in pkgutil.iter_modules(__path__):
+        cases |= importlib.import_module(f"{__name__}.{info.name}").CASES
+    return cases
+
+
+CASES = collect_cases()
+# Families that the installed version of transformers is too old for are left out.
+TESTED = sorted(
+    model_type
+    for model_type, (_, model_class) in FAMILIES.items()
+    if version.parse(model_class.min_transformers_version or "0") <= version.parse(transformers.__version__)
+)
+
+
+def build_tiny(model_type: str, *, seed: int = 0, **settings: Any) -> PreTrainedModel:
+    """Create the tiny model of a family in training mode, with the same random weights each time.
+
+    Args:
+        model_type: one of `TESTED`.
+        seed: seed of the weights.
+        settings: settings of TokenMixup, `attn_implementation`, and attributes with names of `ViTConfig`.
+    """
+    config_class, model_class = FAMILIES[model_type]
+    case = CASES[model_type]
+    attention = {"attn_implementation": settings.pop("attn_implementation", "sdpa")}
+    settings = SIZE | {"attention_probs_dropout_prob": 0.0} | case.own | settings
+    set_seed(seed)
+    return model_class(config_class(**case.translate(settings), **attention)).train()
