@@ -71,7 +71,6 @@ class Family:
         pool: input of the classifier, from `(hidden, num_prefix_tokens)`, before or after `final_norm`.
         classify: logits, from `(model, hidden, num_prefix_tokens)`; None: `classifier(pool(final_norm(hidden)))`.
         final_norm: name of the last normalization in the base model.
-        randomize: gives random values to parameters that start at zero, and would hide an error.
         reproducible_attention: attention implementation with the same bits with and without gradients.
     """
 
@@ -87,7 +86,6 @@ class Family:
     pool: Callable[[torch.Tensor, int], torch.Tensor] = read_cls
     classify: Callable[..., torch.Tensor] | None = None
     final_norm: str = "layernorm"
-    randomize: Callable[[PreTrainedModel], None] = lambda model: None
     reproducible_attention: str = "sdpa"
 
 
@@ -115,7 +113,8 @@ def build_tiny(model_type: str, *, seed: int = 0, randomize: bool = True, **sett
     Args:
         model_type: one of `TESTED`.
         seed: seed of the weights.
-        randomize: apply `Family.randomize`; otherwise the weights are those of a new model.
+        randomize: give random values to tokens, positions and other parameters that start at zero, and would hide an
+            error; otherwise the weights are those of a new model.
         settings: settings of TokenMixup, `attn_implementation`, and attributes with names of `ViTConfig`.
     """
     config_class, model_class = FAMILIES[model_type]
@@ -124,6 +123,8 @@ def build_tiny(model_type: str, *, seed: int = 0, randomize: bool = True, **sett
     settings = SIZE | {"attention_probs_dropout_prob": 0.0} | case.own | settings
     set_seed(seed)
     model = model_class(config_class(**case.translate(settings), **attention)).train()
-    if randomize:
-        case.randomize(model)
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters() if randomize else ():
+        if not name.endswith("bias") and not parameter.any():
+            parameter.data.normal_(generator=generator)
     return model
