@@ -1,0 +1,97 @@
+"""What the common model tests of transformers check, for each TokenMixup class and for its base class.
+
+`test_families.py` has those on initialization, saving, loading, gradient checkpointing and attention implementations.
+"""
+
+import copy
+import inspect
+
+import pytest
+import torch
+from helpers.families import BOTH, TESTED, build_tiny
+
+IMAGES = torch.randn(3, 3, 20, 20, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(params=TESTED)
+def models(request):
+    """A TokenMixup model that mixes in training mode, and its base model with the same weights."""
+
+    def build(**settings):
+        model = build_tiny(request.param, **BOTH, **settings)
+        return model, copy.deepcopy(model.to_plain_model())
+
+    return build
+
+
+def test_forward_signature_matches_base_model(models):
+    names = [list(inspect.signature(model.forward).parameters) for model in models()]
+    assert names[0][:2] == names[1][:2] == ["pixel_values", "labels"]
+
+
+def test_input_embeddings_match_base_model(models):
+    for model in models():
+        assert isinstance(model.get_input_embeddings(), torch.nn.Module)
+    first, second = (model.get_input_embeddings() for model in models())
+    assert type(first) is type(second)
+
+
+def test_outputs_by_config_attributes_match_base_model(models):
+    outputs = []
+    for model in models(attn_implementation="eager"):
+        model.config.output_attentions = model.config.output_hidden_states = True
+        outputs.append(model.eval()(IMAGES))
+    for name in ("attentions", "hidden_states"):
+        assert len(outputs[0][name]) == len(outputs[1][name]) >= 4
+        assert all(torch.equal(first, second) for first, second in zip(*(o[name] for o in outputs), strict=True))
+
+
+def test_gradients_of_hidden_states_and_attentions_are_retained(models):
+    for model in models(attn_implementation="eager"):
+        output = model.eval()(IMAGES, output_attentions=True, output_hidden_states=True)
+        hidden, attention = output.hidden_states[0], output.attentions[0]
+        hidden.retain_grad()
+        attention.retain_grad()
+        output.logits.flatten()[0].backward()
+        assert hidden.grad.any() and attention.grad.any()
+
+
+def test_logits_do_not_depend_on_other_images(models):
+    for model in models():
+        together = model.eval()(IMAGES).logits
+        for index in range(len(IMAGES)):
+            alone = model(IMAGES[index : index + 1]).logits
+            torch.testing.assert_close(alone, together[index : index + 1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("problem_type", ["regression", "multi_label_classification"])
+def test_loss_of_other_problem_types_matches_base_model(models, problem_type):
+    losses = []
+    for model in models(problem_type=problem_type):
+        loss = model(IMAGES, labels=torch.linspace(0, 1, 15).view(3, 5)).loss
+        loss.backward()
+        losses.append(loss)
+    assert losses[0].isfinite() and torch.equal(*losses)
+
+
+def test_model_is_created_on_meta_device(models):
+    for model in models():
+        with torch.device("meta"):
+            created = type(model)(copy.deepcopy(model.config))
+        assert {parameter.device.type for parameter in created.parameters()} == {"meta"}
+
+
+def test_from_pretrained_with_dtype_loads_all_parameters_in_it(models, tmp_path):
+    for model in models():
+        model.save_pretrained(tmp_path)
+        loaded = type(model).from_pretrained(tmp_path, dtype=torch.bfloat16)
+        assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
+        assert loaded.eval()(IMAGES.to(torch.bfloat16)).logits.isfinite().all()
+
+
+def test_training_step_trains_used_parameters(models):
+    unused = models()[0].unused_parameters
+    for model in models():
+        model.train()(IMAGES, labels=torch.tensor([0, 1, 2])).loss.backward()
+        without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+        assert all(name.endswith(unused) for name in without)
