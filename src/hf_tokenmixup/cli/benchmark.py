@@ -193,7 +193,8 @@ def recipe_setup(args: Namespace, others: Sequence[str]) -> BenchmarkSetup:
             "--batch_size."
         )
     batch = collate([data[index] for index in torch.randperm(len(data))[:batch_size].tolist()])
-    return BenchmarkSetup(Path(args.recipe).stem, model, systems, batch["pixel_values"], batch["labels"])
+    images = trainer.device_transform.normalize(batch["pixel_values"])
+    return BenchmarkSetup(Path(args.recipe).stem, model, systems, images, batch["labels"])
 
 
 def build_setup(args: Namespace, others: Sequence[str]) -> BenchmarkSetup:
