@@ -12,6 +12,7 @@ from .cct import (
 from .cct.configuration_cct import height_and_width
 from .families import FAMILIES, describe_unsupported
 from .heads import class_names
+from .in_place import add_tokenmixup, remove_tokenmixup
 from .modeling_tokenmixup import TokenMixupModelMixin
 from .outputs import AVERAGED_METRICS, TokenMixupOutput, summarize_mixing_metrics
 from .peft_utils import find_adapter_layers, merge_adapters
@@ -33,6 +34,7 @@ __all__ = [
     "TokenMixupViTConfig",
     "TokenMixupViTForImageClassification",
     "TokenMixupViTLayer",
+    "add_tokenmixup",
     "find_adapter_layers",
     "border_hint",
     "validate_evaluated_task",
@@ -43,5 +45,6 @@ __all__ = [
     "validate_single_label",
     "load_config_dict",
     "merge_adapters",
+    "remove_tokenmixup",
     "summarize_mixing_metrics",
 ]

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel
 
 # These modules import this one, so they cannot be imported here.
-_SKIPPED = ("auto", "families")
+_SKIPPED = ("auto", "families", "in_place")
 _WINDOWS = "attention is limited to windows and tokens are merged between stages, so no layer compares all tokens"
 _POOLED = "tokens are pooled between stages, so a query or key is no token of the image"
 _VARIABLE_GRID = "images of a batch have different grids, so the same position is another place in each image"

@@ -246,6 +246,7 @@ class TokenMixupModelMixin(ActivationCheckpointing, AdapterMethods):
             )
 
     def _convert_layers(self) -> None:
+        self._plain_no_split_modules = self._no_split_modules
         for index, layer in enumerate(self.get_transformer_layers()):
             base_class = type(layer)
             layer = self.layer_class.from_layer(layer, self.config, index)
@@ -254,6 +255,13 @@ class TokenMixupModelMixin(ActivationCheckpointing, AdapterMethods):
                     self._init_weights(module)
             # FSDP wraps modules with these class names, and fails for a class without modules.
             self._no_split_modules = {*self._no_split_modules, type(layer).__name__} - {base_class.__name__}
+
+    def _restore_layers(self) -> None:
+        """Undo `_convert_layers`, which may have been interrupted by an error."""
+        for layer in self.get_transformer_layers():
+            if isinstance(layer, TokenMixupLayerMixin):
+                layer.to_plain_layer()
+        self._no_split_modules = vars(self).pop("_plain_no_split_modules", self._no_split_modules)
 
     def _adjust_missing_and_unexpected_keys(self, loading_info) -> None:
         newly_initialized = sorted({key.rsplit(".", 2)[0] for key in loading_info.missing_keys if ".scorenet." in key})

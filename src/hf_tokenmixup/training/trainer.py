@@ -67,6 +67,7 @@ from .effective_settings import get_user_optimization
 from .ema import EmaCallback, ModelEma
 from .fsdp import set_transformer_layer_cls_to_wrap
 from .hub import RunRecord, create_repository, start_upload
+from .layer_decay import apply_layer_decay, validate_layer_decay
 from .loaders import loader_settings, set_generator_and_workers
 from .lora import check_scorenet_trainable
 from .memory_format import align_optimizer_state_format, restore_weights_on_exit
@@ -297,6 +298,7 @@ class TokenMixupTrainer(Trainer):
             )
         if self.args.ema_decay:
             self.ema.validate()
+        validate_layer_decay(self)
         if self.is_fsdp_enabled:
             set_transformer_layer_cls_to_wrap(self.accelerator.state.fsdp_plugin, self.unwrapped_model)
 
@@ -517,6 +519,18 @@ class TokenMixupTrainer(Trainer):
     def _raise_if_nonfinite(self) -> None:
         self.nonfinite.raise_if_nonfinite_loss(self)
         self.nonfinite.raise_if_nonfinite_weights(self)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """As in `Trainer`; with `args.layer_decay`, the learning rate of a parameter depends on its layer.
+
+        Raises:
+            ValueError: `layer_decay` has no effect with this optimizer.
+        """
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if is_new and self.args.layer_decay != 1:
+            apply_layer_decay(optimizer, self.classifier_model, self.args.layer_decay)
+        return optimizer
 
     # Data
 
