@@ -247,7 +247,7 @@ def test_training_all_parameters_have_gradients(build, settings, images, labels)
     # Also where no image is easy: data-parallel training stops on parameters without one.
     model = build(**{**settings, "horizontal_tau": 1e-9})
     _, gradients = step(model, images, labels)
-    unused = {name for name, _ in model.named_parameters() if name.endswith(model.unused_parameters)}
+    unused = {name for name, _ in model.named_parameters() if model.is_unused_parameter(name)}
     assert gradients.keys() == dict(model.named_parameters()).keys() - unused
     assert model.has_unused_parameters == bool(unused)
     for name in unused:
@@ -316,7 +316,8 @@ TRAINED = {
 def test_gradient_checkpointing_frozen_weights_is_exact(build, trained, kwargs, settings, images, labels):
     model = build(**settings, **DROPOUT)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(TRAINED[trained](name.replace(layer_path(model), "model.layers")))
+        is_trained = TRAINED[trained](name.replace(layer_path(model), "model.layers"))
+        parameter.requires_grad_(is_trained and not model.is_unused_parameter(name))
     expected = step(model, images, labels)
     assert len(expected[1]) == sum(parameter.requires_grad for parameter in model.parameters())
     enable_checkpointing(model, kwargs)
@@ -398,8 +399,8 @@ def test_training_forward_has_single_device_sync(build, changes, images, labels)
 def test_autocast_selects_same_tokens(build, dtype, images, labels):
     model = build(**{**BOTH, "horizontal_layers": [0]})
     expected = model(images, labels=labels).horizontal[0]
-    embeddings = model.base_model.embeddings(images)
-    model.base_model.embeddings.register_forward_hook(lambda *args: embeddings)
+    embeddings = build.case.embed(model, images)
+    model.get_transformer_layers()[0].register_forward_pre_hook(lambda module, args: (embeddings, *args[1:]))
     with torch.autocast("cpu", dtype):
         output = model(images, labels=labels)
     got = output.horizontal[0]
@@ -429,7 +430,7 @@ def test_output_attentions_and_hidden_states_in_both_modes(build, images, labels
     for attention in output.attentions:
         torch.testing.assert_close(attention.sum(dim=-1), torch.ones(attention.shape[:-1]))
     assert len(output.hidden_states) == 5
-    assert torch.equal(output.hidden_states[0], model.base_model.embeddings(images))
+    assert torch.equal(output.hidden_states[0], build.case.embed(model, images))
     query = model.config.effective_saliency_query
     saliency = attention_saliency(model.get_transformer_layers()[1:2], output.hidden_states[1], prefix, query)
     torch.testing.assert_close(output.horizontal[0].saliency, saliency)

@@ -163,10 +163,10 @@ def network_setup(args: Namespace) -> BenchmarkSetup:
     """A network with random images."""
     preset = MODEL_PRESETS[args.model]
     model = preset.build()
-    batch_size, size = args.batch_size or preset.batch_size, model.config.image_size
+    batch_size, (height, width) = args.batch_size or preset.batch_size, model.config.network.image_size
     labels = torch.randint(model.config.num_labels, (batch_size,))
     return BenchmarkSetup(
-        preset.name, model, preset.tokenmixup_configs, torch.randn(batch_size, 3, size, size), labels
+        preset.name, model, preset.tokenmixup_configs, torch.randn(batch_size, 3, height, width), labels
     )
 
 

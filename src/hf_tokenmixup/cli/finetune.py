@@ -39,7 +39,7 @@ from ..evaluation.calibration import forecast_settings
 from ..hub.model_card import TrainingCardData
 from ..hub.upload import HubUploadError
 from ..metrics import compute_metrics, top_classes
-from ..models import TokenMixupModelMixin, class_names, height_and_width, load_classifier
+from ..models import TokenMixupModelMixin, class_names, get_image_size, height_and_width, load_classifier
 from ..training import (
     JsonlLoggerCallback,
     NonFiniteLossError,
@@ -107,7 +107,7 @@ def load_image_processor(args: ModelArguments, model: PreTrainedModel) -> BaseIm
     name = args.image_processor_name or args.model_name_or_path
     size = parse_image_size(args)
     if name is None:
-        height, width = height_and_width(size or getattr(model.config, "image_size", 224))
+        height, width = height_and_width(size or get_image_size(model.config) or 224)
         processor = ViTImageProcessor(size={"height": height, "width": width})
         processor = override_attributes(processor, args.parse_image_processor_overrides())
     else:

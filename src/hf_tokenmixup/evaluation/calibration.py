@@ -337,7 +337,7 @@ def _measure_chunk(
                 inputs[index][:num_images],
                 torch.stack(collected[:index], dim=1),
                 measured.kappas,
-                config.num_attention_heads,
+                config.network.num_heads,
             )
             measured.attention_mass[index] = measured.attention_mass.get(index, 0) + mass
     return saliency

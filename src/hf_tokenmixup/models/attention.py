@@ -14,9 +14,14 @@ from .layers import TokenMixupLayerMixin, has_plain_weight
 class VerticalAttentionMixin(nn.Module):
     """Self-attention with additional keys and values from a memory of salient tokens, Eq. (13).
 
-    Precedes the attention of the base model among the base classes, which has `q_proj`, `k_proj`, `v_proj` and
-    `o_proj`.
+    Precedes the attention of the base model among the base classes, which has `q_proj`, `k_proj` and `v_proj`. A
+    family with other names of the other attributes defines them here. They apply to layers without a memory, too.
     """
+
+    # Names of attributes of the base attention: output projection, factor of the dot products, dropout probability.
+    out_proj_name = "o_proj"
+    scaling_name = "scaling"
+    dropout_name = "attention_dropout"
 
     def forward(
         self,
@@ -51,25 +56,28 @@ class VerticalAttentionMixin(nn.Module):
             split_heads(self, self.k_proj(key_value_states)),
             split_heads(self, self.v_proj(key_value_states)),
             no_mask,
-            dropout=self.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
+            dropout=getattr(self, self.dropout_name) if self.training else 0.0,
+            scaling=getattr(self, self.scaling_name),
             **kwargs,
         )
-        return self.o_proj(attn_output.flatten(2)), attn_weights
+        return getattr(self, self.out_proj_name)(attn_output.flatten(2)), attn_weights
 
 
 class SeparateProjectionsMixin(TokenMixupLayerMixin):
     """Layer whose attention has separate projections. Precedes the base layer among the base classes."""
+
+    vertical_attention_class: type[VerticalAttentionMixin]
 
     def compute_query_key(
         self, hidden: torch.Tensor, cls_query_only: bool, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor, float]:
         """See `hf_tokenmixup.saliency.SupportsAttentionSaliency`."""
         attention, normed = self.attention_module, self.apply_pre_norm(hidden)
+        scaling = getattr(attention, self.vertical_attention_class.scaling_name)
         query = split_heads(attention, attention.q_proj(normed[:, :1] if cls_query_only else normed))
         if cls_query_only and has_plain_weight(attention.k_proj):
-            return project_queries_to_inputs(query, attention.k_proj.weight), normed[:, None], attention.scaling
-        return query, split_heads(attention, attention.k_proj(normed)), attention.scaling
+            return project_queries_to_inputs(query, attention.k_proj.weight), normed[:, None], scaling
+        return query, split_heads(attention, attention.k_proj(normed)), scaling
 
     def attend(self, hidden: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
         """Compute the output (B, N, D) of the attention module from given attention probabilities.
@@ -80,7 +88,8 @@ class SeparateProjectionsMixin(TokenMixupLayerMixin):
         """
         module = self.attention_module
         value = split_heads(module, module.v_proj(self.apply_pre_norm(hidden)))
-        return module.o_proj((attention.to(value.dtype) @ value).transpose(1, 2).flatten(2))
+        project = getattr(module, self.vertical_attention_class.out_proj_name)
+        return project((attention.to(value.dtype) @ value).transpose(1, 2).flatten(2))
 
 
 def split_heads(attention: nn.Module, states: torch.Tensor) -> torch.Tensor:
