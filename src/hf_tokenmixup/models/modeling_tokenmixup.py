@@ -32,7 +32,16 @@ logger = logging.get_logger(__name__)
 _HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
 # Attributes of a configuration that determine the number of tokens per image.
 _GEOMETRY_ATTRIBUTES = frozenset(
-    {"image_size", "patch_size", "tokenizer", "num_conv_layers", "conv_kernel_size", "conv_stride", "conv_padding"}
+    {
+        "image_size",
+        "patch_size",
+        "model_args",
+        "tokenizer",
+        "num_conv_layers",
+        "conv_kernel_size",
+        "conv_stride",
+        "conv_padding",
+    }
     | {"pooling_kernel_size", "pooling_stride", "pooling_padding"}
 )
 
@@ -54,6 +63,8 @@ class TokenMixupModelMixin(ActivationCheckpointing, AdapterMethods):
     layer_class: type[TokenMixupLayerMixin]
     # Default target modules of LoRA: the query and value projections of attention.
     lora_target_modules: tuple[str, ...]
+    # Ends of the names of the modules that are trained for a task in full if the other weights have adapters.
+    head_names: tuple[str, ...] = ("classifier",)
     # Ends of the names of parameters that no forward pass with labels uses.
     unused_parameters: tuple[str, ...] = ()
     # Whether the base model has the argument `interpolate_pos_encoding`.
