@@ -72,8 +72,8 @@ class _TimmClassifier(TimmWrapperForImageClassification):
         if getattr(patch_embed, "strict_img_size", True) and (height, width) != expected:
             raise ValueError(
                 f"{self.config.architecture} expects images of {expected[0]}x{expected[1]} pixels, got "
-                f"{height}x{width}. Load the model with image_size=[{height}, {width}]. For images of several sizes, set "
-                '"dynamic_img_size": true in `model_args`.'
+                f"{height}x{width}. Load the model with image_size=[{height}, {width}]. For images of several sizes, "
+                'set "dynamic_img_size": true in `model_args`.'
             )
 
 
