@@ -177,6 +177,15 @@ class TokenMixupConfigMixin:
         kwargs = dict(sorted(kwargs.items(), key=lambda item: item[0] in RELATIVE_THRESHOLDS.values()))
         return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
 
+    @classmethod
+    def describe_unsupported(cls, attributes: Mapping[str, Any]) -> str | None:
+        """Describe why a model with these attributes of a configuration does not support TokenMixup.
+
+        Returns:
+            A sentence for an error message, without the full stop; None if it does.
+        """
+        return None
+
     @property
     def num_prefix_tokens(self) -> int:
         """P, the number of leading tokens that are not patch tokens."""

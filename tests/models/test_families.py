@@ -25,6 +25,7 @@ from hf_tokenmixup.models.gradient_checkpointing import enable_checkpointing
 from hf_tokenmixup.models.layers import TokenMixupLayerMixin
 from hf_tokenmixup.saliency import attention_saliency
 
+WITH_ATTENTIONS = [name for name in TESTED if CASES[name].output_attentions]
 DROPOUT = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2, "drop_path_rate": 0.2}
 
 
@@ -61,6 +62,15 @@ def layer_path(model):
     """Name of the list of transformer layers."""
     layers = model.get_transformer_layers()
     return next(name for name, module in model.named_modules() if module is layers)
+
+
+def usual_name(model, case, name):
+    """Name of a parameter as in ViT, with `model.layers` for the layers."""
+    if any(part in name for part in case.embedding_parameters):
+        return f"embeddings.{name}"
+    if name.startswith(f"{case.classifier}."):
+        return name.replace(case.classifier, "classifier")
+    return name.replace(layer_path(model), "model.layers")
 
 
 def plain_classes(model):
@@ -191,7 +201,9 @@ def test_training_forward_matches_reference(build, images, labels):
     if case.classify:
         logits = case.classify(model, hidden, prefix)
     else:
-        logits = model.classifier(case.pool(model.base_model.get_submodule(case.final_norm)(hidden), prefix))
+        logits = model.get_submodule(case.classifier)(
+            case.pool(model.base_model.get_submodule(case.final_norm)(hidden), prefix)
+        )
     loss = -(targets * logits.log_softmax(1)).sum(1).mean() + 0.5 * scorenet_loss
     torch.testing.assert_close(output.logits, logits, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(output.targets, targets)
@@ -298,6 +310,7 @@ def test_gradient_checkpointing_is_exact(build, reentrant, settings, images, lab
     assert len(calls) == 2
 
 
+# Conditions on names in which the layers are `model.layers`, and as in ViT `embeddings` and `classifier`.
 TRAINED = {
     "all but embeddings": lambda name: "embeddings" not in name,
     "last layers and head": lambda name: ".layers.2." in name or ".layers.3." in name or name.startswith("classifier"),
@@ -316,7 +329,7 @@ TRAINED = {
 def test_gradient_checkpointing_frozen_weights_is_exact(build, trained, kwargs, settings, images, labels):
     model = build(**settings, **DROPOUT)
     for name, parameter in model.named_parameters():
-        is_trained = TRAINED[trained](name.replace(layer_path(model), "model.layers"))
+        is_trained = TRAINED[trained](usual_name(model, build.case, name))
         parameter.requires_grad_(is_trained and not model.is_unused_parameter(name))
     expected = step(model, images, labels)
     assert len(expected[1]) == sum(parameter.requires_grad for parameter in model.parameters())
@@ -421,6 +434,7 @@ def test_attention_implementations_agree(build, images, labels):
         torch.testing.assert_close(output[1][name], expected[1][name], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("build", WITH_ATTENTIONS, indirect=True)
 def test_output_attentions_and_hidden_states_in_both_modes(build, images, labels):
     model = build(**BOTH, attn_implementation="eager")
     output = model(images, labels=labels, output_attentions=True, output_hidden_states=True)
@@ -450,6 +464,7 @@ def test_saliency_routes_agree(build, images, labels):
         torch.testing.assert_close(first[1][name], second[1][name], atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize("build", WITH_ATTENTIONS, indirect=True)
 def test_rollout_steps_apply_in_forward(build, images, labels):
     model = build(**BOTH | {"vertical_layers": []}, rollout_steps=2, attn_implementation="eager")
     output = model(images, labels=labels)
@@ -641,7 +656,8 @@ def test_from_pretrained_other_number_of_classes(build, tmp_path):
     with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
         type(first).from_pretrained(tmp_path, num_labels=3)
     model = type(first).from_pretrained(tmp_path, num_labels=3, ignore_mismatched_sizes=True)
-    assert model.classifier.out_features == model.get_transformer_layers()[1].scorenet.classifier.out_features == 3
+    classifier = model.get_submodule(build.case.classifier)
+    assert classifier.out_features == model.get_transformer_layers()[1].scorenet.classifier.out_features == 3
     assert model.train()(torch.randn(2, 3, 20, 20), labels=torch.tensor([0, 2])).loss.isfinite()
 
 
@@ -669,7 +685,8 @@ def test_to_plain_model_returns_base_model(build, tmp_path, images):
     exported = model.to_plain_model()
     plain_class, _ = plain_classes(model)
     assert type(exported) is plain_class and not exported.training
-    assert exported.classifier.weight.data_ptr() == model.classifier.weight.data_ptr()
+    exported_classifier, classifier = (item.get_submodule(build.case.classifier) for item in (exported, model))
+    assert exported_classifier.weight.data_ptr() == classifier.weight.data_ptr()
     exported.save_pretrained(tmp_path)
     ViTImageProcessor(size={"height": 20, "width": 20}).save_pretrained(tmp_path)
     for model_class in (plain_class, AutoModelForImageClassification):

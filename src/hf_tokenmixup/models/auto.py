@@ -113,13 +113,11 @@ def load_classifier(
             "in float32. Choose the model before quantization."
         )
 
-    if model_type in FAMILIES and not plain:
+    reason = describe_unsupported({"model_type": model_type, **config_dict, **changes})
+    if reason is None and not plain:
         config_class, model_class = FAMILIES[model_type]
     elif tokenmixup:
-        raise ValueError(
-            f"{describe_unsupported({'model_type': model_type, **config_dict})}. Remove "
-            f"{', '.join(sorted(tokenmixup))} to train without TokenMixup."
-        )
+        raise ValueError(f"{reason}. Remove {', '.join(sorted(tokenmixup))} to train without TokenMixup.")
     else:
         if not hub_options.get("trust_remote_code"):
             _validate_model_type(model_type)
@@ -180,8 +178,7 @@ def load_classifier(
     except RuntimeError as error:
         if "ignore_mismatched_sizes" not in str(error):
             raise
-        # transformers defaults to two classes.
-        num_trained = len(config_dict.get("id2label", ("LABEL_0", "LABEL_1")))
+        num_trained = original.num_labels
         if num_trained != config.num_labels:
             raise ValueError(
                 f"{name_or_path} was trained for {num_trained} classes, but the data has {config.num_labels} classes. "
@@ -325,6 +322,7 @@ def _validate_loaded_weights(
 def _validate_config_keys(changes: dict[str, Any], config: PreTrainedConfig) -> None:
     attributes = [config.to_dict(), get_vision_config(config).to_dict()]
     known = [*{name: None for part in attributes for name in part}, "num_labels", "id2label", "label2id"]
+    known += [] if "image_size" in known or not hasattr(config, "image_size") else ["image_size"]
     for name in changes:
         if name not in known:
             suggestion = did_you_mean(name, known, repr, otherwise=f". It has {', '.join(sorted(known))}.")

@@ -62,17 +62,24 @@ def get_family_config(config: PreTrainedConfig) -> TokenMixupConfigMixin | None:
     return FAMILIES[config.model_type][0].from_dict(attributes)
 
 
-def describe_unsupported(config_dict: Mapping[str, Any]) -> str:
+def describe_unsupported(config_dict: Mapping[str, Any]) -> str | None:
     """Describe which model types support TokenMixup, and why another type does not if the reason is known.
 
     Args:
         config_dict: content of a config.json, with `model_type` and for models of timm `architecture`.
 
     Returns:
-        A sentence for an error message, without the full stop.
+        A sentence for an error message, without the full stop. None if the model supports TokenMixup.
     """
     model_type, architecture = config_dict.get("model_type"), config_dict.get("architecture")
+    of_family = None
+    if model_type in FAMILIES:
+        of_family = FAMILIES[model_type][0].describe_unsupported(config_dict)
+        if of_family is None:
+            return None
     name = architecture if isinstance(architecture, str) else model_type
     matching = [known for known in UNSUPPORTED if model_type == known or str(architecture).startswith(known)]
+    if of_family and not matching:
+        return of_family
     reason = f": {UNSUPPORTED[max(matching, key=len)]}" if matching else ""
     return f"TokenMixup supports the model types {', '.join(FAMILIES)}, got {name!r}{reason}"

@@ -13,6 +13,7 @@ from ..configuration import TokenMixupConfigMixin
 from ..functional import manifold_mix, mix_with_partner
 from ..horizontal import ScoreNet, apply_horizontal_mixup
 from ..saliency import attention_saliency, eval_mode, random_saliency
+from ..vertical import VerticalMemory
 from .gradient_checkpointing import checkpoint_layer
 from .outputs import TokenMixupContext
 from .peft_utils import find_adapter_layers
@@ -144,10 +145,30 @@ class TokenMixupLayerMixin(nn.Module):
         memory = None
         if tokenmixup is not None:
             hidden_states, memory = self.apply_tokenmixup(hidden_states, tokenmixup, kwargs)
-        layer = partial(self.base_forward, **kwargs)
-        if self.gradient_checkpointing and self.training:
-            return checkpoint_layer(self._gradient_checkpointing_func, layer, hidden_states, attention_mask, memory)
-        return layer(hidden_states, attention_mask, memory)
+        if memory is not None:
+            kwargs = self.add_memory_positions(kwargs, tokenmixup.memory)
+        if not (self.gradient_checkpointing and self.training):
+            return self.base_forward(hidden_states, attention_mask, memory, **kwargs)
+
+        # All tensors are arguments: reentrant checkpointing would backpropagate through others once for each layer.
+        def layer(hidden_states, attention_mask, memory, *values):
+            return self.base_forward(hidden_states, attention_mask, memory, **dict(zip(kwargs, values, strict=True)))
+
+        return checkpoint_layer(
+            self._gradient_checkpointing_func, layer, hidden_states, attention_mask, memory, *kwargs.values()
+        )
+
+    def add_memory_positions(self, layer_kwargs: dict[str, Any], memory: VerticalMemory) -> dict[str, Any]:
+        """Add the positions of the memory to keyword arguments that have one position for each token.
+
+        Args:
+            layer_kwargs: keyword arguments of the base layer.
+            memory: salient tokens of the earlier layers.
+
+        Returns:
+            The keyword arguments of a layer with a memory; unchanged if no argument depends on positions.
+        """
+        return layer_kwargs
 
     def apply_pre_norm(self, hidden: torch.Tensor) -> torch.Tensor:
         """Normalize the layer's input (B, N, D) for attention, in the dtype of the weights."""

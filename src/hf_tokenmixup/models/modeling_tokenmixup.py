@@ -33,7 +33,7 @@ _HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "token", "revi
 # Attributes of a configuration that determine the number of tokens per image.
 _GEOMETRY_ATTRIBUTES = frozenset(
     {"image_size", "patch_size", "tokenizer", "num_conv_layers", "conv_kernel_size", "conv_stride", "conv_padding"}
-    | {"pooling_kernel_size", "pooling_stride", "pooling_padding", "vision_config"}
+    | {"pooling_kernel_size", "pooling_stride", "pooling_padding", "vision_config", "model_args"}
 )
 
 
@@ -54,6 +54,8 @@ class TokenMixupModelMixin(ActivationCheckpointing, AdapterMethods):
     layer_class: type[TokenMixupLayerMixin]
     # Default target modules of LoRA: the query and value projections of attention.
     lora_target_modules: tuple[str, ...]
+    # Ends of the names of the modules that are trained for a task in full if the other weights have adapters.
+    head_names: tuple[str, ...] = ("classifier",)
     # Parts of the names of parameters that no forward pass with labels uses.
     unused_parameters: tuple[str, ...] = ()
     # Whether the base model has the argument `interpolate_pos_encoding`.

@@ -96,6 +96,8 @@ def resize_positions(model: PreTrainedModel, config: PreTrainedConfig, name: str
         name: name of the checkpoint, for the warning.
     """
     grid, new_grid = token_grid(model.config), token_grid(config)
+    if hasattr(model, "resize_positions"):
+        model.resize_positions(config)
     with torch.device("meta"):
         reference = type(model)(copy.deepcopy(config))
     shapes = {key: tensor.shape for key, tensor in reference.state_dict().items()}

@@ -109,7 +109,7 @@ def add_lora(
         raise ValueError(f"LoRA `alpha` must be a finite number above 0, got {alpha!r}.")
     if not 0 <= dropout < 1:
         raise ValueError(f"LoRA `dropout` must be a probability below 1, got {dropout!r}.")
-    if not hasattr(model, "classifier"):
+    if not any(name.rpartition(".")[2] in _get_head_names(model) for name, _ in model.named_modules()):
         raise ValueError(
             f"LoRA trains the `classifier` in full, but {type(model).__name__} has no module of this name."
         )
@@ -132,9 +132,15 @@ def get_modules_to_save(model: PreTrainedModel) -> list[str]:
     peft matches the ends of names, so `classifier` is also that of ScoreNet. A further `scorenet` would be wrong: peft
     would freeze the classifier inside it and train a copy that is not used.
     """
-    config = model.config
-    has_pooling = getattr(config, "horizontal_layers", None) and config.effective_scorenet_pooling == "attention"
-    return ["classifier", "scorenet.attention"] if has_pooling else ["classifier"]
+    config, names = model.config, list(_get_head_names(model))
+    if getattr(config, "horizontal_layers", None):
+        names += [] if "classifier" in names else ["classifier"]
+        names += ["scorenet.attention"] if config.effective_scorenet_pooling == "attention" else []
+    return names
+
+
+def _get_head_names(model: nn.Module) -> tuple[str, ...]:
+    return getattr(model, "head_names", ("classifier",))
 
 
 def check_scorenet_trainable(model: nn.Module) -> None:

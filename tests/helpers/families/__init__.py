@@ -65,6 +65,10 @@ class Family:
         pool: input of the classifier, from `(hidden, num_prefix_tokens)`, before or after `final_norm`.
         classify: logits, from `(model, hidden, num_prefix_tokens)`; None: `classifier(pool(final_norm(hidden)))`.
         final_norm: name of the last normalization in the base model.
+        embedding_module: name of the module in the base model whose output is the input of the first layer.
+        embedding_parameters: parts of the names of the parameters of the embeddings.
+        classifier: name of the classifier.
+        output_attentions: whether the plain model returns attention maps and hidden states (B, N, D).
     """
 
     own: dict[str, Any] = field(default_factory=dict)
@@ -79,6 +83,10 @@ class Family:
     pool: Callable[[torch.Tensor, int], torch.Tensor] = read_cls
     classify: Callable[..., torch.Tensor] | None = None
     final_norm: str = "layernorm"
+    embedding_module: str = "embeddings"
+    embedding_parameters: tuple[str, ...] = ("embeddings",)
+    classifier: str = "classifier"
+    output_attentions: bool = True
 
 
 def collect_cases() -> dict[str, Family]:

@@ -1,0 +1,92 @@
+"""Configuration of a timm model with the settings of TokenMixup."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from transformers import TimmWrapperConfig
+
+from ...configuration import TokenMixupConfigMixin
+from ...network import Network
+from ..cct.configuration_cct import height_and_width
+from .network_timm_wrapper import create_without_weights, describe_network, describe_unsupported_model
+
+# Name of the attribute with the sizes of the network, which is not saved.
+_STORED = "_stored_network"
+
+
+class TokenMixupTimmWrapperConfig(TokenMixupConfigMixin, TimmWrapperConfig):
+    """`TimmWrapperConfig` with the settings of TokenMixup.
+
+    `image_size` is `img_size` in `model_args`. The default architecture is a ViT, which supports TokenMixup.
+
+    Args:
+        kwargs: attributes of `hf_tokenmixup.configuration.TokenMixupConfigMixin` and of `TimmWrapperConfig`.
+
+    Raises:
+        ValueError: if a setting is out of range or does not fit the model, or timm has no such architecture, or its
+            layers do not support TokenMixup.
+    """
+
+    architecture: str = "vit_base_patch16_224"
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        self.validate_tokenmixup_config()
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """Create a configuration, as in `TimmWrapperConfig.from_dict`."""
+        result = super().from_dict(config_dict, **kwargs)
+        # The names are in `id2label`. `to_dict` would write these instead of the names of other classes.
+        vars(result[0] if isinstance(result, tuple) else result).pop("label_names", None)
+        return result
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the attributes, as in `TimmWrapperConfig.to_dict`."""
+        attributes = super().to_dict()
+        attributes.pop(_STORED, None)
+        return attributes
+
+    @classmethod
+    def describe_unsupported(cls, attributes: Mapping[str, Any]) -> str | None:
+        """See `TokenMixupConfigMixin.describe_unsupported`."""
+        architecture = attributes.get("architecture", cls.architecture)
+        model = create_without_weights(architecture, attributes.get("model_args"))
+        return describe_unsupported_model(architecture, model)
+
+    @property
+    def network(self) -> Network:
+        """Sizes of the network, and what its classifier reads."""
+        # A compiler cannot trace the creation of a model, so a forward pass reads the stored sizes.
+        key, stored = (self.architecture, self.model_args), vars(self).get(_STORED)
+        if stored is not None and stored[0] == key:
+            return stored[1]
+        model = self._create_without_weights()
+        if reason := describe_unsupported_model(self.architecture, model):
+            raise ValueError(f"{reason}. Choose another architecture, or train without settings of TokenMixup.")
+        network = describe_network(model)
+        vars(self)[_STORED] = copy.deepcopy(key), network
+        return network
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Configured height and width in pixels."""
+        return self.network.image_size
+
+    @image_size.setter
+    def image_size(self, size: int | list[int] | tuple[int, int]) -> None:
+        self.model_args = {**(self.model_args or {}), "img_size": list(height_and_width(size))}
+
+    @property
+    def patch_size(self) -> tuple[int, int]:
+        """Height and width of a patch in pixels."""
+        return self.network.patch_size
+
+    def token_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Return the rows and columns of patch tokens for an image size in pixels."""
+        return tuple(self._create_without_weights().patch_embed.dynamic_feat_size((height, width)))
+
+    def _create_without_weights(self) -> nn.Module:
+        return create_without_weights(self.architecture, self.model_args)
