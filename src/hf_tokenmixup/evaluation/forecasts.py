@@ -3,8 +3,9 @@
 Shapes: B images of a batch, T patch tokens, N tokens with the prefix tokens, D hidden size, C classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -18,7 +19,7 @@ from ..functional import (
     saliency_gain,
     upcast_to_float32,
 )
-from ..saliency import SupportsAttentionSaliency
+from ..models.layers import TokenMixupLayerMixin
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,12 @@ def forecast_horizontal(
 
 
 def collected_attention(
-    layer: SupportsAttentionSaliency, hidden: torch.Tensor, collected: torch.Tensor, kappas: Sequence[int]
+    layer: TokenMixupLayerMixin,
+    hidden: torch.Tensor,
+    collected: torch.Tensor,
+    positions: torch.Tensor,
+    kappas: Sequence[int],
+    layer_kwargs: Mapping[str, Any] | None = None,
 ) -> torch.Tensor:
     """Attention of a layer to tokens of earlier layers, over its own tokens and kappa tokens of each earlier layer.
 
@@ -161,7 +167,9 @@ def collected_attention(
         layer: The layer.
         hidden: (B, N, D) input of the layer.
         collected: (B, L, K, D) input tokens of L earlier layers by decreasing saliency, without normalization.
+        positions: (B, L, K) patch slots from which these tokens come.
         kappas: Values of kappa, each up to K.
+        layer_kwargs: Arguments of the layer that its attention depends on.
 
     Returns:
         (B, len(kappas)) attention to the first kappa tokens of each earlier layer, mean over queries and heads.
@@ -170,10 +178,13 @@ def collected_attention(
     num_tokens = hidden.shape[1]
     last = torch.tensor(kappas, device=hidden.device) - 1
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-        keys = torch.cat([hidden, collected.flatten(1, 2)], dim=1)
-        query, key, scale = layer.compute_query_key(keys, cls_query_only=False)
-        query = upcast_to_float32(query[:, :, :num_tokens]) * scale
-        scores = query @ upcast_to_float32(key).transpose(2, 3)  # (B, H, N, N + L * K)
+        kwargs = layer.add_memory_positions(layer_kwargs or {}, lambda: positions.flatten(1))
+        query, key, scale, bias = layer.compute_query_key(
+            hidden, cls_query_only=False, memory=collected.flatten(1, 2), **kwargs
+        )
+        scores = upcast_to_float32(query) * scale @ upcast_to_float32(key).transpose(2, 3)  # (B, H, N, N + L * K)
+        if bias is not None:
+            scores = scores + bias
         weight = (scores - scores.amax(dim=-1, keepdim=True)).exp()
         own = weight[..., :num_tokens].sum(dim=-1, keepdim=True)
         memory = weight[..., num_tokens:].unflatten(-1, (num_layers, num_collected)).sum(dim=-2).cumsum(dim=-1)

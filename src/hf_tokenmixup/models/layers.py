@@ -13,7 +13,6 @@ from ..configuration import TokenMixupConfigMixin
 from ..functional import manifold_mix, mix_with_partner
 from ..horizontal import ScoreNet, apply_horizontal_mixup
 from ..saliency import attention_saliency, eval_mode, random_saliency
-from ..vertical import VerticalMemory
 from .gradient_checkpointing import checkpoint_layer
 from .outputs import TokenMixupContext
 from .peft_utils import find_adapter_layers
@@ -144,9 +143,10 @@ class TokenMixupLayerMixin(nn.Module):
         """
         memory = None
         if tokenmixup is not None:
-            hidden_states, memory = self.apply_tokenmixup(hidden_states, tokenmixup, kwargs)
+            layer_kwargs = {"attention_mask": attention_mask, **kwargs}
+            hidden_states, memory = self.apply_tokenmixup(hidden_states, tokenmixup, layer_kwargs)
         if memory is not None:
-            kwargs = self.add_memory_positions(kwargs, tokenmixup.memory)
+            kwargs = self.add_memory_positions(kwargs, tokenmixup.memory.positions)
         if not (self.gradient_checkpointing and self.training):
             return self.base_forward(hidden_states, attention_mask, memory, **kwargs)
 
@@ -158,12 +158,14 @@ class TokenMixupLayerMixin(nn.Module):
             self._gradient_checkpointing_func, layer, hidden_states, attention_mask, memory, *kwargs.values()
         )
 
-    def add_memory_positions(self, layer_kwargs: dict[str, Any], memory: VerticalMemory) -> dict[str, Any]:
+    def add_memory_positions(
+        self, layer_kwargs: Mapping[str, Any], positions_fn: Callable[[], torch.Tensor]
+    ) -> Mapping[str, Any]:
         """Add the positions of the memory to keyword arguments that have one position for each token.
 
         Args:
             layer_kwargs: keyword arguments of the base layer.
-            memory: salient tokens of the earlier layers.
+            positions_fn: returns the patch slots (B, M) from which the tokens of the memory come.
 
         Returns:
             The keyword arguments of a layer with a memory; unchanged if no argument depends on positions.
@@ -176,8 +178,8 @@ class TokenMixupLayerMixin(nn.Module):
 
     def attention_weights(self, hidden: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """See `hf_tokenmixup.saliency.SupportsAttentionSaliency`."""
-        query, key, scale = self.compute_query_key(hidden, cls_query_only=False, **kwargs)
-        return eager_attention_forward(self.attention_module, query, key, key, None, scaling=scale)[1]
+        query, key, scale, bias = self.compute_query_key(hidden, cls_query_only=False, **kwargs)
+        return eager_attention_forward(self.attention_module, query, key, key, bias, scaling=scale)[1]
 
     def base_forward(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, memory: torch.Tensor | None, **kwargs
@@ -195,7 +197,7 @@ class TokenMixupLayerMixin(nn.Module):
         Args:
             hidden_states: (B, N, D) tokens.
             context: context of the forward pass; it is updated in place.
-            layer_kwargs: keyword arguments of the base layer, which its attention may depend on.
+            layer_kwargs: arguments of the base layer that its attention may depend on.
 
         Returns:
             (B, N, D) tokens, and the memory (B, M, D) of a vertical layer; None in other layers.
@@ -263,7 +265,7 @@ def detect_saliency(
         hidden: (B, N, D) input of the first layer, without gradient.
         gradient_fn: returns the saliency (B, T) of the gradient detector, see `hf_tokenmixup.saliency`.
         generator: random number generator of the random detector; None uses torch's default generator.
-        layer_kwargs: keyword arguments of the layers that their attention depends on.
+        layer_kwargs: arguments of the layers that their attention depends on.
 
     Returns:
         (B, T) saliency.

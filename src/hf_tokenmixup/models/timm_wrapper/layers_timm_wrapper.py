@@ -1,6 +1,6 @@
 """Blocks and attention of timm with TokenMixup."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,8 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ...configuration import TokenMixupConfigMixin
-from ...saliency import eval_mode, project_queries_to_inputs
-from ...vertical import VerticalMemory
+from ...saliency import QueryKey, eval_mode, project_queries_to_inputs
 from ..layers import TokenMixupLayerMixin, has_plain_weight
 
 _QUERY, _KEY, _VALUE = range(3)
@@ -93,35 +92,44 @@ class TimmLayerMixin(TokenMixupLayerMixin):
             self.attn.qkv_bias_separate = True
         return super().forward(x, attn_mask, **kwargs)
 
-    def add_memory_positions(self, layer_kwargs: dict[str, Any], memory: VerticalMemory) -> dict[str, Any]:
+    def add_memory_positions(
+        self, layer_kwargs: Mapping[str, Any], positions_fn: Callable[[], torch.Tensor]
+    ) -> Mapping[str, Any]:
         """Give each token of the memory the rotary position of the slot from which it comes."""
         rope = layer_kwargs.get("rope")
         if rope is None:
             return layer_kwargs
-        positions = memory.positions()
+        positions = positions_fn()
         rope = rope[None] if rope.dim() == 2 else rope  # (H or 1, T, d)
         memory_rope = rope[:, positions].transpose(0, 1)  # (B, H or 1, M, d)
         return {**layer_kwargs, "rope": torch.cat([rope.expand(len(positions), -1, -1, -1), memory_rope], dim=2)}
 
     def compute_query_key(
-        self, hidden: torch.Tensor, cls_query_only: bool, rope: torch.Tensor | None = None, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor, float]:
+        self,
+        hidden: torch.Tensor,
+        cls_query_only: bool,
+        memory: torch.Tensor | None = None,
+        rope: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> QueryKey:
         """See `hf_tokenmixup.saliency.SupportsAttentionSaliency`."""
-        attention, normed = self.attn, self.apply_pre_norm(hidden)
-        query = attention.q_norm(_project(attention, normed[:, :1] if cls_query_only else normed, _QUERY))
+        attention, sources = self.attn, hidden if memory is None else torch.cat([hidden, memory], dim=1)
+        normed, num_queries = self.apply_pre_norm(sources), 1 if cls_query_only else hidden.shape[1]
+        query = attention.q_norm(_project(attention, normed[:, :num_queries], _QUERY))
         # The query of the CLS token has no rotary position.
         if cls_query_only and rope is None and isinstance(attention.k_norm, nn.Identity):
             weight = _get_plain_weight(attention, _KEY)
             if weight is not None and len(weight) == attention.num_heads * attention.head_dim:
-                return project_queries_to_inputs(query, weight), normed[:, None], attention.scale
+                return QueryKey(project_queries_to_inputs(query, weight), normed[:, None], attention.scale)
         key = attention.k_norm(_project(attention, normed, _KEY))
         if rope is not None:
-            query, key = _rotate(attention, query, rope), _rotate(attention, key, rope)
-        return query, _repeat_heads(attention, key), attention.scale
+            num_patches = num_queries - attention.num_prefix_tokens
+            query, key = _rotate(attention, query, rope[..., :num_patches, :]), _rotate(attention, key, rope)
+        return QueryKey(query, _repeat_heads(attention, key), attention.scale)
 
     def attention_weights(self, hidden: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """See `hf_tokenmixup.saliency.SupportsAttentionSaliency`."""
-        query, key, scale = self.compute_query_key(hidden, cls_query_only=False, **kwargs)
+        query, key, scale, _ = self.compute_query_key(hidden, cls_query_only=False, **kwargs)
         return (query * scale @ key.transpose(2, 3)).softmax(dim=-1)
 
     def forward_with_attention(self, hidden: torch.Tensor, attention: torch.Tensor, **kwargs: Any) -> torch.Tensor:
