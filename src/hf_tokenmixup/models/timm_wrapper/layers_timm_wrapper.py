@@ -124,7 +124,7 @@ class TimmLayerMixin(TokenMixupLayerMixin):
         key = attention.k_norm(_project(attention, normed, _KEY))
         if rope is not None:
             num_patches = num_queries - attention.num_prefix_tokens
-            query, key = _rotate(attention, query, rope[..., :num_patches, :]), _rotate(attention, key, rope)
+            query, key = _rotate(attention, query, rope[..., : max(0, num_patches), :]), _rotate(attention, key, rope)
         return QueryKey(query, _repeat_heads(attention, key), attention.scale)
 
     def attention_weights(self, hidden: torch.Tensor, **kwargs: Any) -> torch.Tensor:
@@ -224,9 +224,9 @@ def _get_plain_weight(attention: nn.Module, index: int) -> torch.Tensor | None:
 
 def _rotate(attention: nn.Module, states: torch.Tensor, rope: torch.Tensor) -> torch.Tensor:
     """Rotate queries or keys (B, H, N, d) of patch tokens, as timm does."""
-    prefix, patches = states.split([attention.num_prefix_tokens, states.shape[2] - attention.num_prefix_tokens], dim=2)
-    if patches.shape[2] == 0:
+    if states.shape[2] <= attention.num_prefix_tokens:
         return states
+    prefix, patches = states.split([attention.num_prefix_tokens, states.shape[2] - attention.num_prefix_tokens], dim=2)
     half = {"half": True} if getattr(attention, "rotate_half", False) else {}
     return torch.cat([prefix, apply_rot_embed_cat(patches, rope, **half).to(states.dtype)], dim=2)
 
