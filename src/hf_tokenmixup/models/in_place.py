@@ -19,6 +19,7 @@ logger = logging.get_logger(__name__)
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 SETTINGS = tuple(field.name for field in dataclasses.fields(TokenMixupConfigMixin))
+_PLAIN_CONFIG = "_plain_config"
 # Attributes of a configuration that TokenMixup sets, and that of `save_pretrained` with the name of the model class.
 _CONFIG_ATTRIBUTES = (*SETTINGS, "architectures")
 
@@ -72,7 +73,7 @@ def add_tokenmixup(model: Model, **settings: Any) -> Model:
         logger.warning_once(hint)
 
     plain = vars(model.config)
-    model._plain_config = _PlainConfig(
+    vars(model)[_PLAIN_CONFIG] = _PlainConfig(
         type(model.config), {name: plain[name] for name in _CONFIG_ATTRIBUTES if name in plain}
     )
     model.config.__class__, model.__class__ = config_class, model_class
@@ -113,7 +114,7 @@ def remove_tokenmixup(model: Model) -> Model:
 def _restore(model: Model) -> Model:
     model._restore_layers()
     model.__class__ = model.base_model_class
-    plain = vars(model).pop("_plain_config", None)
+    plain = vars(model).pop(_PLAIN_CONFIG, None)
     if plain is None:
         plain = _PlainConfig(model.config_class, {})
     vars(model).pop("_labels_validated", None)

@@ -17,6 +17,8 @@ from .gradient_checkpointing import checkpoint_layer
 from .outputs import TokenMixupContext
 from .peft_utils import find_adapter_layers
 
+_PLAIN_LAYER = "_plain_layer"
+
 
 class PlainLayer(NamedTuple):
     """What `TokenMixupLayerMixin.from_layer` changed in a layer.
@@ -65,16 +67,17 @@ class TokenMixupLayerMixin(nn.Module):
             The same layer, with this class.
         """
         classes = {name: type(module) for name, module in layer.named_modules()}
-        attributes, modules = dict(vars(layer)), set(layer._modules)
+        attributes = dict(vars(layer))
+        known = {*attributes, *dict(layer.named_children())}
         layer.__class__ = cls
         try:
             layer.init_tokenmixup(config, layer_index)
         finally:
             # After an error, `to_plain_layer` undoes what was done until then.
-            layer._plain_layer = PlainLayer(
+            vars(layer)[_PLAIN_LAYER] = PlainLayer(
                 {name: classes[name] for name in classes if type(layer.get_submodule(name)) is not classes[name]},
                 {name: value for name, value in attributes.items() if vars(layer)[name] is not value},
-                [name for name in (*vars(layer), *layer._modules) if name not in attributes and name not in modules],
+                [name for name in (*vars(layer), *dict(layer.named_children())) if name not in known],
             )
         return layer
 
@@ -84,7 +87,7 @@ class TokenMixupLayerMixin(nn.Module):
         Returns:
             The same layer, with the class of the base model.
         """
-        plain = self.__dict__.pop("_plain_layer")
+        plain = vars(self).pop(_PLAIN_LAYER)
         for name in plain.added:
             delattr(self, name)
         vars(self).update(plain.attributes)
