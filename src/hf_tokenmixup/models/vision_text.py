@@ -58,7 +58,7 @@ class VisionTextConfigMixin(TokenMixupConfigMixin):
         if not isinstance(self.image_size, int):
             raise ValueError(
                 f"image_size must be one number for the model type {self.model_type}, whose learned positions form a "
-                f"square, got {self.image_size}."
+                f"square, got {self.image_size}. Pass the side of square images."
             )
         super().validate_tokenmixup_config()
 
