@@ -164,3 +164,18 @@ def test_eval_mode_restores_mode_of_each_module(model):
         raise RuntimeError
     assert model.training and model.vit.layers[0].training and not any(m.training for m in frozen.modules())
     frozen.train()
+
+
+@pytest.mark.parametrize("elements", [1, 500, 2**24])
+@pytest.mark.parametrize("queries", [1, 7])
+@pytest.mark.parametrize("bias_shape", [(1, 3), (2, 3), (2, 1)])
+def test_received_attention_adds_bias(bias_shape, queries, elements):
+    query, inputs, projection = torch.randn(2, 3, queries, 4), torch.randn(2, 7, 12), torch.nn.Linear(12, 12)
+    keys = projection(inputs).unflatten(-1, (3, 4)).transpose(1, 2)
+    bias = 2 * torch.randn(*bias_shape, queries, 7)
+    expected = (query @ keys.transpose(2, 3) * 0.5 + bias).softmax(dim=-1).mean(dim=(1, 2))
+    assert not torch.allclose(expected, (query @ keys.transpose(2, 3) * 0.5).softmax(dim=-1).mean(dim=(1, 2)))
+    moved = project_queries_to_inputs(query, projection.weight)
+    for queries_and_keys in ((query, keys), (moved, inputs[:, None])):
+        received = received_attention(*queries_and_keys, 0.5, bias, max_elements=elements)
+        torch.testing.assert_close(received, expected, atol=1e-6, rtol=1e-5)

@@ -8,7 +8,7 @@ and limits the number of map elements in memory. Both are independent of the mod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -20,27 +20,41 @@ SALIENCY_DETECTORS = ("attention", "gradient", "random")
 MAX_ATTENTION_MAP_ELEMENTS = 2**24  # 64 MiB in float32
 
 
+class QueryKey(NamedTuple):
+    """Queries and keys of an attention layer. The attention scores are `scale * query @ key.mT + bias`.
+
+    The scores may differ from those of the layer by a constant per query, which the softmax removes.
+
+    Attributes:
+        query: (B, H, Q, d), or (B, H, Q, D) if all heads share the keys (see `project_queries_to_inputs`).
+        key: (B, H, N, d), or (B, 1, N, D) if all heads share the keys.
+        scale: factor of the products.
+        bias: additive term such as relative positions, broadcast to (B, H, Q, N); None: no term.
+    """
+
+    query: torch.Tensor
+    key: torch.Tensor
+    scale: float
+    bias: torch.Tensor | None = None
+
+
 class SupportsAttentionSaliency(Protocol):
     """Methods of a transformer layer that the attention detector calls.
 
-    The methods apply no dropout, in training mode too. `kwargs` are keyword arguments of the layer that its attention
-    depends on, such as rotary embeddings.
+    The methods apply no dropout, in training mode too. `kwargs` are arguments of the layer that its attention depends
+    on, such as rotary embeddings or an `attention_mask` with relative positions.
     """
 
     def compute_query_key(
-        self, hidden: torch.Tensor, cls_query_only: bool, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor, float]:
-        """Compute queries, keys and the scale of their product.
+        self, hidden: torch.Tensor, cls_query_only: bool, memory: torch.Tensor | None = None, **kwargs: Any
+    ) -> QueryKey:
+        """Compute queries and keys.
 
         Args:
             hidden: (B, N, D) input of the layer.
             cls_query_only: compute the query of the first token only (Q = 1) instead of all queries (Q = N).
-            kwargs: keyword arguments of the layer.
-
-        Returns:
-            Queries (B, H, Q, d), keys (B, H, N, d) and the scale. Alternatively (B, H, Q, D) and (B, 1, N, D), where
-            all heads share the keys (see `project_queries_to_inputs`). The products may differ from those of the layer
-            by a constant per query, which the softmax removes.
+            memory: (B, M, D) tokens of earlier layers, which follow the keys as in vertical layers; None: no tokens.
+            kwargs: arguments of the layer.
         """
 
     def attention_weights(self, hidden: torch.Tensor, **kwargs: Any) -> torch.Tensor:
@@ -48,7 +62,7 @@ class SupportsAttentionSaliency(Protocol):
 
         Args:
             hidden: (B, N, D) input of the layer.
-            kwargs: keyword arguments of the layer.
+            kwargs: arguments of the layer.
         """
 
     def forward_with_attention(self, hidden: torch.Tensor, attention: torch.Tensor, **kwargs: Any) -> torch.Tensor:
@@ -57,12 +71,16 @@ class SupportsAttentionSaliency(Protocol):
         Args:
             hidden: (B, N, D) input of the layer.
             attention: (B, H, N, N) probabilities from `attention_weights`.
-            kwargs: keyword arguments of the layer.
+            kwargs: arguments of the layer.
         """
 
 
 def received_attention(
-    query: torch.Tensor, key: torch.Tensor, scale: float, max_elements: int = MAX_ATTENTION_MAP_ELEMENTS
+    query: torch.Tensor,
+    key: torch.Tensor,
+    scale: float,
+    bias: torch.Tensor | None = None,
+    max_elements: int = MAX_ATTENTION_MAP_ELEMENTS,
 ) -> torch.Tensor:
     """Attention that each token receives, averaged over heads and queries.
 
@@ -70,6 +88,7 @@ def received_attention(
         query: (B, H, Q, d).
         key: (B, H, N, d), or (B, 1, N, d) if all heads share the keys.
         scale: factor of the dot products.
+        bias: additive term of the scores, broadcast to (B, H, Q, N); None: no term.
         max_elements: maximum number of attention map elements in memory. At least one query is computed at a time.
 
     Returns:
@@ -78,22 +97,36 @@ def received_attention(
     # A single query is one chunk. For more queries the number of chunks depends on the batch size, and each number
     # would be a graph of its own.
     if torch.compiler.is_compiling() and query.shape[2] > 1:
-        return _received_attention_op(query, key, scale, max_elements)
-    return _received_attention(query, key, scale, max_elements)
+        return _received_attention_op(query, key, scale, bias, max_elements)
+    return _received_attention(query, key, scale, bias, max_elements)
 
 
-def _received_attention(query: torch.Tensor, key: torch.Tensor, scale: float, max_elements: int) -> torch.Tensor:
+def _received_attention(
+    query: torch.Tensor, key: torch.Tensor, scale: float, bias: torch.Tensor | None, max_elements: int
+) -> torch.Tensor:
     batch, heads, num_queries, _ = query.shape
     num_tokens = key.shape[2]
+    if bias is not None:
+        bias = upcast_to_float32(bias).expand(-1, heads, num_queries, num_tokens)
     query, key = upcast_to_float32(query) * scale, upcast_to_float32(key).transpose(2, 3)
     if key.shape[1] < heads:
         # Treat the heads as queries of one head. A broadcast product would copy the keys for each head.
         query = query.flatten(1, 2)[:, None]
+        bias = None if bias is None else bias.flatten(1, 2)[:, None]
     rows = max(1, max_elements // max(1, batch * query.shape[1] * num_tokens))
     if rows >= query.shape[2]:
-        return (query @ key).softmax(dim=-1).mean(dim=(1, 2))
-    chunks = [(chunk @ key).softmax(dim=-1).sum(dim=(1, 2)) for chunk in query.split(rows, dim=2)]
+        return _softmax_of_scores(query, key, bias).mean(dim=(1, 2))
+    queries = query.split(rows, dim=2)
+    biases = [None] * len(queries) if bias is None else bias.split(rows, dim=2)
+    chunks = [
+        _softmax_of_scores(chunk, key, term).sum(dim=(1, 2)) for chunk, term in zip(queries, biases, strict=True)
+    ]
     return sum(chunks[1:], chunks[0]) / (heads * num_queries)
+
+
+def _softmax_of_scores(query: torch.Tensor, key: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    scores = query @ key
+    return (scores if bias is None else scores + bias).softmax(dim=-1)
 
 
 _received_attention_op = torch.library.custom_op(
@@ -102,7 +135,9 @@ _received_attention_op = torch.library.custom_op(
 
 
 @_received_attention_op.register_fake
-def _(query: torch.Tensor, key: torch.Tensor, scale: float, max_elements: int) -> torch.Tensor:
+def _(
+    query: torch.Tensor, key: torch.Tensor, scale: float, bias: torch.Tensor | None, max_elements: int
+) -> torch.Tensor:
     return upcast_to_float32(query).new_empty((query.shape[0], key.shape[2]))
 
 
@@ -143,7 +178,7 @@ def attention_saliency(
         num_prefix_tokens: P, the number of leading tokens that have no saliency.
         query: `"cls"` or `"mean"`, see `hf_tokenmixup.functional.token_saliency`.
         route: `"auto"` selects the fast route for a single layer, `"output_attentions"` always computes complete maps.
-        layer_kwargs: keyword arguments of the layers that their attention depends on.
+        layer_kwargs: arguments of the layers that their attention depends on.
 
     Returns:
         (B, T) saliency in float32 or float64.

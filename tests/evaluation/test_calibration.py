@@ -7,53 +7,33 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.families import TESTED, build_tiny
 from helpers.tiny_training import plain_vit
 from scipy.optimize import linear_sum_assignment
 
 from hf_tokenmixup.evaluation import calibration
 from hf_tokenmixup.evaluation.calibration import calibrate, forecast_settings
 from hf_tokenmixup.evaluation.scorenet_fit import fit_scorenet_difficulty
-from hf_tokenmixup.models import (
-    TokenMixupCctConfig,
-    TokenMixupCctForImageClassification,
-    TokenMixupViTConfig,
-    TokenMixupViTForImageClassification,
-)
+from hf_tokenmixup.models.layer_inputs import layer_inputs
 
-SIZES = {
-    "hidden_size": 24,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 3,
-    "intermediate_size": 32,
-    "num_labels": 5,
-    "initializer_range": 0.3,
-    "patch_size": 4,
-    "image_size": 16,
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
+CASES = {name: (name, {}) for name in TESTED} | {
+    "vit, mean query": ("vit", {"saliency_query": "mean"}),
+    "cct, convolution": ("cct", {"tokenizer": "convolution"}),
 }
-FAMILIES = {
-    "vit": (TokenMixupViTConfig, TokenMixupViTForImageClassification, {}),
-    "vit, mean query": (TokenMixupViTConfig, TokenMixupViTForImageClassification, {"saliency_query": "mean"}),
-    "cct": (TokenMixupCctConfig, TokenMixupCctForImageClassification, {"drop_path_rate": 0.0}),
-}
-IMAGE_SIZES = [(16, 16), (12, 20)]
+# For code that does not depend on the attention of a family.
+general = pytest.mark.parametrize("build", ["vit", "cct, convolution"], indirect=True)
+IMAGE_SIZES = [(20, 20), (15, 25)]
 RHO, TAU, KAPPA = (0.2, 0.6, 4.0), (0.1, 0.5, 1.0), (1, 3, 6)
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=CASES)
 def build(request):
-    config_class, model_class, settings = FAMILIES[request.param]
-
-    def build_model(attn_implementation="sdpa", **changes):
-        torch.manual_seed(0)
-        config = config_class(**SIZES | settings | changes, attn_implementation=attn_implementation)
-        return model_class(config).train()
-
-    return build_model
+    model_type, settings = CASES[request.param]
+    settings = {"initializer_range": 0.3, "hidden_dropout_prob": 0.0} | settings
+    return lambda **changes: build_tiny(model_type, **settings | changes)
 
 
-def make_batches(height=16, width=16, sizes=(8, 6)):
+def make_batches(height=20, width=20, sizes=(8, 6)):
     """Batches of images of different contrast, so that their saliency differs."""
     generator = torch.Generator().manual_seed(1)
     batches = []
@@ -142,18 +122,22 @@ def test_calibrate_attention_mass_matches_softmax_over_memory(build, height, wid
         for hidden, attention in zip(inputs[:index], attentions[:index], strict=True):
             order = read_saliency(attention, model.config).argsort(dim=1, descending=True)[:, :kappa] + prefix
             collected.append(torch.stack([tokens[chosen] for tokens, chosen in zip(hidden, order, strict=True)]))
-        hidden = inputs[index]
         vertical = build(attn_implementation="eager", vertical_layers=[index], vertical_kappa=kappa).eval()
         layer = vertical.get_transformer_layers()[index]
+        hidden, layer_kwargs = layer_inputs(vertical, batch["pixel_values"])[index]
+        outputs = []
+        layer.attention_module.register_forward_hook(lambda module, args, output, seen=outputs: seen.append(output))
         with torch.no_grad():
-            memory = layer.pre_norm(torch.cat(collected, dim=1))
-            _, probabilities = layer.attention(layer.pre_norm(hidden), memory=memory)
+            layer.base_forward(hidden, memory=torch.cat(collected, dim=1), **{"attention_mask": None} | layer_kwargs)
+        probabilities = outputs[-1][1]
+        assert probabilities.shape[-1] == hidden.shape[1] + index * kappa
         mass = probabilities[..., hidden.shape[1] :].sum(dim=-1).mean().item()
         forecast = measured.kappa[KAPPA.index(kappa)]
         assert (forecast.vertical_kappa, forecast.collected_tokens) == (kappa, index * kappa)
         assert forecast.attention_mass == pytest.approx(mass, rel=1e-4)
 
 
+@general
 def test_calibrate_attention_mass_of_limited_images_is_that_of_first_images(build, monkeypatch):
     batches = make_batches()
     complete = calibrate(build(), [{name: tensor[:3] for name, tensor in batches[0].items()}])
@@ -248,6 +232,7 @@ def test_calibrate_trained_scorenet_is_used_as_it_is(build):
     assert calibrate(model, batches, [2], fit_scorenet=True).layers[0].scorenet == "fitted"
 
 
+@general
 def test_calibrate_is_reproducible_and_does_not_change_the_model(build):
     model = build(hidden_dropout_prob=0.5, saliency_detector="random", assignment="random", token_selection="random")
     model.get_transformer_layers()[2].eval()
@@ -262,6 +247,7 @@ def test_calibrate_is_reproducible_and_does_not_change_the_model(build):
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
+@general
 def test_calibrate_to_dict_is_json_with_all_numbers(build):
     result = calibrate(build(), make_batches(), [1, 3])
     values = json.loads(json.dumps(result.to_dict(), allow_nan=False))
@@ -277,12 +263,14 @@ def test_calibrate_to_dict_is_json_with_all_numbers(build):
     assert settings.horizontal_layers == [1] and settings.vertical_layers == [3]
 
 
+@general
 def test_calibrate_accepts_class_distributions(build):
     batches = make_batches()
     soft = [batch | {"labels": F.one_hot(batch["labels"], 5).float()} for batch in batches]
     assert calibrate(build(), soft, [1]) == calibrate(build(), batches, [1])
 
 
+@general
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -298,11 +286,13 @@ def test_calibrate_with_wrong_argument_raises(build, arguments, message):
         calibrate(build(), make_batches(), **arguments)
 
 
+@general
 def test_calibrate_with_one_image_raises(build):
     with pytest.raises(ValueError, match="needs at least 2 images, .* got 1"):
         calibrate(build(), make_batches(sizes=(1,)))
 
 
+@general
 def test_calibrate_with_non_finite_weights_raises(build):
     model = build()
     with torch.no_grad():

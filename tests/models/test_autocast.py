@@ -2,43 +2,22 @@
 
 import pytest
 import torch
+from helpers.families import CASES, TESTED, build_tiny
 from transformers import set_seed
 
-from hf_tokenmixup.models import (
-    TokenMixupCctConfig,
-    TokenMixupCctForImageClassification,
-    TokenMixupViTConfig,
-    TokenMixupViTForImageClassification,
-)
 from hf_tokenmixup.models.gradient_checkpointing import enable_checkpointing
 
-SIZE = {
-    "hidden_size": 24,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 3,
-    "intermediate_size": 32,
-    "image_size": 20,
-    "patch_size": 5,
-    "num_labels": 5,
-    "attention_probs_dropout_prob": 0.0,
-}
 BOTH = {"horizontal_layers": [1], "horizontal_tau": None, "vertical_layers": [2, 3], "scorenet_detach": False}
-FAMILIES = {
-    "vit": (TokenMixupViTConfig, TokenMixupViTForImageClassification, {}),
-    "cct": (TokenMixupCctConfig, TokenMixupCctForImageClassification, {"tokenizer": "patch", "drop_path_rate": 0.0}),
-}
 # Relative: 8 and 11 bits of mantissa, rounded in every layer.
 TOLERANCE = {torch.bfloat16: 0.15, torch.float16: 0.02}
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=TESTED)
 def build(request):
-    config_class, model_class, own = FAMILIES[request.param]
-
     def build_model(**changes):
-        set_seed(0)
-        return model_class(config_class(**SIZE | BOTH | own | {"initializer_range": 0.15} | changes)).train()
+        return build_tiny(request.param, **BOTH | {"initializer_range": 0.15} | changes)
 
+    build_model.case = CASES[request.param]
     return build_model
 
 
@@ -64,7 +43,7 @@ def step(model, images, dtype=None, scale=1.0):
     with torch.autocast("cpu", dtype, enabled=dtype is not None):
         output = model(images, labels=LABELS)
     (output.loss * scale).backward()
-    return output, {name: parameter.grad.clone() / scale for name, parameter in model.named_parameters()}
+    return output, {name: p.grad.clone() / scale for name, p in model.named_parameters() if p.grad is not None}
 
 
 def assert_near(gradients, expected, tolerance):
@@ -129,7 +108,8 @@ def test_training_step_half_precision_weights(build, dtype, images):
     assert output.horizontal[0].saliency.dtype == output.targets.dtype == output.loss.dtype == torch.float32
     torch.testing.assert_close(output.loss, expected.loss, rtol=0.1, atol=0)
     model(images.to(dtype), labels=LABELS).loss.backward()
-    assert all(parameter.grad.dtype == dtype and parameter.grad.isfinite().all() for parameter in model.parameters())
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    assert all(gradient.dtype == dtype and gradient.isfinite().all() for gradient in gradients)
 
 
 @pytest.mark.parametrize("detector", ["gradient", "attention"])
@@ -149,7 +129,7 @@ def test_autocast_detectors_and_manifold_mixup(build, detector, images):
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_gradient_checkpointing_is_exact(build, reentrant, dtype, images):
-    model = build(horizontal_rho=0.0)
+    model = build(horizontal_rho=0.0, attn_implementation=build.case.reproducible_attention)
     output, expected = step(model, images, dtype)
     enable_checkpointing(model, {"use_reentrant": reentrant})
     again, gradients = step(model, images, dtype)

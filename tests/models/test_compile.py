@@ -169,7 +169,7 @@ def test_compiled_attention_chunks_do_not_recompile():
 
     @torch.compile(backend="aot_eager", fullgraph=True)
     def compiled(query, key):
-        return received_attention(query, key, scale, most)
+        return received_attention(query, key, scale, max_elements=most)
 
     with dynamo.config.patch(error_on_recompile=True):
         for size in (32, 8, 2):

@@ -2,50 +2,39 @@
 
 import pytest
 import torch
+from helpers.families import TESTED, build_tiny
 from transformers import set_seed
 
 from hf_tokenmixup.functional import select_salient_tokens
-from hf_tokenmixup.models import (
-    TokenMixupCctConfig,
-    TokenMixupCctForImageClassification,
-    TokenMixupViTConfig,
-    TokenMixupViTForImageClassification,
-)
 
-SIZE = {
-    "hidden_size": 24,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 3,
-    "intermediate_size": 32,
-    "image_size": (16, 24),
-    "patch_size": 4,
-    "num_labels": 5,
-    "initializer_range": 0.2,
+WIDE = {"image_size": (16, 24), "patch_size": 4}
+CASES = {name: (name, {}) for name in TESTED} | {
+    "wide vit": ("vit", WIDE),
+    "wide cct": ("cct", WIDE | {"tokenizer": "convolution"}),
 }
 DROPOUT = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2}
 MIXING = {"horizontal_layers": [1, 2], "horizontal_tau": None, "horizontal_rho": 0.0, "vertical_layers": [3]}
-FAMILIES = {
-    "vit": (TokenMixupViTConfig, TokenMixupViTForImageClassification),
-    "cct": (TokenMixupCctConfig, TokenMixupCctForImageClassification),
-}
-IMAGES = torch.randn(6, 3, 16, 24, generator=torch.Generator().manual_seed(1))
 TARGETS = torch.rand(6, 5, generator=torch.Generator().manual_seed(2)).softmax(dim=1)
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=CASES)
 def build(request):
-    config_class, model_class = FAMILIES[request.param]
+    model_type, settings = CASES[request.param]
+    return lambda **changes: build_tiny(model_type, **settings | changes)
 
-    def build_model(**changes):
-        set_seed(0)
-        return model_class(config_class(**SIZE | {"attention_probs_dropout_prob": 0.0} | changes)).train()
 
-    return build_model
+def images_for(model):
+    return torch.randn(6, 3, *model.config.network.image_size, generator=torch.Generator().manual_seed(1))
 
 
 def forward(model, seed=3):
     set_seed(seed)
-    return model(IMAGES, labels=TARGETS)
+    return model(images_for(model), labels=TARGETS)
+
+
+def assert_used_parameters_have_gradients(model):
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None or name.endswith(model.unused_parameters), name
 
 
 def collected(model, layer):
@@ -66,10 +55,10 @@ def collected(model, layer):
 def test_gradient_detector_uses_input_images(build):
     model = build(**MIXING, **DROPOUT, saliency_detector="gradient")
     first, second = forward(model).horizontal
-    pixels = IMAGES.clone().requires_grad_(True)
+    pixels = images_for(model).requires_grad_(True)
     logits = model.eval()(pixels).logits
     torch.nn.functional.cross_entropy(logits, TARGETS).backward()
-    rows, columns = model.token_grid(16, 24)
+    rows, columns = model.token_grid(*pixels.shape[2:])
     expected = pixels.grad.square().mean(dim=1).sqrt()
     expected = expected.unflatten(2, (columns, -1)).unflatten(1, (rows, -1)).mean(dim=(2, 4)).flatten(1)
     torch.testing.assert_close(first.saliency, expected / expected.sum(dim=1, keepdim=True))
@@ -89,7 +78,7 @@ def test_gradient_detector_changes_no_state(build):
     assert all(parameter.grad is None for parameter in model.parameters())
     assert model.training and not frozen.training and model.get_transformer_layers()[1].training
     output.loss.backward()
-    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert_used_parameters_have_gradients(model)
     model.zero_grad()
     with torch.autocast("cpu", torch.bfloat16):
         half = forward(model)
@@ -97,10 +86,11 @@ def test_gradient_detector_changes_no_state(build):
 
 
 @pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="plain ViT does not compile either: a host decorator")
+@pytest.mark.parametrize("build", ["wide vit", "wide cct"], indirect=True)
 def test_gradient_detector_compiled_matches_eager(build):
     model = build(**MIXING, saliency_detector="gradient", drop_path_rate=0.0)
     expected = forward(model)
-    output = torch.compile(model, backend="aot_eager")(IMAGES, labels=TARGETS)
+    output = torch.compile(model, backend="aot_eager")(images_for(model), labels=TARGETS)
     torch.testing.assert_close(output.horizontal[0].saliency, expected.horizontal[0].saliency)
     torch.testing.assert_close(output.loss, expected.loss)
 
@@ -136,7 +126,7 @@ def test_manifold_mixup_mixes_input_of_one_layer(build):
     plain = build(drop_path_rate=0.0)
     plain.eval()
     with torch.no_grad():
-        hidden = plain(IMAGES, output_hidden_states=True).hidden_states[2]
+        hidden = plain(images_for(plain), output_hidden_states=True).hidden_states[2]
     entered = []
     model.get_transformer_layers()[2].pre_norm.register_forward_pre_hook(lambda module, args: entered.append(args[0]))
     output = forward(model)
@@ -149,7 +139,7 @@ def test_manifold_mixup_mixes_input_of_one_layer(build):
     torch.testing.assert_close(output.targets, share * TARGETS + (1 - share) * TARGETS[partner])
     expected = torch.nn.functional.cross_entropy(output.logits, output.targets)
     torch.testing.assert_close(output.loss, expected)
-    assert torch.equal(model.eval()(IMAGES).logits, plain(IMAGES).logits)
+    assert torch.equal(model.eval()(images_for(model)).logits, plain(images_for(plain)).logits)
 
 
 def test_manifold_mixup_draws_layer_and_precedes_htm(build):
@@ -177,7 +167,7 @@ def test_manifold_mixup_draws_layer_and_precedes_htm(build):
         assert forward(model, seed).horizontal[1].replaced.any()
     assert set(mixed) == {0, 2} and len(mixed) == 12
     forward(model).loss.backward()
-    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert_used_parameters_have_gradients(model)
 
 
 def test_assignment_group_size_applies_in_forward(build):

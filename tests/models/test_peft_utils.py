@@ -4,46 +4,27 @@ import copy
 
 import pytest
 import torch
+from helpers.families import BOTH, TESTED, build_tiny
 from helpers.peft_versions import skip_without_add_adapter
 from transformers import set_seed
 from transformers.integrations import peft as integration
 
-from hf_tokenmixup.models import (
-    TokenMixupCctConfig,
-    TokenMixupCctForImageClassification,
-    TokenMixupViTConfig,
-    TokenMixupViTForImageClassification,
-    find_adapter_layers,
-    merge_adapters,
-)
-from hf_tokenmixup.models import (
-    peft_utils as adapters,
-)
+from hf_tokenmixup.models import find_adapter_layers, merge_adapters
+from hf_tokenmixup.models import peft_utils as adapters
+from hf_tokenmixup.models.layer_inputs import layer_inputs
 from hf_tokenmixup.saliency import attention_saliency
 
 peft = pytest.importorskip("peft")
 
-SIZE = {"hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 32, "image_size": 20}
-SIZE |= {"patch_size": 5, "num_labels": 5, "initializer_range": 0.2, "attention_probs_dropout_prob": 0.1}
-BOTH = {"horizontal_layers": [1], "horizontal_tau": None, "horizontal_rho": 0.002, "vertical_layers": [2, 3]}
-FAMILIES = {
-    "vit": (TokenMixupViTConfig, TokenMixupViTForImageClassification, {}),
-    "cct": (TokenMixupCctConfig, TokenMixupCctForImageClassification, {"tokenizer": "patch"}),
-}
 IMAGES = torch.randn(6, 3, 20, 20, generator=torch.Generator().manual_seed(1))
 LABELS = torch.tensor([0, 1, 2, 3, 4, 0])
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=TESTED)
 def build(request):
     """Builds a small model of a family, in training mode, always from the same seed."""
-    config_class, model_class, own = FAMILIES[request.param]
-
-    def build_model(**changes):
-        set_seed(0)
-        return model_class(config_class(**SIZE | own | BOTH | changes)).train()
-
-    return build_model
+    settings = BOTH | {"attention_probs_dropout_prob": 0.1}
+    return lambda **changes: build_tiny(request.param, **settings | changes)
 
 
 def adapt(model, dropout=0.0, trained=False, **changes):
@@ -81,7 +62,8 @@ def test_saliency_includes_adapters_without_dropout(build):
     model = build()
     adapted = adapt(model, dropout=0.5, trained=True)
     merged = merge_adapters(model)
-    hidden = torch.randn(3, 17 if model.config.num_prefix_tokens else 16, 24)
+    _, layer_kwargs = layer_inputs(model, IMAGES[:3])[1]
+    hidden = torch.randn(3, 16 + model.config.num_prefix_tokens, 24)
     prefix, query = model.config.num_prefix_tokens, model.config.effective_saliency_query
 
     def seen(network, count, route):
@@ -89,7 +71,7 @@ def test_saliency_includes_adapters_without_dropout(build):
         layers = network.get_transformer_layers()[1 : 1 + count]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(layers[0].config, "saliency_route", route)
-            return layers[0]._detect_saliency(layers, state, hidden)
+            return layers[0]._detect_saliency(layers, state, hidden, layer_kwargs=layer_kwargs)
 
     for count, route in ((1, "auto"), (1, "output_attentions"), (2, "auto")):
         adapted.train()
@@ -98,7 +80,8 @@ def test_saliency_includes_adapters_without_dropout(build):
         assert torch.equal(torch.get_rng_state(), random_state)
         assert all(module.training for module in model.modules())
         adapted.eval()
-        expected = attention_saliency(model.get_transformer_layers()[1 : 1 + count], hidden, prefix, query, route)
+        layers = model.get_transformer_layers()[1 : 1 + count]
+        expected = attention_saliency(layers, hidden, prefix, query, route, layer_kwargs)
         assert torch.equal(saliency, expected)
         torch.testing.assert_close(saliency, seen(merged, count, route))
         with adapted.disable_adapter():

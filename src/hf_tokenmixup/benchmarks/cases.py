@@ -37,7 +37,7 @@ def compute_layer_input(model: TokenMixupModelMixin, images: torch.Tensor, layer
     Returns:
         (B, N, D) tokens.
     """
-    return torch.cat([layer_inputs(model, chunk)[layer] for chunk in images.split(MAX_FORWARD_BATCH)])
+    return torch.cat([layer_inputs(model, chunk)[layer].hidden for chunk in images.split(MAX_FORWARD_BATCH)])
 
 
 def layer_saliency(

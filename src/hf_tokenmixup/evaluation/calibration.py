@@ -15,6 +15,7 @@ from ..configuration import TokenMixupConfigMixin
 from ..functional import difficulty, select_salient_tokens
 from ..models import TokenMixupModelMixin
 from ..models.layer_inputs import (
+    LayerInput,
     gradient_saliency_fn,
     layer_inputs,
     layer_saliency,
@@ -297,6 +298,7 @@ def _measure_chunk(
 ) -> dict[int, torch.Tensor]:
     """Add the measurements of some images of a batch, and return their saliency (b, T) by layer."""
     config, inputs = model.config, layer_inputs(model, pixel_values)
+    hidden = [layer_input.hidden for layer_input in inputs]
     gradient_fn = gradient_saliency_fn(model, pixel_values, targets)
 
     def detect(index: int, rollout_steps: int = 0) -> torch.Tensor:
@@ -312,10 +314,10 @@ def _measure_chunk(
     saliency = {index: detect(index, config.rollout_steps) for index in saliency_layers}
     for index in saliency_layers:
         if index in fitted_layers:
-            pooled = _pool(inputs[index], config).float().cpu()
+            pooled = _pool(hidden[index], config).float().cpu()
             measured.pooled.setdefault(index, []).append(pooled)
         elif (scorenet := _trained_scorenet(model, index)) is not None:
-            measured.difficulty.setdefault(index, []).append(difficulty(scorenet(inputs[index]), targets).cpu())
+            measured.difficulty.setdefault(index, []).append(difficulty(scorenet(hidden[index]), targets).cpu())
 
     num_images = min(len(pixel_values), MAX_MEMORY_IMAGES - measured.num_memory_images)
     if memory_layers and num_images > 0:
@@ -324,7 +326,7 @@ def _measure_chunk(
         ranking = saliency if config.rollout_steps == 0 else {}
         collected = [
             select_salient_tokens(
-                inputs[index][:num_images],
+                hidden[index][:num_images],
                 (ranking[index] if index in ranking else detect(index))[:num_images],
                 measured.kappas[-1],
                 config.num_prefix_tokens,
@@ -334,7 +336,7 @@ def _measure_chunk(
         for index in memory_layers:
             mass = _attention_mass(
                 model.get_transformer_layers()[index],
-                inputs[index][:num_images],
+                LayerInput(hidden[index][:num_images], inputs[index].kwargs),
                 torch.stack(collected[:index], dim=1),
                 measured.kappas,
                 config.num_attention_heads,
@@ -345,18 +347,18 @@ def _measure_chunk(
 
 def _attention_mass(
     layer: SupportsAttentionSaliency,
-    hidden: torch.Tensor,
+    inputs: LayerInput,
     collected: torch.Tensor,
     kappas: Sequence[int],
     num_heads: int,
 ) -> torch.Tensor:
     """(len(kappas),) attention to collected tokens, summed over images, with a limited number of map elements."""
-    num_tokens = hidden.shape[1]
+    num_tokens = inputs.hidden.shape[1]
     elements = num_heads * num_tokens * (num_tokens + collected.shape[1] * collected.shape[2])
     chunk = max(1, MAX_ATTENTION_MAP_ELEMENTS // elements)
     masses = [
-        collected_attention(layer, own, memory, kappas).cpu().double().sum(dim=0)
-        for own, memory in zip(hidden.split(chunk), collected.split(chunk), strict=True)
+        collected_attention(layer, own, memory, kappas, inputs.kwargs).cpu().double().sum(dim=0)
+        for own, memory in zip(inputs.hidden.split(chunk), collected.split(chunk), strict=True)
     ]
     return torch.stack(masses).sum(dim=0)
 

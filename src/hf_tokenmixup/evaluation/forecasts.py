@@ -3,8 +3,9 @@
 Shapes: B images of a batch, T patch tokens, N tokens with the prefix tokens, D hidden size, C classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -153,7 +154,11 @@ def forecast_horizontal(
 
 
 def collected_attention(
-    layer: SupportsAttentionSaliency, hidden: torch.Tensor, collected: torch.Tensor, kappas: Sequence[int]
+    layer: SupportsAttentionSaliency,
+    hidden: torch.Tensor,
+    collected: torch.Tensor,
+    kappas: Sequence[int],
+    layer_kwargs: Mapping[str, Any] | None = None,
 ) -> torch.Tensor:
     """Attention of a layer to tokens of earlier layers, over its own tokens and kappa tokens of each earlier layer.
 
@@ -162,6 +167,7 @@ def collected_attention(
         hidden: (B, N, D) input of the layer.
         collected: (B, L, K, D) input tokens of L earlier layers by decreasing saliency, without normalization.
         kappas: Values of kappa, each up to K.
+        layer_kwargs: Arguments of the layer that its attention depends on.
 
     Returns:
         (B, len(kappas)) attention to the first kappa tokens of each earlier layer, mean over queries and heads.
@@ -170,10 +176,12 @@ def collected_attention(
     num_tokens = hidden.shape[1]
     last = torch.tensor(kappas, device=hidden.device) - 1
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-        keys = torch.cat([hidden, collected.flatten(1, 2)], dim=1)
-        query, key, scale = layer.compute_query_key(keys, cls_query_only=False)
-        query = upcast_to_float32(query[:, :, :num_tokens]) * scale
-        scores = query @ upcast_to_float32(key).transpose(2, 3)  # (B, H, N, N + L * K)
+        query, key, scale, bias = layer.compute_query_key(
+            hidden, cls_query_only=False, memory=collected.flatten(1, 2), **layer_kwargs or {}
+        )
+        scores = upcast_to_float32(query) * scale @ upcast_to_float32(key).transpose(2, 3)  # (B, H, N, N + L * K)
+        if bias is not None:
+            scores = scores + bias
         weight = (scores - scores.amax(dim=-1, keepdim=True)).exp()
         own = weight[..., :num_tokens].sum(dim=-1, keepdim=True)
         memory = weight[..., num_tokens:].unflatten(-1, (num_layers, num_collected)).sum(dim=-2).cumsum(dim=-1)

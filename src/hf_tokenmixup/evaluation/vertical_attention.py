@@ -29,14 +29,17 @@ def vertical_attention(model: TokenMixupModelMixin, pixel_values: torch.Tensor) 
         inputs, layers = layer_inputs(model, pixel_values), model.get_transformer_layers()
         generator = torch.Generator(pixel_values.device).manual_seed(0)
         collected, relative = [], []
-        for index, hidden in enumerate(inputs):
+        for index, layer_input in enumerate(inputs):
+            hidden = layer_input.hidden
             if index in config.vertical_layers:
                 memory = torch.stack(collected, dim=1)  # (B, L, kappa, D)
-                attention = collected_attention(layers[index], hidden, memory, [config.vertical_kappa]).mean()
+                attention = collected_attention(
+                    layers[index], hidden, memory, [config.vertical_kappa], layer_input.kwargs
+                ).mean()
                 num_memory = memory.shape[1] * memory.shape[2]
                 relative.append(attention * (hidden.shape[1] + num_memory) / num_memory)
             if index < config.num_collected_layers:
-                saliency = layer_saliency(model, hidden, index, gradient_fn=_no_gradient, generator=generator)
+                saliency = layer_saliency(model, layer_input, index, gradient_fn=_no_gradient, generator=generator)
                 collected.append(
                     select_salient_tokens(hidden, saliency, config.vertical_kappa, config.num_prefix_tokens)
                 )

@@ -4,10 +4,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.vit.modeling_vit import eager_attention_forward
 
-from ..saliency import project_queries_to_inputs
+from ..saliency import QueryKey, project_queries_to_inputs
 from .layers import TokenMixupLayerMixin, has_plain_weight
 
 
@@ -29,7 +30,7 @@ class VerticalAttentionMixin(nn.Module):
 
         Args:
             hidden_states: (B, N, D) normalized tokens.
-            attention_mask: as in the base class; ignored if there is a memory.
+            attention_mask: as in the base class. With a memory, only an additive bias (floating point) applies.
             memory: (B, M, D) normalized tokens of earlier layers; None calls the base class.
             kwargs: keyword arguments of the attention function.
 
@@ -39,9 +40,6 @@ class VerticalAttentionMixin(nn.Module):
         if memory is None:
             return super().forward(hidden_states, attention_mask, **kwargs)
         key_value_states = torch.cat([hidden_states, memory], dim=1)
-        # The model rejects masks of users while tokens are mixed. Some versions of transformers create a mask for
-        # torch.compile, which masks nothing and has too few columns.
-        no_mask = None
         attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -50,7 +48,7 @@ class VerticalAttentionMixin(nn.Module):
             split_heads(self, self.q_proj(hidden_states)),
             split_heads(self, self.k_proj(key_value_states)),
             split_heads(self, self.v_proj(key_value_states)),
-            no_mask,
+            extend_bias(attention_mask, memory.shape[1]),
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
             **kwargs,
@@ -62,14 +60,30 @@ class SeparateProjectionsMixin(TokenMixupLayerMixin):
     """Layer whose attention has separate projections. Precedes the base layer among the base classes."""
 
     def compute_query_key(
-        self, hidden: torch.Tensor, cls_query_only: bool, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor, float]:
+        self, hidden: torch.Tensor, cls_query_only: bool, memory: torch.Tensor | None = None, **kwargs: Any
+    ) -> QueryKey:
         """See `hf_tokenmixup.saliency.SupportsAttentionSaliency`."""
-        attention, normed = self.attention_module, self.apply_pre_norm(hidden)
-        query = split_heads(attention, attention.q_proj(normed[:, :1] if cls_query_only else normed))
+        attention, sources = self.attention_module, hidden if memory is None else torch.cat([hidden, memory], dim=1)
+        normed, num_queries = self.apply_pre_norm(sources), 1 if cls_query_only else hidden.shape[1]
+        query, bias = split_heads(attention, attention.q_proj(normed[:, :num_queries])), self.attention_bias(**kwargs)
+        if bias is not None:
+            bias = extend_bias(bias[..., :num_queries, :], sources.shape[1] - hidden.shape[1])
         if cls_query_only and has_plain_weight(attention.k_proj):
-            return project_queries_to_inputs(query, attention.k_proj.weight), normed[:, None], attention.scaling
-        return query, split_heads(attention, attention.k_proj(normed)), attention.scaling
+            query, key = project_queries_to_inputs(query, attention.k_proj.weight), normed[:, None]
+        else:
+            key = split_heads(attention, attention.k_proj(normed))
+        return QueryKey(query, key, attention.scaling, bias)
+
+    def attention_bias(self, **kwargs: Any) -> torch.Tensor | None:
+        """Compute the additive term of the attention scores, such as relative positions.
+
+        Args:
+            kwargs: arguments of the layer.
+
+        Returns:
+            A term that is broadcast to (B, H, N, N); None: no term.
+        """
+        return None
 
     def attend(self, hidden: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
         """Compute the output (B, N, D) of the attention module from given attention probabilities.
@@ -81,6 +95,22 @@ class SeparateProjectionsMixin(TokenMixupLayerMixin):
         module = self.attention_module
         value = split_heads(module, module.v_proj(self.apply_pre_norm(hidden)))
         return module.o_proj((attention.to(value.dtype) @ value).transpose(1, 2).flatten(2))
+
+
+def extend_bias(mask: torch.Tensor | None, num_memory: int) -> torch.Tensor | None:
+    """Extend an additive bias of the attention scores by columns of zeros for a memory.
+
+    Args:
+        mask: (B, H, Q, N), or of a shape that is broadcast to it.
+        num_memory: M.
+
+    Returns:
+        (B, H, Q, N + M). None for masks of other dtypes: the model rejects masks of users while tokens are mixed, and
+        those that some versions of transformers create for torch.compile mask nothing.
+    """
+    if not isinstance(mask, torch.Tensor) or not mask.is_floating_point():
+        return None
+    return F.pad(mask, (0, num_memory))
 
 
 def split_heads(attention: nn.Module, states: torch.Tensor) -> torch.Tensor:

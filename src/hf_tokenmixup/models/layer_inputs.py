@@ -1,7 +1,8 @@
 """Inputs of the transformer layers of a TokenMixup model without mixing, for images of any size."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache, partial
+from typing import Any, NamedTuple
 
 import torch
 
@@ -12,7 +13,19 @@ from .layers import detect_saliency
 from .modeling_tokenmixup import TokenMixupModelMixin
 
 
-def layer_inputs(model: TokenMixupModelMixin, pixel_values: torch.Tensor) -> Sequence[torch.Tensor]:
+class LayerInput(NamedTuple):
+    """Arguments of a transformer layer.
+
+    Attributes:
+        hidden: (B, N, D) tokens.
+        kwargs: other arguments, which the attention of the layer may depend on.
+    """
+
+    hidden: torch.Tensor
+    kwargs: Mapping[str, Any]
+
+
+def layer_inputs(model: TokenMixupModelMixin, pixel_values: torch.Tensor) -> list[LayerInput]:
     """Compute the input of each layer without mixing, in evaluation mode and without gradient.
 
     Args:
@@ -20,18 +33,20 @@ def layer_inputs(model: TokenMixupModelMixin, pixel_values: torch.Tensor) -> Seq
         pixel_values: (B, 3, H, W), normalized, of any size.
 
     Returns:
-        (B, N, D) tokens for each layer.
+        The arguments of each layer.
 
     Raises:
         ValueError: if the model has no TokenMixup layers.
     """
     validate_tokenmixup_model(model)
-    inputs: list[torch.Tensor] = []
+    inputs: list[LayerInput] = []
+
+    def record(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        hidden, *mask = args
+        inputs.append(LayerInput(hidden, kwargs | ({"attention_mask": mask[0]} if mask else {})))
+
     # `output_hidden_states` would leave hooks of transformers in the model, which may be in training.
-    hooks = [
-        layer.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
-        for layer in model.get_transformer_layers()
-    ]
+    hooks = [layer.register_forward_pre_hook(record, with_kwargs=True) for layer in model.get_transformer_layers()]
     try:
         with eval_mode(model), torch.no_grad():
             model(pixel_values, **interpolation_kwargs(model, pixel_values))
@@ -43,7 +58,7 @@ def layer_inputs(model: TokenMixupModelMixin, pixel_values: torch.Tensor) -> Seq
 
 def layer_saliency(
     model: TokenMixupModelMixin,
-    hidden: torch.Tensor,
+    inputs: LayerInput,
     layer: int,
     *,
     gradient_fn: Callable[[], torch.Tensor],
@@ -54,7 +69,7 @@ def layer_saliency(
 
     Args:
         model: ViT or CCT.
-        hidden: (B, N, D) input of the layer.
+        inputs: arguments of the layer.
         layer: index of the layer.
         gradient_fn: returns the saliency (B, T) of the gradient detector, see `gradient_saliency_fn`.
         rollout_steps: number of additional layers in the attention rollout.
@@ -65,7 +80,14 @@ def layer_saliency(
     """
     layers = list(model.get_transformer_layers())[layer : layer + rollout_steps + 1]
     with eval_mode(model):
-        return detect_saliency(model.config, layers, hidden, gradient_fn=gradient_fn, generator=generator)
+        return detect_saliency(
+            model.config,
+            layers,
+            inputs.hidden,
+            gradient_fn=gradient_fn,
+            generator=generator,
+            layer_kwargs=inputs.kwargs,
+        )
 
 
 def gradient_saliency_fn(

@@ -105,7 +105,8 @@ class TokenMixupLayerMixin(nn.Module):
         """
         memory = None
         if tokenmixup is not None:
-            hidden_states, memory = self.apply_tokenmixup(hidden_states, tokenmixup, kwargs)
+            layer_kwargs = {"attention_mask": attention_mask, **kwargs}
+            hidden_states, memory = self.apply_tokenmixup(hidden_states, tokenmixup, layer_kwargs)
         if memory is not None:
             kwargs = self.add_memory_positions(kwargs, tokenmixup.memory)
         if not (self.gradient_checkpointing and self.training):
@@ -137,8 +138,8 @@ class TokenMixupLayerMixin(nn.Module):
 
     def attention_weights(self, hidden: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """See `hf_tokenmixup.saliency.SupportsAttentionSaliency`."""
-        query, key, scale = self.compute_query_key(hidden, cls_query_only=False, **kwargs)
-        return eager_attention_forward(self.attention_module, query, key, key, None, scaling=scale)[1]
+        query, key, scale, bias = self.compute_query_key(hidden, cls_query_only=False, **kwargs)
+        return eager_attention_forward(self.attention_module, query, key, key, bias, scaling=scale)[1]
 
     def base_forward(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, memory: torch.Tensor | None, **kwargs
@@ -156,7 +157,7 @@ class TokenMixupLayerMixin(nn.Module):
         Args:
             hidden_states: (B, N, D) tokens.
             context: context of the forward pass; it is updated in place.
-            layer_kwargs: keyword arguments of the base layer, which its attention may depend on.
+            layer_kwargs: arguments of the base layer that its attention may depend on.
 
         Returns:
             (B, N, D) tokens, and the memory (B, M, D) of a vertical layer; None in other layers.
@@ -224,7 +225,7 @@ def detect_saliency(
         hidden: (B, N, D) input of the first layer, without gradient.
         gradient_fn: returns the saliency (B, T) of the gradient detector, see `hf_tokenmixup.saliency`.
         generator: random number generator of the random detector; None uses torch's default generator.
-        layer_kwargs: keyword arguments of the layers that their attention depends on.
+        layer_kwargs: arguments of the layers that their attention depends on.
 
     Returns:
         (B, T) saliency.

@@ -4,17 +4,14 @@ The layers of transformers' `ViTModel` are converted. The class of the model its
 checkpoint keys by model class.
 """
 
-from typing import Any
-
-import torch
 from transformers import ViTConfig, ViTForImageClassification
 from transformers.models.vit.modeling_vit import ViTAttention, ViTLayer
 
 from ..configuration import TokenMixupConfigMixin
 from ..network import Network
-from .attention import SeparateProjectionsMixin, VerticalAttentionMixin
-from .cct.configuration_cct import height_and_width
+from .attention import VerticalAttentionMixin
 from .modeling_tokenmixup import TokenMixupModelMixin
+from .vit_parts import ViTLayerMixin, describe_vit_network
 
 
 class TokenMixupViTConfig(TokenMixupConfigMixin, ViTConfig):
@@ -36,36 +33,17 @@ class TokenMixupViTConfig(TokenMixupConfigMixin, ViTConfig):
     @property
     def network(self) -> Network:
         """Sizes of the network. The classifier reads the CLS token."""
-        return Network(
-            hidden_size=self.hidden_size,
-            num_layers=self.num_hidden_layers,
-            num_heads=self.num_attention_heads,
-            mlp_size=self.intermediate_size,
-            image_size=height_and_width(self.image_size),
-            patch_size=height_and_width(self.patch_size),
-            num_prefix_tokens=1,
-            classifier_pooling="cls",
-        )
+        return describe_vit_network(self, num_prefix_tokens=1, classifier_pooling="cls")
 
 
 class VerticalViTAttention(VerticalAttentionMixin, ViTAttention):
     """Self-attention with a memory of salient tokens."""
 
 
-class TokenMixupViTLayer(SeparateProjectionsMixin, ViTLayer):
+class TokenMixupViTLayer(ViTLayerMixin, ViTLayer):
     """ViT layer with TokenMixup: mixes its input (HTM) and attends to salient tokens of earlier layers (VTM)."""
 
     vertical_attention_class = VerticalViTAttention
-
-    @property
-    def pre_norm(self) -> torch.nn.LayerNorm:
-        """The normalization before attention."""
-        return self.layernorm_before
-
-    def forward_with_attention(self, hidden: torch.Tensor, attention: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """See `hf_tokenmixup.saliency.SupportsAttentionSaliency`."""
-        hidden = hidden + self.attend(hidden, attention)
-        return hidden + self.mlp(self.layernorm_after(hidden))
 
 
 class TokenMixupViTForImageClassification(TokenMixupModelMixin, ViTForImageClassification):

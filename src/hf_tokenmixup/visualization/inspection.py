@@ -103,11 +103,12 @@ def saliency_maps(
     validate_layer(model, layer)
     targets = soft_targets(model, targets, len(pixel_values))
     config, layers = model.config, list(model.get_transformer_layers())[layer:]
-    hidden = layer_inputs(model, pixel_values)[layer]
+    hidden, layer_kwargs = layer_inputs(model, pixel_values)[layer]
     kwargs = interpolation_kwargs(model, pixel_values)
+    prefix, query = config.num_prefix_tokens, config.effective_saliency_query
     with eval_mode(model):
         maps = {"gradient": model.compute_gradient_saliency(pixel_values, targets, **kwargs)} | {
-            name: attention_saliency(through, hidden, config.num_prefix_tokens, config.effective_saliency_query)
+            name: attention_saliency(through, hidden, prefix, query, layer_kwargs=layer_kwargs)
             for name, through in (("1-step", layers[:1]), ("full rollout", layers))
         }
     return {name: _reshape_to_grid(model, saliency, pixel_values) for name, saliency in maps.items()}
@@ -150,10 +151,11 @@ def trace_horizontal_mixup(
     validate_layer(model, layer)
     config = model.config
     targets = soft_targets(model, targets, len(pixel_values))
-    hidden = layer_inputs(model, pixel_values)[layer]
+    inputs = layer_inputs(model, pixel_values)[layer]
+    hidden = inputs.hidden
     saliency = layer_saliency(
         model,
-        hidden,
+        inputs,
         layer,
         gradient_fn=gradient_saliency_fn(model, pixel_values, targets),
         rollout_steps=config.rollout_steps,
@@ -212,8 +214,8 @@ def trace_vertical_memory(
     positions = torch.arange(grid[0] * grid[1], device=pixel_values.device).expand(len(pixel_values), -1)[..., None]
     gradient_fn = gradient_saliency_fn(model, pixel_values, targets)
     selected = []
-    for index, hidden in enumerate(layer_inputs(model, pixel_values)[:layer]):
-        saliency = layer_saliency(model, hidden, index, gradient_fn=gradient_fn, generator=generator)
+    for index, inputs in enumerate(layer_inputs(model, pixel_values)[:layer]):
+        saliency = layer_saliency(model, inputs, index, gradient_fn=gradient_fn, generator=generator)
         selected.append(select_salient_tokens(positions, saliency, kappa, num_prefix_tokens=0)[..., 0])
     return VerticalMemoryTrace(layer=layer, grid=grid, tokens=torch.stack(selected))
 

@@ -48,6 +48,12 @@ def project_separately(layer: torch.nn.Module, normed: torch.Tensor, sources: to
     return [attention.q_proj(normed), attention.k_proj(sources), attention.v_proj(sources)]
 
 
+def rest_of_vit_layer(layer: torch.nn.Module, hidden: torch.Tensor, attn_output: torch.Tensor) -> torch.Tensor:
+    """The layer of a ViT after its attention."""
+    hidden = hidden + attn_output
+    return hidden + layer.mlp(layer.layernorm_after(hidden))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """Tiny model of a model type.
@@ -69,6 +75,8 @@ class Family:
         embedding_parameters: parts of the names of the parameters of the embeddings.
         classifier: name of the classifier.
         output_attentions: whether the plain model returns attention maps and hidden states (B, N, D).
+        randomize: gives random values to parameters that start at zero, and would hide an error.
+        reproducible_attention: attention implementation with the same bits with and without gradients.
     """
 
     own: dict[str, Any] = field(default_factory=dict)
@@ -87,6 +95,8 @@ class Family:
     embedding_parameters: tuple[str, ...] = ("embeddings",)
     classifier: str = "classifier"
     output_attentions: bool = True
+    randomize: Callable[[PreTrainedModel], None] = lambda model: None
+    reproducible_attention: str = "sdpa"
 
 
 def collect_cases() -> dict[str, Family]:
@@ -106,12 +116,13 @@ TESTED = sorted(
 )
 
 
-def build_tiny(model_type: str, *, seed: int = 0, **settings: Any) -> PreTrainedModel:
+def build_tiny(model_type: str, *, seed: int = 0, randomize: bool = True, **settings: Any) -> PreTrainedModel:
     """Create the tiny model of a family in training mode, with the same random weights each time.
 
     Args:
         model_type: one of `TESTED`.
         seed: seed of the weights.
+        randomize: apply `Family.randomize`; otherwise the weights are those of a new model.
         settings: settings of TokenMixup, `attn_implementation`, and attributes with names of `ViTConfig`.
     """
     config_class, model_class = FAMILIES[model_type]
@@ -119,4 +130,7 @@ def build_tiny(model_type: str, *, seed: int = 0, **settings: Any) -> PreTrained
     attention = {"attn_implementation": settings.pop("attn_implementation", "sdpa")}
     settings = SIZE | {"attention_probs_dropout_prob": 0.0} | case.own | settings
     set_seed(seed)
-    return model_class(config_class(**case.translate(settings), **attention)).train()
+    model = model_class(config_class(**case.translate(settings), **attention)).train()
+    if randomize:
+        case.randomize(model)
+    return model

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from ...configuration import TokenMixupConfigMixin
 from ...network import Network
-from ...saliency import project_queries_to_inputs
+from ...saliency import QueryKey, project_queries_to_inputs
 from ..layers import TokenMixupLayerMixin, has_plain_weight
 from ..modeling_tokenmixup import TokenMixupModelMixin
 from .configuration_cct import CctConfig, height_and_width
@@ -84,19 +84,20 @@ class TokenMixupCctLayer(TokenMixupLayerMixin, CctLayer):
     vertical_attention_class = VerticalCctAttention
 
     def compute_query_key(
-        self, hidden: torch.Tensor, cls_query_only: bool, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor, float]:
+        self, hidden: torch.Tensor, cls_query_only: bool, memory: torch.Tensor | None = None, **kwargs: Any
+    ) -> QueryKey:
         """See `hf_tokenmixup.saliency.SupportsAttentionSaliency`."""
-        attention, normed = self.attention, self.apply_pre_norm(hidden)
+        attention, sources = self.attention, hidden if memory is None else torch.cat([hidden, memory], dim=1)
+        normed, num_queries = self.apply_pre_norm(sources), 1 if cls_query_only else hidden.shape[1]
         if not has_plain_weight(attention.qkv):
             query, key, _ = attention.query_key_value(normed)
-            return query[:, :, :1] if cls_query_only else query, key, attention.scaling
+            return QueryKey(query[:, :, :num_queries], key, attention.scaling)
         query_weight, key_weight, _ = attention.qkv.weight.chunk(3)
         if cls_query_only:
             query = attention.split_heads(F.linear(normed[:, :1], query_weight), 1)[0]
-            return project_queries_to_inputs(query, key_weight), normed[:, None], attention.scaling
+            return QueryKey(project_queries_to_inputs(query, key_weight), normed[:, None], attention.scaling)
         query, key = attention.split_heads(F.linear(normed, attention.qkv.weight[: 2 * len(key_weight)]), 2)
-        return query, key, attention.scaling
+        return QueryKey(query[:, :, :num_queries], key, attention.scaling)
 
     def forward_with_attention(self, hidden: torch.Tensor, attention: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """See `hf_tokenmixup.saliency.SupportsAttentionSaliency`."""

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ...configuration import TokenMixupConfigMixin
-from ...saliency import eval_mode, project_queries_to_inputs
+from ...saliency import QueryKey, eval_mode, project_queries_to_inputs
 from ...vertical import VerticalMemory
 from ..layers import TokenMixupLayerMixin, has_plain_weight
 
@@ -104,24 +104,31 @@ class TimmLayerMixin(TokenMixupLayerMixin):
         return {**layer_kwargs, "rope": torch.cat([rope.expand(len(positions), -1, -1, -1), memory_rope], dim=2)}
 
     def compute_query_key(
-        self, hidden: torch.Tensor, cls_query_only: bool, rope: torch.Tensor | None = None, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor, float]:
-        """See `hf_tokenmixup.saliency.SupportsAttentionSaliency`."""
-        attention, normed = self.attn, self.apply_pre_norm(hidden)
-        query = attention.q_norm(_project(attention, normed[:, :1] if cls_query_only else normed, _QUERY))
+        self,
+        hidden: torch.Tensor,
+        cls_query_only: bool,
+        memory: torch.Tensor | None = None,
+        rope: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> QueryKey:
+        """See `hf_tokenmixup.saliency.SupportsAttentionSaliency`. Without positions, the memory is not rotated."""
+        attention, num_queries = self.attn, 1 if cls_query_only else hidden.shape[1]
+        normed = self.apply_pre_norm(hidden if memory is None else torch.cat([hidden, memory], dim=1))
+        query = attention.q_norm(_project(attention, normed[:, :num_queries], _QUERY))
         # The query of the CLS token has no rotary position.
         if cls_query_only and rope is None and isinstance(attention.k_norm, nn.Identity):
             weight = _get_plain_weight(attention, _KEY)
             if weight is not None and len(weight) == attention.num_heads * attention.head_dim:
-                return project_queries_to_inputs(query, weight), normed[:, None], attention.scale
+                return QueryKey(project_queries_to_inputs(query, weight), normed[:, None], attention.scale)
         key = attention.k_norm(_project(attention, normed, _KEY))
         if rope is not None:
-            query, key = _rotate(attention, query, rope), _rotate(attention, key, rope)
-        return query, _repeat_heads(attention, key), attention.scale
+            own, collected = key.split([hidden.shape[1], key.shape[2] - hidden.shape[1]], dim=2)
+            query, key = _rotate(attention, query, rope), torch.cat([_rotate(attention, own, rope), collected], dim=2)
+        return QueryKey(query, _repeat_heads(attention, key), attention.scale)
 
     def attention_weights(self, hidden: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """See `hf_tokenmixup.saliency.SupportsAttentionSaliency`."""
-        query, key, scale = self.compute_query_key(hidden, cls_query_only=False, **kwargs)
+        query, key, scale, _ = self.compute_query_key(hidden, cls_query_only=False, **kwargs)
         return (query * scale @ key.transpose(2, 3)).softmax(dim=-1)
 
     def forward_with_attention(self, hidden: torch.Tensor, attention: torch.Tensor, **kwargs: Any) -> torch.Tensor:
