@@ -108,7 +108,7 @@ class TokenMixupLayerMixin(nn.Module):
             layer_kwargs = {"attention_mask": attention_mask, **kwargs}
             hidden_states, memory = self.apply_tokenmixup(hidden_states, tokenmixup, layer_kwargs)
         if memory is not None:
-            kwargs = self.add_memory_positions(kwargs, tokenmixup.memory)
+            kwargs = self.add_memory_positions(kwargs, tokenmixup.memory, memory.shape[1])
         if not (self.gradient_checkpointing and self.training):
             return self.base_forward(hidden_states, attention_mask, memory, **kwargs)
 
@@ -120,12 +120,15 @@ class TokenMixupLayerMixin(nn.Module):
             self._gradient_checkpointing_func, layer, hidden_states, attention_mask, memory, *kwargs.values()
         )
 
-    def add_memory_positions(self, layer_kwargs: dict[str, Any], memory: VerticalMemory) -> dict[str, Any]:
+    def add_memory_positions(
+        self, layer_kwargs: dict[str, Any], memory: VerticalMemory, num_tokens: int
+    ) -> dict[str, Any]:
         """Add the positions of the memory to keyword arguments that have one position for each token.
 
         Args:
             layer_kwargs: keyword arguments of the base layer.
-            memory: salient tokens of the earlier layers.
+            memory: salient tokens of this layer and of the earlier layers.
+            num_tokens: M, the number of tokens of the earlier layers.
 
         Returns:
             The keyword arguments of a layer with a memory; unchanged if no argument depends on positions.

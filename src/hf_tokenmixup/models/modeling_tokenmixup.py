@@ -133,6 +133,10 @@ class TokenMixupModelMixin(ActivationCheckpointing, AdapterMethods):
         """Return the transformer layers."""
         return self.base_model.layers
 
+    def get_lora_target_modules(self) -> tuple[str, ...]:
+        """Return the default target modules of LoRA."""
+        return self.lora_target_modules
+
     def token_grid(self, height: int, width: int) -> tuple[int, int]:
         """Return the rows and columns of patch tokens for an image size in pixels."""
         return self.config.token_grid(height, width)

@@ -93,12 +93,14 @@ class TimmLayerMixin(TokenMixupLayerMixin):
             self.attn.qkv_bias_separate = True
         return super().forward(x, attn_mask, **kwargs)
 
-    def add_memory_positions(self, layer_kwargs: dict[str, Any], memory: VerticalMemory) -> dict[str, Any]:
+    def add_memory_positions(
+        self, layer_kwargs: dict[str, Any], memory: VerticalMemory, num_tokens: int
+    ) -> dict[str, Any]:
         """Give each token of the memory the rotary position of the slot from which it comes."""
-        rope = layer_kwargs.get("rope")
+        rope = self._select_rope(layer_kwargs.get("rope"))
         if rope is None:
             return layer_kwargs
-        positions = memory.positions()
+        positions = memory.positions()[:, :num_tokens]
         rope = rope[None] if rope.dim() == 2 else rope  # (H or 1, T, d)
         memory_rope = rope[:, positions].transpose(0, 1)  # (B, H or 1, M, d)
         return {**layer_kwargs, "rope": torch.cat([rope.expand(len(positions), -1, -1, -1), memory_rope], dim=2)}
@@ -115,6 +117,7 @@ class TimmLayerMixin(TokenMixupLayerMixin):
         attention, num_queries = self.attn, 1 if cls_query_only else hidden.shape[1]
         normed = self.apply_pre_norm(hidden if memory is None else torch.cat([hidden, memory], dim=1))
         query = attention.q_norm(_project(attention, normed[:, :num_queries], _QUERY))
+        rope = self._select_rope(rope)
         # The query of the CLS token has no rotary position.
         if cls_query_only and rope is None and isinstance(attention.k_norm, nn.Identity):
             weight = _get_plain_weight(attention, _KEY)
@@ -146,11 +149,17 @@ class TimmLayerMixin(TokenMixupLayerMixin):
     ) -> torch.Tensor:
         """Apply the block of timm. A memory (B, M, D) adds M keys and values to its attention."""
         if memory is None:
+            if "rope" in kwargs:
+                kwargs["rope"] = self._select_rope(kwargs["rope"])
             return super(TokenMixupLayerMixin, self).forward(hidden_states, attn_mask=attention_mask, **kwargs)
         attention_kwargs = {"memory": self.norm1(memory), **kwargs}
         attn_output = self.attn(self.norm1(hidden_states), **attention_kwargs)
         hidden_states = hidden_states + self.drop_path1(self.scale_branch(1, attn_output))
         return hidden_states + self.drop_path2(self.scale_branch(2, self.mlp(self.norm2(hidden_states))))
+
+    def _select_rope(self, rope: torch.Tensor | None) -> torch.Tensor | None:
+        """Select the rotary positions of this layer if they are those of all layers, (L, H, T, d)."""
+        return rope if rope is None or rope.dim() < 4 else rope[self.layer_index]
 
     def _attend(self, hidden: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
         module, normed = self.attn, self.apply_pre_norm(hidden)
@@ -223,7 +232,7 @@ def _get_plain_weight(attention: nn.Module, index: int) -> torch.Tensor | None:
 
 def _rotate(attention: nn.Module, states: torch.Tensor, rope: torch.Tensor) -> torch.Tensor:
     """Rotate queries or keys (B, H, N, d) of patch tokens, as timm does."""
-    prefix, patches = states.split([attention.num_prefix_tokens, states.shape[2] - attention.num_prefix_tokens], dim=2)
+    prefix, patches = states[:, :, : attention.num_prefix_tokens], states[:, :, attention.num_prefix_tokens :]
     if patches.shape[2] == 0:
         return states
     half = {"half": True} if getattr(attention, "rotate_half", False) else {}
