@@ -259,7 +259,7 @@ def test_training_all_parameters_have_gradients(build, settings, images, labels)
     # Also where no image is easy: data-parallel training stops on parameters without one.
     model = build(**{**settings, "horizontal_tau": 1e-9})
     _, gradients = step(model, images, labels)
-    unused = {name for name, _ in model.named_parameters() if name.endswith(model.unused_parameters)}
+    unused = {name for name, _ in model.named_parameters() if model.is_unused_parameter(name)}
     assert gradients.keys() == dict(model.named_parameters()).keys() - unused
     assert model.has_unused_parameters == bool(unused)
     for name in unused:
@@ -329,7 +329,8 @@ TRAINED = {
 def test_gradient_checkpointing_frozen_weights_is_exact(build, trained, kwargs, settings, images, labels):
     model = build(**settings, **DROPOUT, attn_implementation=build.case.reproducible_attention)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(TRAINED[trained](usual_name(model, build.case, name)))
+        is_trained = TRAINED[trained](usual_name(model, build.case, name))
+        parameter.requires_grad_(is_trained and not model.is_unused_parameter(name))
     expected = step(model, images, labels)
     assert len(expected[1]) == sum(parameter.requires_grad for parameter in model.parameters())
     enable_checkpointing(model, kwargs)
@@ -412,7 +413,7 @@ def test_autocast_selects_same_tokens(build, dtype, images, labels):
     model = build(**{**BOTH, "horizontal_layers": [0]})
     expected = model(images, labels=labels).horizontal[0]
     embeddings = build.case.embed(model, images)
-    model.base_model.get_submodule(build.case.embedding_module).register_forward_hook(lambda *args: embeddings)
+    model.get_transformer_layers()[0].register_forward_pre_hook(lambda module, args: (embeddings, *args[1:]))
     with torch.autocast("cpu", dtype):
         output = model(images, labels=labels)
     got = output.horizontal[0]

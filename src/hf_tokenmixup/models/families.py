@@ -11,8 +11,10 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..configuration import TokenMixupConfigMixin
+
 # These modules import this one, so they cannot be imported here.
-_SKIPPED = ("auto", "families")
+_SKIPPED = ("auto", "families", "in_place")
 _WINDOWS = "attention is limited to windows and tokens are merged between stages, so no layer compares all tokens"
 _POOLED = "tokens are pooled between stages, so a query or key is no token of the image"
 _VARIABLE_GRID = "images of a batch have different grids, so the same position is another place in each image"
@@ -42,6 +44,22 @@ def collect_families() -> dict[str, tuple[type[PreTrainedConfig], type[PreTraine
 
 
 FAMILIES = collect_families()
+
+
+def get_family_config(config: PreTrainedConfig) -> TokenMixupConfigMixin | None:
+    """Convert the configuration of a plain model to that of its family, without the settings of TokenMixup.
+
+    Args:
+        config: configuration of any image classifier.
+
+    Returns:
+        The configuration, for example for its `network`; None if the model type does not support TokenMixup.
+    """
+    if config.model_type not in FAMILIES:
+        return None
+    settings = TokenMixupConfigMixin.__dataclass_fields__
+    attributes = {name: value for name, value in config.to_dict().items() if name not in settings}
+    return FAMILIES[config.model_type][0].from_dict(attributes)
 
 
 def describe_unsupported(config_dict: Mapping[str, Any]) -> str | None:

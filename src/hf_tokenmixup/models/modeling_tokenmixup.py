@@ -32,17 +32,8 @@ logger = logging.get_logger(__name__)
 _HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
 # Attributes of a configuration that determine the number of tokens per image.
 _GEOMETRY_ATTRIBUTES = frozenset(
-    {
-        "image_size",
-        "patch_size",
-        "model_args",
-        "tokenizer",
-        "num_conv_layers",
-        "conv_kernel_size",
-        "conv_stride",
-        "conv_padding",
-    }
-    | {"pooling_kernel_size", "pooling_stride", "pooling_padding"}
+    {"image_size", "patch_size", "tokenizer", "num_conv_layers", "conv_kernel_size", "conv_stride", "conv_padding"}
+    | {"pooling_kernel_size", "pooling_stride", "pooling_padding", "vision_config", "model_args"}
 )
 
 
@@ -65,7 +56,7 @@ class TokenMixupModelMixin(ActivationCheckpointing, AdapterMethods):
     lora_target_modules: tuple[str, ...]
     # Ends of the names of the modules that are trained for a task in full if the other weights have adapters.
     head_names: tuple[str, ...] = ("classifier",)
-    # Ends of the names of parameters that no forward pass with labels uses.
+    # Parts of the names of parameters that no forward pass with labels uses.
     unused_parameters: tuple[str, ...] = ()
     # Whether the base model has the argument `interpolate_pos_encoding`.
     takes_interpolate_pos_encoding = True
@@ -153,9 +144,13 @@ class TokenMixupModelMixin(ActivationCheckpointing, AdapterMethods):
     def has_unused_parameters(self) -> bool:
         """Whether a trained parameter has no gradient after a backward pass."""
         return any(
-            parameter.requires_grad and name.endswith(self.unused_parameters)
-            for name, parameter in self.named_parameters()
+            parameter.requires_grad and self.is_unused_parameter(name) for name, parameter in self.named_parameters()
         )
+
+    @classmethod
+    def is_unused_parameter(cls, name: str) -> bool:
+        """Whether no forward pass with labels uses the parameter of this name."""
+        return any(part in name for part in cls.unused_parameters)
 
     @can_return_tuple
     def forward(
@@ -261,14 +256,22 @@ class TokenMixupModelMixin(ActivationCheckpointing, AdapterMethods):
             )
 
     def _convert_layers(self) -> None:
+        self._plain_no_split_modules = self._no_split_modules
         for index, layer in enumerate(self.get_transformer_layers()):
-            base_class = type(layer)
             layer = self.layer_class.from_layer(layer, self.config, index)
             if layer.is_horizontal:
                 for module in layer.scorenet.modules():
                     self._init_weights(module)
-            # FSDP wraps modules with these class names, and fails for a class without modules.
-            self._no_split_modules = {*self._no_split_modules, type(layer).__name__} - {base_class.__name__}
+        # FSDP wraps modules with these class names, and fails for a class without modules.
+        names = {type(module).__name__ for module in self.modules()}
+        self._no_split_modules = {*self._no_split_modules, self.layer_class.__name__} & names
+
+    def _restore_layers(self) -> None:
+        """Undo `_convert_layers`, which may have been interrupted by an error."""
+        for layer in self.get_transformer_layers():
+            if isinstance(layer, TokenMixupLayerMixin):
+                layer.to_plain_layer()
+        self._no_split_modules = vars(self).pop("_plain_no_split_modules", self._no_split_modules)
 
     def _adjust_missing_and_unexpected_keys(self, loading_info) -> None:
         newly_initialized = sorted({key.rsplit(".", 2)[0] for key in loading_info.missing_keys if ".scorenet." in key})

@@ -103,7 +103,7 @@ def collect_cases() -> dict[str, Family]:
     """Return the tiny model of each model type."""
     cases: dict[str, Family] = {}
     for info in pkgutil.iter_modules(__path__):
-        cases |= importlib.import_module(f"{__name__}.{info.name}").CASES
+        cases |= getattr(importlib.import_module(f"{__name__}.{info.name}"), "CASES", {})
     return cases
 
 

@@ -1,6 +1,6 @@
 """Blocks and attention of timm with TokenMixup."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 from ...configuration import TokenMixupConfigMixin
 from ...saliency import QueryKey, eval_mode, project_queries_to_inputs
-from ...vertical import VerticalMemory
 from ..layers import TokenMixupLayerMixin, has_plain_weight
 
 _QUERY, _KEY, _VALUE = range(3)
@@ -94,13 +93,13 @@ class TimmLayerMixin(TokenMixupLayerMixin):
         return super().forward(x, attn_mask, **kwargs)
 
     def add_memory_positions(
-        self, layer_kwargs: dict[str, Any], memory: VerticalMemory, num_tokens: int
-    ) -> dict[str, Any]:
+        self, layer_kwargs: Mapping[str, Any], positions_fn: Callable[[], torch.Tensor]
+    ) -> Mapping[str, Any]:
         """Give each token of the memory the rotary position of the slot from which it comes."""
         rope = self._select_rope(layer_kwargs.get("rope"))
         if rope is None:
             return layer_kwargs
-        positions = memory.positions()[:, :num_tokens]
+        positions = positions_fn()
         rope = rope[None] if rope.dim() == 2 else rope  # (H or 1, T, d)
         memory_rope = rope[:, positions].transpose(0, 1)  # (B, H or 1, M, d)
         return {**layer_kwargs, "rope": torch.cat([rope.expand(len(positions), -1, -1, -1), memory_rope], dim=2)}
@@ -113,11 +112,12 @@ class TimmLayerMixin(TokenMixupLayerMixin):
         rope: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> QueryKey:
-        """See `hf_tokenmixup.saliency.SupportsAttentionSaliency`. Without positions, the memory is not rotated."""
-        attention, num_queries = self.attn, 1 if cls_query_only else hidden.shape[1]
-        normed = self.apply_pre_norm(hidden if memory is None else torch.cat([hidden, memory], dim=1))
+        """See `hf_tokenmixup.saliency.SupportsAttentionSaliency`."""
+        attention, sources = self.attn, hidden if memory is None else torch.cat([hidden, memory], dim=1)
+        normed, num_queries = self.apply_pre_norm(sources), 1 if cls_query_only else hidden.shape[1]
         query = attention.q_norm(_project(attention, normed[:, :num_queries], _QUERY))
-        rope = self._select_rope(rope)
+        if memory is None:
+            rope = self._select_rope(rope)
         # The query of the CLS token has no rotary position.
         if cls_query_only and rope is None and isinstance(attention.k_norm, nn.Identity):
             weight = _get_plain_weight(attention, _KEY)
@@ -125,8 +125,8 @@ class TimmLayerMixin(TokenMixupLayerMixin):
                 return QueryKey(project_queries_to_inputs(query, weight), normed[:, None], attention.scale)
         key = attention.k_norm(_project(attention, normed, _KEY))
         if rope is not None:
-            own, collected = key.split([hidden.shape[1], key.shape[2] - hidden.shape[1]], dim=2)
-            query, key = _rotate(attention, query, rope), torch.cat([_rotate(attention, own, rope), collected], dim=2)
+            num_patches = num_queries - attention.num_prefix_tokens
+            query, key = _rotate(attention, query, rope[..., : max(0, num_patches), :]), _rotate(attention, key, rope)
         return QueryKey(query, _repeat_heads(attention, key), attention.scale)
 
     def attention_weights(self, hidden: torch.Tensor, **kwargs: Any) -> torch.Tensor:
@@ -232,9 +232,9 @@ def _get_plain_weight(attention: nn.Module, index: int) -> torch.Tensor | None:
 
 def _rotate(attention: nn.Module, states: torch.Tensor, rope: torch.Tensor) -> torch.Tensor:
     """Rotate queries or keys (B, H, N, d) of patch tokens, as timm does."""
-    prefix, patches = states[:, :, : attention.num_prefix_tokens], states[:, :, attention.num_prefix_tokens :]
-    if patches.shape[2] == 0:
+    if states.shape[2] <= attention.num_prefix_tokens:
         return states
+    prefix, patches = states.split([attention.num_prefix_tokens, states.shape[2] - attention.num_prefix_tokens], dim=2)
     half = {"half": True} if getattr(attention, "rotate_half", False) else {}
     return torch.cat([prefix, apply_rot_embed_cat(patches, rope, **half).to(states.dtype)], dim=2)
 
