@@ -9,11 +9,18 @@ import torch
 pytest.importorskip("timm", reason="timm is optional")
 
 import timm
+from PIL import Image
 from safetensors.torch import save_file
 from timm.layers import apply_rot_embed_cat
 from torch.nn import functional as F
-from transformers import AutoModelForImageClassification, TimmWrapperConfig, TimmWrapperForImageClassification
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    TimmWrapperConfig,
+    TimmWrapperForImageClassification,
+)
 
+from hf_tokenmixup.data.transforms import resize_image_processor
 from hf_tokenmixup.functional import select_salient_tokens, token_saliency
 from hf_tokenmixup.models import FAMILIES, load_classifier
 from hf_tokenmixup.models.gradient_checkpointing import enable_checkpointing
@@ -356,6 +363,11 @@ def test_image_size_interpolates_positions_as_timm(variant, tmp_path, labels):
     model.eval().to_plain_model().save_pretrained(tmp_path / "exported")
     opened = AutoModelForImageClassification.from_pretrained(tmp_path / "exported").eval()
     torch.testing.assert_close(opened(images).logits, expected)
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "exported")
+    assert processor(Image.new("RGB", (64, 48)))["pixel_values"].shape == (1, 3, 30, 25)
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "timm")
+    resize_image_processor(processor, 30, 25)
+    assert processor(Image.new("RGB", (64, 48)))["pixel_values"].shape == (1, 3, 30, 25)
 
 
 def test_other_image_size_raises(images):

@@ -264,7 +264,8 @@ class TokenMixupModelMixin(ActivationCheckpointing, AdapterMethods):
                     self._init_weights(module)
         # FSDP wraps modules with these class names, and fails for a class without modules.
         names = {type(module).__name__ for module in self.modules()}
-        self._no_split_modules = {*self._no_split_modules, self.layer_class.__name__} & names
+        layer_names = {type(layer).__name__ for layer in self.get_transformer_layers()}
+        self._no_split_modules = {*self._no_split_modules, *layer_names} & names
 
     def _restore_layers(self) -> None:
         """Undo `_convert_layers`, which may have been interrupted by an error."""

@@ -57,12 +57,21 @@ class TokenMixupTimmWrapperConfig(TokenMixupConfigMixin, TimmWrapperConfig):
 
     @image_size.setter
     def image_size(self, size: int | list[int] | tuple[int, int]) -> None:
-        self.model_args = {**(self.model_args or {}), "img_size": list(height_and_width(size))}
+        height, width = height_and_width(size)
+        self.model_args = {**(self.model_args or {}), "img_size": [height, width]}
+        if getattr(self, "pretrained_cfg", None):
+            # The image processor of transformers reads the size here.
+            self.pretrained_cfg = {**self.pretrained_cfg, "input_size": [3, height, width]}
 
     @property
     def patch_size(self) -> tuple[int, int]:
         """Height and width of a patch in pixels."""
         return self.network.patch_size
+
+    @property
+    def architecture_name(self) -> str:
+        """Name of the architecture for model cards."""
+        return f"`{self.architecture}` of timm"
 
     def token_grid(self, height: int, width: int) -> tuple[int, int]:
         """Return the rows and columns of patch tokens for an image size in pixels."""

@@ -1,9 +1,11 @@
 """Image classifier of timm with TokenMixup."""
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig, PreTrainedModel, TimmWrapperForImageClassification
 from transformers.modeling_outputs import ImageClassifierOutput
 
@@ -98,7 +100,6 @@ class TokenMixupTimmWrapperForImageClassification(TokenMixupModelMixin, _TimmCla
     lora_target_modules = ("qkv",)
     head_names = ("head", "head_dist")
     takes_interpolate_pos_encoding = False
-    _no_split_modules: list[str] = []
 
     # timm's own loop would checkpoint the mixing. Each layer checkpoints the block of timm instead.
     _set_gradient_checkpointing = PreTrainedModel._set_gradient_checkpointing
@@ -106,6 +107,20 @@ class TokenMixupTimmWrapperForImageClassification(TokenMixupModelMixin, _TimmCla
     def get_transformer_layers(self) -> nn.ModuleList | nn.Sequential:
         """Return the transformer layers."""
         return self.timm_model.blocks
+
+    def _convert_layers(self) -> None:
+        super()._convert_layers()
+        if self.timm_model.grad_checkpointing:
+            self.timm_model.set_grad_checkpointing(False)
+            self._set_gradient_checkpointing(True, partial(checkpoint, use_reentrant=False))
+
+    def _restore_layers(self) -> None:
+        is_checkpointed = self.is_activation_checkpointing
+        super()._restore_layers()
+        for layer in self.get_transformer_layers():
+            for name in ("gradient_checkpointing", "_gradient_checkpointing_func"):
+                vars(layer).pop(name, None)
+        self.timm_model.set_grad_checkpointing(is_checkpointed)
 
     def get_lora_target_modules(self) -> tuple[str, ...]:
         """Return the default target modules of LoRA. Without a fused projection they are `q_proj` and `v_proj`."""
