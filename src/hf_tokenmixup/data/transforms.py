@@ -18,6 +18,7 @@ from PIL import Image
 from timm.data import create_transform
 from timm.data.auto_augment import AugmentOp, posterize
 from torchvision.transforms import Compose, InterpolationMode, RandomChoice, Resize
+from transformers import TimmWrapperImageProcessor
 
 from .device_transform import DeviceTransform
 
