@@ -18,6 +18,7 @@ from PIL import Image
 from timm.data import create_transform
 from timm.data.auto_augment import AugmentOp, posterize
 from torchvision.transforms import Compose, InterpolationMode, RandomChoice, Resize
+from transformers import TimmWrapperImageProcessor
 
 from .device_transform import DeviceTransform
 
@@ -277,6 +278,10 @@ def resize_image_processor(image_processor: Any, height: int, width: int) -> Non
     """
     (old_height, old_width), *_ = infer_image_processor_config(image_processor)
     if (old_height, old_width) == (height, width):
+        return
+    if isinstance(image_processor, TimmWrapperImageProcessor):
+        image_processor.data_config["input_size"] = (3, height, width)
+        image_processor.val_transforms = create_transform(**image_processor.data_config, is_training=False)
         return
     new_size, stored = {"height": height, "width": width}, image_processor.to_dict()
     changes = {"size": new_size}

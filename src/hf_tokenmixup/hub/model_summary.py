@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 
 from ..configuration import AUTO, RELATIVE_THRESHOLDS, TokenMixupConfigMixin
-from ..models import FAMILIES, get_image_size
+from ..models import FAMILIES, describe_unsupported, get_image_size
 
 MAX_CLASS_NAMES = 20
 _HORIZONTAL_PREFIXES = ("horizontal_", "scorenet_", "rollout_steps", "assignment", "token_selection", "relabel")
@@ -64,7 +64,7 @@ def summarize_model(config: PreTrainedConfig) -> ModelSummary:
     Raises:
         ValueError: The configuration is not that of an image classifier, or has invalid TokenMixup settings.
     """
-    family = FAMILIES.get(config.model_type)
+    family = FAMILIES[config.model_type] if describe_unsupported(config.to_dict()) is None else None
     settings = family[0].from_dict(config.to_dict()) if family else None
     enabled = settings is not None and settings.tokenmixup_enabled
     # transformers names classes LABEL_0, LABEL_1, ... if it gets no names.

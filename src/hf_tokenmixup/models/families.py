@@ -53,9 +53,9 @@ def get_family_config(config: PreTrainedConfig) -> TokenMixupConfigMixin | None:
         config: configuration of any image classifier.
 
     Returns:
-        The configuration, for example for its `network`; None if the model type does not support TokenMixup.
+        The configuration, for example for its `network`; None if the model does not support TokenMixup.
     """
-    if config.model_type not in FAMILIES:
+    if describe_unsupported(config.to_dict()) is not None:
         return None
     settings = TokenMixupConfigMixin.__dataclass_fields__
     attributes = {name: value for name, value in config.to_dict().items() if name not in settings}

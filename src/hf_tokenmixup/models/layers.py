@@ -149,7 +149,9 @@ class TokenMixupLayerMixin(nn.Module):
             layer_kwargs = {"attention_mask": attention_mask, **kwargs}
             hidden_states, memory = self.apply_tokenmixup(hidden_states, tokenmixup, layer_kwargs)
         if memory is not None:
-            kwargs = self.add_memory_positions(kwargs, tokenmixup.memory.positions)
+            # This layer may have appended its own tokens.
+            num_tokens = memory.shape[1]
+            kwargs = self.add_memory_positions(kwargs, lambda: tokenmixup.memory.positions()[:, :num_tokens])
         if not (self.gradient_checkpointing and self.training):
             return self.base_forward(hidden_states, attention_mask, memory, **kwargs)
 

@@ -124,6 +124,10 @@ class TokenMixupModelMixin(ActivationCheckpointing, AdapterMethods):
         """Return the transformer layers."""
         return self.base_model.layers
 
+    def get_lora_target_modules(self) -> tuple[str, ...]:
+        """Return the default target modules of LoRA."""
+        return self.lora_target_modules
+
     def token_grid(self, height: int, width: int) -> tuple[int, int]:
         """Return the rows and columns of patch tokens for an image size in pixels."""
         return self.config.token_grid(height, width)
@@ -260,7 +264,8 @@ class TokenMixupModelMixin(ActivationCheckpointing, AdapterMethods):
                     self._init_weights(module)
         # FSDP wraps modules with these class names, and fails for a class without modules.
         names = {type(module).__name__ for module in self.modules()}
-        self._no_split_modules = {*self._no_split_modules, self.layer_class.__name__} & names
+        layer_names = {type(layer).__name__ for layer in self.get_transformer_layers()}
+        self._no_split_modules = {*self._no_split_modules, *layer_names} & names
 
     def _restore_layers(self) -> None:
         """Undo `_convert_layers`, which may have been interrupted by an error."""

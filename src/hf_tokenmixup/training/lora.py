@@ -225,7 +225,7 @@ def load_adapter_state_dicts(
 
 def _resolve_target_modules(model: PreTrainedModel, names: Sequence[str] | None) -> str | list[str]:
     """The target modules of peft: `names`, or the default of the model's family."""
-    names = list(names or getattr(model, "lora_target_modules", ()))
+    names = list(names or (model.get_lora_target_modules() if isinstance(model, TokenMixupModelMixin) else ()))
     if names == [ALL_LINEAR]:
         return ALL_LINEAR
     layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]

@@ -1,19 +1,14 @@
 """Configuration of a timm model with the settings of TokenMixup."""
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
 from transformers import TimmWrapperConfig
 
 from ...configuration import TokenMixupConfigMixin
 from ...network import Network
 from ..cct.configuration_cct import height_and_width
-from .network_timm_wrapper import create_without_weights, describe_network, describe_unsupported_model
-
-# Name of the attribute with the sizes of the network, which is not saved.
-_STORED = "_stored_network"
+from .network_timm_wrapper import create_without_weights, describe_unsupported_model, get_network
 
 
 class TokenMixupTimmWrapperConfig(TokenMixupConfigMixin, TimmWrapperConfig):
@@ -43,12 +38,6 @@ class TokenMixupTimmWrapperConfig(TokenMixupConfigMixin, TimmWrapperConfig):
         vars(result[0] if isinstance(result, tuple) else result).pop("label_names", None)
         return result
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the attributes, as in `TimmWrapperConfig.to_dict`."""
-        attributes = super().to_dict()
-        attributes.pop(_STORED, None)
-        return attributes
-
     @classmethod
     def describe_unsupported(cls, attributes: Mapping[str, Any]) -> str | None:
         """See `TokenMixupConfigMixin.describe_unsupported`."""
@@ -59,16 +48,7 @@ class TokenMixupTimmWrapperConfig(TokenMixupConfigMixin, TimmWrapperConfig):
     @property
     def network(self) -> Network:
         """Sizes of the network, and what its classifier reads."""
-        # A compiler cannot trace the creation of a model, so a forward pass reads the stored sizes.
-        key, stored = (self.architecture, self.model_args), vars(self).get(_STORED)
-        if stored is not None and stored[0] == key:
-            return stored[1]
-        model = self._create_without_weights()
-        if reason := describe_unsupported_model(self.architecture, model):
-            raise ValueError(f"{reason}. Choose another architecture, or train without settings of TokenMixup.")
-        network = describe_network(model)
-        vars(self)[_STORED] = copy.deepcopy(key), network
-        return network
+        return get_network(self.architecture, self.model_args)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -77,16 +57,23 @@ class TokenMixupTimmWrapperConfig(TokenMixupConfigMixin, TimmWrapperConfig):
 
     @image_size.setter
     def image_size(self, size: int | list[int] | tuple[int, int]) -> None:
-        self.model_args = {**(self.model_args or {}), "img_size": list(height_and_width(size))}
+        height, width = height_and_width(size)
+        self.model_args = {**(self.model_args or {}), "img_size": [height, width]}
+        if getattr(self, "pretrained_cfg", None):
+            # The image processor of transformers reads the size here.
+            self.pretrained_cfg = {**self.pretrained_cfg, "input_size": [3, height, width]}
 
     @property
     def patch_size(self) -> tuple[int, int]:
         """Height and width of a patch in pixels."""
         return self.network.patch_size
 
+    @property
+    def architecture_name(self) -> str:
+        """Name of the architecture for model cards."""
+        return f"`{self.architecture}` of timm"
+
     def token_grid(self, height: int, width: int) -> tuple[int, int]:
         """Return the rows and columns of patch tokens for an image size in pixels."""
-        return tuple(self._create_without_weights().patch_embed.dynamic_feat_size((height, width)))
-
-    def _create_without_weights(self) -> nn.Module:
-        return create_without_weights(self.architecture, self.model_args)
+        model = create_without_weights(self.architecture, self.model_args)
+        return tuple(model.patch_embed.dynamic_feat_size((height, width)))

@@ -96,7 +96,7 @@ class TimmLayerMixin(TokenMixupLayerMixin):
         self, layer_kwargs: Mapping[str, Any], positions_fn: Callable[[], torch.Tensor]
     ) -> Mapping[str, Any]:
         """Give each token of the memory the rotary position of the slot from which it comes."""
-        rope = layer_kwargs.get("rope")
+        rope = self._select_rope(layer_kwargs.get("rope"))
         if rope is None:
             return layer_kwargs
         positions = positions_fn()
@@ -116,6 +116,8 @@ class TimmLayerMixin(TokenMixupLayerMixin):
         attention, sources = self.attn, hidden if memory is None else torch.cat([hidden, memory], dim=1)
         normed, num_queries = self.apply_pre_norm(sources), 1 if cls_query_only else hidden.shape[1]
         query = attention.q_norm(_project(attention, normed[:, :num_queries], _QUERY))
+        if memory is None:
+            rope = self._select_rope(rope)
         # The query of the CLS token has no rotary position.
         if cls_query_only and rope is None and isinstance(attention.k_norm, nn.Identity):
             weight = _get_plain_weight(attention, _KEY)
@@ -147,11 +149,17 @@ class TimmLayerMixin(TokenMixupLayerMixin):
     ) -> torch.Tensor:
         """Apply the block of timm. A memory (B, M, D) adds M keys and values to its attention."""
         if memory is None:
+            if "rope" in kwargs:
+                kwargs["rope"] = self._select_rope(kwargs["rope"])
             return super(TokenMixupLayerMixin, self).forward(hidden_states, attn_mask=attention_mask, **kwargs)
         attention_kwargs = {"memory": self.norm1(memory), **kwargs}
         attn_output = self.attn(self.norm1(hidden_states), **attention_kwargs)
         hidden_states = hidden_states + self.drop_path1(self.scale_branch(1, attn_output))
         return hidden_states + self.drop_path2(self.scale_branch(2, self.mlp(self.norm2(hidden_states))))
+
+    def _select_rope(self, rope: torch.Tensor | None) -> torch.Tensor | None:
+        """Select the rotary positions of this layer if they are those of all layers, (L, H, T, d)."""
+        return rope if rope is None or rope.dim() < 4 else rope[self.layer_index]
 
     def _attend(self, hidden: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
         module, normed = self.attn, self.apply_pre_norm(hidden)

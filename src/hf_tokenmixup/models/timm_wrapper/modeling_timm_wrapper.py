@@ -1,9 +1,11 @@
 """Image classifier of timm with TokenMixup."""
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig, PreTrainedModel, TimmWrapperForImageClassification
 from transformers.modeling_outputs import ImageClassifierOutput
 
@@ -60,9 +62,10 @@ class _TimmClassifier(TimmWrapperForImageClassification):
         if isinstance(hidden, tuple):
             hidden, rope = hidden
         hidden = model.norm_pre(hidden)
-        for index, layer in enumerate(self.get_transformer_layers()):
-            if rope is not None:
-                layer_kwargs = {**layer_kwargs, "rope": rope[index] if getattr(model, "rope_mixed", False) else rope}
+        if rope is not None:
+            # Layers with positions of their own select them, so that an attention rollout has those of each layer.
+            layer_kwargs = {**layer_kwargs, "rope": rope}
+        for layer in self.get_transformer_layers():
             hidden = layer(hidden, tokenmixup=tokenmixup, **layer_kwargs)
         return model.norm(hidden)
 
@@ -94,23 +97,35 @@ class TokenMixupTimmWrapperForImageClassification(TokenMixupModelMixin, _TimmCla
     config_class = TokenMixupTimmWrapperConfig
     base_model_class = TimmWrapperForImageClassification
     layer_class = TimmLayerMixin
-    # An architecture without a fused projection has `q_proj` and `v_proj`.
     lora_target_modules = ("qkv",)
     head_names = ("head", "head_dist")
     takes_interpolate_pos_encoding = False
-    _no_split_modules: list[str] = []
 
     # timm's own loop would checkpoint the mixing. Each layer checkpoints the block of timm instead.
     _set_gradient_checkpointing = PreTrainedModel._set_gradient_checkpointing
 
-    def __init__(self, config: TokenMixupTimmWrapperConfig):
-        super().__init__(config)
-        if self.get_transformer_layers()[0].attn.qkv is None:
-            self.lora_target_modules = ("q_proj", "v_proj")
-
     def get_transformer_layers(self) -> nn.ModuleList | nn.Sequential:
         """Return the transformer layers."""
         return self.timm_model.blocks
+
+    def _convert_layers(self) -> None:
+        super()._convert_layers()
+        if self.timm_model.grad_checkpointing:
+            self.timm_model.set_grad_checkpointing(False)
+            self._set_gradient_checkpointing(True, partial(checkpoint, use_reentrant=False))
+
+    def _restore_layers(self) -> None:
+        is_checkpointed = self.is_activation_checkpointing
+        super()._restore_layers()
+        for layer in self.get_transformer_layers():
+            for name in ("gradient_checkpointing", "_gradient_checkpointing_func"):
+                vars(layer).pop(name, None)
+        self.timm_model.set_grad_checkpointing(is_checkpointed)
+
+    def get_lora_target_modules(self) -> tuple[str, ...]:
+        """Return the default target modules of LoRA. Without a fused projection they are `q_proj` and `v_proj`."""
+        is_fused = getattr(self.get_transformer_layers()[0].attn, "qkv", None) is not None
+        return self.lora_target_modules if is_fused else ("q_proj", "v_proj")
 
     def resize_positions(self, config: PreTrainedConfig) -> None:
         """Interpolate positions to the image size of `config`, in place, as timm does."""

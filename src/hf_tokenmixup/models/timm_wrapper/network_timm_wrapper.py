@@ -1,5 +1,6 @@
 """Facts about an architecture of timm, read from the model without weights."""
 
+import copy
 import json
 from functools import lru_cache
 from typing import Any
@@ -18,6 +19,7 @@ from .layers_timm_wrapper import LAYER_CLASSES, VERTICAL_ATTENTION_CLASSES, find
 SUPPORTED_MODELS = (VisionTransformer, VisionTransformerDistilled, Eva)
 # What the classifier reads, by `global_pool` of timm. It is the mean of the patch tokens for all others.
 _CLS_POOLS = ("token", "prr")
+_NETWORKS: list[tuple[str, dict[str, Any] | None, Network]] = []
 
 
 def create_without_weights(architecture: str, model_args: dict[str, Any] | None) -> nn.Module:
@@ -77,8 +79,29 @@ def describe_unsupported_model(architecture: str, model: nn.Module) -> str | Non
     return None
 
 
-def describe_network(model: nn.Module) -> Network:
-    """Return the sizes of a supported model of timm."""
+def get_network(architecture: str, model_args: dict[str, Any] | None) -> Network:
+    """Return the sizes of a model of timm, and what its classifier reads.
+
+    Args:
+        architecture: name of the architecture.
+        model_args: further arguments of `timm.create_model`.
+
+    Raises:
+        ValueError: if timm cannot create the model, or it does not support TokenMixup.
+    """
+    # A compiler cannot trace the creation of a model, so a forward pass reads the sizes from this list.
+    for known_architecture, known_args, network in _NETWORKS:
+        if known_architecture == architecture and known_args == model_args:
+            return network
+    model = create_without_weights(architecture, model_args)
+    if reason := describe_unsupported_model(architecture, model):
+        raise ValueError(f"{reason}. Choose another architecture, or train without settings of TokenMixup.")
+    network = _describe_network(model)
+    _NETWORKS.append((architecture, copy.deepcopy(model_args), network))
+    return network
+
+
+def _describe_network(model: nn.Module) -> Network:
     return Network(
         hidden_size=model.embed_dim,
         num_layers=len(model.blocks),
