@@ -228,7 +228,7 @@ def test_visualize_curves_shows_each_run(run, tmp_path):
         ("horizontal {cct} --dataset_name digits --rho 2 --output a.png", "use a much lower rho"),
         ("horizontal {cct} --dataset_name digits --rho -1 --output a.png", "rho must be at least 0"),
         ("horizontal {cct} --dataset_name digits --max_samples 1 --rho 0 --output a.png", "more images"),
-        ("saliency {resnet} --dataset_name digits --output a.png", "types cct, .*vit, got 'resnet'"),
+        ("saliency {resnet} --dataset_name digits --output a.png", "types .*cct, .*vit.*, got 'resnet'"),
         ("saliency {cct} --dataset_name digits --kappa 3 --output a.png", "unrecognized arguments: --kappa"),
         ("curves {empty}", "required: --output"),
         ("draw {cct}", "invalid choice: 'draw'"),

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig, ViTForImageClassification
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 from hf_tokenmixup.models import (
     FAMILIES,
@@ -56,7 +57,7 @@ def test_load_classifier_other_family_with_tokenmixup_raises(tmp_path):
     model = load_classifier(str(tmp_path), label_names=["a", "b", "c"])
     assert type(model) is ResNetForImageClassification and model.config.id2label[2] == "c"
     assert torch.equal(model.classifier[1].weight, resnet.classifier[1].weight)
-    with pytest.raises(ValueError, match="model types cct, .*vit, got 'resnet'. Remove vertical_kappa"):
+    with pytest.raises(ValueError, match="model types .*cct.*vit, .*got 'resnet'. Remove vertical_kappa"):
         load_classifier(str(tmp_path), tokenmixup={"vertical_kappa": 2})
     built = load_classifier(
         model_type="resnet", from_scratch=True, config_overrides={"depths": [1], "hidden_sizes": [8]}
@@ -70,7 +71,7 @@ def test_load_classifier_other_family_with_tokenmixup_raises(tmp_path):
 )
 def test_load_classifier_unsupported_family_raises_with_reason(model_type, reason):
     with pytest.raises(
-        ValueError, match=rf"types cct, .*vit, got '{model_type}': .*{reason}.*\. Remove vertical_kappa"
+        ValueError, match=rf"types .*cct.*vit, .*got '{model_type}': .*{reason}.*\. Remove vertical_kappa"
     ):
         load_classifier(model_type=model_type, from_scratch=True, tokenmixup={"vertical_kappa": 2})
 
@@ -87,11 +88,22 @@ def test_describe_unsupported_timm_architecture_has_reason(architecture, reason)
 def test_families_are_collected_from_modules(monkeypatch):
     assert FAMILIES["vit"] == (TokenMixupViTConfig, TokenMixupViTForImageClassification)
     assert list(FAMILIES) == sorted(FAMILIES) and all(
-        config_class.model_type == model_type and model_class.config_class is config_class
-        for model_type, (config_class, model_class) in FAMILIES.items()
+        FAMILIES[config_class.model_type] == (config_class, model_class) and model_class.config_class is config_class
+        for config_class, model_class in FAMILIES.values()
     )
+    assert FAMILIES["vit_mae"] == FAMILIES["vit"]
     monkeypatch.setattr("hf_tokenmixup.models.vit.MODEL_TYPES", {"other": FAMILIES["vit"]})
-    assert collect_families().keys() == FAMILIES.keys() - {"vit"} | {"other"}
+    assert collect_families().keys() == FAMILIES.keys() - {"vit", "vit_mae"} | {"other"}
+
+
+def test_dinov3_is_refused_with_timm_model_while_transformers_has_no_classifier():
+    assert "dinov3_vit" not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, (
+        "transformers has an image classifier for DINOv3 now: add the family models/dinov3.py, and remove its entry "
+        "from UNSUPPORTED in models/families.py."
+    )
+    for tokenmixup in ({}, {"vertical_kappa": 2}):
+        with pytest.raises(ValueError, match=r"'dinov3_vit'.*timm/vit_small_patch16_dinov3\.lvd1689m\)\."):
+            load_classifier(model_type="dinov3_vit", from_scratch=True, tokenmixup=tokenmixup)
 
 
 def test_load_classifier_half_precision_checkpoint_is_float32(tmp_path):

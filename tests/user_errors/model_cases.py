@@ -254,7 +254,7 @@ MODEL_CASES = [
     ),
     digits(
         "TokenMixup settings for a ResNet",
-        "supports the model types cct, ", "vit, got 'resnet'", "Remove horizontal_layers",
+        "supports the model types ", "cct, ", ", got 'resnet'", "Remove horizontal_layers",
         flags=("--from_scratch", "--model_type", "resnet", *TOKENMIXUP),
     ),
     config_overrides("config_overrides that is a list", "[1]", "--config_overrides", "JSON object", "'[1]'"),

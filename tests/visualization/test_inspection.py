@@ -125,7 +125,7 @@ def test_min_max():
     "settings",
     [
         {"horizontal_tau": None},
-        {"horizontal_tau": 1.7},
+        {"horizontal_tau": 3.0},
         {"horizontal_tau": None, "rollout_steps": 2, "relabel": "count"},
         {"horizontal_tau": None, "saliency_detector": "gradient"},
         {"horizontal_tau": None, "assignment_group_size": 2},

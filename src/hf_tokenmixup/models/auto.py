@@ -18,7 +18,7 @@ from transformers.models.auto.modeling_auto import (
 
 from ..utils.text import did_you_mean, format_list
 from .cct.configuration_cct import height_and_width
-from .families import FAMILIES, describe_unsupported, get_family_config
+from .families import FAMILIES, UNSUPPORTED, describe_unsupported, get_family_config
 from .heads import class_names, fit_classifier, get_class_layers
 from .positions import (
     border_hint,
@@ -256,8 +256,11 @@ def load_config_dict(name_or_path: str, **hub_options) -> dict[str, Any]:
 def _validate_model_type(model_type: str) -> None:
     # Registered types are in the mappings, but not among the names.
     if model_type not in CONFIG_MAPPING or CONFIG_MAPPING[model_type] not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
-        known = sorted({*MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, *FAMILIES})
+        own = (config_class.model_type for config_class, _ in FAMILIES.values())
+        known = sorted({*MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, *own})
         suggestion = did_you_mean(str(model_type), known, repr, otherwise=f". The types are {', '.join(known)}.")
+        if model_type in UNSUPPORTED:
+            suggestion = f": {UNSUPPORTED[model_type]}."
         raise ValueError(
             f"There is no image classifier of type {model_type!r} in this version of transformers{suggestion}"
         )

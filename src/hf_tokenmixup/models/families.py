@@ -1,7 +1,8 @@
 """Model families that support TokenMixup, collected from the modules of this package.
 
 A family is a module or subpackage with `MODEL_TYPES`, a dictionary from model types to the configuration class and the
-model class. Nothing else names the families.
+model class. Nothing else names the families. A model type other than that of the configuration class is an alias: its
+checkpoints load as models of that type.
 """
 
 import importlib
@@ -28,6 +29,8 @@ UNSUPPORTED = {
     "cait": "its attention mixes the heads, and the CLS token enters in the last layers only",
     "xcit": "its attention is between channels, not between tokens",
     "siglip2": _VARIABLE_GRID,
+    "dinov3_vit": "transformers has no image classifier for it, but timm has (for example "
+    "timm/vit_small_patch16_dinov3.lvd1689m)",
     "naflex": _VARIABLE_GRID,
 }
 

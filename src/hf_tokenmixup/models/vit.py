@@ -4,6 +4,8 @@ The layers of transformers' `ViTModel` are converted. The class of the model its
 checkpoint keys by model class.
 """
 
+from typing import Any
+
 from transformers import ViTConfig, ViTForImageClassification
 from transformers.models.vit.modeling_vit import ViTAttention, ViTLayer
 
@@ -13,11 +15,16 @@ from .attention import VerticalAttentionMixin
 from .modeling_tokenmixup import TokenMixupModelMixin
 from .vit_parts import ViTLayerMixin, describe_vit_network
 
+# Model type of masked autoencoders, and beginnings of the names of their other attributes.
+_AUTOENCODER = "vit_mae"
+_OF_AUTOENCODER = ("decoder_", "mask_ratio", "norm_pix_loss")
+
 
 class TokenMixupViTConfig(TokenMixupConfigMixin, ViTConfig):
     """`ViTConfig` with the settings of TokenMixup.
 
-    The model type is `"vit"`: every ViT checkpoint can be loaded, and exported models load as a standard ViT.
+    The model type is `"vit"`: every ViT checkpoint can be loaded, and exported models load as a standard ViT. The
+    encoder of a masked autoencoder (`"vit_mae"`) loads as a ViT, too.
 
     Args:
         kwargs: attributes of `hf_tokenmixup.configuration.TokenMixupConfigMixin` and of `ViTConfig`.
@@ -31,6 +38,15 @@ class TokenMixupViTConfig(TokenMixupConfigMixin, ViTConfig):
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         self.validate_tokenmixup_config()
+
+    @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Load attributes as in `PreTrainedConfig.get_config_dict`, without those of the decoder of an autoencoder."""
+        config_dict, unused = super().get_config_dict(*args, **kwargs)
+        if config_dict.get("model_type") == _AUTOENCODER:
+            config_dict = {name: value for name, value in config_dict.items() if not name.startswith(_OF_AUTOENCODER)}
+            config_dict["model_type"] = cls.model_type
+        return config_dict, unused
 
     @property
     def network(self) -> Network:
@@ -64,4 +80,4 @@ class TokenMixupViTForImageClassification(TokenMixupModelMixin, ViTForImageClass
     lora_target_modules = ("q_proj", "v_proj")
 
 
-MODEL_TYPES = {"vit": (TokenMixupViTConfig, TokenMixupViTForImageClassification)}
+MODEL_TYPES = dict.fromkeys(("vit", _AUTOENCODER), (TokenMixupViTConfig, TokenMixupViTForImageClassification))

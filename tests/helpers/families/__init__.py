@@ -75,7 +75,6 @@ class Family:
         embedding_parameters: parts of the names of the parameters of the embeddings.
         classifier: name of the classifier.
         output_attentions: whether the plain model returns attention maps and hidden states (B, N, D).
-        randomize: gives random values to parameters that start at zero, and would hide an error.
         reproducible_attention: attention implementation with the same bits with and without gradients.
     """
 
@@ -95,7 +94,6 @@ class Family:
     embedding_parameters: tuple[str, ...] = ("embeddings",)
     classifier: str = "classifier"
     output_attentions: bool = True
-    randomize: Callable[[PreTrainedModel], None] = lambda model: None
     reproducible_attention: str = "sdpa"
 
 
@@ -108,11 +106,12 @@ def collect_cases() -> dict[str, Family]:
 
 
 CASES = collect_cases()
-# Families that the installed version of transformers is too old for are left out.
+# Without aliases, and without families that the installed version of transformers is too old for.
 TESTED = sorted(
     model_type
-    for model_type, (_, model_class) in FAMILIES.items()
-    if version.parse(model_class.min_transformers_version or "0") <= version.parse(transformers.__version__)
+    for model_type, (config_class, model_class) in FAMILIES.items()
+    if config_class.model_type == model_type
+    and version.parse(model_class.min_transformers_version or "0") <= version.parse(transformers.__version__)
 )
 
 
@@ -122,7 +121,8 @@ def build_tiny(model_type: str, *, seed: int = 0, randomize: bool = True, **sett
     Args:
         model_type: one of `TESTED`.
         seed: seed of the weights.
-        randomize: apply `Family.randomize`; otherwise the weights are those of a new model.
+        randomize: give random values to tokens, positions and other parameters that start at zero, and would hide an
+            error; otherwise the weights are those of a new model.
         settings: settings of TokenMixup, `attn_implementation`, and attributes with names of `ViTConfig`.
     """
     config_class, model_class = FAMILIES[model_type]
@@ -131,6 +131,8 @@ def build_tiny(model_type: str, *, seed: int = 0, randomize: bool = True, **sett
     settings = SIZE | {"attention_probs_dropout_prob": 0.0} | case.own | settings
     set_seed(seed)
     model = model_class(config_class(**case.translate(settings), **attention)).train()
-    if randomize:
-        case.randomize(model)
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters() if randomize else ():
+        if not name.endswith("bias") and not parameter.any():
+            parameter.data.normal_(generator=generator)
     return model

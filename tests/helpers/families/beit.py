@@ -5,13 +5,6 @@ import torch
 from . import Family
 
 
-def fill_bias_tables(model):
-    generator = torch.Generator().manual_seed(0)
-    for name, parameter in model.named_parameters():
-        if name.endswith("relative_position_bias_table"):
-            parameter.data.normal_(generator=generator)
-
-
 def score_bias(table, rows=4, columns=4):
     """Relative position bias (H, N, N), from the entry of the table for each pair of tokens."""
     num_tokens = rows * columns + 1
@@ -39,7 +32,6 @@ CASES = {
         rest_of_layer=rest_of_layer,
         score_bias=lambda model, layer: score_bias(layer.relative_position_bias.relative_position_bias_table),
         classify=classify,
-        randomize=fill_bias_tables,
         # The kernel of "sdpa" on CPUs depends on whether the bias needs a gradient.
         reproducible_attention="eager",
     ),
