@@ -10,7 +10,7 @@ from helpers.tiny_training import Images, plain_vit, tokenmixup_vit
 from transformers import AutoModelForImageClassification, ViTForImageClassification
 
 from hf_tokenmixup.configuration import TokenMixupConfigMixin
-from hf_tokenmixup.models import summarize_mixing_metrics
+from hf_tokenmixup.models import FAMILIES, summarize_mixing_metrics
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -95,3 +95,8 @@ def test_training_page_examples_of_other_trainers_run(tmp_path, monkeypatch, cap
         plain, info = AutoModelForImageClassification.from_pretrained(folder, output_loading_info=True)
         assert not info["missing_keys"] and not info["unexpected_keys"]
         assert torch.equal(plain.classifier.weight, model.classifier.weight)
+
+
+def test_families_page_lists_each_model_type():
+    rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "families.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(rows) == sorted(FAMILIES)
