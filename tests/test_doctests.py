@@ -8,7 +8,13 @@ import torch
 
 
 @pytest.mark.parametrize(
-    "module", ["hf_tokenmixup.functional", "hf_tokenmixup.metrics", "hf_tokenmixup.models.modeling_tokenmixup"]
+    "module",
+    [
+        "hf_tokenmixup.functional",
+        "hf_tokenmixup.metrics",
+        "hf_tokenmixup.models.in_place",
+        "hf_tokenmixup.models.modeling_tokenmixup",
+    ],
 )
 def test_docstring_examples_pass(module):
     torch.manual_seed(0)

@@ -1,5 +1,7 @@
 """ScoreNet and horizontal mixing."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -49,7 +51,7 @@ def test_scorenet_invalid_pooling_raises():
 
 def apply(scorenet, hidden, targets, saliency, **changes):
     config = TokenMixupConfigMixin(**{"horizontal_tau": None, "horizontal_rho": 0.0} | changes)
-    config.num_prefix_tokens = 2
+    config.network = SimpleNamespace(num_prefix_tokens=2)
     return apply_horizontal_mixup(scorenet, hidden, targets, lambda tokens: saliency, config)
 
 

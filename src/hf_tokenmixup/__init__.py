@@ -16,7 +16,9 @@ from .models import (  # noqa: E402
     TokenMixupViTConfig,
     TokenMixupViTForImageClassification,
     TokenMixupViTLayer,
+    add_tokenmixup,
     load_classifier,
+    remove_tokenmixup,
 )
 
 if TYPE_CHECKING:
@@ -27,7 +29,9 @@ __all__ = [
     "TokenMixupViTConfig",
     "TokenMixupViTForImageClassification",
     "TokenMixupViTLayer",
+    "add_tokenmixup",
     "load_classifier",
+    "remove_tokenmixup",
 ]
 __version__ = version("hf_tokenmixup")
 

@@ -130,6 +130,9 @@ class TokenMixupConfigMixin:
     )
     manifold_mixup_alpha: float = _config_field(2.0, "Manifold mixup draws lambda from Beta(alpha, alpha).")
 
+    # Name of the model family in `architecture_name`; empty: the model type.
+    display_name: ClassVar[str] = ""
+
     # Trainer ignores these fields of a training output when it collects predictions.
     keys_to_ignore_at_inference: ClassVar[list[str]] = [
         "targets",
@@ -141,6 +144,7 @@ class TokenMixupConfigMixin:
 
     if TYPE_CHECKING:
         # Defined by the configuration of the model family.
+        model_type: str
         num_labels: int
         network: Network
 
@@ -173,6 +177,15 @@ class TokenMixupConfigMixin:
         kwargs = dict(sorted(kwargs.items(), key=lambda item: item[0] in RELATIVE_THRESHOLDS.values()))
         return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
 
+    @classmethod
+    def describe_unsupported(cls, attributes: Mapping[str, Any]) -> str | None:
+        """Describe why a model with these attributes of a configuration does not support TokenMixup.
+
+        Returns:
+            A sentence for an error message, without the full stop; None if it does.
+        """
+        return None
+
     @property
     def num_prefix_tokens(self) -> int:
         """P, the number of leading tokens that are not patch tokens."""
@@ -188,6 +201,12 @@ class TokenMixupConfigMixin:
     def classifier_pooling(self) -> str:
         """Pooling of the classifier's input, see `hf_tokenmixup.network.Network`."""
         return self.network.classifier_pooling
+
+    @property
+    def architecture_name(self) -> str:
+        """Name of the architecture for model cards, with its size if that has a usual name, such as `ViT-B/16`."""
+        name = self.display_name or f"`{self.model_type}`"
+        return f"{name}-{self.network.size_name}" if self.display_name and self.network.size_name else name
 
     def token_grid(self, height: int, width: int) -> tuple[int, int]:
         """Return the rows and columns of patch tokens for an image size in pixels."""

@@ -19,6 +19,7 @@ class VerticalMemory:
         self.detach = detach
         self.num_prefix_tokens = num_prefix_tokens
         self._tokens: list[torch.Tensor] = []
+        self._saliency: list[torch.Tensor] = []
 
     def append(self, hidden: torch.Tensor, saliency: torch.Tensor) -> None:
         """Store the kappa most salient input tokens of a layer.
@@ -29,6 +30,7 @@ class VerticalMemory:
         """
         tokens = select_salient_tokens(hidden, saliency, self.kappa, self.num_prefix_tokens)
         self._tokens.append(tokens.detach() if self.detach else tokens)
+        self._saliency.append(saliency)
 
     @property
     def num_tokens(self) -> int:
@@ -38,3 +40,7 @@ class VerticalMemory:
     def tokens(self) -> torch.Tensor:
         """Return the stored tokens (B, L * kappa, D), the earliest layer first, without normalization."""
         return torch.cat(self._tokens, dim=1)
+
+    def positions(self) -> torch.Tensor:
+        """Return the indices (B, L * kappa) among the patch tokens from which the stored tokens come."""
+        return torch.cat([saliency.topk(self.kappa, dim=1).indices for saliency in self._saliency], dim=1)

@@ -171,6 +171,7 @@ def test_dry_run_forecast_equals_training_forward_of_the_same_batch(finetune, ca
     options += ["--config_overrides", json.dumps(TINY | {"hidden_dropout_prob": 0.0})]
     trainer = finetune.build_trainer(options)
     (batch,) = trainer.get_train_dataloader()
+    batch["pixel_values"] = trainer.device_transform.normalize(batch["pixel_values"])
     replaced = trainer.model.train()(**batch).horizontal[0].replaced
     finetune.train_and_evaluate(trainer)
     mixed = replaced.any(dim=1)

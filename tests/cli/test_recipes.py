@@ -5,7 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
+import transformers
 import yaml
+from packaging import version
 
 from hf_tokenmixup.cli import finetune
 from hf_tokenmixup.cli.arguments import build_parser, format_recipe, parse_options
@@ -49,24 +51,27 @@ def test_load_recipe_packaged_equals_manual_resolution(name):
 # Number of options, and some values, of the files before they had bases.
 FROZEN = {
     "cct-2-3x2-cifar10-cpu": (40, {"vertical_layers": [1], "horizontal_rho_relative": 1.3, "learning_rate": 0.001}),
-    f"{C10}-baseline": (41, {"label_column_name": "label", "learning_rate": 0.0005, "weight_decay": 0.05}),
-    f"{C10}-htm": (48, {"horizontal_layers": [2], "horizontal_tau": 1.0, "horizontal_rho": 0.003}),
-    f"{C10}-htm-vtm": (50, {"horizontal_layers": [2], "vertical_layers": [3], "horizontal_rho": 0.004}),
-    f"{C10}-vtm": (44, {"vertical_layers": [1], "vertical_kappa": 5, "saliency_query": "mean"}),
-    f"{C100}-baseline": (41, {"label_column_name": "fine_label", "learning_rate": 0.0006, "mixup_prob": 1.0}),
-    f"{C100}-baseline-no-input-mixing": (39, {"mixup_alpha": 0.0, "cutmix_alpha": 0.0, "random_erasing": 0.25}),
-    f"{C100}-htm-300": (48, {"horizontal_layers": [2], "horizontal_tau": 2.0, "num_train_epochs": 310}),
-    f"{C100}-htm-all-easy": (48, {"horizontal_tau": None, "horizontal_rho": 0.005, "num_train_epochs": 1510}),
-    f"{C100}-htm-no-input-mixing": (46, {"horizontal_tau": 2.0, "cutmix_alpha": 0.0, "hflip": 0.5}),
-    f"{C100}-htm-random-tokens": (49, {"token_selection": "random", "scorenet_detach": False}),
-    f"{C100}-htm-vtm-300": (50, {"horizontal_layers": [3], "vertical_layers": [2], "num_train_epochs": 310}),
-    f"{C100}-manifold-no-input-mixing": (41, {"manifold_mixup_layers": [0, 1, 2], "mixup_alpha": 0.0}),
-    f"{C100}-vtm": (44, {"vertical_layers": [2], "vertical_kappa": 80, "warmup_steps": 3910}),
+    f"{C10}-baseline": (44, {"label_column_name": "label", "learning_rate": 0.0005, "weight_decay": 0.05}),
+    f"{C10}-htm": (51, {"horizontal_layers": [2], "horizontal_tau": 1.0, "horizontal_rho": 0.003}),
+    f"{C10}-htm-vtm": (53, {"horizontal_layers": [2], "vertical_layers": [3], "horizontal_rho": 0.004}),
+    f"{C10}-vtm": (47, {"vertical_layers": [1], "vertical_kappa": 5, "saliency_query": "mean"}),
+    f"{C100}-baseline": (44, {"label_column_name": "fine_label", "learning_rate": 0.0006, "mixup_prob": 1.0}),
+    f"{C100}-baseline-no-input-mixing": (42, {"mixup_alpha": 0.0, "cutmix_alpha": 0.0, "random_erasing": 0.25}),
+    f"{C100}-htm-300": (51, {"horizontal_layers": [2], "horizontal_tau": 2.0, "num_train_epochs": 310}),
+    f"{C100}-htm-all-easy": (51, {"horizontal_tau": None, "horizontal_rho": 0.005, "num_train_epochs": 1510}),
+    f"{C100}-htm-no-input-mixing": (49, {"horizontal_tau": 2.0, "cutmix_alpha": 0.0, "hflip": 0.5}),
+    f"{C100}-htm-random-tokens": (52, {"token_selection": "random", "scorenet_detach": False}),
+    f"{C100}-htm-vtm-300": (53, {"horizontal_layers": [3], "vertical_layers": [2], "num_train_epochs": 310}),
+    f"{C100}-manifold-no-input-mixing": (44, {"manifold_mixup_layers": [0, 1, 2], "mixup_alpha": 0.0}),
+    f"{C100}-vtm": (47, {"vertical_layers": [2], "vertical_kappa": 80, "warmup_steps": 3900}),
+    "dinov2-s14-cifar100": (40, {"layer_decay": 0.75, "config_overrides": {"drop_path_rate": 0.1}}),
+    "dinov3-s16-cifar100": (39, {"layer_decay": 0.75, "config_overrides": {"model_args": {"drop_path_rate": 0.1}}}),
+    "siglip2-b16-cifar100": (39, {"layer_decay": 0.65, "learning_rate": 0.00005, "gradient_accumulation_steps": 2}),
     "digits-quickstart": (31, {"dataset_name": "digits", "hflip": 0.0, "save_strategy": "no"}),
-    f"{VIT}-baseline": (28, {"per_device_train_batch_size": 504, "optim_args": "momentum=0.9"}),
-    f"{VIT}-htm": (34, {"per_device_train_batch_size": 504, "horizontal_layers": [3], "scorenet_detach": True}),
-    f"{VIT}-htm-vtm": (36, {"per_device_train_batch_size": 126, "horizontal_layers": [3], "vertical_layers": [4]}),
-    f"{VIT}-vtm": (30, {"per_device_train_batch_size": 126, "vertical_layers": [3], "color_jitter": 0.4}),
+    f"{VIT}-baseline": (32, {"per_device_train_batch_size": 504, "optim_args": "momentum=0.9"}),
+    f"{VIT}-htm": (38, {"per_device_train_batch_size": 504, "horizontal_layers": [3], "scorenet_detach": True}),
+    f"{VIT}-htm-vtm": (40, {"per_device_train_batch_size": 126, "horizontal_layers": [3], "vertical_layers": [4]}),
+    f"{VIT}-vtm": (34, {"per_device_train_batch_size": 126, "vertical_layers": [3], "color_jitter": 0.4}),
 }
 
 
@@ -89,17 +94,49 @@ def test_load_recipe_cifar_baselines_share_network_and_differ_in_schedule():
     assert second["lr_scheduler_kwargs"] == {"min_lr": 1e-5, "warmup_lr_rate": 0.0016667}
 
 
+# Model type of the pretrained model of a recipe, and what its configuration has besides the defaults.
+PRETRAINED = {
+    "google/vit-base-patch16-224": ("vit", {}),
+    "facebook/dinov2-small": ("dinov2", {"hidden_size": 384, "num_attention_heads": 6, "patch_size": 14}),
+    "google/siglip2-base-patch16-224": ("siglip", {}),
+    "timm/vit_small_patch16_dinov3.lvd1689m": ("timm_wrapper", {"architecture": "vit_small_patch16_dinov3"}),
+}
+
+
 @pytest.mark.parametrize("name", list_recipes())
 def test_packaged_recipe_parses_and_fits_model(name):
     options = parse("--recipe", name)
     training, settings = options.training, options.tokenmixup
     assert training.do_train and training.do_eval and options.data.dataset_name and training.output_dir.endswith(name)
-    config_class, _ = FAMILIES[options.model.model_type or "vit"]
-    config = config_class(**options.model.parse_config_overrides(), **settings)
+    model_type, attributes = options.model.model_type, {}
+    if options.model.model_name_or_path:
+        model_type, attributes = PRETRAINED[options.model.model_name_or_path]
+    if model_type not in FAMILIES:
+        pytest.skip(f"the family {model_type} is not supported yet")
+    config_class, model_class = FAMILIES[model_type]
+    required = getattr(model_class, "min_transformers_version", None)
+    if required is not None and version.parse(transformers.__version__) < version.parse(required):
+        pytest.skip(f"{model_type} needs transformers {required}")
+    size = {"image_size": options.model.image_size[0]} if options.model.image_size else {}
+    config = config_class(**attributes | size | options.model.parse_config_overrides(), **settings)
     resolved = load_recipe(name)
     for key, value in settings.items():
         assert getattr(config, key) == value == resolved[key]
     assert config.tokenmixup_enabled == ("baseline" not in name)
+
+
+@pytest.mark.parametrize("name", ["dinov2-s14-cifar100", "siglip2-b16-cifar100", "dinov3-s16-cifar100"])
+def test_fine_tuning_recipe_has_relative_thresholds_and_states_no_result(name):
+    options = parse("--recipe", name)
+    training, settings = options.training, options.tokenmixup
+    assert (settings["horizontal_layers"], settings["vertical_layers"]) == ([3], [4])
+    assert settings["horizontal_rho_relative"] and settings["horizontal_tau_relative"]
+    assert not {"horizontal_rho", "horizontal_tau"} & settings.keys()
+    assert training.optim == "adamw_torch" and training.learning_rate <= 1e-4 and 0.6 < training.layer_decay < 0.8
+    assert training.mixup_alpha == training.cutmix_alpha == 0
+    assert training.per_device_train_batch_size * training.gradient_accumulation_steps == 128
+    header = re.match(r"(#.*\n)+", (RECIPES / f"{name}.yaml").read_text())
+    assert header and "not measured" in header[0] and "Not in the paper" in header[0]
 
 
 def test_vit_recipe_has_settings_of_paper():

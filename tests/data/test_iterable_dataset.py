@@ -112,7 +112,7 @@ def test_batch_transform_matches_single_images(even):
             return super().batch(images, seed_fn)
 
     before = torch.get_rng_state()
-    together = streamed(even, Watched(transform.augment, transform.normalize)).shard(0, 1, 6)
+    together = streamed(even, Watched(transform.augment, transform.device_transform)).shard(0, 1, 6)
     alone = streamed(even, lambda image: transform(image)).shard(0, 1, 6)
     for one, other in zip(together, alone, strict=True):
         assert torch.equal(one["pixel_values"], other["pixel_values"]) and one["labels"] == other["labels"]

@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 from timm.data.auto_augment import AugmentOp
-from torchvision.transforms.functional import to_tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import normalize, to_tensor
 from transformers import (
     ConvNextImageProcessor,
     DeiTImageProcessor,
@@ -196,6 +197,7 @@ def test_color_jitter_with_policy_logs_warning(caplog):
         ({"hflip": 1.1}, ["hflip", "1.1"]),
         ({"random_erasing": -0.1}, ["random_erasing", "-0.1"]),
         ({"erasing_mode": "noise"}, ["erasing_mode", "'noise'", "'pixel'"]),
+        ({"train_interpolation": "cubic"}, ["train_interpolation", "'cubic'", "random, nearest, bilinear"]),
         ({"color_jitter": -1.0}, ["color_jitter", "-1.0"]),
         ({"color_jitter": (0.1, 0.1)}, ["color_jitter", "three or four"]),
         ({"color_jitter": (0.1, 0.1, 0.1, 0.7)}, ["hue", "0.7"]),
@@ -224,11 +226,55 @@ def test_batch_transform_matches_single_images():
     batch, expected, erased = train.batch(images, seed_fn), [], 0
     for position, image in enumerate(images):
         seed_fn(position, 0)
-        tensor = train.normalize(to_tensor(train.augment(image)))
+        tensor = normalize(to_tensor(train.augment(image)), train.device_transform.mean, train.device_transform.std)
         seed_fn(position, 1)
         expected.append(train.random_erasing(tensor.clone()))
         erased += not torch.equal(expected[-1], tensor)
     assert torch.equal(batch, torch.stack(expected)) and erased
+
+
+def test_train_transform_normalize_on_device_is_exact():
+    images = [picture(40, 50), picture(32, 32)]
+    for settings in ({}, {"random_erasing": 1.0, "erase_after_mixing": True}):
+        transform = plain(processor(), normalize_on_device=True, **settings)
+        batch = transform.batch(images)
+        assert batch.dtype == torch.uint8 and batch.shape == (2, 3, 32, 32)
+        assert torch.equal(transform.device_transform.normalize(batch), plain(processor()).batch(images))
+    # Erasing needs normalized images.
+    assert plain(processor(), normalize_on_device=True, random_erasing=1.0).batch(images).dtype == torch.float32
+
+
+def test_device_transform_erases_copy_of_batch():
+    transform = plain(processor(), random_erasing=0.5, erasing_mode="const", erase_after_mixing=True)
+    images = transform.batch([Image.new("RGB", (32, 32), "white")] * 8)
+    assert torch.equal(images, plain(processor()).batch([Image.new("RGB", (32, 32), "white")] * 8))
+    before = images.clone()
+    random.seed(3)
+    erased = transform.device_transform.erase(images)
+    assert torch.equal(images, before)
+    is_erased = (erased != images).flatten(1).any(dim=1)
+    assert is_erased.any() and not is_erased.all()
+    assert not erased[erased != images].any()
+    random.seed(3)
+    assert torch.equal(transform.device_transform.erase(images), erased)
+    assert plain(processor()).device_transform.erase(images) is images
+
+
+def test_train_interpolation_selects_filter():
+    image, nearest = picture(7, 9), processor(resample=Image.Resampling.NEAREST)
+    by_filter = {
+        name: plain(processor(resample=Image.Resampling[name.upper()]))(image) for name in ("bilinear", "bicubic")
+    }
+    for name, expected in by_filter.items():
+        assert torch.equal(plain(nearest, train_interpolation=name)(image), expected)
+    crop = build_transforms(nearest, crop_scale=(0.99, 1.0), hflip=0.0, train_interpolation="random")[0]
+    assert crop.augment.transforms[0].interpolation == (InterpolationMode.BILINEAR, InterpolationMode.BICUBIC)
+    drawn = set()
+    for seed in range(20):
+        random.seed(seed), torch.manual_seed(seed)
+        out = plain(nearest, train_interpolation="random")(image)
+        drawn |= {name for name, expected in by_filter.items() if torch.equal(out, expected)}
+    assert drawn == set(by_filter)
 
 
 @pytest.mark.parametrize(

@@ -8,19 +8,25 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import DistributedType, PartialState
 from helpers.commands import HANG_S
-from helpers.tiny_training import Images, tokenmixup_cct, tokenmixup_vit
+from helpers.tiny_training import Images, tokenmixup_cct, tokenmixup_family, tokenmixup_vit
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import SequentialSampler, WeightedRandomSampler
 from transformers import TrainerCallback, set_seed
 
 from hf_tokenmixup.training import TokenMixupTrainer, TokenMixupTrainingArguments
 
-MODELS = {"vit": tokenmixup_vit, "cct": tokenmixup_cct}
+MODELS = {
+    "vit": tokenmixup_vit,
+    "cct": tokenmixup_cct,
+    "dinov2": partial(tokenmixup_family, "dinov2"),
+    "siglip": partial(tokenmixup_family, "siglip"),
+}
 ARGUMENTS = {
     "use_cpu": True,
     "report_to": "none",

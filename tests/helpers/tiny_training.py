@@ -1,11 +1,13 @@
 """Small images and models for tests of training."""
 
 import torch
+from helpers.families import build_tiny
 from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig, ViTForImageClassification
 
 from hf_tokenmixup.models import (
     TokenMixupCctConfig,
     TokenMixupCctForImageClassification,
+    TokenMixupModelMixin,
     TokenMixupViTConfig,
     TokenMixupViTForImageClassification,
 )
@@ -68,6 +70,14 @@ def tokenmixup_cct(**settings) -> TokenMixupCctForImageClassification:
     config = {name: VIT[name] for name in VIT if name != "patch_size"}
     settings = {"horizontal_layers": [1], "vertical_layers": [2], "vertical_kappa": 2, "pooling_stride": 1} | settings
     return TokenMixupCctForImageClassification(TokenMixupCctConfig(**config, horizontal_rho=0.0, **settings))
+
+
+def tokenmixup_family(model_type: str, **settings) -> TokenMixupModelMixin:
+    """Create a TokenMixup model of any family, with the same random weights each time."""
+    settings = {"horizontal_layers": [1], "vertical_layers": [2], "vertical_kappa": 2} | settings
+    return build_tiny(
+        model_type, **VIT | {"horizontal_rho": 0.0, "hidden_size": 24, "num_attention_heads": 3} | settings
+    )
 
 
 def resnet() -> ResNetForImageClassification:

@@ -107,7 +107,7 @@ def test_card_model_and_class_names_match_config():
         (CctConfig(tokenizer="convolution", pooling="cls"), "Compact Transformer (CCT)"),
         (ViTConfig(), "ViT-B/16"),
         (ViTConfig(hidden_size=384, num_attention_heads=6, patch_size=32), "ViT-S/32"),
-        (ViTConfig(**VIT), "Vision Transformer (ViT)"),
+        (ViTConfig(**VIT), "ViT"),
         (ResNetConfig(), "`resnet`"),
     ]
     for config, name in named:

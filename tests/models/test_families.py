@@ -26,6 +26,7 @@ from hf_tokenmixup.models.layer_inputs import layer_inputs
 from hf_tokenmixup.models.layers import TokenMixupLayerMixin
 from hf_tokenmixup.saliency import attention_saliency
 
+WITH_ATTENTIONS = [name for name in TESTED if CASES[name].output_attentions]
 DROPOUT = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2, "drop_path_rate": 0.2}
 
 
@@ -62,6 +63,15 @@ def layer_path(model):
     """Name of the list of transformer layers."""
     layers = model.get_transformer_layers()
     return next(name for name, module in model.named_modules() if module is layers)
+
+
+def usual_name(model, case, name):
+    """Name of a parameter as in ViT, with `model.layers` for the layers."""
+    if any(part in name for part in case.embedding_parameters):
+        return f"embeddings.{name}"
+    if name.startswith(f"{case.classifier}."):
+        return name.replace(case.classifier, "classifier")
+    return name.replace(layer_path(model), "model.layers")
 
 
 def plain_classes(model):
@@ -191,7 +201,9 @@ def test_training_forward_matches_reference(build, images, labels):
     if case.classify:
         logits = case.classify(model, hidden, prefix)
     else:
-        logits = model.classifier(case.pool(model.base_model.get_submodule(case.final_norm)(hidden), prefix))
+        logits = model.get_submodule(case.classifier)(
+            case.pool(model.base_model.get_submodule(case.final_norm)(hidden), prefix)
+        )
     loss = -(targets * logits.log_softmax(1)).sum(1).mean() + 0.5 * scorenet_loss
     torch.testing.assert_close(output.logits, logits, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(output.targets, targets)
@@ -247,7 +259,7 @@ def test_training_all_parameters_have_gradients(build, settings, images, labels)
     # Also where no image is easy: data-parallel training stops on parameters without one.
     model = build(**{**settings, "horizontal_tau": 1e-9})
     _, gradients = step(model, images, labels)
-    unused = {name for name, _ in model.named_parameters() if name.endswith(model.unused_parameters)}
+    unused = {name for name, _ in model.named_parameters() if model.is_unused_parameter(name)}
     assert gradients.keys() == dict(model.named_parameters()).keys() - unused
     assert model.has_unused_parameters == bool(unused)
     for name in unused:
@@ -298,6 +310,7 @@ def test_gradient_checkpointing_is_exact(build, reentrant, settings, images, lab
     assert len(calls) == 2
 
 
+# Conditions on names in which the layers are `model.layers`, and as in ViT `embeddings` and `classifier`.
 TRAINED = {
     "all but embeddings": lambda name: "embeddings" not in name,
     "last layers and head": lambda name: ".layers.2." in name or ".layers.3." in name or name.startswith("classifier"),
@@ -316,7 +329,8 @@ TRAINED = {
 def test_gradient_checkpointing_frozen_weights_is_exact(build, trained, kwargs, settings, images, labels):
     model = build(**settings, **DROPOUT, attn_implementation=build.case.reproducible_attention)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(TRAINED[trained](name.replace(layer_path(model), "model.layers")))
+        is_trained = TRAINED[trained](usual_name(model, build.case, name))
+        parameter.requires_grad_(is_trained and not model.is_unused_parameter(name))
     expected = step(model, images, labels)
     assert len(expected[1]) == sum(parameter.requires_grad for parameter in model.parameters())
     enable_checkpointing(model, kwargs)
@@ -398,8 +412,8 @@ def test_training_forward_has_single_device_sync(build, changes, images, labels)
 def test_autocast_selects_same_tokens(build, dtype, images, labels):
     model = build(**{**BOTH, "horizontal_layers": [0]})
     expected = model(images, labels=labels).horizontal[0]
-    embeddings = model.base_model.embeddings(images)
-    model.base_model.embeddings.register_forward_hook(lambda *args: embeddings)
+    embeddings = build.case.embed(model, images)
+    model.get_transformer_layers()[0].register_forward_pre_hook(lambda module, args: (embeddings, *args[1:]))
     with torch.autocast("cpu", dtype):
         output = model(images, labels=labels)
     got = output.horizontal[0]
@@ -420,6 +434,7 @@ def test_attention_implementations_agree(build, images, labels):
         torch.testing.assert_close(output[1][name], expected[1][name], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("build", WITH_ATTENTIONS, indirect=True)
 def test_output_attentions_and_hidden_states_in_both_modes(build, images, labels):
     model = build(**BOTH, attn_implementation="eager")
     output = model(images, labels=labels, output_attentions=True, output_hidden_states=True)
@@ -429,7 +444,7 @@ def test_output_attentions_and_hidden_states_in_both_modes(build, images, labels
     for attention in output.attentions:
         torch.testing.assert_close(attention.sum(dim=-1), torch.ones(attention.shape[:-1]))
     assert len(output.hidden_states) == 5
-    assert torch.equal(output.hidden_states[0], model.base_model.embeddings(images))
+    assert torch.equal(output.hidden_states[0], build.case.embed(model, images))
     query = model.config.effective_saliency_query
     layer_kwargs = layer_inputs(model, images)[1].kwargs
     layers = model.get_transformer_layers()[1:2]
@@ -451,6 +466,7 @@ def test_saliency_routes_agree(build, images, labels):
         torch.testing.assert_close(first[1][name], second[1][name], atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize("build", WITH_ATTENTIONS, indirect=True)
 def test_rollout_steps_apply_in_forward(build, images, labels):
     model = build(**BOTH | {"vertical_layers": []}, rollout_steps=2, attn_implementation="eager")
     output = model(images, labels=labels)
@@ -642,7 +658,8 @@ def test_from_pretrained_other_number_of_classes(build, tmp_path):
     with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
         type(first).from_pretrained(tmp_path, num_labels=3)
     model = type(first).from_pretrained(tmp_path, num_labels=3, ignore_mismatched_sizes=True)
-    assert model.classifier.out_features == model.get_transformer_layers()[1].scorenet.classifier.out_features == 3
+    classifier = model.get_submodule(build.case.classifier)
+    assert classifier.out_features == model.get_transformer_layers()[1].scorenet.classifier.out_features == 3
     assert model.train()(torch.randn(2, 3, 20, 20), labels=torch.tensor([0, 2])).loss.isfinite()
 
 
@@ -670,7 +687,8 @@ def test_to_plain_model_returns_base_model(build, tmp_path, images):
     exported = model.to_plain_model()
     plain_class, _ = plain_classes(model)
     assert type(exported) is plain_class and not exported.training
-    assert exported.classifier.weight.data_ptr() == model.classifier.weight.data_ptr()
+    exported_classifier, classifier = (item.get_submodule(build.case.classifier) for item in (exported, model))
+    assert exported_classifier.weight.data_ptr() == classifier.weight.data_ptr()
     exported.save_pretrained(tmp_path)
     ViTImageProcessor(size={"height": 20, "width": 20}).save_pretrained(tmp_path)
     for model_class in (plain_class, AutoModelForImageClassification):

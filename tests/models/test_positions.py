@@ -4,9 +4,17 @@ import logging
 
 import pytest
 import torch
-from transformers import DeiTConfig, DeiTForImageClassification, ViTConfig, ViTForImageClassification
+from helpers.families import build_tiny
+from transformers import (
+    AutoModelForImageClassification,
+    DeiTConfig,
+    DeiTForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from hf_tokenmixup.models import (
+    FAMILIES,
     CctConfig,
     CctForImageClassification,
     TokenMixupCctForImageClassification,
@@ -133,3 +141,42 @@ def test_model_with_uncovered_pixels_warns(caplog):
         TokenMixupViTForImageClassification(TokenMixupViTConfig(**VIT | {"image_size": 22}))
         load_classifier(model_type="vit", from_scratch=True, plain=True, config_overrides=VIT | {"image_size": 23})
     assert "Images of 22x22" in caplog.text and "Images of 23x23" in caplog.text
+
+
+@pytest.mark.parametrize("model_type", ["siglip", "clip", "metaclip_2"])
+@pytest.mark.parametrize("size", [30, [30, 30], 10])
+def test_load_classifier_of_vision_config_at_another_size_interpolates_positions(model_type, size, tmp_path):
+    plain = build_tiny(model_type).to_plain_model()
+    plain.save_pretrained(tmp_path)
+    side = size if isinstance(size, int) else size[0]
+    expected = logits(plain, side, side, interpolate_pos_encoding=True)
+    for given in (
+        {"image_size": size},
+        {"config_overrides": {"image_size": side}},
+        {"plain": True, "image_size": size},
+    ):
+        model = load_classifier(str(tmp_path), **given)
+        assert torch.equal(logits(model, side, side), expected)
+        assert model.config.vision_config.image_size == model.vision_model.config.image_size == side
+    model = FAMILIES[model_type][1].from_pretrained(tmp_path, image_size=size, vertical_layers=[2])
+    assert torch.equal(logits(model.to_plain_model(), side, side), expected)
+    model.to_plain_model().save_pretrained(tmp_path / "exported")
+    opened = AutoModelForImageClassification.from_pretrained(tmp_path / "exported")
+    assert torch.equal(logits(opened, side, side), expected)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_load_classifier_of_vision_config_at_wide_size_raises(tmp_path, plain):
+    build_tiny("clip").to_plain_model().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"image_size .* one number"):
+        load_classifier(str(tmp_path), plain=plain, image_size=[20, 30])
+
+
+def test_load_classifier_from_scratch_nests_overrides_in_vision_config():
+    sizes = {name: value for name, value in VIT.items() if name not in ("num_labels", "image_size")}
+    model = load_classifier(model_type="siglip", from_scratch=True, image_size=24, config_overrides=sizes)
+    network = model.config.network
+    assert (network.hidden_size, network.num_layers) == (16, 3)
+    assert (network.image_size, network.patch_size) == ((24, 24), (4, 4))
+    with pytest.raises(ValueError, match="no attribute 'hiden_size': did you mean 'hidden_size'"):
+        load_classifier(model_type="siglip", from_scratch=True, config_overrides={"hiden_size": 8})

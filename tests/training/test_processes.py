@@ -190,6 +190,21 @@ def test_processes_without_easy_images_have_all_gradients(runs, case):
         assert all(torch.equal(seen["weights"][name], tensor) for name, tensor in easy["weights"].items())
 
 
+def test_processes_train_families_with_unused_parameters(tmp_path):
+    cases = [HARD_RANK | {"name": model_type, "model": model_type} for model_type in ("dinov2", "siglip")]
+    for name, ranks in launch(2, cases, tmp_path / "runs").items():
+        model = build(HARD_RANK | {"model": name})
+        unused = {key for key, _ in model.named_parameters() if model.is_unused_parameter(key)}
+        used = dict(model.named_parameters()).keys() - unused
+        assert unused
+        for seen in ranks:
+            assert seen["find_unused_parameters"] is True
+            assert len(seen["reached"]) == 3 and all(reached == used for reached in seen["reached"])
+            assert all(torch.equal(seen["weights"][key], seen["initial"][key]) for key in unused)
+            assert all(torch.equal(seen["weights"][key], tensor) for key, tensor in ranks[0]["weights"].items())
+        assert sum(counts["mixed_samples"] for counts in ranks[0]["counts"]) > 0
+
+
 @pytest.mark.parametrize("case, micro_batches", [("hard", 1), ("own", 1), ("own-accumulated", 2)])
 def test_processes_logged_metrics_are_those_of_full_step(runs, case, micro_batches):
     ranks = runs[2][case]

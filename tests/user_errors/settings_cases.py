@@ -143,6 +143,7 @@ SETTINGS_CASES = [
     flags("learning_rate of nan", "--learning_rate nan", "`learning_rate`", "finite number of at least 0", "nan"),
     flags("negative learning_rate", "--learning_rate -1", "`learning_rate`", "finite number of at least 0", "-1.0"),
     flags("weight_decay of nan", "--weight_decay nan", "`weight_decay`", "finite number of at least 0", "nan"),
+    flags("layer_decay of 0", "--layer_decay 0", "`layer_decay`", "above 0 and at most 1", "got 0.0"),
     flags("max_grad_norm of nan", "--max_grad_norm nan", "`max_grad_norm`", "finite number of at least 0", "nan"),
     flags(
         "per_device_train_batch_size of 0", "--per_device_train_batch_size 0",

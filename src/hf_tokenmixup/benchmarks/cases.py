@@ -89,7 +89,7 @@ def detection_cases(
     return {
         "attention": lambda: layer_saliency(model, hidden, layer),
         "full maps": lambda: layer_saliency(model, hidden, layer, route="output_attentions"),
-        "full rollout": lambda: layer_saliency(model, hidden, layer, steps=config.num_hidden_layers - 1 - layer),
+        "full rollout": lambda: layer_saliency(model, hidden, layer, steps=config.network.num_layers - 1 - layer),
         "gradient": gradient,
         "random": lambda: random_saliency(len(hidden), num_tokens, hidden.device),
     }
@@ -211,7 +211,7 @@ def training_models(
     config = clone_with_config(model, **settings).config
     variants = {"gradient": {"saliency_detector": "gradient"}, "random": {"saliency_detector": "random"}}
     if config.horizontal_layers:
-        variants["full rollout"] = {"rollout_steps": config.num_hidden_layers - 1 - max(config.horizontal_layers)}
+        variants["full rollout"] = {"rollout_steps": config.network.num_layers - 1 - max(config.horizontal_layers)}
         variants |= {f"rho {value:g}": {"horizontal_rho": value} for value in rhos}
         variants |= {f"groups of {size}": {"assignment_group_size": size} for size in group_sizes}
     variants["full maps"] = {"saliency_route": "output_attentions"}

@@ -32,7 +32,7 @@ class ModelPreset:
 
 
 def _vit(hidden_size: int, num_attention_heads: int, **settings: Any) -> TokenMixupModelMixin:
-    widths = {"hidden_size": hidden_size, "intermediate_size": 4 * hidden_size}
+    widths = {"hidden_size": hidden_size, "intermediate_size": 4 * hidden_size, "layer_norm_eps": 1e-6}
     config = TokenMixupViTConfig(**widths, num_attention_heads=num_attention_heads, **settings)
     return TokenMixupViTForImageClassification(config)
 

@@ -70,6 +70,10 @@ class ModelArguments:
         default=None, help="Attention: sdpa, eager, flash_attention_2, ... (transformers' choice)."
     )
     image_processor_name: str | None = HfArg(default=None, help="Image processor to use instead of the model's.")
+    image_processor_overrides: str | None = HfArg(
+        default=None,
+        help='Attributes of the image processor as JSON: {"resample": 3}. Merged with those of a recipe.',
+    )
     image_size: list[int] | None = HfArg(
         default=None,
         help="Side of images, or height and width, for model and image processor; learned positions are interpolated.",
@@ -94,20 +98,29 @@ class ModelArguments:
         Raises:
             ValueError: It is not a JSON object.
         """
-        try:
-            overrides = json.loads(self.config_overrides or "{}")
-        except json.JSONDecodeError:
-            overrides = None
-        if not isinstance(overrides, dict):
-            raise ValueError(
-                f"--config_overrides must be a JSON object such as '{{\"hidden_size\": 96}}', got "
-                f"{self.config_overrides!r}."
-            )
-        return overrides
+        return _parse_json_object("config_overrides", self.config_overrides, '{"hidden_size": 96}')
+
+    def parse_image_processor_overrides(self) -> dict[str, Any]:
+        """`image_processor_overrides` as a dictionary.
+
+        Raises:
+            ValueError: It is not a JSON object.
+        """
+        return _parse_json_object("image_processor_overrides", self.image_processor_overrides, '{"resample": 3}')
 
     def hub_kwargs(self) -> dict[str, str]:
         """Keyword arguments for `from_pretrained`."""
         return drop_none(revision=self.model_revision, token=self.token, cache_dir=self.cache_dir)
+
+
+def _parse_json_object(name: str, text: str | None, example: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text or "{}")
+    except json.JSONDecodeError:
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError(f"--{name} must be a JSON object such as '{example}', got {text!r}.")
+    return value
 
 
 @dataclass
@@ -179,6 +192,14 @@ class AugmentationArguments:
     random_erasing: float = HfArg(default=0.0, help="Probability of random erasing.")
     erasing_mode: str = HfArg(
         default="pixel", help="Content of an erased area: pixel (noise), rand (one color) or const (zero)."
+    )
+    erase_after_mixing: bool = HfArg(
+        default=False, help="Erase on the device, after mixup and CutMix, instead of before."
+    )
+    train_interpolation: str | None = HfArg(
+        default=None,
+        help="Interpolation of training images: bilinear, bicubic, ..., or random (one of these two for each image); "
+        "by default that of the image processor.",
     )
 
 

@@ -163,10 +163,10 @@ def network_setup(args: Namespace) -> BenchmarkSetup:
     """A network with random images."""
     preset = MODEL_PRESETS[args.model]
     model = preset.build()
-    batch_size, size = args.batch_size or preset.batch_size, model.config.image_size
+    batch_size, (height, width) = args.batch_size or preset.batch_size, model.config.network.image_size
     labels = torch.randint(model.config.num_labels, (batch_size,))
     return BenchmarkSetup(
-        preset.name, model, preset.tokenmixup_configs, torch.randn(batch_size, 3, size, size), labels
+        preset.name, model, preset.tokenmixup_configs, torch.randn(batch_size, 3, height, width), labels
     )
 
 
@@ -193,7 +193,8 @@ def recipe_setup(args: Namespace, others: Sequence[str]) -> BenchmarkSetup:
             "--batch_size."
         )
     batch = collate([data[index] for index in torch.randperm(len(data))[:batch_size].tolist()])
-    return BenchmarkSetup(Path(args.recipe).stem, model, systems, batch["pixel_values"], batch["labels"])
+    images = trainer.device_transform.normalize(batch["pixel_values"])
+    return BenchmarkSetup(Path(args.recipe).stem, model, systems, images, batch["labels"])
 
 
 def build_setup(args: Namespace, others: Sequence[str]) -> BenchmarkSetup:

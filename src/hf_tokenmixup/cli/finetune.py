@@ -39,7 +39,7 @@ from ..evaluation.calibration import forecast_settings
 from ..hub.model_card import TrainingCardData
 from ..hub.upload import HubUploadError
 from ..metrics import compute_metrics, top_classes
-from ..models import TokenMixupModelMixin, class_names, height_and_width, load_classifier
+from ..models import TokenMixupModelMixin, class_names, get_image_size, height_and_width, load_classifier
 from ..training import (
     JsonlLoggerCallback,
     NonFiniteLossError,
@@ -57,7 +57,7 @@ from .arguments import DataArguments, ModelArguments, ParsedArguments, build_par
 from .forecast_text import first_batches, format_forecast
 from .launch_command import launch_command
 from .parser import flags_by_parameter
-from .processors import open_image_processor
+from .processors import open_image_processor, override_attributes
 from .program import exit_with, invocation, out_of_memory_message, program_name, worker_error
 from .recipes import take_option
 from .threads import use_physical_cores
@@ -95,7 +95,7 @@ EVALUATION_OPTIONS = (
 
 
 def load_image_processor(args: ModelArguments, model: PreTrainedModel) -> BaseImageProcessor:
-    """The model's image processor, with the size, mean and standard deviation that were given.
+    """The model's image processor, with the attributes, size, mean and standard deviation that were given.
 
     A model without a name gets a `ViTImageProcessor` of its image size.
 
@@ -107,13 +107,15 @@ def load_image_processor(args: ModelArguments, model: PreTrainedModel) -> BaseIm
     name = args.image_processor_name or args.model_name_or_path
     size = parse_image_size(args)
     if name is None:
-        height, width = height_and_width(size or getattr(model.config, "image_size", 224))
+        height, width = height_and_width(size or get_image_size(model.config) or 224)
         processor = ViTImageProcessor(size={"height": height, "width": width})
+        processor = override_attributes(processor, args.parse_image_processor_overrides())
     else:
         try:
             processor = open_image_processor(name, **args.hub_kwargs())
         except ValueError as error:
             raise ValueError(f"{error} --image_processor_name selects another one than the model's.") from error
+        processor = override_attributes(processor, args.parse_image_processor_overrides())
         if size is not None:
             resize_image_processor(processor, *height_and_width(size))
     for key in ("image_mean", "image_std"):
@@ -302,7 +304,8 @@ def build_trainer(arguments: Sequence[str]) -> TokenMixupTrainer:
             "--per_device_train_batch_size."
         )
     processor = load_image_processor(model_args, model)
-    train_transform, eval_transform = build_transforms(processor, **dataclasses.asdict(options.augmentation))
+    augmentation = dataclasses.asdict(options.augmentation)
+    train_transform, eval_transform = build_transforms(processor, **augmentation, normalize_on_device=True)
     (height, width), *_ = infer_image_processor_config(processor)
     validate_image_size(model, height, width)
     train_dataset, eval_dataset = None, None
@@ -313,6 +316,7 @@ def build_trainer(arguments: Sequence[str]) -> TokenMixupTrainer:
     trainer = TokenMixupTrainer(
         model=model,
         args=args,
+        device_transform=train_transform.device_transform,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         data_collator=collate,

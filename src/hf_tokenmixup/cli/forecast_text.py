@@ -10,6 +10,7 @@ from ..configuration import TokenMixupConfigMixin
 from ..evaluation.calibration import CalibrationResult, SettingsForecast
 from ..evaluation.forecasts import LayerCalibration
 from ..training import TokenMixupTrainer
+from ..training.batches import normalize_images
 from ..utils.tables import format_text_table
 
 DEFAULT_NUM_IMAGES = 256
@@ -35,7 +36,8 @@ def first_batches(trainer: TokenMixupTrainer, num_images: int | None = None) -> 
         num_images: minimum number of images, if the split has them. None: `DEFAULT_NUM_IMAGES`.
     """
     num_batches = -(-(num_images or DEFAULT_NUM_IMAGES) // trainer.args.train_batch_size)
-    return islice(trainer.get_train_dataloader(), num_batches)
+    for batch in islice(trainer.get_train_dataloader(), num_batches):
+        yield normalize_images(dict(batch), trainer.device_transform)
 
 
 def format_calibration(result: CalibrationResult) -> str:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from ..evaluation.flops import use_eager_attention
 from ..hub.upload import validate_license
-from ..models import FAMILIES, border_hint, height_and_width
+from ..models import border_hint, get_family_config, get_image_size
 from ..saliency import eval_mode
 from ..training import TokenMixupTrainingArguments
 from ..training.checkpointing.disk_space import check_writable
@@ -164,7 +164,7 @@ def validate_image_size(model: PreTrainedModel, height: int, width: int) -> None
     Raises:
         ValueError: The forward pass fails.
     """
-    size = height_and_width(getattr(model.config, "image_size", None) or (height, width))
+    size = get_image_size(model.config) or (height, width)
     image = torch.zeros(1, 3, height, width, device=model.device, dtype=model.dtype)
     try:
         # Other implementations of attention may not support a CPU.
@@ -173,8 +173,8 @@ def validate_image_size(model: PreTrainedModel, height: int, width: int) -> None
     except (RuntimeError, ValueError, LookupError, ArithmeticError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(_image_size_message(model, (height, width), size, reason)) from error
-    differs = size != (height, width) and model.config.model_type in FAMILIES
-    if differs and (hint := border_hint(model.config, (height, width))):
+    family_config = get_family_config(model.config)
+    if family_config and size != (height, width) and (hint := border_hint(family_config, (height, width))):
         logger.warning(hint)
 
 

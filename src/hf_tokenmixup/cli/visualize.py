@@ -165,10 +165,8 @@ def load_model_and_layer(args: Namespace) -> tuple[TokenMixupModelMixin, int]:
     """
     hub = hub_kwargs(args)
     stored = load_config_dict(args.model, **hub)
-    if stored.get("model_type") not in FAMILIES:
-        raise ValueError(
-            f"{args.model} cannot be visualized: {describe_unsupported(stored)}. Choose a model of these types."
-        )
+    if reason := describe_unsupported(stored):
+        raise ValueError(f"{args.model} cannot be visualized: {reason}. Choose a model that supports TokenMixup.")
     # Without a threshold ScoreNet is not needed, and exported models have no trained one.
     tau = getattr(args, "tau", None)
     model = load_classifier(args.model, tokenmixup={} if tau is not None else {"horizontal_layers": []}, **hub)

@@ -2,6 +2,7 @@
 
 from ..utils.class_names import has_class_names
 from .dataset import ImageClassificationData, collate
+from .device_transform import DeviceTransform
 from .digits import load_digits_dataset
 from .iterable_dataset import ImageClassificationIterableDataset
 from .label_mapping import LABEL_MAPPINGS, build_label_mapping
@@ -13,6 +14,7 @@ from .transforms import BatchTransform, build_transforms
 __all__ = [
     "LABEL_MAPPINGS",
     "BatchTransform",
+    "DeviceTransform",
     "ImageClassificationData",
     "ImageDatasetSplits",
     "InputMixup",

@@ -31,7 +31,7 @@ class ImageClassificationData(Dataset):
         dataset: split.
         transform: function from an RGB PIL image to a (3, H, W) tensor, or a `BatchTransform` such as those of
             `build_transforms`. The attribute `uses_numpy_rng = False` states that it draws only from torch and
-            `random`, which saves time.
+            `random`, which saves time. The attribute `min_side` states which resolution it needs, see `read_rgb`.
         image_column: name of the image column.
         label_column: name of the label column with class indices. With None the examples have no `labels`, as for
             `Trainer.predict`.
@@ -60,7 +60,9 @@ class ImageClassificationData(Dataset):
         cache_gib: float = 0.0,
         label_map: Sequence[int] | None = None,
     ) -> None:
-        self.images = ImageReader(dataset, image_column, split=split, cache_gib=cache_gib)
+        self.images = ImageReader(
+            dataset, image_column, split=split, cache_gib=cache_gib, min_side=getattr(transform, "min_side", None)
+        )
         self.labels = None
         if label_column is not None:
             labels = read_labels(dataset, label_column).to_numpy()

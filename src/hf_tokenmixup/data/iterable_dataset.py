@@ -100,6 +100,7 @@ class ImageClassificationIterableDataset(IterableDataset):
         self.label_map = label_map
         feature = dataset.features[label_column]
         self._num_classes = feature.num_classes if isinstance(feature, ClassLabel) else None
+        self._min_side = getattr(transform, "min_side", None)
         self._uses_numpy_rng = getattr(transform, "uses_numpy_rng", True)
         self.rank, self.world_size, self.batch_size = 0, 1, batch_size
         self._epoch = SharedEpoch()
@@ -228,7 +229,8 @@ class ImageClassificationIterableDataset(IterableDataset):
         names = [f"Image {first + i} of the stream of split '{self.split}' ({location})" for i in range(len(rows))]
         labels = [self._read_label(row, name) for row, name in zip(rows, names, strict=True)]
         images = [
-            decode_image(row[self.image_column], name, self._warn) for row, name in zip(rows, names, strict=True)
+            decode_image(row[self.image_column], name, self._warn, self._min_side)
+            for row, name in zip(rows, names, strict=True)
         ]
         if key is None:
             pixel_values = apply_transform(self.transform, images)

@@ -17,17 +17,22 @@ import torch
 from PIL import Image
 from timm.data import create_transform
 from timm.data.auto_augment import AugmentOp, posterize
-from torchvision.transforms import Compose, InterpolationMode, Resize
+from torchvision.transforms import Compose, InterpolationMode, RandomChoice, Resize
+from transformers import TimmWrapperImageProcessor
+
+from .device_transform import DeviceTransform
 
 logger = logging.getLogger(__name__)
 
 SeedFn = Callable[[int, int], None]
+# Filters that both timm's crop and its policies know.
+TRAIN_INTERPOLATIONS = ("random", "nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
 
 class BatchTransform(ABC):
     """Base class of transforms that process several images together.
 
-    `transform(image)` returns a (3, H, W) float tensor, `transform.batch(images)` the same tensors as (B, 3, H, W).
+    `transform(image)` returns a (3, H, W) tensor, `transform.batch(images)` the same tensors as (B, 3, H, W).
     """
 
     uses_numpy_rng = False
@@ -45,7 +50,7 @@ class BatchTransform(ABC):
                 batch. The seeds of different streams are independent.
 
         Returns:
-            (B, 3, H, W) float tensor.
+            (B, 3, H, W) tensor.
         """
 
 
@@ -64,20 +69,26 @@ class TrainTransform(BatchTransform):
 
     Args:
         augment: function from an RGB PIL image to a PIL image of the output size.
-        normalize: normalization of images (B, 3, H, W) in [0, 1].
+        device_transform: normalization, and steps that the trainer applies on the device.
         random_erasing: function that changes a normalized image (3, H, W) in place.
         uses_numpy_rng: whether `augment` draws from numpy's global generator.
+        normalize_on_device: return 8-bit images, which the trainer normalizes by `device_transform`.
+        min_side: shortest side, in pixels, of an image from which no crop has to be enlarged; None: unknown.
     """
 
     def __init__(
         self,
         augment: Callable[[Image.Image], Image.Image],
-        normalize: Callable[[torch.Tensor], torch.Tensor],
+        device_transform: DeviceTransform,
         random_erasing: Callable[[torch.Tensor], Any] | None = None,
         uses_numpy_rng: bool = True,
+        normalize_on_device: bool = False,
+        min_side: int | None = None,
     ) -> None:
         self.augment = augment
-        self.normalize = normalize
+        self.min_side = min_side
+        self.device_transform = device_transform
+        self.normalize_on_device = normalize_on_device
         self.random_erasing = random_erasing
         self.uses_numpy_rng = uses_numpy_rng
 
@@ -86,8 +97,11 @@ class TrainTransform(BatchTransform):
         for position, image in enumerate(images):
             if seed_fn is not None:
                 seed_fn(position, 0)
-            pixels.append(np.asarray(self.augment(image)))
-        batch = self.normalize(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous().float().div_(255))
+            pixels.append(np.ascontiguousarray(np.asarray(self.augment(image)).transpose(2, 0, 1)))
+        batch = torch.from_numpy(np.stack(pixels))
+        if self.normalize_on_device:
+            return batch
+        batch = self.device_transform.normalize(batch)
         if self.random_erasing is not None:
             for position, image in enumerate(batch):
                 if seed_fn is not None:
@@ -106,8 +120,14 @@ def build_transforms(
     auto_augment: str | None = None,
     random_erasing: float = 0.0,
     erasing_mode: str = "pixel",
+    erase_after_mixing: bool = False,
+    train_interpolation: str | None = None,
+    normalize_on_device: bool = False,
 ) -> tuple[TrainTransform, ImageProcessorTransform]:
     """Build the training and evaluation transforms, from RGB PIL images of any size to (3, H, W) float32 tensors.
+
+    Some steps can run on the device instead, for complete batches: pass `train_transform.device_transform` to
+    `TokenMixupTrainer` then, or call its methods in a training loop.
 
     Args:
         image_processor: image processor of transformers that resizes every image to the same size.
@@ -120,6 +140,12 @@ def build_transforms(
             for `3a` policies.
         random_erasing: probability that one rectangle is erased after normalization.
         erasing_mode: content of the rectangle: `pixel` (noise), `rand` (one random color) or `const` (zero).
+        erase_after_mixing: erase on the device, after mixup and CutMix, instead of before. The rectangles then depend
+            on the order of the batches, as other random numbers of training do.
+        train_interpolation: of the crop and of geometric augmentation: a name of Pillow's filters, or `random`
+            (bilinear or bicubic for each image); None: that of the image processor.
+        normalize_on_device: the training transform returns 8-bit images. If it erases before mixing, it normalizes
+            nevertheless.
 
     Returns:
         The training transform and the evaluation transform, which calls the image processor.
@@ -134,6 +160,11 @@ def build_transforms(
     _validate_probability("random_erasing", random_erasing)
     if erasing_mode not in ("pixel", "rand", "const"):
         raise ValueError(f"erasing_mode must be 'pixel', 'rand' or 'const', got {erasing_mode!r}.")
+    if train_interpolation not in (None, *TRAIN_INTERPOLATIONS):
+        raise ValueError(
+            f"train_interpolation must be one of {', '.join(TRAIN_INTERPOLATIONS)}, or None for that of the image "
+            f"processor, got {train_interpolation!r}."
+        )
     _validate_color_jitter(color_jitter)
     # timm ignores parts of a policy that it cannot parse.
     if invalid := [part for part in (auto_augment or "").split("-")[1:] if not re.match(r"[a-z]+\d", part)]:
@@ -146,7 +177,7 @@ def build_transforms(
 
     eval_transform = ImageProcessorTransform(image_processor)
     size, mean, std = infer_image_processor_config(image_processor)
-    interpolation = _interpolation(image_processor)
+    interpolation = _interpolation(image_processor) if train_interpolation is None else train_interpolation
     try:
         crop, policy, postprocess = create_transform(
             input_size=(3, *size),
@@ -173,13 +204,24 @@ def build_transforms(
         ) from error
     if crop_scale[0] == crop_scale[1] == 1:
         # A crop of timm with scale 1 still cuts images whose shape is outside of crop_ratio.
-        crop.transforms[0] = Resize(size, interpolation=InterpolationMode(interpolation), antialias=True)
+        crop.transforms[0] = _build_resize(size, interpolation)
     augment = Compose(crop.transforms + policy.transforms)
     clamp_posterize_bits(augment)
     # The first of these steps converts to a tensor in [0, 1]. `TrainTransform` does this for the complete batch.
     _, normalize, *erasing = postprocess.transforms
-    # Of the transforms of timm, only the policies draw from numpy.
-    train_transform = TrainTransform(augment, normalize, erasing[0] if erasing else None, auto_augment is not None)
+    erasing_in_worker, erasing_on_device = erasing[0] if erasing else None, None
+    if erase_after_mixing:
+        erasing_in_worker, erasing_on_device = None, erasing_in_worker
+    train_transform = TrainTransform(
+        augment,
+        DeviceTransform(normalize.mean, normalize.std, erasing_on_device),
+        erasing_in_worker,
+        # Of the transforms of timm, only the policies draw from numpy.
+        uses_numpy_rng=auto_augment is not None,
+        normalize_on_device=normalize_on_device and erasing_in_worker is None,
+        # The shortest side of the smallest crop of a square image of side s is s * sqrt(scale * ratio).
+        min_side=math.ceil(max(size) / math.sqrt(crop_scale[0] * min(crop_ratio[0], 1 / crop_ratio[1]))),
+    )
     return train_transform, eval_transform
 
 
@@ -237,6 +279,10 @@ def resize_image_processor(image_processor: Any, height: int, width: int) -> Non
     (old_height, old_width), *_ = infer_image_processor_config(image_processor)
     if (old_height, old_width) == (height, width):
         return
+    if isinstance(image_processor, TimmWrapperImageProcessor):
+        image_processor.data_config["input_size"] = (3, height, width)
+        image_processor.val_transforms = create_transform(**image_processor.data_config, is_training=False)
+        return
     new_size, stored = {"height": height, "width": width}, image_processor.to_dict()
     changes = {"size": new_size}
     if stored.get("do_center_crop") and stored.get("crop_size"):
@@ -284,6 +330,13 @@ def _augment_ops(node: Any) -> list[AugmentOp]:
         return [op for item in node for op in _augment_ops(item)]
     inner = getattr(node, "ops", None) or getattr(node, "policy", None)
     return _augment_ops(list(inner)) if isinstance(inner, list | tuple | np.ndarray) else []
+
+
+def _build_resize(size: tuple[int, int], interpolation: str) -> Callable[[Image.Image], Image.Image]:
+    if interpolation != "random":
+        return Resize(size, interpolation=InterpolationMode(interpolation), antialias=True)
+    modes = (InterpolationMode.BILINEAR, InterpolationMode.BICUBIC)
+    return RandomChoice([Resize(size, interpolation=mode, antialias=True) for mode in modes])
 
 
 def _interpolation(image_processor: Any) -> str:

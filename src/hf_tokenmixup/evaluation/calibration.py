@@ -23,7 +23,8 @@ from ..models.layer_inputs import (
     validate_layer,
     validate_tokenmixup_model,
 )
-from ..saliency import MAX_ATTENTION_MAP_ELEMENTS, SupportsAttentionSaliency, eval_mode
+from ..models.layers import TokenMixupLayerMixin
+from ..saliency import MAX_ATTENTION_MAP_ELEMENTS, eval_mode
 from .forecasts import (
     EasyForecast,
     HorizontalForecast,
@@ -324,31 +325,31 @@ def _measure_chunk(
         measured.num_memory_images += num_images
         # Tokens are collected by the attention of a single layer, also with a rollout.
         ranking = saliency if config.rollout_steps == 0 else {}
-        collected = [
-            select_salient_tokens(
-                hidden[index][:num_images],
-                (ranking[index] if index in ranking else detect(index))[:num_images],
-                measured.kappas[-1],
-                config.num_prefix_tokens,
+        kappa, collected, positions = measured.kappas[-1], [], []
+        for index in range(max(memory_layers)):
+            ranked = (ranking[index] if index in ranking else detect(index))[:num_images]
+            collected.append(
+                select_salient_tokens(hidden[index][:num_images], ranked, kappa, config.num_prefix_tokens)
             )
-            for index in range(max(memory_layers))
-        ]
+            positions.append(ranked.topk(kappa, dim=1).indices)
         for index in memory_layers:
             mass = _attention_mass(
                 model.get_transformer_layers()[index],
                 LayerInput(hidden[index][:num_images], inputs[index].kwargs),
                 torch.stack(collected[:index], dim=1),
+                torch.stack(positions[:index], dim=1),
                 measured.kappas,
-                config.num_attention_heads,
+                config.network.num_heads,
             )
             measured.attention_mass[index] = measured.attention_mass.get(index, 0) + mass
     return saliency
 
 
 def _attention_mass(
-    layer: SupportsAttentionSaliency,
+    layer: TokenMixupLayerMixin,
     inputs: LayerInput,
     collected: torch.Tensor,
+    positions: torch.Tensor,
     kappas: Sequence[int],
     num_heads: int,
 ) -> torch.Tensor:
@@ -357,8 +358,10 @@ def _attention_mass(
     elements = num_heads * num_tokens * (num_tokens + collected.shape[1] * collected.shape[2])
     chunk = max(1, MAX_ATTENTION_MAP_ELEMENTS // elements)
     masses = [
-        collected_attention(layer, own, memory, kappas, inputs.kwargs).cpu().double().sum(dim=0)
-        for own, memory in zip(inputs.hidden.split(chunk), collected.split(chunk), strict=True)
+        collected_attention(layer, own, memory, slots, kappas, inputs.kwargs).cpu().double().sum(dim=0)
+        for own, memory, slots in zip(
+            inputs.hidden.split(chunk), collected.split(chunk), positions.split(chunk), strict=True
+        )
     ]
     return torch.stack(masses).sum(dim=0)
 

@@ -19,7 +19,7 @@ from ..functional import (
     saliency_gain,
     upcast_to_float32,
 )
-from ..saliency import SupportsAttentionSaliency
+from ..models.layers import TokenMixupLayerMixin
 
 
 @dataclass(frozen=True)
@@ -154,9 +154,10 @@ def forecast_horizontal(
 
 
 def collected_attention(
-    layer: SupportsAttentionSaliency,
+    layer: TokenMixupLayerMixin,
     hidden: torch.Tensor,
     collected: torch.Tensor,
+    positions: torch.Tensor,
     kappas: Sequence[int],
     layer_kwargs: Mapping[str, Any] | None = None,
 ) -> torch.Tensor:
@@ -166,6 +167,7 @@ def collected_attention(
         layer: The layer.
         hidden: (B, N, D) input of the layer.
         collected: (B, L, K, D) input tokens of L earlier layers by decreasing saliency, without normalization.
+        positions: (B, L, K) patch slots from which these tokens come.
         kappas: Values of kappa, each up to K.
         layer_kwargs: Arguments of the layer that its attention depends on.
 
@@ -176,8 +178,9 @@ def collected_attention(
     num_tokens = hidden.shape[1]
     last = torch.tensor(kappas, device=hidden.device) - 1
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
+        kwargs = layer.add_memory_positions(layer_kwargs or {}, lambda: positions.flatten(1))
         query, key, scale, bias = layer.compute_query_key(
-            hidden, cls_query_only=False, memory=collected.flatten(1, 2), **layer_kwargs or {}
+            hidden, cls_query_only=False, memory=collected.flatten(1, 2), **kwargs
         )
         scores = upcast_to_float32(query) * scale @ upcast_to_float32(key).transpose(2, 3)  # (B, H, N, N + L * K)
         if bias is not None:

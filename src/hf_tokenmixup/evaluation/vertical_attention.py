@@ -28,13 +28,18 @@ def vertical_attention(model: TokenMixupModelMixin, pixel_values: torch.Tensor) 
     with eval_mode(model), torch.no_grad():
         inputs, layers = layer_inputs(model, pixel_values), model.get_transformer_layers()
         generator = torch.Generator(pixel_values.device).manual_seed(0)
-        collected, relative = [], []
+        collected, positions, relative = [], [], []
         for index, layer_input in enumerate(inputs):
             hidden = layer_input.hidden
             if index in config.vertical_layers:
                 memory = torch.stack(collected, dim=1)  # (B, L, kappa, D)
                 attention = collected_attention(
-                    layers[index], hidden, memory, [config.vertical_kappa], layer_input.kwargs
+                    layers[index],
+                    hidden,
+                    memory,
+                    torch.stack(positions, dim=1),
+                    [config.vertical_kappa],
+                    layer_input.kwargs,
                 ).mean()
                 num_memory = memory.shape[1] * memory.shape[2]
                 relative.append(attention * (hidden.shape[1] + num_memory) / num_memory)
@@ -43,6 +48,7 @@ def vertical_attention(model: TokenMixupModelMixin, pixel_values: torch.Tensor) 
                 collected.append(
                     select_salient_tokens(hidden, saliency, config.vertical_kappa, config.num_prefix_tokens)
                 )
+                positions.append(saliency.topk(config.vertical_kappa, dim=1).indices)
     return torch.stack(relative).mean()
 
 

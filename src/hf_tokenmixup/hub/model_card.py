@@ -15,7 +15,6 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import CONFIG_NAME
 
 from ..evaluation.evaluate import EvaluationResult
-from ..models import FAMILIES
 from ..paper_results import PaperTable, find_paper_results
 from ..utils.environment import public_dataset, strip_local_path
 from ..utils.redaction import is_secret_name
@@ -200,7 +199,7 @@ def _render(
         parameters=text.format_millions(model.num_parameters),
         size=text.model_table(model, next((item.macs for item in evaluations if item.macs), None)),
         uses_tokenmixup=model.uses_tokenmixup,
-        supports_tokenmixup=config.model_type in FAMILIES and config.num_hidden_layers > 1,
+        supports_tokenmixup=model.supports_tokenmixup,
         horizontal=text.format_layers(model.horizontal_layers),
         vertical=text.format_layers(model.vertical_layers),
         manifold=text.format_layers(model.manifold_layers),

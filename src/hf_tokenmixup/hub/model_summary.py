@@ -8,10 +8,9 @@ import torch
 from transformers import AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 
 from ..configuration import AUTO, RELATIVE_THRESHOLDS, TokenMixupConfigMixin
-from ..models import FAMILIES, height_and_width
+from ..models import FAMILIES, describe_unsupported, get_image_size
 
 MAX_CLASS_NAMES = 20
-_VIT_SIZES = {(192, 12): "Ti", (384, 12): "S", (768, 12): "B", (1024, 24): "L", (1280, 32): "H"}
 _HORIZONTAL_PREFIXES = ("horizontal_", "scorenet_", "rollout_steps", "assignment", "token_selection", "relabel")
 
 
@@ -26,6 +25,7 @@ class ModelSummary:
         num_labels: Number of classes.
         class_names: Names of the classes, if there are up to `MAX_CLASS_NAMES`.
         image_size: Height and width in pixels.
+        supports_tokenmixup: The model type supports TokenMixup, and there is more than one layer.
         sizes: Names and values for the model's table.
         horizontal_layers: Indices of the layers with HTM.
         vertical_layers: Indices of the layers with VTM.
@@ -41,6 +41,7 @@ class ModelSummary:
     num_labels: int
     class_names: list[str]
     image_size: tuple[int, int] | None
+    supports_tokenmixup: bool
     sizes: list[tuple[str, str]]
     horizontal_layers: list[int]
     vertical_layers: list[int]
@@ -63,20 +64,20 @@ def summarize_model(config: PreTrainedConfig) -> ModelSummary:
     Raises:
         ValueError: The configuration is not that of an image classifier, or has invalid TokenMixup settings.
     """
-    family = FAMILIES.get(config.model_type)
+    family = FAMILIES[config.model_type] if describe_unsupported(config.to_dict()) is None else None
     settings = family[0].from_dict(config.to_dict()) if family else None
     enabled = settings is not None and settings.tokenmixup_enabled
-    image_size = getattr(config, "image_size", None)
     # transformers names classes LABEL_0, LABEL_1, ... if it gets no names.
     names = [name for _, name in sorted(config.id2label.items())]
     show_names = len(names) <= MAX_CLASS_NAMES and not all(name.startswith("LABEL_") for name in names)
     return ModelSummary(
-        name=_name(config),
+        name=settings.architecture_name if settings else f"`{config.model_type}`",
         family=config.model_type,
         num_parameters=_num_parameters(config),
         num_labels=config.num_labels,
         class_names=names if show_names else [],
-        image_size=None if image_size is None else height_and_width(image_size),
+        image_size=get_image_size(config),
+        supports_tokenmixup=settings is not None and settings.network.num_layers > 1,
         sizes=_sizes(settings),
         horizontal_layers=sorted(settings.horizontal_layers) if enabled else [],
         vertical_layers=sorted(settings.vertical_layers) if enabled else [],
@@ -85,20 +86,6 @@ def summarize_model(config: PreTrainedConfig) -> ModelSummary:
         requires_remote_code=family is not None
         and not family[1].base_model_class.__module__.startswith("transformers."),
     )
-
-
-def _name(config: PreTrainedConfig) -> str:
-    if config.model_type == "vit":
-        size = _VIT_SIZES.get((config.hidden_size, config.num_hidden_layers))
-        return f"ViT-{size}/{config.patch_size}" if size else "Vision Transformer (ViT)"
-    if config.model_type == "cct":
-        layers = config.num_hidden_layers
-        return {
-            ("convolution", "sequence"): f"CCT-{layers}/{config.conv_kernel_size}x{config.num_conv_layers}",
-            ("patch", "sequence"): f"CVT-{layers}/{config.patch_size}",
-            ("patch", "cls"): f"ViT-Lite-{layers}/{config.patch_size}",
-        }.get((config.tokenizer, config.pooling), "Compact Transformer (CCT)")
-    return f"`{config.model_type}`"
 
 
 def _sizes(settings: TokenMixupConfigMixin | None) -> list[tuple[str, str]]:

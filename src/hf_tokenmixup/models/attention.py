@@ -15,9 +15,14 @@ from .layers import TokenMixupLayerMixin, has_plain_weight
 class VerticalAttentionMixin(nn.Module):
     """Self-attention with additional keys and values from a memory of salient tokens, Eq. (13).
 
-    Precedes the attention of the base model among the base classes, which has `q_proj`, `k_proj`, `v_proj` and
-    `o_proj`.
+    Precedes the attention of the base model among the base classes, which has `q_proj`, `k_proj` and `v_proj`. A
+    family with other names of the other attributes defines them here. They apply to layers without a memory, too.
     """
+
+    # Names of attributes of the base attention: output projection, factor of the dot products, dropout probability.
+    out_proj_name = "o_proj"
+    scaling_name = "scaling"
+    dropout_name = "attention_dropout"
 
     def forward(
         self,
@@ -49,21 +54,24 @@ class VerticalAttentionMixin(nn.Module):
             split_heads(self, self.k_proj(key_value_states)),
             split_heads(self, self.v_proj(key_value_states)),
             extend_bias(attention_mask, memory.shape[1]),
-            dropout=self.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
+            dropout=getattr(self, self.dropout_name) if self.training else 0.0,
+            scaling=getattr(self, self.scaling_name),
             **kwargs,
         )
-        return self.o_proj(attn_output.flatten(2)), attn_weights
+        return getattr(self, self.out_proj_name)(attn_output.flatten(2)), attn_weights
 
 
 class SeparateProjectionsMixin(TokenMixupLayerMixin):
     """Layer whose attention has separate projections. Precedes the base layer among the base classes."""
+
+    vertical_attention_class: type[VerticalAttentionMixin]
 
     def compute_query_key(
         self, hidden: torch.Tensor, cls_query_only: bool, memory: torch.Tensor | None = None, **kwargs: Any
     ) -> QueryKey:
         """See `hf_tokenmixup.saliency.SupportsAttentionSaliency`."""
         attention, sources = self.attention_module, hidden if memory is None else torch.cat([hidden, memory], dim=1)
+        scaling = getattr(attention, self.vertical_attention_class.scaling_name)
         normed, num_queries = self.apply_pre_norm(sources), 1 if cls_query_only else hidden.shape[1]
         query, bias = split_heads(attention, attention.q_proj(normed[:, :num_queries])), self.attention_bias(**kwargs)
         if bias is not None:
@@ -72,7 +80,7 @@ class SeparateProjectionsMixin(TokenMixupLayerMixin):
             query, key = project_queries_to_inputs(query, attention.k_proj.weight), normed[:, None]
         else:
             key = split_heads(attention, attention.k_proj(normed))
-        return QueryKey(query, key, attention.scaling, bias)
+        return QueryKey(query, key, scaling, bias)
 
     def attention_bias(self, **kwargs: Any) -> torch.Tensor | None:
         """Compute the additive term of the attention scores, such as relative positions.
@@ -94,7 +102,8 @@ class SeparateProjectionsMixin(TokenMixupLayerMixin):
         """
         module = self.attention_module
         value = split_heads(module, module.v_proj(self.apply_pre_norm(hidden)))
-        return module.o_proj((attention.to(value.dtype) @ value).transpose(1, 2).flatten(2))
+        project = getattr(module, self.vertical_attention_class.out_proj_name)
+        return project((attention.to(value.dtype) @ value).transpose(1, 2).flatten(2))
 
 
 def extend_bias(mask: torch.Tensor | None, num_memory: int) -> torch.Tensor | None:

@@ -18,9 +18,16 @@ from transformers.models.auto.modeling_auto import (
 
 from ..utils.text import did_you_mean, format_list
 from .cct.configuration_cct import height_and_width
-from .families import FAMILIES, UNSUPPORTED, describe_unsupported
+from .families import FAMILIES, UNSUPPORTED, describe_unsupported, get_family_config
 from .heads import class_names, fit_classifier, get_class_layers
-from .positions import border_hint, config_to_load_with, resize_positions, token_grid
+from .positions import (
+    border_hint,
+    config_to_load_with,
+    get_image_size,
+    get_vision_config,
+    resize_positions,
+    token_grid,
+)
 from .task import PLAIN_OUTPUTS, SINGLE_LABEL, validate_single_label
 
 logger = logging.getLogger(__name__)
@@ -106,13 +113,11 @@ def load_classifier(
             "in float32. Choose the model before quantization."
         )
 
-    if model_type in FAMILIES and not plain:
+    reason = describe_unsupported({"model_type": model_type, **config_dict, **changes})
+    if reason is None and not plain:
         config_class, model_class = FAMILIES[model_type]
     elif tokenmixup:
-        raise ValueError(
-            f"{describe_unsupported({'model_type': model_type, **config_dict})}. Remove "
-            f"{', '.join(sorted(tokenmixup))} to train without TokenMixup."
-        )
+        raise ValueError(f"{reason}. Remove {', '.join(sorted(tokenmixup))} to train without TokenMixup.")
     else:
         if not hub_options.get("trust_remote_code"):
             _validate_model_type(model_type)
@@ -123,26 +128,29 @@ def load_classifier(
         known = PreTrainedConfig if config_class is AutoConfig else config_class
         defaults = AutoConfig.for_model(model_type) if known is PreTrainedConfig else config_class()
         changes |= _image_size_change(image_size, config_overrides, defaults)
+        changes = _nest_vision_attributes(changes, defaults)
         _validate_config_keys(changes, defaults)
         with _wrap_init_errors(model_type, config_overrides):
             config = type(defaults)(**changes)
     else:
         original = config_class.from_pretrained(name_or_path, **hub_options)
         changes |= _image_size_change(image_size, config_overrides, original)
+        changes = _nest_vision_attributes(changes, original)
         with _wrap_init_errors(model_type, config_overrides):
             config, unused = config_class.from_pretrained(
                 name_or_path, return_unused_kwargs=True, **changes, **hub_options
             )
         _validate_config_keys(unused, config)
         if (grid := token_grid(config)) is not None and min(grid) < 1:
+            vision = get_vision_config(config)
             raise ValueError(
-                f"image_size {config.image_size} is smaller than the patch size "
-                f"{getattr(config, 'patch_size', None)}, so there are no tokens. Increase image_size."
+                f"image_size {vision.image_size} is smaller than the patch size "
+                f"{getattr(vision, 'patch_size', None)}, so there are no tokens. Increase image_size."
             )
     if label_names is not None:
         validate_single_label(config)
     # TokenMixup classifiers log this warning themselves.
-    if model_type in FAMILIES and plain and (hint := border_hint(config)):
+    if plain and (family_config := get_family_config(config)) and (hint := border_hint(family_config)):
         logger.warning(hint)
     if from_scratch:
         build = model_class.from_config if model_class is AutoModelForImageClassification else model_class._from_config
@@ -170,8 +178,7 @@ def load_classifier(
     except RuntimeError as error:
         if "ignore_mismatched_sizes" not in str(error):
             raise
-        # transformers defaults to two classes.
-        num_trained = len(config_dict.get("id2label", ("LABEL_0", "LABEL_1")))
+        num_trained = original.num_labels
         if num_trained != config.num_labels:
             raise ValueError(
                 f"{name_or_path} was trained for {num_trained} classes, but the data has {config.num_labels} classes. "
@@ -196,14 +203,26 @@ def load_classifier(
 def _image_size_change(
     image_size: int | Sequence[int] | None, overrides: dict[str, Any] | None, config: PreTrainedConfig
 ) -> dict[str, Any]:
-    if image_size is None or not hasattr(config, "image_size"):
+    if image_size is None or get_image_size(config) is None:
         return {}
     override = (overrides or {}).get("image_size", image_size)
-    if height_and_width(override) != height_and_width(image_size):
+    height, width = height_and_width(image_size)
+    if height_and_width(override) != (height, width):
         raise ValueError(
             f"image_size is {image_size}, but config_overrides has image_size {override}. Remove one of them."
         )
-    return {"image_size": image_size}
+    return {"image_size": height if height == width else image_size}
+
+
+def _nest_vision_attributes(changes: dict[str, Any], config: PreTrainedConfig) -> dict[str, Any]:
+    """Move attributes that only `vision_config` has into it, such as the `image_size` of CLIP."""
+    vision = get_vision_config(config)
+    known = vision.to_dict().keys() - config.to_dict().keys()
+    nested = {name: value for name, value in changes.items() if name in known}
+    if not nested:
+        return changes
+    others = {name: value for name, value in changes.items() if name not in known}
+    return others | {"vision_config": {**(changes.get("vision_config") or {}), **nested}}
 
 
 def load_config_dict(name_or_path: str, **hub_options) -> dict[str, Any]:
@@ -304,7 +323,9 @@ def _validate_loaded_weights(
 
 
 def _validate_config_keys(changes: dict[str, Any], config: PreTrainedConfig) -> None:
-    known = [*config.to_dict(), "num_labels", "id2label", "label2id"]
+    attributes = [config.to_dict(), get_vision_config(config).to_dict()]
+    known = [*{name: None for part in attributes for name in part}, "num_labels", "id2label", "label2id"]
+    known += [] if "image_size" in known or not hasattr(config, "image_size") else ["image_size"]
     for name in changes:
         if name not in known:
             suggestion = did_you_mean(name, known, repr, otherwise=f". It has {', '.join(sorted(known))}.")

@@ -49,6 +49,8 @@ class TokenMixupDinov2Config(TokenMixupConfigMixin, Dinov2Config):
         ValueError: if a setting is out of range or does not fit the model.
     """
 
+    display_name = "DINOv2"
+
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         self.validate_tokenmixup_config()
@@ -68,6 +70,8 @@ class TokenMixupDinov2WithRegistersConfig(TokenMixupConfigMixin, Dinov2WithRegis
     Raises:
         ValueError: if a setting is out of range or does not fit the model.
     """
+
+    display_name = "DINOv2 with registers"
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)

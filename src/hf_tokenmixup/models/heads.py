@@ -112,11 +112,18 @@ def fit_classifier(
 
 def get_class_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
     """Find the linear layers with one output per class, including ScoreNet's; empty if their role is unclear."""
-    num_classes, base = model.config.num_labels, f"{model.base_model_prefix}."
+    num_classes = model.config.num_labels
+    # Some classifiers, such as CLIP's, have a complete model as part under another name than the prefix.
+    models = [name for name, part in model.named_children() if isinstance(part, PreTrainedModel)]
+    inside = tuple(f"{name}." for name in (model.base_model_prefix, *models))
+    # Models of timm contain their classifier, or two after distillation.
+    inner = model.base_model.get_classifier() if hasattr(model.base_model, "get_classifier") else ()
+    inner = set(map(id, inner if isinstance(inner, tuple) else (inner,)))
     outside = {
         key: module
         for key, module in model.named_modules()
-        if isinstance(module, nn.Linear) and (not key.startswith(base) or key.endswith(".scorenet.classifier"))
+        if isinstance(module, nn.Linear)
+        and (not key.startswith(inside) or key.endswith(".scorenet.classifier") or id(module) in inner)
     }
     # A layer with this number of inputs follows a hidden layer, which is no classifier.
     hidden = [key for key, module in outside.items() if ".scorenet." not in key and module.in_features == num_classes]

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import torch
 
 from ..saliency import eval_mode
-from .cct.configuration_cct import height_and_width
 from .labels import to_soft_targets, validate_label_shape
 from .layers import detect_saliency
 from .modeling_tokenmixup import TokenMixupModelMixin
@@ -121,8 +120,9 @@ def soft_targets(model: TokenMixupModelMixin, labels: torch.Tensor, batch_size: 
 
 def interpolation_kwargs(model: TokenMixupModelMixin, pixel_values: torch.Tensor) -> dict[str, bool]:
     """Return the keyword arguments of the model for images of another size than the configured one."""
-    is_configured_size = tuple(pixel_values.shape[2:]) == height_and_width(model.config.image_size)
-    return {} if is_configured_size else {"interpolate_pos_encoding": True}
+    is_configured_size = tuple(pixel_values.shape[2:]) == model.config.network.image_size
+    needs_argument = model.takes_interpolate_pos_encoding and not is_configured_size
+    return {"interpolate_pos_encoding": True} if needs_argument else {}
 
 
 def validate_tokenmixup_model(model: object) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -16,6 +16,22 @@ from ..saliency import attention_saliency, eval_mode, random_saliency
 from .gradient_checkpointing import checkpoint_layer
 from .outputs import TokenMixupContext
 from .peft_utils import find_adapter_layers
+
+_PLAIN_LAYER = "_plain_layer"
+
+
+class PlainLayer(NamedTuple):
+    """What `TokenMixupLayerMixin.from_layer` changed in a layer.
+
+    Attributes:
+        classes: previous classes of modules by their names in the layer, `""` for the layer itself.
+        attributes: previous values of attributes of the layer.
+        added: names of the layer's new attributes and modules.
+    """
+
+    classes: dict[str, type[nn.Module]]
+    attributes: dict[str, Any]
+    added: list[str]
 
 
 class TokenMixupLayerMixin(nn.Module):
@@ -50,9 +66,34 @@ class TokenMixupLayerMixin(nn.Module):
         Returns:
             The same layer, with this class.
         """
+        classes = {name: type(module) for name, module in layer.named_modules()}
+        attributes = dict(vars(layer))
+        known = {*attributes, *dict(layer.named_children())}
         layer.__class__ = cls
-        layer.init_tokenmixup(config, layer_index)
+        try:
+            layer.init_tokenmixup(config, layer_index)
+        finally:
+            # After an error, `to_plain_layer` undoes what was done until then.
+            vars(layer)[_PLAIN_LAYER] = PlainLayer(
+                {name: classes[name] for name in classes if type(layer.get_submodule(name)) is not classes[name]},
+                {name: value for name, value in attributes.items() if vars(layer)[name] is not value},
+                [name for name in (*vars(layer), *dict(layer.named_children())) if name not in known],
+            )
         return layer
+
+    def to_plain_layer(self) -> nn.Module:
+        """Undo `from_layer`, in place.
+
+        Returns:
+            The same layer, with the class of the base model.
+        """
+        plain = vars(self).pop(_PLAIN_LAYER)
+        for name in plain.added:
+            delattr(self, name)
+        vars(self).update(plain.attributes)
+        for name, module_class in plain.classes.items():
+            self.get_submodule(name).__class__ = module_class
+        return self
 
     def init_tokenmixup(self, config: TokenMixupConfigMixin, layer_index: int) -> None:
         """Initialize TokenMixup in a layer that has its weights. The weights of ScoreNet are not initialized.
@@ -77,7 +118,8 @@ class TokenMixupLayerMixin(nn.Module):
                     pooling=config.effective_scorenet_pooling,
                     num_prefix_tokens=config.num_prefix_tokens,
                 )
-            self.scorenet = scorenet.to_empty(device=next(self.parameters()).device)
+            weight = next(parameter for parameter in self.parameters() if parameter.is_floating_point())
+            self.scorenet = scorenet.to_empty(device=weight.device).to(weight.dtype).train(self.training)
 
     @property
     def attention_module(self) -> nn.Module:
@@ -106,10 +148,34 @@ class TokenMixupLayerMixin(nn.Module):
         if tokenmixup is not None:
             layer_kwargs = {"attention_mask": attention_mask, **kwargs}
             hidden_states, memory = self.apply_tokenmixup(hidden_states, tokenmixup, layer_kwargs)
-        layer = partial(self.base_forward, **kwargs)
-        if self.gradient_checkpointing and self.training:
-            return checkpoint_layer(self._gradient_checkpointing_func, layer, hidden_states, attention_mask, memory)
-        return layer(hidden_states, attention_mask, memory)
+        if memory is not None:
+            # This layer may have appended its own tokens.
+            num_tokens = memory.shape[1]
+            kwargs = self.add_memory_positions(kwargs, lambda: tokenmixup.memory.positions()[:, :num_tokens])
+        if not (self.gradient_checkpointing and self.training):
+            return self.base_forward(hidden_states, attention_mask, memory, **kwargs)
+
+        # All tensors are arguments: reentrant checkpointing would backpropagate through others once for each layer.
+        def layer(hidden_states, attention_mask, memory, *values):
+            return self.base_forward(hidden_states, attention_mask, memory, **dict(zip(kwargs, values, strict=True)))
+
+        return checkpoint_layer(
+            self._gradient_checkpointing_func, layer, hidden_states, attention_mask, memory, *kwargs.values()
+        )
+
+    def add_memory_positions(
+        self, layer_kwargs: Mapping[str, Any], positions_fn: Callable[[], torch.Tensor]
+    ) -> Mapping[str, Any]:
+        """Add the positions of the memory to keyword arguments that have one position for each token.
+
+        Args:
+            layer_kwargs: keyword arguments of the base layer.
+            positions_fn: returns the patch slots (B, M) from which the tokens of the memory come.
+
+        Returns:
+            The keyword arguments of a layer with a memory; unchanged if no argument depends on positions.
+        """
+        return layer_kwargs
 
     def apply_pre_norm(self, hidden: torch.Tensor) -> torch.Tensor:
         """Normalize the layer's input (B, N, D) for attention, in the dtype of the weights."""

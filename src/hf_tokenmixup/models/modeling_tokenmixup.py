@@ -33,7 +33,7 @@ _HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "token", "revi
 # Attributes of a configuration that determine the number of tokens per image.
 _GEOMETRY_ATTRIBUTES = frozenset(
     {"image_size", "patch_size", "tokenizer", "num_conv_layers", "conv_kernel_size", "conv_stride", "conv_padding"}
-    | {"pooling_kernel_size", "pooling_stride", "pooling_padding"}
+    | {"pooling_kernel_size", "pooling_stride", "pooling_padding", "vision_config", "model_args"}
 )
 
 
@@ -54,7 +54,9 @@ class TokenMixupModelMixin(ActivationCheckpointing, AdapterMethods):
     layer_class: type[TokenMixupLayerMixin]
     # Default target modules of LoRA: the query and value projections of attention.
     lora_target_modules: tuple[str, ...]
-    # Ends of the names of parameters that no forward pass with labels uses.
+    # Ends of the names of the modules that are trained for a task in full if the other weights have adapters.
+    head_names: tuple[str, ...] = ("classifier",)
+    # Parts of the names of parameters that no forward pass with labels uses.
     unused_parameters: tuple[str, ...] = ()
     # Whether the base model has the argument `interpolate_pos_encoding`.
     takes_interpolate_pos_encoding = True
@@ -122,6 +124,10 @@ class TokenMixupModelMixin(ActivationCheckpointing, AdapterMethods):
         """Return the transformer layers."""
         return self.base_model.layers
 
+    def get_lora_target_modules(self) -> tuple[str, ...]:
+        """Return the default target modules of LoRA."""
+        return self.lora_target_modules
+
     def token_grid(self, height: int, width: int) -> tuple[int, int]:
         """Return the rows and columns of patch tokens for an image size in pixels."""
         return self.config.token_grid(height, width)
@@ -138,9 +144,13 @@ class TokenMixupModelMixin(ActivationCheckpointing, AdapterMethods):
     def has_unused_parameters(self) -> bool:
         """Whether a trained parameter has no gradient after a backward pass."""
         return any(
-            parameter.requires_grad and name.endswith(self.unused_parameters)
-            for name, parameter in self.named_parameters()
+            parameter.requires_grad and self.is_unused_parameter(name) for name, parameter in self.named_parameters()
         )
+
+    @classmethod
+    def is_unused_parameter(cls, name: str) -> bool:
+        """Whether no forward pass with labels uses the parameter of this name."""
+        return any(part in name for part in cls.unused_parameters)
 
     @can_return_tuple
     def forward(
@@ -246,14 +256,23 @@ class TokenMixupModelMixin(ActivationCheckpointing, AdapterMethods):
             )
 
     def _convert_layers(self) -> None:
+        self._plain_no_split_modules = self._no_split_modules
         for index, layer in enumerate(self.get_transformer_layers()):
-            base_class = type(layer)
             layer = self.layer_class.from_layer(layer, self.config, index)
             if layer.is_horizontal:
                 for module in layer.scorenet.modules():
                     self._init_weights(module)
-            # FSDP wraps modules with these class names, and fails for a class without modules.
-            self._no_split_modules = {*self._no_split_modules, type(layer).__name__} - {base_class.__name__}
+        # FSDP wraps modules with these class names, and fails for a class without modules.
+        names = {type(module).__name__ for module in self.modules()}
+        layer_names = {type(layer).__name__ for layer in self.get_transformer_layers()}
+        self._no_split_modules = {*self._no_split_modules, *layer_names} & names
+
+    def _restore_layers(self) -> None:
+        """Undo `_convert_layers`, which may have been interrupted by an error."""
+        for layer in self.get_transformer_layers():
+            if isinstance(layer, TokenMixupLayerMixin):
+                layer.to_plain_layer()
+        self._no_split_modules = vars(self).pop("_plain_no_split_modules", self._no_split_modules)
 
     def _adjust_missing_and_unexpected_keys(self, loading_info) -> None:
         newly_initialized = sorted({key.rsplit(".", 2)[0] for key in loading_info.missing_keys if ".scorenet." in key})

@@ -33,6 +33,8 @@ class TokenMixupViTConfig(TokenMixupConfigMixin, ViTConfig):
         ValueError: if a setting is out of range or does not fit the model.
     """
 
+    display_name = "ViT"
+
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         self.validate_tokenmixup_config()

@@ -2,6 +2,7 @@
 
 from .callbacks import JsonlLoggerCallback, TrainingCurvesCallback
 from .checkpointing.disk_space import OutputDirError, SaveError
+from .layer_decay import apply_layer_decay
 from .lora import LoraArguments, add_lora
 from .metrics import MixingMetrics
 from .mixing_callback import TokenMixupCallback
@@ -21,4 +22,5 @@ __all__ = [
     "TokenMixupTrainer",
     "TokenMixupTrainingArguments",
     "add_lora",
+    "apply_layer_decay",
 ]

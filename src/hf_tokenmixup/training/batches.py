@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer_utils import has_length
 
+from ..data import DeviceTransform
 from .effective_settings import is_compiled
 from .memory_format import channels_last, mark_dynamic_batch_size
 
@@ -34,6 +35,23 @@ def pop_labels(inputs: dict[str, Any]) -> Tensor:
     if len(labels) == 0:
         raise ValueError("A batch must have at least one image, got none: check the sampler and the dataset.")
     return labels
+
+
+def normalize_images(inputs: dict[str, Any], device_transform: DeviceTransform | None) -> dict[str, Any]:
+    """Normalize 8-bit images of a batch.
+
+    Raises:
+        ValueError: The images have 8 bits, and there is no `device_transform`.
+    """
+    pixel_values = inputs.get("pixel_values")
+    if torch.is_tensor(pixel_values) and pixel_values.dtype == torch.uint8:
+        if device_transform is None:
+            raise ValueError(
+                "`pixel_values` have 8 bits and are not normalized. Pass `device_transform` to the trainer (the "
+                "training transform of `build_transforms` has it), or normalize the images in the dataset."
+            )
+        inputs["pixel_values"] = device_transform.normalize(pixel_values)
+    return inputs
 
 
 def prepare_for_model(trainer: Trainer, inputs: dict[str, Any], labels: Tensor) -> None:

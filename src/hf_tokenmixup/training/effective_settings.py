@@ -80,6 +80,8 @@ def optimization_settings(trainer: "TokenMixupTrainer") -> dict[str, Any]:
     settings |= {"learning_rate": args.learning_rate, "weight_decay": args.weight_decay}
     if "optim" in user_settings:
         del settings["optim_args"], settings["learning_rate"], settings["weight_decay"]
+    if args.layer_decay != 1:
+        settings["layer_decay"] = args.layer_decay
     settings |= {"max_grad_norm": args.max_grad_norm}
     if "lr_scheduler_type" not in user_settings:
         settings["lr_scheduler_type"] = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)

@@ -109,7 +109,7 @@ def add_lora(
         raise ValueError(f"LoRA `alpha` must be a finite number above 0, got {alpha!r}.")
     if not 0 <= dropout < 1:
         raise ValueError(f"LoRA `dropout` must be a probability below 1, got {dropout!r}.")
-    if not hasattr(model, "classifier"):
+    if not any(name.rpartition(".")[2] in _get_head_names(model) for name, _ in model.named_modules()):
         raise ValueError(
             f"LoRA trains the `classifier` in full, but {type(model).__name__} has no module of this name."
         )
@@ -132,9 +132,15 @@ def get_modules_to_save(model: PreTrainedModel) -> list[str]:
     peft matches the ends of names, so `classifier` is also that of ScoreNet. A further `scorenet` would be wrong: peft
     would freeze the classifier inside it and train a copy that is not used.
     """
-    config = model.config
-    has_pooling = getattr(config, "horizontal_layers", None) and config.effective_scorenet_pooling == "attention"
-    return ["classifier", "scorenet.attention"] if has_pooling else ["classifier"]
+    config, names = model.config, list(_get_head_names(model))
+    if getattr(config, "horizontal_layers", None):
+        names += [] if "classifier" in names else ["classifier"]
+        names += ["scorenet.attention"] if config.effective_scorenet_pooling == "attention" else []
+    return names
+
+
+def _get_head_names(model: nn.Module) -> tuple[str, ...]:
+    return getattr(model, "head_names", ("classifier",))
 
 
 def check_scorenet_trainable(model: nn.Module) -> None:
@@ -219,7 +225,7 @@ def load_adapter_state_dicts(
 
 def _resolve_target_modules(model: PreTrainedModel, names: Sequence[str] | None) -> str | list[str]:
     """The target modules of peft: `names`, or the default of the model's family."""
-    names = list(names or getattr(model, "lora_target_modules", ()))
+    names = list(names or (model.get_lora_target_modules() if isinstance(model, TokenMixupModelMixin) else ()))
     if names == [ALL_LINEAR]:
         return ALL_LINEAR
     layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]

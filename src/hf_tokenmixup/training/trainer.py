@@ -33,7 +33,7 @@ from transformers.trainer_utils import (
 )
 from transformers.utils import PushInProgress
 
-from ..data import InputMixup
+from ..data import DeviceTransform, InputMixup
 from ..hub.model_card import TrainingCardData
 from ..hub.upload import upload_model_folder
 from ..metrics import ComputeMetrics, compute_metrics
@@ -41,6 +41,7 @@ from ..models import TokenMixupModelMixin, find_adapter_layers, merge_adapters, 
 from ..models.loss import cross_entropy_loss
 from .batches import (
     half_precision_eval_dtype,
+    normalize_images,
     num_real_samples,
     pop_labels,
     prepare_for_model,
@@ -66,6 +67,7 @@ from .effective_settings import get_user_optimization
 from .ema import EmaCallback, ModelEma
 from .fsdp import set_transformer_layer_cls_to_wrap
 from .hub import RunRecord, create_repository, start_upload
+from .layer_decay import apply_layer_decay, validate_layer_decay
 from .loaders import loader_settings, set_generator_and_workers
 from .lora import check_scorenet_trainable
 from .memory_format import align_optimizer_state_format, restore_weights_on_exit
@@ -90,7 +92,8 @@ from .vertical_probe import VerticalProbe
 class TokenMixupTrainer(Trainer):
     """A `transformers.Trainer` for TokenMixup models and their baselines.
 
-    Batches contain `pixel_values` (B, 3, H, W) and `labels` (B,), class indices. Input mixup, CutMix and label
+    Batches contain `pixel_values` (B, 3, H, W) and `labels` (B,), class indices. Images of 8 bits need a
+    `device_transform`. Input mixup, CutMix and label
     smoothing (see `TokenMixupTrainingArguments`) make distributions of the labels on the device, in training only.
     Evaluation is the cross-entropy with the labels as they are.
 
@@ -111,6 +114,7 @@ class TokenMixupTrainer(Trainer):
     Args:
         model: An image classifier of transformers, possibly wrapped by peft.
         args: The training arguments.
+        device_transform: Normalizes 8-bit images, and erases rectangles of training images after mixup and CutMix.
         training_card_data: What the model card reports of the run and a trainer cannot know, see `RunRecord`.
         eval_card_data: The same for evaluations.
         kwargs: Those of `transformers.Trainer`, without `compute_loss_func`.
@@ -126,6 +130,7 @@ class TokenMixupTrainer(Trainer):
         model: nn.Module | None = None,
         args: TokenMixupTrainingArguments | None = None,
         *,
+        device_transform: DeviceTransform | None = None,
         training_card_data: TrainingCardData | None = None,
         eval_card_data: Mapping[str, Any] | None = None,
         **kwargs: Any,
@@ -145,6 +150,7 @@ class TokenMixupTrainer(Trainer):
             # A parameter that the family uses has a gradient in every step, also if no image is easy. Trainer reads
             # this when it is built.
             args.ddp_find_unused_parameters = unwrap_peft_model(model).has_unused_parameters
+        self.device_transform = device_transform
         self.nonfinite = NonFiniteGuard(args.skip_nonfinite_steps)
         self.mixing_metrics, self.mixing_totals = MixingMetrics(), MixingTotals()
         self.mixing_warnings = MixingWarnings(None)
@@ -292,6 +298,7 @@ class TokenMixupTrainer(Trainer):
             )
         if self.args.ema_decay:
             self.ema.validate()
+        validate_layer_decay(self)
         if self.is_fsdp_enabled:
             set_transformer_layer_cls_to_wrap(self.accelerator.state.fsdp_plugin, self.unwrapped_model)
 
@@ -430,10 +437,12 @@ class TokenMixupTrainer(Trainer):
             num_items_in_batch: Number of images of the full optimizer step, over all processes with
                 `average_tokens_across_devices`. None: the loss is the mean over this micro-batch.
         """
-        inputs = dict(inputs)
+        inputs = normalize_images(dict(inputs), self.device_transform)
         labels = pop_labels(inputs)
         if model.training and self.input_mixing.enabled:
             inputs["pixel_values"], labels = self.input_mixing(inputs["pixel_values"], labels)
+        if model.training and self.device_transform is not None:
+            inputs["pixel_values"] = self.device_transform.erase(inputs["pixel_values"])
         prepare_for_model(self, inputs, labels)
         if not model.training:
             outputs = model(**inputs)
@@ -510,6 +519,18 @@ class TokenMixupTrainer(Trainer):
     def _raise_if_nonfinite(self) -> None:
         self.nonfinite.raise_if_nonfinite_loss(self)
         self.nonfinite.raise_if_nonfinite_weights(self)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """As in `Trainer`; with `args.layer_decay`, the learning rate of a parameter depends on its layer.
+
+        Raises:
+            ValueError: `layer_decay` has no effect with this optimizer.
+        """
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if is_new and self.args.layer_decay != 1:
+            apply_layer_decay(optimizer, self.classifier_model, self.args.layer_decay)
+        return optimizer
 
     # Data
 

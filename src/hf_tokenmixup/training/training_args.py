@@ -85,6 +85,13 @@ class TokenMixupTrainingArguments(TrainingArguments):
             "choices": list(MIXUP_MODES),
         },
     )
+    layer_decay: float = field(
+        default=1.0,
+        metadata={
+            "help": "Layer-wise decay of the learning rate: a layer has the rate of the next one times this factor. "
+            "0.65 to 0.75 is common for fine-tuning. 1: off."
+        },
+    )
     skip_nonfinite_steps: int = field(
         default=0,
         metadata={
@@ -192,6 +199,8 @@ class TokenMixupTrainingArguments(TrainingArguments):
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ValueError(f"`{name}` is a probability and must be between 0 and 1, got {value}.")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"`layer_decay` must be above 0 and at most 1 (1 turns it off), got {self.layer_decay}.")
         if self.skip_nonfinite_steps < 0:
             raise ValueError(
                 f"`skip_nonfinite_steps` must be at least 0 (0: stop at the first), got {self.skip_nonfinite_steps}."

@@ -71,6 +71,10 @@ class Family:
         pool: input of the classifier, from `(hidden, num_prefix_tokens)`, before or after `final_norm`.
         classify: logits, from `(model, hidden, num_prefix_tokens)`; None: `classifier(pool(final_norm(hidden)))`.
         final_norm: name of the last normalization in the base model.
+        embedding_module: name of the module in the base model whose output is the input of the first layer.
+        embedding_parameters: parts of the names of the parameters of the embeddings.
+        classifier: name of the classifier.
+        output_attentions: whether the plain model returns attention maps and hidden states (B, N, D).
         reproducible_attention: attention implementation with the same bits with and without gradients.
     """
 
@@ -86,6 +90,10 @@ class Family:
     pool: Callable[[torch.Tensor, int], torch.Tensor] = read_cls
     classify: Callable[..., torch.Tensor] | None = None
     final_norm: str = "layernorm"
+    embedding_module: str = "embeddings"
+    embedding_parameters: tuple[str, ...] = ("embeddings",)
+    classifier: str = "classifier"
+    output_attentions: bool = True
     reproducible_attention: str = "sdpa"
 
 
@@ -93,7 +101,7 @@ def collect_cases() -> dict[str, Family]:
     """Return the tiny model of each model type."""
     cases: dict[str, Family] = {}
     for info in pkgutil.iter_modules(__path__):
-        cases |= importlib.import_module(f"{__name__}.{info.name}").CASES
+        cases |= getattr(importlib.import_module(f"{__name__}.{info.name}"), "CASES", {})
     return cases
 
 

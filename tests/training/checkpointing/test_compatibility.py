@@ -41,6 +41,10 @@ def resume(arguments):
             {"weight_decay": 0.0},
             "`weight_decay` cannot change on resume: the optimizer of step 3 has 0.1, this run has 0",
         ),
+        (
+            {"layer_decay": 0.5},
+            "`layer_decay` cannot change on resume: the optimizer of step 3 has 1, this run has 0.5. Resume with 1.",
+        ),
         ({"max_steps": 2}, "is at step 3, and this run has 2 steps"),
     ],
 )

@@ -224,6 +224,6 @@ def test_checkpoint_format_names_equal_those_of_earlier_versions(arguments):
     saved += ("epoch_ended", "evaluation_due", "counts", "mixing_totals", "vertical_probe", "skipped_steps", "plan")
     assert state["kept"].keys() == set(saved)
     assert state["kept"]["counts"].keys() == {"sums", "images", "steps"}
-    plan = ("images_per_step", "learning_rate", "weight_decay", "settings", "step_split", "readers")
+    plan = ("images_per_step", "learning_rate", "weight_decay", "layer_decay", "settings", "step_split", "readers")
     assert state["kept"]["plan"].keys() == set(plan)
     assert "average.safetensors" in state["files"] and (checkpoint / "average.safetensors").is_file()

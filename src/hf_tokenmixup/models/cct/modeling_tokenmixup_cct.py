@@ -46,6 +46,16 @@ class TokenMixupCctConfig(TokenMixupConfigMixin, CctConfig):
             classifier_pooling="cls" if has_cls_token else "attention",
         )
 
+    @property
+    def architecture_name(self) -> str:
+        """Name of the architecture with its size, such as `CCT-7/3x1`."""
+        layers = self.num_hidden_layers
+        return {
+            ("convolution", "sequence"): f"CCT-{layers}/{self.conv_kernel_size}x{self.num_conv_layers}",
+            ("patch", "sequence"): f"CVT-{layers}/{self.patch_size}",
+            ("patch", "cls"): f"ViT-Lite-{layers}/{self.patch_size}",
+        }.get((self.tokenizer, self.pooling), "Compact Transformer (CCT)")
+
     def token_grid(self, height: int, width: int) -> tuple[int, int]:
         """Return the rows and columns of patch tokens for an image size in pixels."""
         return self.grid_size(height, width)

@@ -34,6 +34,7 @@ def training_fingerprint(trainer: "TokenMixupTrainer") -> dict[str, Any]:
         "images_per_step": images_per_step(trainer),
         "learning_rate": optimization.get("learning_rate"),
         "weight_decay": optimization.get("weight_decay"),
+        "layer_decay": args.layer_decay,
         "settings": settings | get_adapter_hyperparameters(model),
         "step_split": [args.world_size, args.train_batch_size, args.gradient_accumulation_steps],
         "readers": [args.world_size, args.dataloader_num_workers],
@@ -53,7 +54,7 @@ def check_resume_compatibility(
         streamed: Whether the images are streamed.
 
     Raises:
-        ValueError: The images per step, the learning rate or the weight decay differ.
+        ValueError: The images per step, the learning rate, its layer-wise decay or the weight decay differ.
     """
     if saved["images_per_step"] != current["images_per_step"]:
         raise ValueError(
@@ -61,7 +62,9 @@ def check_resume_compatibility(
             f"{current['images_per_step']}: epochs would be skipped or repeated. Resume with the same product of "
             f"`per_device_train_batch_size`, `gradient_accumulation_steps` and processes. {NEW_RUN_HINT}"
         )
-    for name in ("learning_rate", "weight_decay"):
+    # Checkpoints of earlier versions have no `layer_decay`.
+    saved = {"layer_decay": 1.0} | dict(saved)
+    for name in ("learning_rate", "layer_decay", "weight_decay"):
         if saved[name] != current[name]:
             raise ValueError(
                 f"`{name}` cannot change on resume: the optimizer of step {step} has {_text(saved[name])}, this run "
