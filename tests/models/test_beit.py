@@ -9,6 +9,7 @@ from helpers.families.beit import score_bias
 from transformers import set_seed
 
 from hf_tokenmixup.functional import token_saliency
+from hf_tokenmixup.models import load_classifier
 from hf_tokenmixup.models.gradient_checkpointing import enable_checkpointing
 
 IMAGES = torch.randn(6, 3, 20, 20, generator=torch.Generator().manual_seed(1))
@@ -80,3 +81,18 @@ def test_gradient_checkpointing_trains_shared_bias(model, reentrant):
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
         assert torch.equal(gradient, gradients[1][name]), name
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_load_classifier_at_another_size_interpolates_relative_positions(model, plain, tmp_path):
+    exported = model.to_plain_model().eval()
+    exported.save_pretrained(tmp_path)
+    images = torch.randn(2, 3, 30, 30, generator=torch.Generator().manual_seed(2))
+    # BEiT interpolates the tables in each forward pass.
+    expected = exported(images).logits
+    loaded = load_classifier(str(tmp_path), image_size=30, plain=plain)
+    table = loaded.beit.shared_position_bias.relative_position_bias_table
+    assert table.shape == (11 * 11 + 3, 3) and loaded.config.image_size == 30
+    torch.testing.assert_close(loaded.eval()(images).logits, expected)
+    loaded.train()(images, labels=torch.tensor([0, 1])).loss.backward()
+    assert table.grad.any()

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 from collections.abc import Iterator
 
 import torch
@@ -18,8 +19,10 @@ MAX_SIZE = 2**14
 # Attributes of modules that depend on the image size.
 _GEOMETRY = (
     *("image_size", "num_patches", "grid_size", "patch_shape", "input_resolution"),
-    *("num_positions", "num_embeddings"),
+    *("num_positions", "num_embeddings", "window_size", "num_relative_distance"),
 )
+# Relative positions to and from a prefix token: the last rows of a table of relative positions.
+_NUM_PREFIX_RELATIONS = 3
 # Buffer with the indices of all positions, for an embedding of positions.
 _POSITION_INDICES = ".position_ids"
 
@@ -82,7 +85,11 @@ def config_to_load_with(
         return None
     differing = [name for name in shapes if shapes[name] != new_shapes[name] and not name.endswith(_POSITION_INDICES)]
     tokens, new_tokens = grid[0] * grid[1], new_grid[0] * new_grid[1]
-    if not all(_are_positions(shapes[name], new_shapes[name], tokens, new_tokens) for name in differing):
+    if not all(
+        _are_positions(shapes[name], new_shapes[name], tokens, new_tokens)
+        or _are_relative_positions(shapes[name], new_shapes[name], grid, new_grid)
+        for name in differing
+    ):
         return None
     return loaded if differing else None
 
@@ -103,9 +110,12 @@ def resize_positions(model: PreTrainedModel, config: PreTrainedConfig, name: str
     shapes = {key: tensor.shape for key, tensor in reference.state_dict().items()}
     for key, parameter in list(model.named_parameters()):
         if key in shapes and parameter.shape != shapes[key]:
-            # (1, P + T, D), or (P + T, D) in an embedding
-            resized = interpolate_positions(parameter.detach().view(1, *parameter.shape[-2:]), grid, new_grid)
-            resized = resized.view(shapes[key])
+            if _are_relative_positions(tuple(parameter.shape), tuple(shapes[key]), grid, new_grid):
+                resized = _interpolate_relative_positions(parameter.detach(), grid, new_grid)
+            else:
+                # (1, P + T, D), or (P + T, D) in an embedding
+                resized = interpolate_positions(parameter.detach().view(1, *parameter.shape[-2:]), grid, new_grid)
+                resized = resized.view(shapes[key])
             parent, _, parameter_name = key.rpartition(".")
             setattr(model.get_submodule(parent), parameter_name, nn.Parameter(resized, parameter.requires_grad))
     _resize_buffers(model, reference)
@@ -194,6 +204,30 @@ def _are_positions(shape: tuple[int, ...], new_shape: tuple[int, ...], tokens: i
     *first, num_positions, size = shape
     *new_first, new_num_positions, new_size = new_shape
     return (first, size) == (new_first, new_size) and num_positions - tokens == new_num_positions - new_tokens
+
+
+def _relative_grid(grid: tuple[int, int]) -> tuple[int, int]:
+    """Return the number of vertical and horizontal distances between two tokens of a grid."""
+    return 2 * grid[0] - 1, 2 * grid[1] - 1
+
+
+def _are_relative_positions(
+    shape: tuple[int, ...], new_shape: tuple[int, ...], grid: tuple[int, int], new_grid: tuple[int, int]
+) -> bool:
+    """Whether shapes for two image sizes are those of a table of relative positions, one row for each distance."""
+    expected = (math.prod(_relative_grid(part)) + _NUM_PREFIX_RELATIONS for part in (grid, new_grid))
+    return len(shape) == 2 and all(
+        part == (rows, shape[1]) for part, rows in zip((shape, new_shape), expected, strict=True)
+    )
+
+
+def _interpolate_relative_positions(
+    table: torch.Tensor, grid: tuple[int, int], new_grid: tuple[int, int]
+) -> torch.Tensor:
+    """Interpolate a table of relative positions (distances, H) to another grid, bilinear as the forward of BEiT does."""
+    image = table[:-_NUM_PREFIX_RELATIONS].unflatten(0, _relative_grid(grid)).permute(2, 0, 1)[None]
+    image = nn.functional.interpolate(image.float(), size=_relative_grid(new_grid), mode="bilinear")
+    return torch.cat([image[0].flatten(1).T.to(table.dtype), table[-_NUM_PREFIX_RELATIONS:]])
 
 
 def _get_shapes(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
