@@ -224,7 +224,7 @@ def _are_relative_positions(
 def _interpolate_relative_positions(
     table: torch.Tensor, grid: tuple[int, int], new_grid: tuple[int, int]
 ) -> torch.Tensor:
-    """Interpolate a table of relative positions (distances, H) to another grid, bilinear as the forward of BEiT does."""
+    """Interpolate a table of relative positions (distances, H) to another grid, bilinear as BEiT itself does."""
     image = table[:-_NUM_PREFIX_RELATIONS].unflatten(0, _relative_grid(grid)).permute(2, 0, 1)[None]
     image = nn.functional.interpolate(image.float(), size=_relative_grid(new_grid), mode="bilinear")
     return torch.cat([image[0].flatten(1).T.to(table.dtype), table[-_NUM_PREFIX_RELATIONS:]])
