@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.families import TESTED, build_tiny
+from helpers.families import WITH_MAPS, build_tiny
 from helpers.tiny_training import plain_vit
 from scipy.optimize import linear_sum_assignment
 
@@ -16,7 +16,7 @@ from hf_tokenmixup.evaluation.calibration import calibrate, forecast_settings
 from hf_tokenmixup.evaluation.scorenet_fit import fit_scorenet_difficulty
 from hf_tokenmixup.models.layer_inputs import layer_inputs
 
-CASES = {name: (name, {}) for name in TESTED} | {
+CASES = {name: (name, {"initializer_factor": 8.0} if "clip" in name else {}) for name in WITH_MAPS} | {
     "vit, mean query": ("vit", {"saliency_query": "mean"}),
     "cct, convolution": ("cct", {"tokenizer": "convolution"}),
 }

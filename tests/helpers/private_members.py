@@ -143,6 +143,15 @@ PRIVATE_MEMBERS = [
         None,
         "Checkpoint a layer without its mixing, and layers after frozen weights without the reentrant kind.",
     ),
+    PrivateMember(
+        "transformers.models.timm_wrapper.modeling_timm_wrapper.TimmWrapperPreTrainedModel",
+        "_set_gradient_checkpointing",
+        "self enable args kwargs",
+        "timm's own loop would checkpoint the mixing.",
+    ),
+    # timm.
+    PrivateMember("timm.models.vision_transformer.VisionTransformer", "_pos_embed", "self x", "The loop over layers."),
+    PrivateMember("timm.models.eva.Eva", "_pos_embed", "self x", "As for `VisionTransformer`, with rotary positions."),
     # torch.
     PrivateMember(MODULE, "_forward_hooks", None, "A projection with hooks is more than its weight."),
     PrivateMember(MODULE, "_forward_pre_hooks", None, "As `_forward_hooks`."),

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.families import CASES, TESTED, build_tiny
+from helpers.families import CASES, WITH_MAPS, build_tiny
 from transformers import set_seed
 
 from hf_tokenmixup.models.gradient_checkpointing import enable_checkpointing
@@ -12,7 +12,7 @@ BOTH = {"horizontal_layers": [1], "horizontal_tau": None, "vertical_layers": [2,
 TOLERANCE = {torch.bfloat16: 0.15, torch.float16: 0.02}
 
 
-@pytest.fixture(params=TESTED)
+@pytest.fixture(params=WITH_MAPS)
 def build(request):
     def build_model(**changes):
         return build_tiny(request.param, **BOTH | {"initializer_range": 0.15} | changes)

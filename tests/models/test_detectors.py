@@ -6,6 +6,7 @@ from helpers.families import TESTED, build_tiny
 from transformers import set_seed
 
 from hf_tokenmixup.functional import select_salient_tokens
+from hf_tokenmixup.models.layer_inputs import layer_inputs
 
 WIDE = {"image_size": (16, 24), "patch_size": 4}
 CASES = {name: (name, {}) for name in TESTED} | {
@@ -34,7 +35,7 @@ def forward(model, seed=3):
 
 def assert_used_parameters_have_gradients(model):
     for name, parameter in model.named_parameters():
-        assert parameter.grad is not None or name.endswith(model.unused_parameters), name
+        assert parameter.grad is not None or model.is_unused_parameter(name), name
 
 
 def collected(model, layer):
@@ -126,7 +127,7 @@ def test_manifold_mixup_mixes_input_of_one_layer(build):
     plain = build(drop_path_rate=0.0)
     plain.eval()
     with torch.no_grad():
-        hidden = plain(images_for(plain), output_hidden_states=True).hidden_states[2]
+        hidden = layer_inputs(plain, images_for(plain))[2].hidden
     entered = []
     model.get_transformer_layers()[2].pre_norm.register_forward_pre_hook(lambda module, args: entered.append(args[0]))
     output = forward(model)

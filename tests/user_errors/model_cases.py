@@ -195,7 +195,9 @@ MODEL_CASES = [
         flags=("--ignore_mismatched_sizes",),
     ),
     model("CCT configuration with ViT weights", with_cct_config, "do not fit a TokenMixupCct", "from_scratch"),
-    model("weights of another architecture", with_other_architecture, "do not fit a DeiT", "initialized randomly"),
+    model(
+        "weights of another architecture", with_other_architecture, "do not fit a TokenMixupDeiT", "initialized",
+    ),
     model(
         "model_type that differs from the model", trained_model, "type is 'vit'", "'cct'", "Remove",
         flags=("--model_type", "cct"),

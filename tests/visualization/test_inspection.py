@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.families import TESTED, build_tiny
+from helpers.families import WITH_MAPS, build_tiny
 from helpers.tiny_training import plain_vit
 
 from hf_tokenmixup.vertical import VerticalMemory
@@ -19,7 +19,7 @@ from hf_tokenmixup.visualization.token_grid import TokenGrid, compute_token_grid
 
 WIDE = {"image_size": (12, 20), "patch_size": 4}
 # Family, settings, and rows and columns of tokens.
-CASES = {name: (name, {}, (4, 4)) for name in TESTED} | {
+CASES = {name: (name, {}, (4, 4)) for name in WITH_MAPS} | {
     "wide vit": ("vit", WIDE, (3, 5)),
     "wide cct": ("cct", WIDE | {"tokenizer": "convolution"}, (6, 10)),
     "wide cct with CLS": ("cct", WIDE | {"pooling": "cls", "saliency_query": "cls"}, (3, 5)),

@@ -1,9 +1,12 @@
 """TokenMixup for CLIP and MetaCLIP 2."""
 
+from torch import nn
 from transformers import CLIPConfig, CLIPForImageClassification, MetaClip2Config, MetaClip2ForImageClassification
+from transformers import initialization as init
 from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer
 from transformers.models.metaclip_2.modeling_metaclip_2 import MetaClip2Attention, MetaClip2EncoderLayer
 
+from ..horizontal import ScoreNet
 from .vision_text import (
     VisionTextAttentionMixin,
     VisionTextConfigMixin,
@@ -65,6 +68,14 @@ class TokenMixupMetaClip2EncoderLayer(VisionTextLayerMixin, MetaClip2EncoderLaye
 class _CLIPModelMixin(VisionTextModelMixin):
     # The classifier averages the patch tokens. The normalized CLS token is for comparisons with texts.
     unused_parameters = ("vision_model.post_layernorm.",)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, ScoreNet):
+            # As the classifier. CLIP initializes other linear layers that are not its own with a deviation of 1.
+            std = self.config.vision_config.hidden_size**-0.5 * self.config.initializer_factor
+            for layer in module.children():
+                init.normal_(layer.weight, std=std)
 
 
 class TokenMixupCLIPForImageClassification(_CLIPModelMixin, CLIPForImageClassification):

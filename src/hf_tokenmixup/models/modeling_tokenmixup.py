@@ -260,8 +260,7 @@ class TokenMixupModelMixin(ActivationCheckpointing, AdapterMethods):
         for index, layer in enumerate(self.get_transformer_layers()):
             layer = self.layer_class.from_layer(layer, self.config, index)
             if layer.is_horizontal:
-                for module in layer.scorenet.modules():
-                    self._init_weights(module)
+                layer.scorenet.apply(self._init_weights)
         # FSDP wraps modules with these class names, and fails for a class without modules.
         names = {type(module).__name__ for module in self.modules()}
         layer_names = {type(layer).__name__ for layer in self.get_transformer_layers()}

@@ -115,6 +115,10 @@ TESTED = sorted(
 )
 
 
+# The plain models of timm return no attention maps. `test_timm_wrapper.py` compares with their attention.
+WITH_MAPS = [model_type for model_type in TESTED if CASES[model_type].output_attentions]
+
+
 def build_tiny(model_type: str, *, seed: int = 0, randomize: bool = True, **settings: Any) -> PreTrainedModel:
     """Create the tiny model of a family in training mode, with the same random weights each time.
 
