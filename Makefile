@@ -29,7 +29,7 @@ style:
 
 # The quick tests: no network, no GPU.
 test:
-	pytest
+	pytest -n auto --dist loadfile
 
 # Tests that start several processes or kill runs; about half an hour on two cores.
 test-slow:

@@ -54,6 +54,14 @@ setup(
     ],
     extras_require={
         "lora": ["peft>=0.20"],
-        "dev": ["hypothesis>=6.100", "mypy>=1.11", "pytest>=8", "setuptools>=77", "ruff>=0.14,<0.18", "peft>=0.20"],
+        "dev": [
+            "hypothesis>=6.100",
+            "mypy>=1.11",
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "setuptools>=77",
+            "ruff>=0.14,<0.18",
+            "peft>=0.20",
+        ],
     },
 )

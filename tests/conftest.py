@@ -1,10 +1,20 @@
 """Fixtures of all tests."""
 
+import os
+
 import pytest
+import torch
 from fake_hub.server import Hub
 from huggingface_hub import constants
 
 TOKENS = {"hf_alice": "alice", "hf_bob": "bob", "hf_reader": ("alice", "read")}
+
+
+def pytest_configure():
+    # Parallel workers of pytest-xdist share the cores.
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -59,6 +59,10 @@ def only(family):
     return pytest.mark.parametrize("build", [family], indirect=True)
 
 
+# For code that does not depend on the family.
+general = pytest.mark.parametrize("build", ["vit", "cct"], indirect=True)
+
+
 def layer_path(model):
     """Name of the list of transformer layers."""
     layers = model.get_transformer_layers()
@@ -322,11 +326,22 @@ TRAINED = {
 }
 
 
+@general
 @pytest.mark.parametrize("trained", TRAINED)
 @pytest.mark.parametrize("kwargs", [{"use_reentrant": True}, {"preserve_rng_state": True}])
 @pytest.mark.parametrize("settings", [{}, BOTH])
 @pytest.mark.filterwarnings("error:None of the inputs have requires_grad", "ignore:torch.utils.checkpoint")
 def test_gradient_checkpointing_frozen_weights_is_exact(build, trained, kwargs, settings, images, labels):
+    assert_checkpointed_step_is_exact(build, trained, kwargs, settings, images, labels)
+
+
+@pytest.mark.parametrize("trained", ["last layers and head", "one weight of layer 2"])
+@pytest.mark.filterwarnings("error:None of the inputs have requires_grad", "ignore:torch.utils.checkpoint")
+def test_reentrant_checkpointing_frozen_weights_is_exact(build, trained, images, labels):
+    assert_checkpointed_step_is_exact(build, trained, {"use_reentrant": True}, BOTH, images, labels)
+
+
+def assert_checkpointed_step_is_exact(build, trained, kwargs, settings, images, labels):
     model = build(**settings, **DROPOUT, attn_implementation=build.case.reproducible_attention)
     for name, parameter in model.named_parameters():
         is_trained = TRAINED[trained](usual_name(model, build.case, name))
@@ -505,6 +520,7 @@ def test_forward_num_items_in_batch_divides_loss(build, images, labels):
     torch.testing.assert_close(model(images, labels=labels, num_items_in_batch=torch.tensor(12)).loss, mean / 2)
 
 
+@general
 @pytest.mark.parametrize(
     "wrong, message",
     [
