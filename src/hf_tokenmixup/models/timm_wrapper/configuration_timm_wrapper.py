@@ -34,8 +34,10 @@ class TokenMixupTimmWrapperConfig(TokenMixupConfigMixin, TimmWrapperConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         """Create a configuration, as in `TimmWrapperConfig.from_dict`."""
         result = super().from_dict(config_dict, **kwargs)
-        # The names are in `id2label`. `to_dict` would write these instead of the names of other classes.
-        vars(result[0] if isinstance(result, tuple) else result).pop("label_names", None)
+        config = result[0] if isinstance(result, tuple) else result
+        if "label_names" in vars(config):
+            # `kwargs` may have other classes. `to_dict` of the base class would write the names of the checkpoint.
+            config.label_names = list(config.id2label.values())
         return result
 
     @classmethod
