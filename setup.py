@@ -46,6 +46,7 @@ setup(
         "scipy>=1.13",
         "timm>=1.0.20,<2",
         "scikit-learn>=1.5",
+        "torchmetrics>=1.6,<2",
         "matplotlib>=3.9",
         "pillow>=10.4",
         "psutil>=5.9",

@@ -1,4 +1,4 @@
-"""Top-1 and top-5 accuracy."""
+"""Top-1 and top-5 accuracy, and the calibration error."""
 
 import ast
 import socket
@@ -12,7 +12,14 @@ import torch
 from transformers import EvalPrediction
 
 import hf_tokenmixup.metrics
-from hf_tokenmixup.metrics import ComputeMetrics, TopKAccuracy, compute_metrics, top_classes
+from hf_tokenmixup.metrics import (
+    ComputeMetrics,
+    TopKAccuracy,
+    calibration_error,
+    compute_metrics,
+    top_classes,
+    top_predictions,
+)
 
 FILE = Path(hf_tokenmixup.metrics.__file__)
 
@@ -151,4 +158,62 @@ def test_metric_file_imports_nothing_of_package():
         ["numpy"],
         ["torch"],
     ]
-    assert not [node for node in imports if isinstance(node, ast.ImportFrom)]
+    modules = [node.module for node in imports if isinstance(node, ast.ImportFrom)]
+    assert modules == ["torchmetrics.functional.classification"]
+
+
+def calibration_error_by_hand(confidences, correct):
+    total = 0.0
+    for index in range(15):
+        inside = [i for i, value in enumerate(confidences) if index / 15 <= value < (index + 1) / 15]
+        if inside:
+            accuracy = sum(bool(correct[i]) for i in inside) / len(inside)
+            total += len(inside) / len(confidences) * abs(accuracy - sum(confidences[i] for i in inside) / len(inside))
+    return total
+
+
+def calibration_data():
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = 3 * torch.randn(400, 9, generator=generator), torch.randint(9, (400,), generator=generator)
+    # Half of the labels are the best class, so that the bins differ in accuracy.
+    labels[::2] = logits[::2].argmax(1)
+    confidences = np.exp(logits.double().numpy())
+    confidences = (confidences / confidences.sum(1, keepdims=True)).max(1)
+    return logits, labels, calibration_error_by_hand(confidences.tolist(), (logits.argmax(1) == labels).tolist())
+
+
+def test_calibration_error_equals_brute_force():
+    logits, labels, expected = calibration_data()
+    confidences, correct = top_predictions(logits)[1], logits.argmax(1) == labels
+    assert 0.1 < expected < 0.9
+    assert calibration_error(confidences, correct) == pytest.approx(expected, rel=1e-6)
+    order = torch.randperm(400, generator=torch.Generator().manual_seed(1))
+    assert calibration_error(confidences[order], correct[order]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_calibration_error_of_calibrated_and_overconfident_predictions():
+    correct = torch.tensor([True, False, True, False])
+    assert calibration_error(torch.full((4,), 0.5), correct) == 0
+    assert calibration_error(torch.full((4,), 1.0), correct) == 0.5
+    assert calibration_error(torch.tensor([0.75, 0.25, 0.75, 0.25]), correct) == 0.25
+
+
+def test_top_predictions_in_half_precision_have_float32_confidences():
+    logits = torch.tensor([[2.0, 0.0, 1.0]], dtype=torch.bfloat16)
+    classes, confidences = top_predictions((logits, "something else"), k=2)
+    assert classes.tolist() == [[0, 2]] and confidences.dtype == torch.float32
+    assert confidences.item() == pytest.approx(1 / (1 + np.exp(-2) + np.exp(-1)), rel=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [400, 150])
+def test_compute_metrics_with_confidences_returns_calibration_error(batch_size):
+    logits, labels, expected = calibration_data()
+    batches = [tuple(part.numpy() for part in top_predictions(rows)) for rows in logits.split(batch_size)]
+    targets = [rows.numpy() for rows in labels.split(batch_size)]
+    result = compute_metrics(EvalPrediction(batches, targets))
+    assert result["calibration_error"] == pytest.approx(expected, rel=1e-6)
+    assert result["top1"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
+    metrics = ComputeMetrics()
+    for index, (batch, target) in enumerate(zip(batches, targets, strict=True)):
+        by_batch = metrics(EvalPrediction(batch, target), compute_result=index == len(batches) - 1)
+    assert by_batch == result

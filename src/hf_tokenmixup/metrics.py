@@ -1,4 +1,4 @@
-"""Top-1 and top-5 accuracy as an `evaluate.Metric` that needs no network connection.
+"""Top-1 and top-5 accuracy as an `evaluate.Metric` that needs no network connection, and the calibration error.
 
 `evaluate.load("<path to this file>")` loads this file without the package, so it imports nothing of the package. The
 metric reads the five best classes of each image, which `top_classes` selects on the device. For 50,000 images of 1,000
@@ -9,6 +9,9 @@ import datasets
 import evaluate
 import numpy as np
 import torch
+
+# As in Guo et al., On Calibration of Modern Neural Networks (ICML 2017).
+NUM_CALIBRATION_BINS = 15
 
 _DESCRIPTION = """\
 Top-1 and top-5 accuracy: fraction of images whose label is the best class, or one of the five best classes."""
@@ -81,8 +84,53 @@ def top_classes(logits, labels=None, k: int = 5) -> torch.Tensor:
     return logits.topk(min(k, logits.shape[-1]), dim=-1).indices
 
 
+def top_predictions(logits, labels=None, k: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `top_classes`, with the confidence, from which `ComputeMetrics` computes the calibration error.
+
+    Args:
+        logits: (B, C) class scores, or a tuple of outputs with the class scores first.
+        labels: unused; `Trainer` passes them.
+        k: number of classes.
+
+    Returns:
+        (B, min(k, C)) int64 class indices, the best class first, and (B,) float32 probabilities of the best class, on
+        the device of the logits.
+
+    Example:
+        >>> top_predictions(torch.tensor([[0.0, 0.0, 0.0, 0.0]]), k=1)[1]
+        tensor([0.2500])
+    """
+    if isinstance(logits, (tuple, list)):
+        logits = logits[0]
+    return top_classes(logits, k=k), logits.float().softmax(-1).amax(-1)
+
+
+def calibration_error(confidences: torch.Tensor, correct: torch.Tensor) -> float:
+    """Expected calibration error: mean over images of |accuracy - mean confidence| of the image's bin.
+
+    The 15 bins have equal width between 0 and 1.
+
+    Args:
+        confidences: (N,) probabilities of the best class.
+        correct: (N,) whether the best class is the label, bool or 0 and 1.
+
+    Returns:
+        The error, between 0 and 1.
+
+    Example:
+        >>> calibration_error(torch.tensor([0.75, 0.75]), torch.tensor([True, False]))  # |0.5 - 0.75|
+        0.25
+    """
+    # The import takes seconds.
+    from torchmetrics.functional.classification import binary_calibration_error
+
+    # In float64 the order of the images does not change the sums visibly.
+    error = binary_calibration_error(confidences.double(), correct.long(), n_bins=NUM_CALIBRATION_BINS, norm="l1")
+    return error.item()
+
+
 class ComputeMetrics:
-    """Top-1 and top-5 accuracy for `Trainer`'s `compute_metrics`.
+    """Top-1 and top-5 accuracy and calibration error for `Trainer`'s `compute_metrics`.
 
     `Trainer` passes all predictions at once, as a list of batches (`eval_do_concat_batches=False`), or batch by batch
     (`batch_eval_metrics=True`). In the last case the object stores the batches, so each trainer needs its own object.
@@ -99,43 +147,51 @@ class ComputeMetrics:
 
     def reset(self) -> None:
         """Discard the batches of an incomplete evaluation."""
-        self._batches: list[tuple[np.ndarray, np.ndarray]] = []
+        self._batches: list[tuple[np.ndarray, np.ndarray, np.ndarray | None]] = []
 
     def __call__(self, prediction, compute_result: bool | None = None) -> dict[str, float]:
-        """Compute the accuracies.
+        """Compute the metrics.
 
         Args:
             prediction: an `EvalPrediction`. `predictions` are class indices (N, k) with the best class first, or
                 logits (N, C) in floating point; `label_ids` are labels (N,). Both may be lists of arrays, one per
-                batch. The first entry of a tuple is used.
+                batch. The first entry of a tuple is used, and the second one if it has the confidences (N,), as
+                `top_predictions` returns them.
             compute_result: None for all images at once, False for a batch, True for the last batch.
 
         Returns:
-            `top1` and `top5`, between 0 and 1; an empty dictionary before the last batch.
+            `top1` and `top5`, and with confidences `calibration_error`, between 0 and 1; an empty dictionary before
+            the last batch.
 
         Raises:
             ValueError: if there are no images, or the numbers of labels and predictions differ.
         """
-        batch = (_to_array(prediction.predictions), _to_array(prediction.label_ids))
-        if np.issubdtype(batch[0].dtype, np.floating) and batch[0].ndim == 2:
-            batch = (top_classes(torch.from_numpy(batch[0])).numpy(), batch[1])
-        if len(batch[0]) != len(batch[1]):
+        classes, labels = _to_array(prediction.predictions), _to_array(prediction.label_ids)
+        if np.issubdtype(classes.dtype, np.floating) and classes.ndim == 2:
+            classes = top_classes(torch.from_numpy(classes)).numpy()
+        if len(classes) != len(labels):
             raise ValueError(
-                f"Expected one label per prediction, got {len(batch[0])} predictions and {len(batch[1])} labels."
+                f"Expected one label per prediction, got {len(classes)} predictions and {len(labels)} labels."
             )
+        batch = (classes, labels, _get_confidences(prediction.predictions))
         if compute_result is None:
-            return self._compute_accuracies([batch])
+            return self._compute([batch])
         self._batches.append(batch)
         if not compute_result:
             return {}
         batches = self._batches
         self.reset()
-        return self._compute_accuracies(batches)
+        return self._compute(batches)
 
     @staticmethod
-    def _compute_accuracies(batches: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
-        classes, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
-        return TopKAccuracy(keep_in_memory=True).compute(predictions=classes, references=labels)
+    def _compute(batches: list[tuple[np.ndarray, np.ndarray, np.ndarray | None]]) -> dict[str, float]:
+        classes, labels = (np.concatenate([batch[index] for batch in batches]) for index in (0, 1))
+        metrics = TopKAccuracy(keep_in_memory=True).compute(predictions=classes, references=labels)
+        confidences = [batch[2] for batch in batches if batch[2] is not None]
+        if len(confidences) == len(batches):
+            correct = torch.from_numpy(classes[:, 0] == labels)
+            metrics["calibration_error"] = calibration_error(torch.from_numpy(np.concatenate(confidences)), correct)
+        return metrics
 
 
 compute_metrics = ComputeMetrics()
@@ -150,3 +206,15 @@ def _to_array(values) -> np.ndarray:
     if isinstance(values, torch.Tensor):
         values = values.cpu()
     return np.asarray(values)
+
+
+def _get_confidences(predictions) -> np.ndarray | None:
+    """Return the confidences (N,), the second entry of `top_predictions`; None if there are none."""
+    if isinstance(predictions, list):
+        parts = [part for part in map(_get_confidences, predictions) if part is not None]
+        return np.concatenate(parts) if parts and len(parts) == len(predictions) else None
+    if not isinstance(predictions, tuple) or len(predictions) < 2:
+        return None
+    values = predictions[1].cpu().numpy() if isinstance(predictions[1], torch.Tensor) else predictions[1]
+    is_confidence = isinstance(values, np.ndarray) and values.ndim == 1 and np.issubdtype(values.dtype, np.floating)
+    return values if is_confidence else None

@@ -38,7 +38,7 @@ from ..data.transforms import infer_image_processor_config, resize_image_process
 from ..evaluation.calibration import forecast_settings
 from ..hub.model_card import TrainingCardData
 from ..hub.upload import HubUploadError
-from ..metrics import compute_metrics, top_classes
+from ..metrics import compute_metrics, top_predictions
 from ..models import TokenMixupModelMixin, class_names, get_image_size, height_and_width, load_classifier
 from ..training import (
     JsonlLoggerCallback,
@@ -165,7 +165,8 @@ def print_summary(metrics: dict[str, float], trainer: TokenMixupTrainer) -> None
     folder = Path(trainer.args.output_dir)
     lines = []
     if "eval_top1" in metrics:
-        lines.append(f"top-1 {metrics['eval_top1']:.2%}   top-5 {metrics['eval_top5']:.2%}")
+        accuracy = f"top-1 {metrics['eval_top1']:.2%}   top-5 {metrics['eval_top5']:.2%}"
+        lines.append(f"{accuracy}   calibration error {metrics['eval_calibration_error']:.4f}")
     if mixing := describe_mixing(metrics, trainer.classifier_model.config, trainer.mixing_totals.complete):
         lines.append(f"mixing   {mixing}")
     if trainer.args.do_train:
@@ -322,7 +323,7 @@ def build_trainer(arguments: Sequence[str]) -> TokenMixupTrainer:
         data_collator=collate,
         processing_class=processor,
         compute_metrics=compute_metrics,
-        preprocess_logits_for_metrics=top_classes,
+        preprocess_logits_for_metrics=top_predictions,
         callbacks=[JsonlLoggerCallback(), TrainingCurvesCallback()] if args.do_train else None,
     )
     trainer.dry_run = options.dry_run
