@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import evaluate
+import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features
@@ -66,12 +67,18 @@ def test_evaluate_counts_equal_pipeline_counts(script, tmp_path, capsys):
     result = run(script, tmp_path, model, "--dataset_name", "digits", "--batch_size", 50)
     split = load_digits_dataset()["test"]
     classify = pipeline("image-classification", model=model, device="cpu")
-    guesses = [[guess["label"] for guess in best] for best in classify(list(split["image"]), top_k=5)]
+    predictions = classify(list(split["image"]), top_k=5)
+    guesses = [[guess["label"] for guess in best] for best in predictions]
     labels = [str(label) for label in split["label"]]
     top1 = sum(label == best[0] for label, best in zip(labels, guesses, strict=True))
     top5 = sum(label in best for label, best in zip(labels, guesses, strict=True))
     assert (result["num_images"], result["top1"], result["top5"]) == (360, top1 / 360, top5 / 360)
     assert 0 < top1 < top5 < 360
+    confidences = np.array([best[0]["score"] for best in predictions])
+    correct = np.array([label == best[0] for label, best in zip(labels, guesses, strict=True)])
+    bins = [(confidences >= low / 15) & (confidences < (low + 1) / 15) for low in range(15)]
+    gaps = [inside.sum() * abs(confidences[inside].mean() - correct[inside].mean()) for inside in bins if inside.any()]
+    assert result["calibration_error"] == pytest.approx(sum(gaps) / 360, rel=1e-5)
     assert (result["dataset"], result["split"]) == ("digits", "test")
     assert result["dataset_fingerprint"] == split._fingerprint
     assert (result["model"], result["batch_size"], result["num_processes"]) == ("model", 50, 1)
@@ -116,6 +123,32 @@ def test_evaluate_recorded_command_reproduces_result_without_secrets(script, tmp
     assert [first[name] for name in fixed] == [second[name] for name in fixed]
     other = run(script, tmp_path, model, "--dataset_name", "digits", "--max_eval_samples", 50, "--seed", 8)
     assert other["loss"] != first["loss"] and other["dataset_fingerprint"] == first["dataset_fingerprint"]
+
+
+def test_evaluate_with_corruptions_prints_a_row_for_each_and_the_mean(script, tmp_path, capsys):
+    model = save(vit(), tmp_path / "model")
+    options = ["--dataset_name", "digits", "--max_eval_samples", 60, "--corruptions", "gaussian_noise", "contrast"]
+    result = run(script, tmp_path, model, *options, "--corruption_severity", 5, "--batch_size", 60)
+    rows = result["corruptions"]
+    assert [(row["name"], row["severity"]) for row in rows] == [("gaussian_noise", 5), ("contrast", 5)]
+    assert len({result["loss"], *(row["loss"] for row in rows)}) == 3
+    for name in ("top1", "loss", "calibration_error"):
+        assert result["corruption_mean"][name] == pytest.approx((rows[0][name] + rows[1][name]) / 2)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["severity", "5", "top-1", "loss", "ECE"] in lines
+    for row in (*rows, result["corruption_mean"]):
+        values = [f"{row['top1']:.2%}", f"{row['loss']:.4f}", f"{row['calibration_error']:.4f}"]
+        assert [row["name"], *values] in lines
+
+    again = run(script, tmp_path, model, *options, "--corruption_severity", 5, "--batch_size", 7)["corruptions"]
+    assert [row["top1"] for row in again] == [row["top1"] for row in rows]
+    assert [row["loss"] for row in again] == pytest.approx([row["loss"] for row in rows], rel=1e-5)
+
+
+def test_parse_options_of_corruptions_without_names_has_all(script):
+    args = script.parse_options(["m", "--dataset_name", "digits", "--corruptions"])[1]
+    assert len(args.corruptions) >= 5 and args.corruption_severity == 3
+    assert script.parse_options(["m", "--dataset_name", "digits"])[1].corruptions is None
 
 
 def test_reproduce_command_of_several_processes_uses_torchrun(script):
@@ -191,6 +224,8 @@ def test_evaluate_without_evaluation_split_needs_fraction(script, tmp_path):
         (["model", "--dataset_name", "digits", "--dtype", "int8"], "invalid choice: 'int8'"),
         (["model", "--dataset_name", "digits", "--label_mapping", "some"], "invalid choice: 'some'"),
         (["model", "--dataset_name", "digits", "--json", "."], "--json must name a file"),
+        (["model", "--dataset_name", "digits", "--corruptions", "fog"], "There is no corruption 'fog'. Corruptions:"),
+        (["model", "--dataset_name", "digits", "--corruption_severity", "2"], "no effect without --corruptions"),
         (
             ["model", "--dataset_name", "digits", "--update_card", "--max_eval_samples", "9"],
             "that of a complete split",
@@ -219,6 +254,7 @@ def test_evaluate_with_update_card_writes_card_of_folder(script, tmp_path, capsy
     card = ModelCard.load(tmp_path / "model" / "README.md")
     assert card.data.license == "mit" and "# Mine" in card.content
     values = {item.metric_type: item.metric_value for item in card.data.eval_results}
+    assert values["calibration_error"] == result["calibration_error"] > 0
     assert (values["accuracy"], values["top_5_accuracy"]) == (result["top1"], result["top5"])
     assert {item.dataset_split for item in card.data.eval_results} == {"test"}
     assert str(tmp_path / "model" / "README.md") in capsys.readouterr().out

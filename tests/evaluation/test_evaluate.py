@@ -77,6 +77,7 @@ def test_evaluate_classifier_matches_image_by_image_results(model, data, batch_s
     assert (counts.num_images, counts.top1, counts.top5) == (101, (ranks == 0).sum(), (ranks < 5).sum())
     assert 0 < counts.top1 < counts.top5 < 101
     assert counts.loss == pytest.approx(losses.sum(), rel=1e-6)
+    assert counts.correct.tolist() == (ranks == 0).tolist() and len(counts.confidences) == 101
     assert model.training and counts.seconds > 0
 
 
@@ -91,6 +92,8 @@ def test_evaluate_classifier_with_processes_reads_every_image_once(model, data, 
     assert sorted(data.read) == list(range(101)) and len(sent) == world
     assert (result.num_images, result.top1, result.top5) == (101, expected.top1, expected.top5)
     assert result.loss == pytest.approx(expected.loss, rel=1e-6)
+    assert result.calibration_error() == pytest.approx(expected.calibration_error(), rel=1e-6)
+    assert len(result.confidences) == 101
     assert result.seconds == max(part.seconds for part in sent)
     assert max(part.num_images for part in sent) - min(part.num_images for part in sent) <= 1
 
@@ -102,6 +105,9 @@ def test_evaluate_classifier_equal_logits_rank_lower_class_first(data):
     counts = evaluate_classifier(ConstantModel(*[0.0] * 8, 1.0, 1.0), data, batch_size=32)
     assert (counts.top1, counts.top5) == ((labels == 8).sum(), np.isin(labels, [8, 9, 0, 1, 2]).sum())
     assert counts.loss == pytest.approx(101 * np.log(8 + 2 * np.e) - np.isin(labels, [8, 9]).sum(), rel=1e-6)
+    # All images have the same confidence, so they are in one bin.
+    expected = abs((labels == 8).mean() - np.e / (8 + 2 * np.e))
+    assert counts.calibration_error() == pytest.approx(expected, rel=1e-6)
 
 
 def test_evaluate_classifier_few_classes_counts_every_image_for_top5(digits):
@@ -182,11 +188,12 @@ def test_evaluation_result_table():
     result = EvaluationResult(
         model="vit", model_revision="sha256:12", num_parameters=85800000, macs=16900000000, dataset="a/data",
         dataset_config="plain", dataset_revision=None, dataset_fingerprint="f00d", split="test", num_images=10000,
-        top1=0.12344, top5=0.5, loss=2.34567, images_per_second=1234.56, batch_size=64, num_processes=2,
-        hardware="2 x GPU", dtype="bf16", command="python scripts/evaluate.py vit",
+        top1=0.12344, top5=0.5, loss=2.34567, calibration_error=0.01236, images_per_second=1234.56,
+        batch_size=64, num_processes=2, hardware="2 x GPU", dtype="bf16", command="python scripts/evaluate.py vit",
     )  # fmt: skip
     rows = dict(line.split(maxsplit=1) for line in result.table().splitlines())
     assert rows["model"] == "vit (sha256:12)" and rows["dataset"] == "a/data plain (f00d)"
     assert (rows["split"], rows["top-1"], rows["loss"]) == ("test, 10,000 images", "12.34%", "2.3457")
+    assert rows["ECE"] == "0.0124"
     assert (rows["parameters"], rows["MACs/image"]) == ("85,800,000", "16,900,000,000")
     assert rows["images/s"] == "1,234.6, batches of 64, 2 processes" and rows["hardware"] == "2 x GPU, bf16"

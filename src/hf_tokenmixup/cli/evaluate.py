@@ -1,12 +1,14 @@
-"""Evaluate an image classifier: top-1, top-5, loss, images per second, parameters and MACs.
+"""Evaluate an image classifier: top-1, top-5, loss, calibration error, images per second, parameters and MACs.
 
   python scripts/evaluate.py outputs/cifar100 --dataset_name uoft-cs/cifar100
   accelerate launch --num_processes 4 scripts/evaluate.py google/vit-base-patch16-224 \\
       --dataset_name ILSVRC/imagenet-1k --label_mapping number --dtype bf16 --num_workers 8 --json vit.json
   python scripts/evaluate.py outputs/cifar100 --dataset_name uoft-cs/cifar100 --update_card
+  python scripts/evaluate.py outputs/cifar100 --dataset_name uoft-cs/cifar100 --corruptions gaussian_noise jpeg
 
 The model is any image classifier of transformers, by its name on the Hub or its folder. Every image counts exactly
-once on any number of processes.
+once on any number of processes. Corruptions are applied at the size of the model's images, before the normalization.
+Their random numbers do not depend on the model, the batch size or the number of processes.
 """
 
 import dataclasses
@@ -24,7 +26,7 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
-from transformers import PreTrainedModel
+from transformers import BaseImageProcessor, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from ..data import (
@@ -36,7 +38,13 @@ from ..data import (
     load_streaming_image_dataset,
 )
 from ..data.transforms import ImageProcessorTransform, infer_image_processor_config
-from ..evaluation.evaluate import EvaluationResult, evaluate_classifier, resolve_model_revision
+from ..evaluation.corruptions import CORRUPTIONS, average_corruptions, validate_corruptions
+from ..evaluation.evaluate import (
+    EvaluationResult,
+    evaluate_classifier,
+    evaluate_corruptions,
+    resolve_model_revision,
+)
 from ..evaluation.flops import count_macs, count_parameters
 from ..hub import update_model_card
 from ..hub.card_metadata import validate_card
@@ -50,6 +58,7 @@ from .program import check_output_file, invocation, run_command
 from .recipes import check_unknown_options
 from .threads import use_physical_cores
 
+DEFAULT_SEVERITY = 3
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -68,7 +77,21 @@ def build_parser() -> CliParser:
     group.add_argument("--dtype", choices=list(DTYPES), default="fp32", help="bf16 and fp16 use autocast.")
     group.add_argument("--attn_implementation", help="Attention: sdpa, eager, ... (transformers' choice).")
     group.add_argument("--use_cpu", action="store_true", help="Do not use an accelerator.")
-    group.add_argument("--seed", type=int, default=42, help="Draws images (--max_eval_samples, --train_val_split).")
+    group.add_argument(
+        "--seed", type=int, default=42, help="Draws images (--max_eval_samples, --train_val_split) and noise."
+    )
+    group.add_argument(
+        "--corruptions",
+        nargs="*",
+        metavar="NAME",
+        help=f"Evaluate on corrupted images too: {', '.join(CORRUPTIONS)}; all of them without a name.",
+    )
+    group.add_argument(
+        "--corruption_severity",
+        type=int,
+        metavar="N",
+        help=f"Severity of the corruptions, 1 to 5 ({DEFAULT_SEVERITY}).",
+    )
     group.add_argument("--json", metavar="FILE", type=Path, help="Write the result to this file.")
     group.add_argument("--update_card", action="store_true", help="Write the result into the model's card.")
     add_hub_options(parser, remote_code=True)
@@ -108,6 +131,12 @@ def validate_options(data_args: EvalDataArguments, args: Namespace) -> None:
         )
     if Path(args.model).is_dir() and args.revision is not None:
         raise ValueError(f"--revision is for models on the Hub, and {args.model} is a folder.")
+    if args.corruptions is None and args.corruption_severity is not None:
+        raise ValueError("--corruption_severity has no effect without --corruptions.")
+    if args.corruptions is not None:
+        args.corruptions = args.corruptions or list(CORRUPTIONS)
+        args.corruption_severity = DEFAULT_SEVERITY if args.corruption_severity is None else args.corruption_severity
+        validate_corruptions(args.corruptions, args.corruption_severity)
     if args.json is not None:
         check_output_file("--json", args.json)
     if args.update_card:
@@ -182,12 +211,14 @@ class EvaluationSetup:
         image_size: (3, H, W) of the model's images.
         data: the dataset.
         images: the split to evaluate, transformed for the model.
+        processor: the model's image processor.
     """
 
     model: PreTrainedModel
     image_size: tuple[int, int, int]
     data: ImageDatasetSplits
     images: ImageClassificationData | ImageClassificationIterableDataset
+    processor: BaseImageProcessor
 
 
 def load_setup(data_args: EvalDataArguments, args: Namespace, commit: str | None) -> EvaluationSetup:
@@ -218,7 +249,7 @@ def load_setup(data_args: EvalDataArguments, args: Namespace, commit: str | None
         split=data.eval_split,
         label_map=build_label_mapping(model_names, data.label_names, data_args.label_mapping),
     )
-    return EvaluationSetup(model, (3, height, width), data, images)
+    return EvaluationSetup(model, (3, height, width), data, images, processor)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -233,15 +264,18 @@ def main(arguments: Sequence[str]) -> None:
     setup = load_setup(data_args, args, None if Path(args.model).is_dir() else revision)
     model, data = setup.model.to(state.device), setup.data
     macs = count_macs(model, setup.image_size)
-    counts = evaluate_classifier(
-        model,
-        setup.images,
-        batch_size=args.batch_size,
-        num_workers=args.num_workers,
-        dtype=DTYPES[args.dtype],
-        state=state,
-        progress=state.is_main_process,
-    )
+    options = {
+        "batch_size": args.batch_size,
+        "num_workers": args.num_workers,
+        "dtype": DTYPES[args.dtype],
+        "state": state,
+        "progress": state.is_main_process,
+    }
+    counts = evaluate_classifier(model, setup.images, **options)
+    corruptions = ()
+    if args.corruptions:
+        options |= {"severity": args.corruption_severity, "seed": args.seed}
+        corruptions = evaluate_corruptions(model, setup.images, setup.processor, args.corruptions, **options)
     if state.is_main_process:
         evaluation = EvaluationResult(
             model=model_label(args.model),
@@ -257,6 +291,7 @@ def main(arguments: Sequence[str]) -> None:
             top1=counts.top1 / counts.num_images,
             top5=counts.top5 / counts.num_images,
             loss=counts.loss / counts.num_images,
+            calibration_error=counts.calibration_error(),
             images_per_second=counts.num_images / counts.seconds,
             batch_size=args.batch_size,
             num_processes=state.num_processes,
@@ -264,6 +299,8 @@ def main(arguments: Sequence[str]) -> None:
             dtype=describe_precision(args.dtype, model.dtype, state.device),
             command=reproduce_command(arguments, state.num_processes),
             versions=library_versions(),
+            corruptions=corruptions,
+            corruption_mean=average_corruptions(corruptions) if corruptions else None,
         )
         save_result(evaluation, args)
     state.destroy_process_group()

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -17,7 +18,10 @@ from transformers.utils import CONFIG_NAME, cached_file
 from transformers.utils.hub import extract_commit_hash
 
 from ..data import ImageClassificationData, ImageClassificationIterableDataset, collate
+from ..metrics import calibration_error
 from ..saliency import eval_mode
+from ..utils.tables import format_text_table
+from .corruptions import CorruptedTransform, CorruptionResult, with_transform
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +42,8 @@ class EvaluationResult:
         top1: Top-1 accuracy in [0, 1].
         top5: Top-5 accuracy in [0, 1].
         loss: Mean cross-entropy in nats.
+        calibration_error: Expected calibration error in [0, 1], see `hf_tokenmixup.metrics.calibration_error`; None if
+            it was not computed.
         images_per_second: Throughput of all processes together, including data loading.
         batch_size: Images per batch and process.
         num_processes: Number of processes.
@@ -45,6 +51,8 @@ class EvaluationResult:
         dtype: Precision of the forward pass, such as `bf16`.
         command: Command line that reproduces the result.
         versions: Versions of the libraries by name.
+        corruptions: Results on corrupted images, if there are any.
+        corruption_mean: Their means.
     """
 
     model: str
@@ -66,10 +74,13 @@ class EvaluationResult:
     hardware: str
     dtype: str
     command: str
+    calibration_error: float | None = None
     versions: dict[str, str] = field(default_factory=dict)
+    corruptions: tuple[CorruptionResult, ...] = ()
+    corruption_mean: CorruptionResult | None = None
 
     def table(self) -> str:
-        """Format the result for a terminal, one value per line."""
+        """Format the result for a terminal: one value per line, then one line per corruption and their mean."""
         dataset = " ".join(filter(None, (self.dataset, self.dataset_config)))
         processes = f", {self.num_processes} processes" if self.num_processes > 1 else ""
         rows = {
@@ -79,17 +90,26 @@ class EvaluationResult:
             "top-1": f"{self.top1:.2%}",
             "top-5": f"{self.top5:.2%}",
             "loss": f"{self.loss:.4f}",
+            "ECE": "unknown" if self.calibration_error is None else f"{self.calibration_error:.4f}",
             "images/s": f"{self.images_per_second:,.1f}, batches of {self.batch_size}{processes}",
             "parameters": f"{self.num_parameters:,}",
             "MACs/image": "unknown" if self.macs is None else f"{self.macs:,}",
             "hardware": f"{self.hardware}, {self.dtype}",
         }
-        return "\n".join(f"{name:10}  {value}" for name, value in rows.items())
+        lines = [f"{name:10}  {value}" for name, value in rows.items()]
+        if self.corruption_mean is not None:
+            header = [f"severity {self.corruption_mean.severity}", "top-1", "loss", "ECE"]
+            cells = [
+                [result.name, f"{result.top1:.2%}", f"{result.loss:.4f}", f"{result.calibration_error:.4f}"]
+                for result in (*self.corruptions, self.corruption_mean)
+            ]
+            lines += ["", format_text_table([header, *cells])]
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
 class MetricSums:
-    """Sums over images.
+    """Sums over images, and the images' confidences.
 
     Attributes:
         num_images: Number of images.
@@ -98,6 +118,8 @@ class MetricSums:
         loss: Sum of the cross-entropies in nats.
         num_nonfinite: Images whose loss is infinite or NaN.
         seconds: Time of the slowest process.
+        confidences: (N,) probabilities of the best class, on the CPU.
+        correct: (N,) whether the best class is the label.
     """
 
     num_images: int = 0
@@ -106,6 +128,12 @@ class MetricSums:
     loss: float = 0.0
     num_nonfinite: int = 0
     seconds: float = 0.0
+    confidences: torch.Tensor = field(default_factory=lambda: torch.empty(0), compare=False)
+    correct: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool), compare=False)
+
+    def calibration_error(self) -> float:
+        """Return the expected calibration error, see `hf_tokenmixup.metrics.calibration_error`."""
+        return calibration_error(self.confidences, self.correct)
 
 
 def evaluate_classifier(
@@ -177,6 +205,42 @@ def evaluate_classifier(
     return sums
 
 
+def evaluate_corruptions(
+    model: PreTrainedModel,
+    data: ImageClassificationData | ImageClassificationIterableDataset,
+    image_processor: Any,
+    names: Sequence[str],
+    *,
+    severity: int = 3,
+    seed: int = 42,
+    **options: Any,
+) -> tuple[CorruptionResult, ...]:
+    """Evaluate a classifier on a split with each of several corruptions.
+
+    Args:
+        model: An image classifier.
+        data: The split; its transform is replaced.
+        image_processor: Image processor of the model.
+        names: Names of the corruptions, see `hf_tokenmixup.evaluation.corruptions.CORRUPTIONS`.
+        severity: Severity, 1 to 5.
+        seed: Seed of the corruptions, see `CorruptedTransform`.
+        options: Options of `evaluate_classifier`.
+
+    Returns:
+        One result per corruption, in order.
+
+    Raises:
+        ValueError: As `evaluate_classifier`, or a name or the severity does not exist.
+    """
+    results = []
+    for name in names:
+        corrupted = with_transform(data, CorruptedTransform(image_processor, name, severity, seed))
+        sums = evaluate_classifier(model, corrupted, **options)
+        top1, loss = sums.top1 / sums.num_images, sums.loss / sums.num_images
+        results.append(CorruptionResult(name, severity, top1, loss, sums.calibration_error()))
+    return tuple(results)
+
+
 def _sum_batch(model: PreTrainedModel, batch: dict[str, torch.Tensor], dtype: torch.dtype) -> MetricSums:
     device, labels = model.device, batch["labels"]
     with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
@@ -194,12 +258,16 @@ def _sum_batch(model: PreTrainedModel, batch: dict[str, torch.Tensor], dtype: to
         top5=int((ranks < 5).sum()),
         loss=losses.cpu().double().sum().item(),
         num_nonfinite=int((~losses.isfinite()).sum()),
+        confidences=logits.softmax(1).amax(1).cpu(),
+        correct=(ranks < 1).cpu(),
     )
 
 
 def _total(parts: Sequence[MetricSums]) -> MetricSums:
-    sums = {item.name: sum(getattr(part, item.name) for part in parts) for item in fields(MetricSums)}
-    return MetricSums(**sums | {"seconds": max(part.seconds for part in parts)})
+    columns = {item.name: [getattr(part, item.name) for part in parts] for item in fields(MetricSums)}
+    images = {name: torch.cat(columns.pop(name)) for name in ("confidences", "correct")}
+    seconds = max(columns.pop("seconds"))
+    return MetricSums(**{name: sum(values) for name, values in columns.items()}, **images, seconds=seconds)
 
 
 def rank_of_label(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ from ..utils.environment import is_local_dataset, public_dataset
 from .card_redaction import as_hub_repo_id
 from .model_summary import ModelSummary
 
-RESULT_COLUMNS = ("dataset", "split", "images", "top-1", "top-5", "cross-entropy")
+RESULT_COLUMNS = ("dataset", "split", "images", "top-1", "top-5", "cross-entropy", "calibration error")
 
 
 # transformers.modelcard.make_markdown_table rounds numbers, needs distinct column names and does not escape `|`.
@@ -82,7 +82,8 @@ def result_row(evaluation: EvaluationResult) -> tuple[str, ...]:
     dataset = hub_link(dataset) if is_local_dataset(dataset) else f"`{dataset}`"
     dataset += f" ({evaluation.dataset_config})" if evaluation.dataset_config else ""
     accuracies = (f"{100 * accuracy:.2f}" for accuracy in (evaluation.top1, evaluation.top5))
-    return dataset, evaluation.split, f"{evaluation.num_images:,}", *accuracies, f"{evaluation.loss:.4f}"
+    calibration = "" if evaluation.calibration_error is None else f"{evaluation.calibration_error:.4f}"
+    return dataset, evaluation.split, f"{evaluation.num_images:,}", *accuracies, f"{evaluation.loss:.4f}", calibration
 
 
 def evaluation_setup(evaluation: EvaluationResult) -> str:

@@ -30,15 +30,16 @@ _GENERATED_LICENSE = re.compile(
 
 
 def build_eval_results(evaluation: EvaluationResult) -> list[EvalResult]:
-    """Convert an evaluation to the Hub's format: top-1 and top-5 accuracy in [0, 1], and mean cross-entropy in nats.
+    """Convert an evaluation to the Hub's format: accuracies and calibration error in [0, 1], loss in nats.
 
-    Metrics that are not finite are omitted.
+    Metrics that are unknown or not finite are omitted.
     """
     dataset = public_dataset(evaluation.dataset)
     metrics = (
         ("accuracy", "Top-1 accuracy", evaluation.top1),
         ("top_5_accuracy", "Top-5 accuracy", evaluation.top5),
         ("loss", "Cross-entropy", evaluation.loss),
+        ("calibration_error", "Expected calibration error (15 bins)", evaluation.calibration_error),
     )
     return [
         EvalResult(
@@ -54,7 +55,7 @@ def build_eval_results(evaluation: EvaluationResult) -> list[EvalResult]:
             metric_value=float(value),
         )
         for metric_type, name, value in metrics
-        if math.isfinite(value)
+        if value is not None and math.isfinite(value)
     ]
 
 

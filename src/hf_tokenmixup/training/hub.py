@@ -159,6 +159,7 @@ class RunRecord(TrainerCallback):
             top1=metrics["eval_top1"],
             top5=metrics["eval_top5"],
             loss=metrics["eval_loss"],
+            calibration_error=metrics.get("eval_calibration_error"),
             images_per_second=metrics.get("eval_samples_per_second", 0.0),
             batch_size=trainer.args.eval_batch_size,
             num_processes=trainer.args.world_size,
