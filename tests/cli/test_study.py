@@ -18,7 +18,7 @@ TABLE_4 = [HTM] + [f"{HTM}-{name}" for name in ("all-easy", "random-assignment",
 # A launcher, called with -m, the module of finetune and its options. Its top-1 depends on recipe and seed.
 FAKE = """
 import json, os, pathlib, sys
-options = dict(zip(sys.argv[3::2], sys.argv[4::2]))
+options = dict(zip(sys.argv[3:], sys.argv[4:]))
 folder = pathlib.Path(options["--output_dir"])
 name, seed = options["--recipe"], int(options["--seed"])
 with open(os.environ["CALLS"], "a") as calls:
@@ -28,7 +28,14 @@ if os.environ.get("FAILING") == name:
 if "FAILING_ALL" in os.environ:
     sys.exit("finetune.py: " + os.environ["FAILING_ALL"].format(name=name, folder=folder))
 top1 = (len(name) + seed) / 1000
-(folder / "all_results.json").write_text(json.dumps({"eval_top1": top1}))
+if "-small-htm-seed" in folder.name:
+    top1 += 0.01 + 0.001 * seed
+if "-small-vtm-seed" in folder.name:
+    top1 += 0.01 * (seed - 2)
+results = {"eval_top1": top1, "eval_loss": 2 - 10 * top1, "eval_calibration_error": 0.1 + top1}
+if "--vertical_layers" in options and "--horizontal_layers" not in options:
+    results["train_mixed_fraction"] = 0.25
+(folder / "all_results.json").write_text(json.dumps(results))
 """
 
 
@@ -85,7 +92,7 @@ def test_study_of_table_trains_missing_rows_of_each_seed(study, tmp_path, capsys
     assert output.count("already finished") == 5 and "[6/10] HTM, seed 9\n  starts" in output
     lines = [line.split() for line in output.splitlines()]
     assert ["HTM", "2", f"{top1(HTM, 8):.2f}", "±", "0.14", "83.56"] in lines
-    assert f"{top1(TABLE_4[2], 8):.2f} ± 0.14  +1.80  82.61  -0.95\n" in output
+    assert f"{top1(TABLE_4[2], 8):.2f} ± 0.14  +1.80 ± 0.00*  82.61  -0.95\n" in output
     assert "options  --use_cpu true --num_train_epochs 3\n" in output
     results = json.loads((tmp_path / "out" / "table4.json").read_text())
     assert results["overrides"] == {"use_cpu": "true", "num_train_epochs": "3"}
@@ -94,6 +101,28 @@ def test_study_of_table_trains_missing_rows_of_each_seed(study, tmp_path, capsys
     ]
     with (tmp_path / "out" / "table4.csv").open(newline="") as file:
         assert [row["recipe"] for row in csv.DictReader(file)] == TABLE_4
+
+
+def test_study_small_reports_paired_differences_with_intervals(study, tmp_path, capsys):
+    calls = study("small --seeds 1 2 3")
+    assert len(calls) == 21 and set(launched_recipes(calls)) == {"cct-2-3x2-cifar10-cpu"}
+    off = ["--horizontal_layers", "--vertical_layers"]
+    options = [[word for word in call if word in (*off, "--mixup_alpha", "--cutmix_alpha")] for call in calls[:7]]
+    mixing = ["--mixup_alpha", "--cutmix_alpha"]
+    assert options[:4] == [off, off[1:], off[:1], []]
+    assert options[4:] == [off + mixing, off[1:] + mixing, off[:1] + mixing]
+    output = capsys.readouterr().out.rpartition("CCT-2/3x2 on CIFAR-10")[2]
+    result = {row["row"]: row for row in json.loads((tmp_path / "out" / "small.json").read_text())["rows"]}
+    # The differences are 1.1, 1.2 and 1.3 percent, and the quantile of Student's t is 4.3027.
+    assert result["HTM"]["paired_difference"] == pytest.approx(1.2)
+    assert result["HTM"]["paired_difference_high"] == pytest.approx(1.2 + 4.302653 * 0.1 / 3**0.5)
+    assert result["HTM"]["loss_paired_difference"] == pytest.approx(-0.12)
+    assert result["HTM"]["calibration_error"] == {str(n): pytest.approx(0.131 + 0.002 * n) for n in (1, 2, 3)}
+    assert "+1.20 ± 0.25*" in output and "-0.1200 ± 0.0248*" in output and "+0.0120 ± 0.0025  " in output
+    assert "*: best mean, and the interval does not contain 0" in output
+    # The interval of VTM contains 0.
+    assert "+0.00 ± 2.48  " in output and result["VTM"]["paired_difference_low"] == pytest.approx(-2.484, abs=1e-3)
+    assert result["plain"]["paired_difference"] is None and result["HTM"]["mixed_fraction"] == 0.25
 
 
 def test_study_with_failing_row_trains_other_rows(study, tmp_path, capsys, monkeypatch):
@@ -197,8 +226,9 @@ def test_study_with_report_only_trains_nothing(study, tmp_path, capsys):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ("7", "There is no study '7'. Studies: 3, 4, 5, rho, tau, kappa."),
+        ("7", "There is no study '7'. Studies: 3, 4, 5, small, rho, tau, kappa."),
         ("4 --values 3", "--values and --recipe are for rho, tau, kappa"),
+        ("small --recipe x", "--values and --recipe are for rho, tau, kappa; the rows of the other studies are fixed"),
         ("4 --seeds 1 1", "--seeds must be different numbers of at least 0, got 1 1"),
         ("4 --seeds x", "argument --seeds: invalid int value: 'x'"),
         ("4 --num_train_epochs 3", "Unknown arguments: --num_train_epochs 3. Pass options of finetune.py after `--`."),

@@ -3,10 +3,12 @@
 import re
 
 import pytest
+import torch
 
+from hf_tokenmixup.cli.finetune import build_trainer
 from hf_tokenmixup.cli.recipes import RECIPES, load_recipe
 from hf_tokenmixup.paper_results import find_paper_results, get_paper_top1
-from hf_tokenmixup.studies.definitions import TABLES, sweep_study
+from hf_tokenmixup.studies.definitions import SMALL_STUDIES, TABLES, sweep_study
 from hf_tokenmixup.studies.results import summarize
 
 CCT = "cct-7-3x1-cifar100"
@@ -60,6 +62,23 @@ def test_sweep_study_with_recipe_value_reuses_the_recipe_run():
     assert study.rows[0].options == ("--horizontal_tau", "none")
     with pytest.raises(ValueError, match="values of a sweep must differ, got 1 2 1.0"):
         sweep_study("kappa", "mine", ["1", "2", "1.0"])
+
+
+def test_small_study_rows_have_the_same_initial_weights_and_batches(tmp_path):
+    """ScoreNet and the mixing of inputs change neither the other weights nor the order and augmentation of images."""
+    rows = {row.name: row for row in SMALL_STUDIES["small"].rows}
+    small = "--dataset_name digits --eval_split test --max_train_samples 200 --num_train_epochs 1".split()
+    found = {}
+    for name in ("plain", "HTM, VTM", "input mixup & CutMix, HTM"):
+        folder = str(tmp_path / rows[name].key)
+        trainer = build_trainer(["--recipe", rows[name].recipe, *rows[name].options, *small, "--output_dir", folder])
+        weights = trainer.model.state_dict()
+        assert any("scorenet" in key for key in weights) == (name != "plain")
+        found[name] = [tensor for key, tensor in weights.items() if "scorenet" not in key]
+        found[name] += [tensor for batch in trainer.get_train_dataloader() for tensor in batch.values()]
+    plain = found.pop("plain")
+    for name, tensors in found.items():
+        assert len(tensors) == len(plain) and all(map(torch.equal, tensors, plain)), name
 
 
 def test_get_paper_top1_unknown_recipe_raises():

@@ -5,9 +5,10 @@ import json
 from dataclasses import replace
 
 import pytest
+from scipy.stats import ttest_rel
 
 from hf_tokenmixup.studies.definitions import Study, StudyRow
-from hf_tokenmixup.studies.results import format_table, save_results, summarize
+from hf_tokenmixup.studies.results import find_best, format_table, paired_difference, save_results, summarize
 
 STUDY = Study(
     "small",
@@ -83,3 +84,55 @@ def test_save_results_writes_what_htm_did(tmp_path):
     rows = json.loads((tmp_path / "small.json").read_text())["rows"]
     assert [row["mixed_fraction"] for row in rows] == [0.5, None, None]
     assert (rows[0]["replaced_fraction"], rows[0]["label_mass_moved"]) == (0.125, 0.25)
+
+
+def test_paired_difference_equals_paired_t_test():
+    values, reference = {1: 70.5, 2: 72.0, 3: 69.0, 4: 10.0}, {3: 68.5, 2: 70.0, 1: 70.0, 9: 1.0}
+    result = paired_difference(values, reference)
+    expected = ttest_rel([70.5, 72.0, 69.0], [70.0, 70.0, 68.5]).confidence_interval(0.95)
+    assert result.mean == pytest.approx(1.0)
+    assert (result.low, result.high) == pytest.approx((expected.low, expected.high))
+    assert paired_difference({1: 1.0, 2: 3.0}, {2: 1.0, 3: 1.0}) is None
+    same = paired_difference({1: 2.0, 2: 3.0}, {1: 1.0, 2: 2.0})
+    assert (same.low, same.high) == (1.0, 1.0)
+
+
+def best_name(one, two, three, metric="top1"):
+    study = replace(STUDY, metrics=("loss",))
+    by_row = {key: dict(enumerate(values)) for key, values in zip(("one", "two", "t"), (one, two, three), strict=True)}
+    losses = {key: {"loss": values} for key, values in by_row.items()}
+    best = find_best(summarize(study, by_row, metrics=losses), metric)
+    return best and best.row.name
+
+
+def test_find_best_needs_an_interval_without_0():
+    assert best_name([1.0, 2.0, 3.0], [2.0, 3.1, 4.0], [1.5, 2.5, 3.5]) == "second"
+    # The mean of the second row is the best one, but its differences are 5, 0 and 1.
+    assert best_name([1.0, 2.0, 3.0], [6.0, 2.0, 4.0], [1.5, 2.5, 3.5]) is None
+    # The reference row is the best one.
+    assert best_name([9.0, 9.5, 9.0], [2.0, 3.0, 4.0], [1.5, 2.5, 3.5]) is None
+    assert best_name([1.0], [2.0], [3.0]) is None and best_name([], [], []) is None
+
+
+def test_find_best_of_loss_is_the_lowest():
+    assert best_name([1.0, 2.0, 3.0], [2.0, 3.1, 4.0], [0.5, 1.4, 2.5], "loss") == "third"
+    assert best_name([1.0, 2.0, 3.0], [2.0, 3.1, 4.0], [0.5, 2.9, 2.5], "loss") is None
+
+
+def test_format_table_shows_metrics_with_paired_differences(tmp_path):
+    study = replace(STUDY, rows=(StudyRow("first", "one"), StudyRow("second", "two")), metrics=("loss", "other"))
+    top1 = {"one": {1: 70.0, 2: 71.0, 3: 72.0}, "two": {1: 71.0, 2: 72.1, 3: 73.0}}
+    metrics = {"one": {"loss": {1: 0.5, 2: 0.6, 3: 0.7}}, "two": {"loss": {1: 0.45, 2: 0.6, 3: 0.66}}}
+    results = summarize(study, top1, metrics=metrics)
+    lines = format_table(study, results).splitlines()
+    assert "differences to first, paired by seed, ± half of the 95 % interval (Student t); *: best" in lines[1]
+    assert [line.split() for line in lines[3:]] == [
+        "n top-1 diff loss diff".split(),
+        "first 3 71.00 ± 1.00 0.6000 ± 0.1000".split(),
+        "second 3 72.03 ± 1.00 +1.03 ± 0.14* 0.5700 ± 0.1082 -0.0300 ± 0.0657".split(),
+    ]
+    save_results(study, results, tmp_path)
+    row = json.loads((tmp_path / "small.json").read_text())["rows"][1]
+    assert row["loss"] == {"1": 0.45, "2": 0.6, "3": 0.66} and row["loss_mean"] == pytest.approx(0.57)
+    assert row["paired_difference_low"] == pytest.approx(1.0333 - 4.30265 * 0.057735 / 3**0.5, abs=1e-3)
+    assert row["other_mean"] is None and row["other"] == {}

@@ -1,11 +1,13 @@
-"""Train the rows of one of the paper's tables, or of a sweep, and compare them with each other and with the paper.
+"""Train the rows of one of the paper's tables, of a small study or of a sweep, and compare them with each other.
 
   python scripts/study.py 4 --seeds 42 43 44
   python scripts/study.py 5 --seeds 42 --output_dir outputs/short -- --num_train_epochs 310
   python scripts/study.py rho --values 0.001 0.005 0.01
+  python scripts/study.py small --seeds 42 43 44
   python scripts/study.py 4 --report_only
 
-Tables 3 (saliency detectors), 4 (ablation of HTM) and 5 (combinations with other mixups); sweeps rho, tau and kappa.
+Tables 3 (saliency detectors), 4 (ablation of HTM) and 5 (combinations with other mixups); small (a small CCT on
+CIFAR-10 for a CPU); sweeps rho, tau and kappa. With several seeds, differences are paired and have an interval.
 Options of finetune.py after -- apply to every row. Each row and seed is a run in a process of its own. A finished run
 is not repeated, and an interrupted one resumes from its last checkpoint. Two of these commands with the same output
 folder share the runs of a study, on a GPU each.
@@ -22,11 +24,12 @@ from pathlib import Path
 import torch
 
 from ..models import load_classifier
-from ..studies.definitions import SWEEPS, TABLES, Study, StudyRow, sweep_study
+from ..studies.definitions import STUDIES, SWEEPS, Study, StudyRow, sweep_study
 from ..studies.results import format_table, save_results, summarize
 from ..studies.runner import (
     LOG_FILE,
     RunSpec,
+    collect_metrics,
     collect_mixing,
     collect_top1,
     find_seeds,
@@ -66,7 +69,7 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[Namespace, list[str]]:
     """
     split = arguments.index("--") if "--" in arguments else len(arguments)
     parser = CliParser(usage="%(prog)s STUDY [options] [-- options of finetune.py]", description=__doc__)
-    parser.add_argument("study", metavar="STUDY", help=f"{', '.join([*TABLES, *SWEEPS])}.")
+    parser.add_argument("study", metavar="STUDY", help=f"{', '.join([*STUDIES, *SWEEPS])}.")
     parser.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help=f"Seeds to train with ({DEFAULT_SEED}).")
     parser.add_argument("--values", nargs="+", metavar="VALUE", help="Values of a sweep.")
     parser.add_argument("--recipe", help="Recipe of a sweep (HTM or VTM of CCT-7/3x1 on CIFAR-100).")
@@ -81,10 +84,12 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[Namespace, list[str]]:
         raise ValueError(f"There is no option --{name}. {RESERVED_OPTIONS[name]}")
     if unknown:
         raise ValueError(f"Unknown arguments: {' '.join(unknown)}. Pass options of finetune.py after `--`.")
-    if args.study not in TABLES | SWEEPS:
-        raise ValueError(f"There is no study {args.study!r}. Studies: {', '.join([*TABLES, *SWEEPS])}.")
-    if args.study in TABLES and (args.values or args.recipe):
-        raise ValueError(f"--values and --recipe are for {', '.join(SWEEPS)}; the rows of a table are fixed.")
+    if args.study not in STUDIES | SWEEPS:
+        raise ValueError(f"There is no study {args.study!r}. Studies: {', '.join([*STUDIES, *SWEEPS])}.")
+    if args.study in STUDIES and (args.values or args.recipe):
+        raise ValueError(
+            f"--values and --recipe are for {', '.join(SWEEPS)}; the rows of the other studies are fixed."
+        )
     if args.seeds and (min(args.seeds) < 0 or len(set(args.seeds)) < len(args.seeds)):
         raise ValueError(f"--seeds must be different numbers of at least 0, got {' '.join(map(str, args.seeds))}.")
     if args.report_only and overrides:
@@ -100,8 +105,8 @@ def option_names_in(arguments: Sequence[str]) -> set[str]:
 
 def build_study(args: Namespace) -> Study:
     """The study that the arguments name."""
-    if args.study in TABLES:
-        return TABLES[args.study]
+    if args.study in STUDIES:
+        return STUDIES[args.study]
     sweep = SWEEPS[args.study]
     recipe = args.recipe or sweep.recipe
     own = row_options(StudyRow("", recipe), {}).get(sweep.setting)
@@ -203,7 +208,10 @@ def build_run_specs(
 def save_report(study: Study, args: Namespace, seeds: Sequence[int], request: RunSpec) -> str:
     """Write the results of the finished runs, and return them as a table."""
     results = summarize(
-        study, collect_top1(args.output_dir, study, seeds), collect_mixing(args.output_dir, study, seeds)
+        study,
+        collect_top1(args.output_dir, study, seeds),
+        collect_mixing(args.output_dir, study, seeds),
+        collect_metrics(args.output_dir, study, seeds),
     )
     overrides = {name: " ".join(words) for name, words in request.overrides.items()}
     save_results(study, results, args.output_dir, overrides=overrides, launcher=shlex.join(request.launcher))

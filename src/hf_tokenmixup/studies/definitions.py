@@ -1,4 +1,4 @@
-"""The paper's studies: the rows of Tables 3, 4 and 5, and sweeps over one setting.
+"""The studies: the rows of the paper's Tables 3, 4 and 5, a small study for two cores, and sweeps over one setting.
 
 A row is a recipe; a row of a sweep adds one option. `runner` trains rows, `results` aggregates their accuracies.
 """
@@ -46,12 +46,15 @@ class Study:
         title: Heading of the table.
         rows: The rows in order.
         reference: Index of the row that the others are compared with.
+        metrics: Evaluation metrics besides top-1, by the names in a run's results without the prefix `eval_`. Lower
+            values are better.
     """
 
     name: str
     title: str
     rows: tuple[StudyRow, ...]
     reference: int = 0
+    metrics: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,32 @@ TABLES = {
         ),
     ),
 }
+
+
+def _small_row(name: str, variant: str, *options: str) -> StudyRow:
+    options = ("--num_train_epochs", "50", "--max_train_samples", "10000", "--max_eval_samples", "5000", *options)
+    return StudyRow(name, "cct-2-3x2-cifar10-cpu", options=options, variant=f"-small-{variant}")
+
+
+_INPUT_MIXING_OPTIONS = ("--mixup_alpha", "0.8", "--cutmix_alpha", "1.0")
+# Not in the paper.
+SMALL_STUDIES = {
+    "small": Study(
+        "small",
+        "CCT-2/3x2 on CIFAR-10: 10,000 training images, 5,000 test images, 50 epochs",
+        (
+            _small_row("plain", "plain", "--horizontal_layers", "--vertical_layers"),
+            _small_row("HTM", "htm", "--vertical_layers"),
+            _small_row("VTM", "vtm", "--horizontal_layers"),
+            _small_row("HTM, VTM", "htm-vtm"),
+            _small_row(_MIXING, "mixing", "--horizontal_layers", "--vertical_layers", *_INPUT_MIXING_OPTIONS),
+            _small_row(f"{_MIXING}, HTM", "mixing-htm", "--vertical_layers", *_INPUT_MIXING_OPTIONS),
+            _small_row(f"{_MIXING}, VTM", "mixing-vtm", "--horizontal_layers", *_INPUT_MIXING_OPTIONS),
+        ),
+        metrics=("loss", "calibration_error"),
+    ),
+}
+STUDIES = TABLES | SMALL_STUDIES
 _ROWS_BY_RECIPE = {row.recipe: row for study in TABLES.values() for row in study.rows}
 
 SWEEPS = {

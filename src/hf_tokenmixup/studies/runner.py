@@ -28,6 +28,7 @@ IGNORED_OPTIONS = (
     "recipe",
     "output_dir",
     "resume_from_checkpoint",
+    "max_time",
     "token",
     "hub_token",
     "license",
@@ -120,6 +121,23 @@ def collect_mixing(output_dir: Path, study: Study, seeds: Sequence[int]) -> dict
             for name in MIXING_RESULTS
         }
         found[row.key] = {name: mean(numbers) for name, numbers in values.items() if numbers}
+    return found
+
+
+def collect_metrics(output_dir: Path, study: Study, seeds: Sequence[int]) -> dict[str, dict[str, dict[int, float]]]:
+    """Read the study's further metrics of finished runs by seed, by the keys of the rows and the names of the metrics.
+
+    Runs of earlier versions do not have all of them.
+    """
+    found: dict[str, dict[str, dict[int, float]]] = {}
+    for row in study.rows:
+        folders = {seed: run_dir(output_dir, row, seed) for seed in seeds}
+        results = {seed: _read_json(path / RESULTS_FILE) for seed, path in folders.items()}
+        results = {seed: result for seed, result in results.items() if "eval_top1" in result}
+        found[row.key] = {
+            name: {seed: result[f"eval_{name}"] for seed, result in results.items() if f"eval_{name}" in result}
+            for name in study.metrics
+        }
     return found
 
 
