@@ -58,6 +58,56 @@ def test_preemption_saves_stops_and_resumes_as_uninterrupted(arguments, tmp_path
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
 
 
+class Clock(TrainerCallback):
+    """A clock that advances by a minute in each step."""
+
+    def __init__(self):
+        self.seconds = 1000.0
+
+    def __call__(self):
+        return self.seconds
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.seconds += 60
+
+
+def test_max_time_stops_in_pieces_that_equal_an_unbroken_run(arguments, tmp_path, monkeypatch):
+    settings = {"max_steps": 8, "logging_steps": 1, "learning_rate": 0.01}
+    complete = TokenMixupTrainer(tokenmixup_vit(), arguments(**settings), train_dataset=Images(16))
+    complete.train()
+    assert not complete.timed_out
+
+    clock = Clock()
+    monkeypatch.setattr(termination, "_now", clock)
+    args = arguments(**settings, output_dir=str(tmp_path / "parts"), max_time=3.0, resume_from_checkpoint="auto")
+    stopped = []
+    # After steps 3 and 6, which are within epochs of four steps. The last piece has two steps.
+    for _ in range(3):
+        piece = TokenMixupTrainer(tokenmixup_vit(), args, train_dataset=Images(16), callbacks=[clock])
+        piece.train(resume_from_checkpoint="auto")
+        stopped.append((piece.state.global_step, piece.terminated, piece.timed_out))
+    assert stopped == [(3, True, True), (6, True, True), (8, False, False)]
+    for name, tensor in complete.model.state_dict().items():
+        assert torch.equal(tensor, piece.model.state_dict()[name]), name
+    losses = [[line["loss"] for line in run.state.log_history if "loss" in line] for run in (complete, piece)]
+    assert losses[0] == losses[1] and len(losses[0]) == 8
+
+
+def test_max_time_at_the_last_step_completes_the_run(arguments, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(termination, "_now", clock)
+    args = arguments(max_steps=2, max_time=2.0)
+    trainer = TokenMixupTrainer(tokenmixup_vit(), args, train_dataset=Images(8), callbacks=[clock])
+    trainer.train()
+    assert trainer.state.global_step == 2 and not trainer.terminated and not trainer.timed_out
+
+
+@pytest.mark.parametrize("minutes", [0.0, -1.0, float("inf"), float("nan")])
+def test_max_time_out_of_range_raises(arguments, minutes):
+    with pytest.raises(ValueError, match="`max_time` must be a finite number of minutes above 0, got"):
+        arguments(max_time=minutes)
+
+
 def test_preemption_does_not_end_epoch(arguments):
     """Neither an evaluation, for which there is no time, nor a line of the log that a resumed training had twice."""
     args = arguments(

@@ -355,6 +355,11 @@ def train_and_evaluate(trainer: TokenMixupTrainer) -> None:
         return
     if args.do_train:
         result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        if trainer.timed_out:
+            if trainer.is_world_process_zero():
+                step, last = trainer.state.global_step, trainer.state.max_steps
+                print(f"Stopped at step {step} of {last}. With --resume_from_checkpoint auto the run continues.")
+            return
         if trainer.terminated:
             # The status of a program that this signal ends. A cluster allows no time for more.
             sys.exit(128 + signal.SIGTERM)

@@ -1,10 +1,11 @@
-"""Preemption: on SIGTERM, finish the current step, save a checkpoint and stop."""
+"""Preemption: on SIGTERM, or after `max_time`, finish the current step, save a checkpoint and stop."""
 
 import logging
 import os
 import re
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,10 @@ STOP_KEY = "hf_tokenmixup/stop_at_step"
 
 # How many steps of a process may be queued on its accelerator.
 MAX_STEPS_IN_FLIGHT = 2
+
+
+# In seconds; tests replace it.
+_now = time.monotonic
 
 
 def ignore_sigterm_in_worker(worker: int, worker_init_fn: Callable[[int], None] | None = None) -> None:
@@ -53,18 +58,22 @@ def _exit_on_parent_sigterm(parent: int) -> None:
 class PreemptionCallback(TrainerCallback):
     """Save a checkpoint and stop after the step in which SIGTERM is received, in all processes after the same step.
 
-    Processes agree through the store of `torch.distributed`, so that no device synchronizes. The process that receives
-    the signal publishes a stop step that no process can have finished yet. On CPUs that is the next step, as a step
+    The same happens `max_time` minutes after the run began, unless the run is complete.
+
+    Processes agree through the store of `torch.distributed`, so that no device synchronizes. The first process that
+    has to stop publishes a stop step that no process can have finished yet. On CPUs that is the next step, as a step
     waits for the gradients of all processes. An accelerator has up to `MAX_STEPS_IN_FLIGHT` steps queued, and the stop
     step is later by as many.
 
     Attributes:
-        preempted: Whether SIGTERM ended the last run.
+        preempted: Whether SIGTERM or `max_time` ended the last run.
+        timed_out: Whether it was `max_time`, as far as this process has received no SIGTERM.
     """
 
     def __init__(self) -> None:
-        self.preempted = False
+        self.preempted = self.timed_out = False
         self._sigterm_received = False
+        self._deadline: float | None = None
         self._installed = False
         self._previous: Any = None
         # Found before training begins: later, the launcher may be gone.
@@ -73,7 +82,9 @@ class PreemptionCallback(TrainerCallback):
         self._unfinished: deque[torch.Event] = deque()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        self.preempted = self._sigterm_received = False
+        self.preempted = self.timed_out = self._sigterm_received = False
+        max_time = getattr(args, "max_time", None)
+        self._deadline = None if max_time is None else _now() + 60 * max_time
         self._unfinished.clear()
         if is_distributed():
             # One key for each run: the store outlives them.
@@ -85,11 +96,15 @@ class PreemptionCallback(TrainerCallback):
             self._installed = True
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        if not self._should_stop(state.global_step, args.device):
+        # A run that is complete ends by itself.
+        time_is_up = self._deadline is not None and _now() >= self._deadline and state.global_step < state.max_steps
+        if not self._should_stop(state.global_step, args.device, time_is_up):
             return
         self.preempted = True
+        self.timed_out = self._deadline is not None and not self._sigterm_received
         control.should_save = control.should_training_stop = True
-        logger.warning("Received SIGTERM: saving a checkpoint at step %d and stopping.", state.global_step)
+        reason = "`max_time` is over" if self.timed_out else "Received SIGTERM"
+        logger.warning("%s: saving a checkpoint at step %d and stopping.", reason, state.global_step)
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if self.preempted:
@@ -106,18 +121,19 @@ class PreemptionCallback(TrainerCallback):
     def _handle_sigterm(self, number: int, frame: Any) -> None:
         self._sigterm_received = True
 
-    def _should_stop(self, step: int, device: torch.device) -> bool:
+    def _should_stop(self, step: int, device: torch.device, time_is_up: bool = False) -> bool:
         if self._launcher is not None and os.getppid() != self._launcher:
             self._sigterm_received = True
+        requested = self._sigterm_received or time_is_up
         if not is_distributed():
-            return self._sigterm_received
+            return requested
         ahead = 0
         if device.type != "cpu":
             ahead = MAX_STEPS_IN_FLIGHT
             self._limit_steps_in_flight(device)
         store = _get_default_store()
         stop_requested = store.check([self._key])
-        if self._sigterm_received and not stop_requested:
+        if requested and not stop_requested:
             # The first process that sets a step sets it for all.
             store.compare_set(self._key, "", str(step + 1 + ahead))
         return stop_requested and step >= int(store.get(self._key))

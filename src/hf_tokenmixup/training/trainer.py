@@ -224,8 +224,13 @@ class TokenMixupTrainer(Trainer):
 
     @property
     def terminated(self) -> bool:
-        """Whether SIGTERM ended the last run, with a checkpoint to resume from."""
+        """Whether SIGTERM or `max_time` ended the last run, with a checkpoint to resume from."""
         return self.preemption.preempted
+
+    @property
+    def timed_out(self) -> bool:
+        """Whether `max_time` ended the last run, with a checkpoint to resume from."""
+        return self.preemption.timed_out
 
     @property
     def skipped_steps(self) -> int:
@@ -332,7 +337,8 @@ class TokenMixupTrainer(Trainer):
         Raises:
             NonFiniteLossError: A loss is not finite, before its weights are saved.
             SaveError: A checkpoint could not be written. Earlier ones are unchanged.
-            SystemExit: SIGTERM ended a trial of a hyperparameter search, which would start the next trial otherwise.
+            SystemExit: SIGTERM or `max_time` ended a trial of a hyperparameter search, which would start the next
+                trial otherwise.
             ValueError: There is no complete checkpoint, or the one that is passed is truncated or does not fit this
                 run; the output folder is not writable, or has no space for a checkpoint.
         """

@@ -142,6 +142,13 @@ class TokenMixupTrainingArguments(TrainingArguments):
             "`auto` (like `last`, or start from scratch)."
         },
     )
+    max_time: float | None = field(
+        default=None,
+        metadata={
+            "help": "Stop the run after this number of minutes, with a checkpoint. The same command with "
+            "`resume_from_checkpoint=auto` continues it. Loading before the first step and saving do not count."
+        },
+    )
     logging_nan_inf_filter: bool = field(
         default=False,
         metadata={
@@ -210,6 +217,10 @@ class TokenMixupTrainingArguments(TrainingArguments):
                 f"`ema_decay` must be at least 0 (off) and less than 1, got {self.ema_decay}. 0.9999 is common for "
                 "long runs, 0.99 to 0.999 for short ones."
             )
+        if self.max_time is not None and not 0 < self.max_time < math.inf:
+            raise ValueError(f"`max_time` must be a finite number of minutes above 0, got {self.max_time}.")
+        if self.max_time is not None and self.enable_jit_checkpoint:
+            raise ValueError("`max_time` cannot be used with `enable_jit_checkpoint`. Omit one of them.")
         if self.ema_warmup and not self.ema_decay:
             raise ValueError("`ema_warmup` needs an EMA of the weights. Pass `ema_decay` too, such as 0.9999.")
         if self.mixup_mode not in MIXUP_MODES:
