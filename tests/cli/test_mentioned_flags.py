@@ -28,6 +28,7 @@ WITH_FINETUNE = ("calibrate", "study", "benchmark", "throughput", "model_cards",
 MODULES = {"finetune": ("validation", "optimizer_checks")}
 # Which commands show the messages of a part of the library; the longest match counts.
 SHOWN_BY = {
+    "studies/definitions": ("study",),
     "studies/runner": ("study",),
     "hub/": ("finetune", "evaluate", "publish", "convert"),
     "conversion/": ("convert",),

@@ -9,6 +9,7 @@ with each other, but not with accuracies on the published files.
 
 import copy
 import hashlib
+import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -59,7 +60,10 @@ def _gaussian_blur(image: torch.Tensor, sigma: float) -> torch.Tensor:
 
 
 def _jpeg(image: torch.Tensor, quality: float) -> torch.Tensor:
-    return F.jpeg(image, int(quality))
+    # torchvision deprecates its encoder.
+    file = io.BytesIO()
+    F.to_pil_image(image).save(file, "JPEG", quality=int(quality))
+    return F.pil_to_tensor(Image.open(file))
 
 
 def _pixelate(image: torch.Tensor, scale: float) -> torch.Tensor:
