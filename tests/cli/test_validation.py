@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
-from transformers import ViTConfig, ViTForImageClassification
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from hf_tokenmixup.cli.arguments import DataArguments, ModelArguments
 from hf_tokenmixup.cli.validation import (
@@ -11,6 +11,7 @@ from hf_tokenmixup.cli.validation import (
     validate_image_size,
     validate_lora_args,
     validate_normalization,
+    validate_normalization_in_force,
     validate_output_dir,
     warn_of_unused_options,
 )
@@ -88,3 +89,16 @@ def test_warn_of_unused_options_names_options_without_effect(tmp_path, caplog, o
     assert not caplog.text
     warn_of_unused_options(TokenMixupTrainingArguments(**settings))
     assert f"--{option} has no effect without" in caplog.text
+
+
+def test_validate_normalization_in_force_ignored_mean_raises():
+    size = {"height": 16, "width": 16}
+    validate_normalization_in_force(ViTImageProcessor(size=size, image_mean=[0.1, 0.2, 0.3]), [0.1, 0.2, 0.3], None)
+    validate_normalization_in_force(ViTImageProcessor(size=size, image_std=[0.25] * 3), None, [0.25])
+    # The image processor of timm models ignores these attributes, too.
+    ignoring = ViTImageProcessor(size=size, image_std=[0.2] * 3, do_normalize=False)
+    with pytest.raises(
+        ValueError, match=r"--image_std 0.2 has no effect on a ViTImageProcessor\w*, which uses 1, 1, 1"
+    ):
+        validate_normalization_in_force(ignoring, None, [0.2])
+    validate_normalization_in_force(ignoring, None, None)

@@ -64,6 +64,7 @@ from .threads import use_physical_cores
 from .validation import (
     validate_image_size,
     validate_normalization,
+    validate_normalization_in_force,
     validate_options,
     validate_run,
     warn_of_unused_options,
@@ -121,6 +122,7 @@ def load_image_processor(args: ModelArguments, model: PreTrainedModel) -> BaseIm
     for key in ("image_mean", "image_std"):
         if getattr(args, key) is not None:
             setattr(processor, key, getattr(args, key))
+    validate_normalization_in_force(processor, args.image_mean, args.image_std)
     return processor
 
 

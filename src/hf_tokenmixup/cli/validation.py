@@ -5,9 +5,11 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
-from transformers import PreTrainedModel
+from transformers import BaseImageProcessor, PreTrainedModel
 
+from ..data.transforms import infer_image_processor_config
 from ..evaluation.flops import use_eager_attention
 from ..hub.upload import validate_license
 from ..models import border_hint, get_family_config, get_image_size
@@ -151,6 +153,27 @@ def validate_normalization(name: str, values: Sequence[float] | None) -> None:
     if not is_valid or len(values) not in (1, 3):
         numbers = "numbers above 0" if positive else "finite numbers"
         raise ValueError(f"--{name} must be three {numbers}, or one for all channels, got {values}.")
+
+
+def validate_normalization_in_force(
+    processor: BaseImageProcessor, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> None:
+    """Check that an image processor normalizes by the values that were given.
+
+    Raises:
+        ValueError: It ignores them, as that of timm models does.
+    """
+    if mean is None and std is None:
+        return
+    _, found_mean, found_std = infer_image_processor_config(processor)
+    for name, given, found in (("image_mean", mean, found_mean), ("image_std", std, found_std)):
+        expected = None if given is None else [*given] * (3 if len(given) == 1 else 1)
+        if expected is not None and not np.allclose(expected, found, atol=1e-4):
+            raise ValueError(
+                f"--{name} {' '.join(map(str, given))} has no effect on a {type(processor).__name__}, which uses "
+                f"{', '.join(f'{value:.4g}' for value in found)}. Remove it, or pass another image processor by "
+                "--image_processor_name."
+            )
 
 
 def validate_image_size(model: PreTrainedModel, height: int, width: int) -> None:
