@@ -202,8 +202,11 @@ def test_remove_from_model_created_with_tokenmixup(plain, images):
     assert [type(module) for module in created.modules()] == [type(module) for module in plain.modules()]
     assert created._no_split_modules == plain._no_split_modules
     # timm's names of the classes, which are those of `id2label`.
-    expected = {name: value for name, value in vars(plain.config).items() if name != "label_names"}
-    assert vars(created.config) == expected and type(created.config) is type(plain.config)
+    attributes, expected = (
+        {name: value for name, value in vars(config).items() if name != "label_names"}
+        for config in (created.config, plain.config)
+    )
+    assert attributes == expected and type(created.config) is type(plain.config)
     assert torch.equal(created(images).logits, plain(images).logits)
 
 
