@@ -68,6 +68,7 @@ class TokenMixupMetaClip2EncoderLayer(VisionTextLayerMixin, MetaClip2EncoderLaye
 class _CLIPModelMixin(VisionTextModelMixin):
     # The classifier averages the patch tokens. The normalized CLS token is for comparisons with texts.
     unused_parameters = ("vision_model.post_layernorm.",)
+    min_transformers_version = "5.13"
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -76,6 +77,7 @@ class _CLIPModelMixin(VisionTextModelMixin):
             std = self.config.vision_config.hidden_size**-0.5 * self.config.initializer_factor
             for layer in module.children():
                 init.normal_(layer.weight, std=std)
+                init.zeros_(layer.bias)
 
 
 class TokenMixupCLIPForImageClassification(_CLIPModelMixin, CLIPForImageClassification):
