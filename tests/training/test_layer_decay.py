@@ -157,14 +157,14 @@ def test_lora_adapters_have_factor_of_their_layer(arguments):
 def test_resumed_run_equals_uninterrupted_run(arguments):
     settings = {"optim": "adamw_torch", "lr_scheduler_type": "cosine", "max_steps": 4, "learning_rate": 0.01}
     args = arguments(**settings, layer_decay=0.6, save_strategy="steps", save_steps=2, logging_steps=1)
-    whole = TokenMixupTrainer(tokenmixup_vit(), args, train_dataset=Images(20))
-    whole.train()
+    complete = TokenMixupTrainer(tokenmixup_vit(), args, train_dataset=Images(20))
+    complete.train()
     resumed = TokenMixupTrainer(tokenmixup_vit(), args, train_dataset=Images(20))
     resumed.train(resume_from_checkpoint=f"{args.output_dir}/checkpoint-2")
-    expected = whole.model.state_dict()
+    expected = complete.model.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in resumed.model.state_dict().items())
     assert [group["lr"] for group in resumed.optimizer.param_groups] == [
-        group["lr"] for group in whole.optimizer.param_groups
+        group["lr"] for group in complete.optimizer.param_groups
     ]
     state = json.loads((Path(args.output_dir) / "checkpoint-2" / "trainer_state.json").read_text())
     assert state["stateful_callbacks"]["hf_tokenmixup"]["kept"]["plan"]["layer_decay"] == 0.6

@@ -239,7 +239,7 @@ def _get_shapes(model_class: type[PreTrainedModel], config: PreTrainedConfig) ->
 
 
 def _resize_buffers(model: PreTrainedModel, reference: PreTrainedModel) -> None:
-    """Number positions anew in buffers such as the `position_ids` of CLIP, in place."""
+    """Recompute the position indices in buffers such as the `position_ids` of CLIP, in place."""
     shapes = {name: buffer.shape for name, buffer in reference.named_buffers()}
     for name, buffer in list(model.named_buffers()):
         if name.endswith(_POSITION_INDICES) and buffer.shape != shapes[name]:

@@ -54,7 +54,10 @@ class VerticalAttentionRope(VerticalTimmAttentionMixin, AttentionRope):
 
 
 class TimmLayerMixin(TokenMixupLayerMixin):
-    """Block of timm with TokenMixup. Precedes the block of timm among the base classes."""
+    """Block of timm with TokenMixup. Precedes the block of timm among the base classes.
+
+    A subclass defines `scale_branch(branch, output)`, LayerScale of the output (B, N, D) of attention or of the MLP.
+    """
 
     # `PreTrainedModel` turns gradient checkpointing on where a module has this attribute.
     gradient_checkpointing = False
@@ -139,10 +142,6 @@ class TimmLayerMixin(TokenMixupLayerMixin):
         hidden = hidden + self.scale_branch(1, self._attend(hidden, attention))
         with eval_mode(self.mlp):
             return hidden + self.scale_branch(2, self.mlp(self.norm2(hidden)))
-
-    def scale_branch(self, branch: int, output: torch.Tensor) -> torch.Tensor:
-        """Apply LayerScale, if the block has it, to the output (B, N, D) of attention (1) or of the MLP (2)."""
-        raise NotImplementedError
 
     def base_forward(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, memory: torch.Tensor | None, **kwargs
