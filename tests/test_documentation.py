@@ -22,9 +22,14 @@ def test_documentation_relative_link_exists(page):
     assert [target for target in targets if not (page.parent / target).exists()] == []
 
 
-def test_documentation_page_is_linked_from_readme():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert [page.name for page in PAGES[2:] if f"(docs/{page.name})" not in readme] == []
+def test_documentation_page_is_in_the_navigation_of_the_site():
+    navigation = re.findall(r": (\S+\.(?:md|ipynb))$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    pages = [*(ROOT / "docs").rglob("*.md"), *(ROOT / "docs").rglob("*.ipynb")]
+    assert sorted(navigation) == sorted(page.relative_to(ROOT / "docs").as_posix() for page in pages)
+
+
+def test_readme_links_the_documentation():
+    assert "(docs/index.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_settings_page_lists_each_setting_with_default():
