@@ -4,11 +4,10 @@ import json
 import os
 import re
 
-import nbformat
 import pytest
 from helpers.documents import NOTEBOOK, ROOT, notebook_cells
-from nbclient import NotebookClient
 from safetensors.torch import load
+from store_notebook import execute_notebook
 
 MAX_BYTES = 300_000
 
@@ -20,18 +19,13 @@ def stream_text(cell) -> str:
 @pytest.fixture
 def executed_notebook(hub, tmp_path):
     """The notebook after a run of one epoch that publishes its model to the fake Hub."""
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
     small = {"EPOCHS": "1", "HUB_MODEL_ID": "alice/digits", "PYTHONPATH": str(ROOT / "src")}
-    client = NotebookClient(
-        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
-    )
-    client.execute(env=hub.environment("hf_alice", cache=tmp_path / "cache") | small)
-    return notebook
+    return execute_notebook(tmp_path, hub.environment("hf_alice", cache=tmp_path / "cache") | small)
 
 
 def test_notebook_trains_and_publishes_a_model(executed_notebook, hub):
     texts = "\n".join(stream_text(cell) for cell in executed_notebook.cells if cell.cell_type == "code")
-    assert "1149 images to train on, 288 to evaluate on" in texts
+    assert "1150 images to train on, 287 to evaluate on" in texts
     assert f"published {hub.url}/alice/digits" in texts
     files = hub.files("alice/digits")
     assert {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"} <= set(files)
