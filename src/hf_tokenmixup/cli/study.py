@@ -4,10 +4,12 @@
   python scripts/study.py 5 --seeds 42 --output_dir outputs/short -- --num_train_epochs 310
   python scripts/study.py rho --values 0.001 0.005 0.01
   python scripts/study.py small --seeds 42 43 44
+  python scripts/study.py transfer --seeds 42 43 44
   python scripts/study.py 4 --report_only
 
 Tables 3 (saliency detectors), 4 (ablation of HTM) and 5 (combinations with other mixups); small (a small CCT on
-CIFAR-10 for a CPU); sweeps rho, tau and kappa. With several seeds, differences are paired and have an interval.
+CIFAR-10 for a CPU) and transfer (a small ViT, pretrained on 50 classes of CIFAR-100 and fine-tuned on the others);
+sweeps rho, tau and kappa. With several seeds, differences are paired and have an interval.
 Options of finetune.py after -- apply to every row. Each row and seed is a run in a process of its own. A finished run
 is not repeated, and an interrupted one resumes from its last checkpoint. Two of these commands with the same output
 folder share the runs of a study, on a GPU each.
@@ -154,6 +156,8 @@ def check_rows(study: Study, args: Namespace, overrides: Sequence[str]) -> dict[
         ValueError: No row can be trained (with the reason of the first), two rows are the same run, or a sweep has no
             effect.
     """
+    if study.base is not None:
+        validate_row(study.base, overrides)
     names: dict[str, str] = {}
     errors: dict[StudyRow, ValueError] = {}
     for row in study.rows:
@@ -203,6 +207,33 @@ def build_run_specs(
         for seed in seeds
         for row in rows
     }
+
+
+def train_base(base: StudyRow, args: Namespace, launcher: Sequence[str], overrides: Sequence[str]) -> Path:
+    """Train the model that the rows of a study start from, unless it is trained. Returns its folder.
+
+    Raises:
+        ValueError: Its folder contains another run.
+        SystemExit: It is not finished.
+    """
+    folder = run_dir(args.output_dir, base, DEFAULT_SEED)
+    (run_spec,) = build_run_specs(
+        [base], [DEFAULT_SEED], shlex.split(args.launcher), parse_option_words(overrides)
+    ).values()
+    print(f"[{base.name}] seed {DEFAULT_SEED}", flush=True)
+    command = run_command_line(base, DEFAULT_SEED, folder, launcher, overrides)
+    if unfinished := run_if_needed(folder, run_spec, command, log=lambda line: print(f"  {line}", flush=True)):
+        sys.exit(f"{program_name()}: the model that the rows start from is not finished: {unfinished.reason}")
+    return folder
+
+
+def run_command_line(
+    row: StudyRow, seed: int, folder: Path, launcher: Sequence[str], overrides: Sequence[str], base: Path | None = None
+) -> list[str]:
+    """The command line of one run. `base` is the folder of the model that it starts from, if not its recipe's."""
+    start = ["--model_name_or_path", str(base)] if base else []
+    command = [*launcher, *FINETUNE, "--recipe", row.recipe, *row.options, *start, *overrides]
+    return [*command, "--seed", str(seed), "--output_dir", str(folder)]
 
 
 def save_report(study: Study, args: Namespace, seeds: Sequence[int], request: RunSpec) -> str:
@@ -260,13 +291,15 @@ def run_study(study: Study, args: Namespace, overrides: Sequence[str]) -> None:
     check_writable(args.output_dir)
     for reason in rejected.values():
         print(f"not trained: {reason}", flush=True)
+    base = None
+    if study.base is not None and "model_name_or_path" not in option_names_in(overrides):
+        base = train_base(study.base, args, launcher, overrides)
     failures: dict[Path, str] = {}
     first_with_error: dict[str | None, StudyRow] = {}
     for number, ((row, seed), run_spec) in enumerate(run_specs.items(), start=1):
         print(f"[{number}/{len(run_specs)}] {row.name}, seed {seed}", flush=True)
         folder = run_dir(args.output_dir, row, seed)
-        command = [*launcher, *FINETUNE, "--recipe", row.recipe, *row.options, *overrides]
-        command += ["--seed", str(seed), "--output_dir", str(folder)]
+        command = run_command_line(row, seed, folder, launcher, overrides, base)
         if unfinished := run_if_needed(folder, run_spec, command, log=lambda line: print(f"  {line}", flush=True)):
             failures[folder] = f"{row.name}, seed {seed}: {unfinished.reason}"
             if unfinished.error and len(failures) == number:

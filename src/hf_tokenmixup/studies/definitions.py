@@ -1,4 +1,4 @@
-"""The studies: the rows of the paper's Tables 3, 4 and 5, a small study for two cores, and sweeps over one setting.
+"""The studies: the rows of the paper's Tables 3, 4 and 5, small studies for a CPU, and sweeps over one setting.
 
 A row is a recipe; a row of a sweep adds one option. `runner` trains rows, `results` aggregates their accuracies.
 """
@@ -48,6 +48,8 @@ class Study:
         reference: Index of the row that the others are compared with.
         metrics: Evaluation metrics besides top-1, by the names in a run's results without the prefix `eval_`. Lower
             values are better.
+        base: Row that is trained first, once, and whose model all rows start from. None: they start from their
+            recipes' models.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Study:
     rows: tuple[StudyRow, ...]
     reference: int = 0
     metrics: tuple[str, ...] = ()
+    base: StudyRow | None = None
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,10 @@ def _small_row(name: str, variant: str, *options: str) -> StudyRow:
     return StudyRow(name, "cct-2-3x2-cifar10-cpu", options=options, variant=f"-small-{variant}")
 
 
+def _transfer_row(name: str, variant: str, *options: str) -> StudyRow:
+    return StudyRow(name, "vit-cifar100-fine-tuning-cpu", options=options, variant=f"-{variant}")
+
+
 _INPUT_MIXING_OPTIONS = ("--mixup_alpha", "0.8", "--cutmix_alpha", "1.0")
 # Not in the paper.
 SMALL_STUDIES = {
@@ -144,6 +151,18 @@ SMALL_STUDIES = {
             _small_row(f"{_MIXING}, VTM", "mixing-vtm", "--horizontal_layers", *_INPUT_MIXING_OPTIONS),
         ),
         metrics=("loss", "calibration_error"),
+    ),
+    "transfer": Study(
+        "transfer",
+        "Small ViT on CIFAR-100: pretrained on 50 classes, fine-tuned on the other 50 with 2,500 images, 20 epochs",
+        (
+            _transfer_row("plain", "plain", "--horizontal_layers", "--vertical_layers"),
+            _transfer_row("HTM", "htm", "--vertical_layers"),
+            _transfer_row("VTM", "vtm", "--horizontal_layers"),
+            _transfer_row("HTM, VTM", "htm-vtm"),
+        ),
+        metrics=("loss", "calibration_error"),
+        base=StudyRow("pretraining", "vit-cifar100-pretraining-cpu"),
     ),
 }
 STUDIES = TABLES | SMALL_STUDIES
