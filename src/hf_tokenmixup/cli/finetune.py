@@ -169,7 +169,9 @@ def print_summary(metrics: dict[str, float], trainer: TokenMixupTrainer) -> None
     folder = Path(trainer.args.output_dir)
     lines = []
     if "eval_top1" in metrics:
-        accuracy = f"top-1 {metrics['eval_top1']:.2%}   top-5 {metrics['eval_top5']:.2%}"
+        accuracy = f"top-1 {metrics['eval_top1']:.2%}"
+        if trainer.classifier_model.config.num_labels > 5:
+            accuracy += f"   top-5 {metrics['eval_top5']:.2%}"
         lines.append(f"{accuracy}   calibration error {metrics['eval_calibration_error']:.4f}")
     if mixing := describe_mixing(metrics, trainer.classifier_model.config, trainer.mixing_totals.complete):
         lines.append(f"mixing   {mixing}")
