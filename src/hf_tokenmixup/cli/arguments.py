@@ -250,9 +250,8 @@ def build_parser(description: str = "") -> CliParser:
         elif setting.type in ("int | None", int | None):
             kwargs["type"] = optional_int
         flags = dict.fromkeys((f"--{setting.name}", f"--{setting.name.replace('_', '-')}"))
-        group.add_argument(
-            *flags, help=f"{setting.metadata['help']} (new models: {_format_default(default)})", **kwargs
-        )
+        shown = f"on; --{setting.name} false turns it off" if default is True else _format_default(default)
+        group.add_argument(*flags, help=f"{setting.metadata['help']} (new models: {shown})", **kwargs)
     parser = CliParser(
         TokenMixupTrainingArguments,
         parents=[shared],
