@@ -99,6 +99,7 @@ PRETRAINED = {
     "google/vit-base-patch16-224": ("vit", {}),
     "facebook/dinov2-small": ("dinov2", {"hidden_size": 384, "num_attention_heads": 6, "patch_size": 14}),
     "google/siglip2-base-patch16-224": ("siglip", {}),
+    "outputs/vit-cifar100-pretraining-cpu": ("vit", load_recipe("vit-cifar100-pretraining-cpu")["config_overrides"]),
     "timm/vit_small_patch16_dinov3.lvd1689m": ("timm_wrapper", {"architecture": "vit_small_patch16_dinov3"}),
 }
 
@@ -122,7 +123,15 @@ def test_packaged_recipe_parses_and_fits_model(name):
     resolved = load_recipe(name)
     for key, value in settings.items():
         assert getattr(config, key) == value == resolved[key]
-    assert config.tokenmixup_enabled == ("baseline" not in name)
+    assert config.tokenmixup_enabled == ("baseline" not in name and "pretraining" not in name)
+
+
+def test_transfer_recipes_have_disjoint_classes_that_cover_the_dataset():
+    first, second = (load_recipe(f"vit-cifar100-{stage}-cpu") for stage in ("pretraining", "fine-tuning"))
+    assert len(first["classes"]) == len(second["classes"]) == 50 and first["classes"][-1] < second["classes"][0]
+    assert first["classes"] + second["classes"] == sorted({*first["classes"], *second["classes"]})
+    # 10 % of the 500 images of each class.
+    assert second["max_train_samples"] == 2500 and second["model_name_or_path"] == first["output_dir"]
 
 
 @pytest.mark.parametrize("name", ["dinov2-s14-cifar100", "siglip2-b16-cifar100", "dinov3-s16-cifar100"])

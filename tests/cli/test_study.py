@@ -23,6 +23,10 @@ folder = pathlib.Path(options["--output_dir"])
 name, seed = options["--recipe"], int(options["--seed"])
 with open(os.environ["CALLS"], "a") as calls:
     calls.write(json.dumps(sys.argv[3:]) + "\\n")
+if os.environ.get("STOPPING") in ("every run", name) and not list(folder.glob("checkpoint-*")):
+    (folder / "checkpoint-5").mkdir()
+    (folder / "checkpoint-5" / "trainer_state.json").write_text("{}")
+    sys.exit()
 if os.environ.get("FAILING") == name:
     sys.exit("finetune.py: No such luck.")
 if "FAILING_ALL" in os.environ:
@@ -123,6 +127,76 @@ def test_study_small_reports_paired_differences_with_intervals(study, tmp_path, 
     # The interval of VTM contains 0.
     assert "+0.00 ± 2.48  " in output and result["VTM"]["paired_difference_low"] == pytest.approx(-2.484, abs=1e-3)
     assert result["plain"]["paired_difference"] is None and result["HTM"]["mixed_fraction"] == 0.25
+
+
+def test_study_with_max_time_stops_in_a_run_and_continues(study, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("STOPPING", "every run")
+    names = [f"cct-7-3x1-cifar100-{system}-300" for system in ("baseline", "htm", "vtm", "htm-vtm")]
+    for finished in range(4):
+        calls = study("1 --part cifar100 --max_time 9")
+        # The run that was stopped before, if any, and the next one.
+        assert launched_recipes(calls) == names[max(finished - 1, 0) : finished + 1]
+        for call in calls:
+            assert 8.5 < float(call[call.index("--max_time") + 1]) <= 9
+        output = capsys.readouterr().out
+        stopped = ["plain", "HTM", "VTM", "HTM, VTM"][finished]
+        assert "  stopped at checkpoint-5, after 0 s" in output and f"\n{4 - finished} of 4 runs are not" in output
+        assert f"\n{stopped}, seed 42: stopped at checkpoint-5\n" in output
+        assert output.count(", seed 42: not started\n") == 3 - finished
+        assert output.endswith("--max_time is over. Run the same command to continue.\n")
+    assert launched_recipes(study("1 --part cifar100 --max_time 9")) == names[3:]
+    assert "not finished" not in capsys.readouterr().out
+
+
+def test_study_with_max_time_and_a_failing_row_has_an_error_status(study, monkeypatch):
+    monkeypatch.setenv("FAILING", TABLE_4[0])
+    monkeypatch.setenv("STOPPING", TABLE_4[1])
+    with pytest.raises(SystemExit) as caught:
+        study("4 --max_time 9")
+    assert "5 of 5 runs are not finished" in caught.value.code and "stopped at checkpoint-5" in caught.value.code
+    assert launched_recipes(study.launched) == TABLE_4[:2] and caught.value.code.count("not started") == 3
+
+
+def test_study_with_little_time_starts_nothing(study, capsys):
+    assert study("4 --max_time 0.4") == []
+    assert capsys.readouterr().out.count("not started") == 5
+
+
+PRETRAINING = "vit-cifar100-pretraining-cpu"
+
+
+def base_models(calls):
+    return [call[call.index("--model_name_or_path") + 1] for call in calls if "--model_name_or_path" in call]
+
+
+def test_study_transfer_trains_its_base_once_and_starts_all_rows_from_it(study, tmp_path, capsys):
+    base = tmp_path / "out" / f"{PRETRAINING}-seed-42"
+    calls = study("transfer --seeds 1 2 -- --num_train_epochs 3")
+    assert launched_recipes(calls) == [PRETRAINING] + ["vit-cifar100-fine-tuning-cpu"] * 8
+    assert base_models(calls) == [str(base)] * 8 and "--model_name_or_path" not in calls[0]
+    assert all(call[call.index("--num_train_epochs") :][:2] == ["--num_train_epochs", "3"] for call in calls)
+    assert capsys.readouterr().out.startswith("[pretraining] seed 42\n  starts; log: ")
+    calls = study("transfer --seeds 1 2 3 -- --num_train_epochs 3")
+    assert len(calls) == 4 and base_models(calls) == [str(base)] * 4
+    assert "[pretraining] seed 42\n  top-1 7.00%, already finished" in capsys.readouterr().out
+    assert study("transfer --report_only") == []
+    rows = json.loads((tmp_path / "out" / "transfer.json").read_text())["rows"]
+    assert [(row["row"], row["n"]) for row in rows] == [("plain", 3), ("HTM", 3), ("VTM", 3), ("HTM, VTM", 3)]
+    with pytest.raises(ValueError, match=f"{base.name} contains a run with other options: num_train_epochs was '3'"):
+        study("transfer --seeds 4 -- --num_train_epochs 5")
+
+
+def test_study_transfer_with_a_given_model_trains_no_base(study):
+    calls = study("transfer -- --model_name_or_path mine")
+    assert PRETRAINING not in launched_recipes(calls) and base_models(calls) == ["mine"] * 4
+
+
+def test_study_transfer_without_its_base_trains_no_row(study, monkeypatch):
+    monkeypatch.setenv("FAILING", PRETRAINING)
+    with pytest.raises(SystemExit) as caught:
+        study("transfer")
+    assert launched_recipes(study.launched) == [PRETRAINING]
+    assert ": the model that the rows start from is not finished: status 1, see " in caught.value.code
 
 
 def test_study_with_failing_row_trains_other_rows(study, tmp_path, capsys, monkeypatch):
@@ -226,7 +300,11 @@ def test_study_with_report_only_trains_nothing(study, tmp_path, capsys):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ("7", "There is no study '7'. Studies: 3, 4, 5, small, rho, tau, kappa."),
+        ("7", "There is no study '7'. Studies: 1, 3, 4, 5, small, transfer, rho, tau, kappa."),
+        ("1", "--part must be one of cifar100, cifar100-1500, cifar10-1500 for Table 1, got None"),
+        ("4 --part cifar100", "--part is for Table 1, and 4 has no parts"),
+        ("4 --max_time 0", "--max_time must be a finite number of minutes above 0, got 0.0"),
+        ("4 -- --max_time 3", "--max_time cannot be passed after `--`. Pass --max_time before `--`."),
         ("4 --values 3", "--values and --recipe are for rho, tau, kappa"),
         ("small --recipe x", "--values and --recipe are for rho, tau, kappa; the rows of the other studies are fixed"),
         ("4 --seeds 1 1", "--seeds must be different numbers of at least 0, got 1 1"),
@@ -294,3 +372,47 @@ def test_study_ended_by_signal_resumes(tmp_path):
         100 * json.loads((out / f"digits-quickstart{name}-seed-1" / "all_results.json").read_text())["eval_top1"]
         for name in ("-rho-0.3", "")
     ]
+
+
+@pytest.mark.slow
+def test_study_in_pieces_equals_an_unbroken_study(tmp_path):
+    """Real training of Table 1 with a small CCT, in pieces of a few seconds."""
+    network = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2}
+    options = f"--config_overrides {json.dumps(network, separators=(',', ':'))}"
+    options += (
+        " --dataset_name digits --label_column_name label"
+        " --num_train_epochs 3 --max_train_samples 320 --per_device_train_batch_size 32 --warmup_steps 5 --use_cpu"
+    )
+    options += (
+        " --max_eval_samples 50 --eval_strategy no --logging_steps 1 --dataloader_num_workers 0 --save_steps 1000"
+    )
+    options += " --dataloader_persistent_workers false --vertical_kappa 5"
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def run(folder, *own):
+        command = [
+            sys.executable,
+            str(SCRIPT),
+            "1",
+            "--part",
+            "cifar100",
+            "--launcher",
+            "python",
+            "--output_dir",
+            folder,
+        ]
+        done = subprocess.run(
+            [*command, *own, "--", *options.split()], env=environment, capture_output=True, text=True, cwd=tmp_path
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run("unbroken")
+    outputs = [run("pieces", "--max_time", "0.51")]
+    while "is over" in outputs[-1]:
+        outputs.append(run("pieces", "--max_time", "0.51"))
+        assert len(outputs) < 40
+    assert len(outputs) > 1
+    for system in ("baseline", "htm", "vtm", "htm-vtm"):
+        name = f"cct-7-3x1-cifar100-{system}-300-seed-42/model.safetensors"
+        assert (tmp_path / "unbroken" / name).read_bytes() == (tmp_path / "pieces" / name).read_bytes(), system

@@ -166,9 +166,9 @@ def test_visualize_horizontal_with_tau_mixes_easy_images(run, tmp_path):
 def test_visualize_vertical_shows_tokens_of_earlier_layers(run, models, photos):
     figure = run("vertical", models / "cct", "--images", photos)
     assert headings(figure) == ["Image", "From layer 0", "From layer 1"]
-    assert "tokens that layer 2 also attends to" in title(figure) and "The 2 most" in title(figure)
+    assert "tokens that layer 2 also attends to" in title(figure) and "the 2 most salient" in title(figure)
     figure = run("vertical", models / "vit", "--images", photos, "--layer", 1, "--kappa", 4)
-    assert headings(figure) == ["Image", "From layer 0"] and "4 additional keys" in title(figure)
+    assert headings(figure) == ["Image", "From layer 0"] and "4 more keys" in title(figure)
 
 
 def test_visualize_with_other_classes_needs_label_mapping(run, models, photos, tmp_path):

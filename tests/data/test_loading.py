@@ -172,6 +172,43 @@ def test_load_subsets_are_seeded(load):
     assert data.train["row"][:] == sorted(np.random.default_rng(42).permutation(90)[:30].tolist())
 
 
+def test_load_classes_keeps_their_images_in_the_order_of_the_dataset(load):
+    rows = (Value("int64"), list(range(6)))
+    train, test = split_of([2, 0, 1, 2, 1, 0], row=rows), split_of([1, 2, 0])
+    data = load({"train": train, "test": test}, classes=["cat", "ant"])
+    assert data.label_names == ["ant", "cat"] and data.train.features["label"].names == ["ant", "cat"]
+    assert data.train["row"][:] == [0, 1, 3, 5] and data.train["label"][:] == [1, 0, 1, 0]
+    # The images stay with their labels.
+    assert [image.getpixel((0, 0))[0] for image in data.evaluation["image"][:]] == [1, 2]
+    assert data.evaluation["label"][:] == [1, 0]
+
+
+def test_load_classes_of_digits_keeps_all_images_of_each_class():
+    data = load_image_dataset("digits", classes=["7", "3"], max_train_samples=20)
+    assert data.label_names == ["3", "7"] and set(data.evaluation["label"][:]) == {0, 1} and len(data.train) == 20
+    complete = load_image_dataset("digits")
+    counts = np.bincount(complete.evaluation["label"][:])
+    assert np.bincount(data.evaluation["label"][:]).tolist() == [counts[3], counts[7]]
+
+
+@pytest.mark.parametrize(
+    "classes, message",
+    [
+        (
+            ["ant", "bea"],
+            "`classes` has 'bea', which the dataset does not have: did you mean 'bee'.*Its 3 classes are",
+        ),
+        (["ant", "ant"], "`classes` must be different names, got 'ant' more than once"),
+        ([], "`classes` must name at least one class"),
+        (["bee", "cat"], "Split 'test' has no image of the classes 'bee', 'cat'"),
+        (["ant"], "at least two classes.*Choose more `classes`"),
+    ],
+)
+def test_load_invalid_classes_raise(load, classes, message):
+    with pytest.raises(ValueError, match=message):
+        load({"train": split_of([0, 1, 2]), "test": split_of([0, 0])}, classes=classes)
+
+
 def test_load_integer_labels_have_index_names(load):
     data = load({"train": split_of([0, 2, 1], Value("int32")), "test": split_of([3], Value("int32"))})
     assert data.label_names == ["0", "1", "2", "3"]

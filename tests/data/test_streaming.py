@@ -85,6 +85,7 @@ def test_stream_unknown_columns_raise(load):
         ({}, "a stream cannot be split. Name the evaluation split"),
         ({"max_train_samples": 5}, "`max_train_samples` selects images of the complete split.*max_steps"),
         ({"max_eval_samples": 5}, "`max_eval_samples` selects images of the complete split.*eval_split"),
+        ({"classes": ["cat"]}, "`classes` selects images of the complete split.*dataset of their own"),
         ({"image_column_name": "picture", "do_eval": False}, "no column 'picture'. The columns are 'image' .Image."),
         ({"label_column_name": "image", "do_eval": False}, "must have one ClassLabel"),
         ({"do_train": False, "do_eval": False}, "do_train and do_eval are both False"),

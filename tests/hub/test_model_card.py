@@ -53,12 +53,35 @@ def test_card_text_contains_every_fact():
         '| `lr_scheduler_kwargs` | {"min_lr": 1e-05} |',
     ]
     assert "\n".join(hyperparameters) in text
-    assert "of 8x8 pixels into 4 classes" in text and "Before layer 1," in text and "In layer 2," in text
+    assert (
+        "classifies images into 4 classes." in text
+        and "for images of 8x8 pixels" in text
+        and "Before layer 1," in text
+        and "In layer 2," in text
+    )
     assert "No weights yet" not in text and "Results in the paper" not in text
     resumed = build_model_card(
         tokenmixup_config(), "alice/vit", dataclasses.replace(CARD_DATA, resumed=True, seconds=59.6)
     ).text
     assert "| duration | 1 min 0 s since the run was resumed |" in resumed
+
+
+def test_card_has_results_first_and_details_last():
+    text = build_model_card(tokenmixup_config(), "alice/vit", CARD_DATA, [EVALUATION], license="mit").text
+    headings = ["Results", "How to use", "Limitations", "Training", "Details", "Citation", "License"]
+    assert re.findall(r"^## (.*)$", text, re.MULTILINE) == headings
+    details = text.partition("## Details")[2]
+    assert "| hidden size |" in details and "### Hyperparameters" in details and "### TokenMixup" in details
+
+
+def test_card_of_few_classes_has_no_top5_and_small_costs_have_megas():
+    few = dataclasses.replace(EVALUATION, top5=None, macs=1_234_567)
+    card = build_model_card(tokenmixup_config(), "alice/vit", CARD_DATA, [few])
+    assert "top-5" not in card.text and "| test | 10,000 | 97.57 | 0.1235 |  |" in card.text
+    assert "| multiply-accumulate operations per image | 1.23 M |" in card.text
+    assert "top_5_accuracy" not in str(card) and "top-5" not in few.table() and "top-5" in EVALUATION.table()
+    both = build_model_card(tokenmixup_config(), "alice/vit", CARD_DATA, [few, EVALUATION]).text
+    assert "| 97.57 |  | 0.1235 |" in both and "| 97.57 | 99.91 | 0.1235 |" in both
 
 
 def test_card_unknown_facts_are_omitted():
@@ -84,7 +107,7 @@ def test_card_without_training_facts_has_no_training_or_license():
     card = build_model_card(CctConfig(num_labels=10), "alice/cct", None, [EVALUATION])
     assert validate_card(str(card)) == ([], []) and "license" not in read_card(str(card))
     assert "The training of these weights is not recorded here." in card.text
-    assert "license of these weights is not recorded" in card.text and "TokenMixup is" not in card.text
+    assert "## License" not in card.text and "TokenMixup is" not in card.text
     assert read_card(str(card))["tags"] == ["image-classification", "hf_tokenmixup", "cct"]
 
 
@@ -111,11 +134,11 @@ def test_card_model_and_class_names_match_config():
         (ResNetConfig(), "`resnet`"),
     ]
     for config, name in named:
-        assert f"\n\n{name} with " in build_model_card(config, "a/b").text
+        assert f" classes. It is a {name} with " in build_model_card(config, "a/b").text
     names = {0: "cat|dog", 1: "a\nb"}
     text = build_model_card(ViTConfig(**VIT | {"num_labels": 2}, id2label=names), "a/b").text
-    assert "| class names | cat\\|dog, a b |" in text
-    assert "class names" not in build_model_card(ViTConfig(**VIT), "a/b").text
+    assert "\n\nThis model classifies images into 2 classes: cat\\|dog and a b. It is a ViT with " in text
+    assert " into 4 classes. It is a " in build_model_card(ViTConfig(**VIT), "a/b").text
 
 
 def test_card_settings_table_lists_only_active_settings():

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import ViTImageProcessor
 
 from hf_tokenmixup import TokenMixupViTForImageClassification
+from hf_tokenmixup.cli import publish
 from hf_tokenmixup.hub import upload
 from hf_tokenmixup.hub.upload import (
     create_and_check_repo,
@@ -147,7 +148,7 @@ def test_upload_model_folder_inserts_license(hub, folder):
     (folder / "README.md").unlink()
     upload_model_folder(folder, "alice/other", token="hf_alice")
     card = hub.files("alice/other")["README.md"].decode()
-    assert "license" not in read_card(card) and "The license of these weights is not recorded here." in card
+    assert "license" not in read_card(card) and "## License" not in card
     upload_model_folder(folder, "alice/other", token="hf_alice", license="cc-by-4.0")
     card = hub.files("alice/other")["README.md"].decode()
     assert read_card(card)["license"] == "cc-by-4.0" and card.endswith("\n## License\n\n`cc-by-4.0`.\n")
@@ -197,3 +198,18 @@ def test_validate_model_folder_unsuitable_folder_raises(folder, tmp_path):
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
     with pytest.raises(ValueError, match="does not contain model-00002-of-00002.safetensors"):
         validate_model_folder(folder)
+
+
+def test_publish_twice_says_once_that_nothing_has_changed(hub, folder, capfd):
+    arguments = [str(folder), "alice/vit", "--token", "hf_alice"]
+    publish.main(arguments)
+    first, commits = capfd.readouterr(), len(hub.repo("alice/vit").commits)
+    publish.main(arguments)
+    second = capfd.readouterr()
+    assert len(hub.repo("alice/vit").commits) == commits
+    assert first.out == f"{hub.url}/alice/vit\n"
+    assert second.out == f"{hub.url}/alice/vit (nothing has changed since the last upload)\n"
+    assert "No files have been modified" not in second.err
+    (folder / "README.md").write_text("# Another card\n")
+    publish.main(arguments)
+    assert capfd.readouterr().out == f"{hub.url}/alice/vit\n" and len(hub.repo("alice/vit").commits) == commits + 1

@@ -210,7 +210,7 @@ COMMAND_CASES = [
     visualize("tau of nan", "horizontal --tau nan", "--tau must be at least 0, or none", "nan"),
     visualize("tau that is not a number", "horizontal --tau x", "--tau", "expected a number or none", "'x'"),
     visualize("max_samples of 0", "saliency --max_samples 0", "--max_samples must be at least 1", "got 0"),
-    command("study", "unknown study", "7", "no study '7'", "3, 4, 5, small, rho, tau, kappa"),
+    command("study", "unknown study", "7", "no study '7'", "1, 3, 4, 5, small, transfer, rho, tau, kappa"),
     command("study", "values for a table", "4 --values 1", "--values and --recipe are for rho, tau, kappa"),
     command("study", "negative seed", "4 --seeds -1", "--seeds must be different numbers of at least 0", "-1"),
     command("study", "unknown recipe", "rho --recipe nope", "no recipe 'nope'", "Recipes:"),

@@ -224,6 +224,7 @@ DATA_CASES = [
         "max_train_samples of 0", "--max_train_samples 0",
         "max_train_samples must be at least 1 (or None", "got 0",
     ),
+    dataset_flags("class that does not exist", "--classes 0 33", "`classes` has '33'", "Its 2 classes are"),
     dataset_flags(
         "negative max_eval_samples", "--do_eval --max_eval_samples -1", "max_eval_samples must be at least 1", "got -1"
     ),

@@ -51,6 +51,16 @@ def get_image(axes):
     return np.asarray(image.get_array())
 
 
+def get_heatmap(axes, image):
+    """The map in the axes, after a check that it lies over the image (3, H, W) in shades of gray."""
+    below, heatmap = axes.images
+    np.testing.assert_allclose(np.asarray(below.get_array()), image.mean(dim=0).numpy(), rtol=1e-6)
+    assert below.cmap.name == "gray" and 0.3 < heatmap.get_alpha() < 0.9
+    # The border that belongs to no token is visible too.
+    assert axes.get_xlim() == (-0.5, image.shape[2] - 0.5) and axes.get_ylim() == (image.shape[1] - 0.5, -0.5)
+    return np.asarray(heatmap.get_array())
+
+
 def channels_last(image):
     return image.permute(1, 2, 0).numpy()
 
@@ -66,9 +76,9 @@ def test_plot_saliency_shows_images_and_maps():
         np.testing.assert_array_equal(get_image(row[0]), channels_last(IMAGES[index]))
         assert row[0].get_xlabel() == "abc"[index]
         for axes, saliency in zip(row[1:], maps.values(), strict=True):
-            np.testing.assert_array_equal(get_image(axes), min_max(saliency)[index].numpy())
-            assert axes.images[0].norm.vmin == 0 and axes.images[0].norm.vmax == 1
-            assert tuple(axes.images[0].get_extent()) == (-0.5, 8.5, 7.5, -0.5)
+            np.testing.assert_array_equal(get_heatmap(axes, IMAGES[index]), min_max(saliency)[index].numpy())
+            assert axes.images[1].norm.vmin == 0 and axes.images[1].norm.vmax == 1
+            assert tuple(axes.images[1].get_extent()) == (-0.5, 8.5, 7.5, -0.5)
     assert "before layer 2" in title(figure) and title(figure).endswith("Guessed.")
     (bar,) = [axes for axes in figure.axes if axes.get_label() == "<colorbar>"]
     assert "[0, 1]" in bar.get_ylabel() and bar.get_ylim() == (0, 1)
@@ -88,9 +98,9 @@ def test_plot_horizontal_mixup_shows_pairs_and_labels():
         np.testing.assert_array_equal(get_image(axes), channels_last(IMAGES[index]))
         assert axes.get_xlabel() == ["Egyptian cat", "", "black-and-tan coonh…"][index]
         assert axes.spines["left"].get_visible() and to_rgb(axes.spines["left"].get_edgecolor()) == to_rgb(color)
-    np.testing.assert_allclose(get_image(saliency), make_trace().saliency[0])
-    np.testing.assert_allclose(get_image(partner_saliency), make_trace().saliency[2])
-    assert saliency.images[0].norm is partner_saliency.images[0].norm
+    np.testing.assert_allclose(get_heatmap(saliency, IMAGES[0]), make_trace().saliency[0])
+    np.testing.assert_allclose(get_heatmap(partner_saliency, IMAGES[2]), make_trace().saliency[2])
+    assert saliency.images[1].norm is partner_saliency.images[1].norm
     assert get_image(mask).tolist() == [[0, 1, 0], [0, 0, 1]] and mask.get_xlabel() == "2 of 6 replaced"
     assert [to_rgb(color) for color in mask.images[0].cmap.colors] == [
         to_rgb(BLUE),
@@ -143,11 +153,13 @@ def test_plot_vertical_memory_frames_and_ranks_tokens():
     paths = axes.collections[0].get_paths()
     boxes = [(*path.vertices.min(axis=0), *path.vertices.max(axis=0)) for path in paths]
     assert boxes == [(5.5, 3.5, 8.5, 7.5), (-0.5, 3.5, 2.5, 7.5)]  # left, top, right, bottom
-    assert [(text.get_text(), text.xy) for text in axes.texts] == [("1", (8.5, 3.5)), ("2", (2.5, 3.5))]
+    assert [(text.get_text(), text.xy) for text in axes.texts] == [("1", (7.75, 4.5)), ("2", (1.75, 4.5))]
     expected = 0.35 * IMAGES[0] + 0.65
     expected[:, 4:8, 6:9], expected[:, 4:8, 0:3] = IMAGES[0, :, 4:8, 6:9], IMAGES[0, :, 4:8, 0:3]
     np.testing.assert_array_equal(get_image(axes), channels_last(expected))
-    assert "layer 2" in title(figure) and "4 additional keys and values" in title(figure)
+    assert "layer 2" in title(figure) and "2 most salient of each earlier layer, as 4 more keys and values" in title(
+        figure
+    )
     assert legend(figure) == ["token collected for layer 2, 1 is the most salient"]
 
 

@@ -92,6 +92,18 @@ def test_plot_training_curves_without_mixed_images_has_range_above_zero(tmp_path
 
 
 @pytest.mark.parametrize(
+    ("values", "note"), [([0.0, 0.0], ["no image was mixed"]), ([0.0, 0.1], []), ([], [])], ids=["none", "some", "off"]
+)
+@pytest.mark.parametrize("key", ["mixed_fraction", "mixed_samples"])
+def test_plot_training_curves_without_mixed_images_says_so(key, values, note, tmp_path, figure):
+    easy = {"mixed_fraction": "easy_fraction", "mixed_samples": "easy_samples"}[key]
+    log = [{"epoch": float(epoch), key: value, easy: 0.5} for epoch, value in enumerate(values)]
+    plot_training_curves(log, tmp_path / "curves.png")
+    expected = note if values else ["no horizontal TokenMixup was logged"]
+    assert [text.get_text() for text in figure[0].axes[2].texts] == expected
+
+
+@pytest.mark.parametrize(
     ("panel", "below", "above"), [(1, "loss", "classification_loss"), (2, "easy_fraction", "mixed_fraction")]
 )
 def test_plot_training_curves_coinciding_lines_are_both_visible(panel, below, above, tmp_path):

@@ -136,6 +136,9 @@ class EvalDataArguments:
     validation_dir: str | None = HfArg(default=None, help="Folder of evaluation images, one subfolder per class.")
     image_column_name: str | None = HfArg(default=None, help="Column of the images (detected).")
     label_column_name: str | None = HfArg(default=None, help="Column of the labels (detected).")
+    classes: list[str] | None = HfArg(
+        default=None, help="Names of the classes to use (all), numbered in the order of the dataset."
+    )
     eval_split: str | None = HfArg(default=None, help="Split to evaluate on (default: validation, else test).")
     train_val_split: float | None = HfArg(
         default=None, help="Fraction of train to evaluate on if there is no other split (default: none)."
@@ -247,9 +250,8 @@ def build_parser(description: str = "") -> CliParser:
         elif setting.type in ("int | None", int | None):
             kwargs["type"] = optional_int
         flags = dict.fromkeys((f"--{setting.name}", f"--{setting.name.replace('_', '-')}"))
-        group.add_argument(
-            *flags, help=f"{setting.metadata['help']} (new models: {_format_default(default)})", **kwargs
-        )
+        shown = f"on; --{setting.name} false turns it off" if default is True else _format_default(default)
+        group.add_argument(*flags, help=f"{setting.metadata['help']} (new models: {shown})", **kwargs)
     parser = CliParser(
         TokenMixupTrainingArguments,
         parents=[shared],

@@ -289,7 +289,7 @@ def main(arguments: Sequence[str]) -> None:
             split=data.eval_split,
             num_images=counts.num_images,
             top1=counts.top1 / counts.num_images,
-            top5=counts.top5 / counts.num_images,
+            top5=counts.top5 / counts.num_images if model.config.num_labels > 5 else None,
             loss=counts.loss / counts.num_images,
             calibration_error=counts.calibration_error(),
             images_per_second=counts.num_images / counts.seconds,

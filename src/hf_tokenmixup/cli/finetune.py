@@ -79,6 +79,7 @@ LOADING_OPTIONS = (
     "validation_dir",
     "image_column_name",
     "label_column_name",
+    "classes",
     "train_split",
     "eval_split",
     "max_train_samples",
@@ -90,6 +91,7 @@ EVALUATION_OPTIONS = (
     "dataset_config_name",
     "validation_dir",
     "label_column_name",
+    "classes",
     "eval_split",
     "max_eval_samples",
 )
@@ -167,7 +169,9 @@ def print_summary(metrics: dict[str, float], trainer: TokenMixupTrainer) -> None
     folder = Path(trainer.args.output_dir)
     lines = []
     if "eval_top1" in metrics:
-        accuracy = f"top-1 {metrics['eval_top1']:.2%}   top-5 {metrics['eval_top5']:.2%}"
+        accuracy = f"top-1 {metrics['eval_top1']:.2%}"
+        if trainer.classifier_model.config.num_labels > 5:
+            accuracy += f"   top-5 {metrics['eval_top5']:.2%}"
         lines.append(f"{accuracy}   calibration error {metrics['eval_calibration_error']:.4f}")
     if mixing := describe_mixing(metrics, trainer.classifier_model.config, trainer.mixing_totals.complete):
         lines.append(f"mixing   {mixing}")
@@ -210,7 +214,12 @@ def build_card_data(
     if not args.do_eval or (data.eval_is_split_from_train and data_args.train_split != "train"):
         return {"training_card_data": training}
     values = {name: getattr(data_args, name) for name in EVALUATION_OPTIONS}
-    words = [f"--{name}={value}" for name, value in values.items() if value is not None]
+    words = []
+    for name, value in values.items():
+        if isinstance(value, list):
+            words += [f"--{name}", *value]
+        elif value is not None:
+            words += [f"--{name}={value}"]
     if data.eval_is_split_from_train:
         words += [f"--train_val_split={data_args.train_val_split}"]
     if data.eval_is_split_from_train or data_args.max_eval_samples:

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import enum
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -63,7 +64,7 @@ class CliParser(HfArgumentParser):
     """
 
     def __init__(self, dataclass_types: Sequence[type] | type | None = None, **kwargs):
-        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        kwargs.setdefault("formatter_class", DefaultsHelpFormatter)
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(dataclass_types, **kwargs)
 
@@ -71,7 +72,19 @@ class CliParser(HfArgumentParser):
         raise ValueError(message)
 
 
-class ShortHelpFormatter(argparse.RawDescriptionHelpFormatter):
+class DefaultsHelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Help that ends with the default of an option, unless its text has one or the default is empty or off."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text, default = action.help, action.default
+        if text is None or default is argparse.SUPPRESS or default in (None, False, "", []) or _states(text, default):
+            return text
+        if default is True and action.nargs == "?":
+            return f"{text} (default: on; --no_{action.dest} turns it off)"
+        return f"{text} (default: {_format_default(default).replace('%', '%%')})"
+
+
+class ShortHelpFormatter(DefaultsHelpFormatter):
     """Help without the less common options of transformers, usually with one line for each option."""
 
     show_all = False
@@ -112,6 +125,18 @@ class FullHelpAction(argparse.Action):
         parser.formatter_class = FullHelpFormatter
         parser.print_help()
         parser.exit()
+
+
+def _states(text: str, default: Any) -> bool:
+    return "default" in text.lower() or text.rstrip(".").endswith(f"({_format_default(default)})")
+
+
+def _format_default(default: Any) -> str:
+    if isinstance(default, enum.Enum):
+        default = default.value
+    if isinstance(default, list | tuple):
+        return " ".join(map(_format_default, default))
+    return f"{default:.4g}" if isinstance(default, float) else str(default)
 
 
 def add_hub_options(parser: argparse.ArgumentParser, *, remote_code: bool = False) -> None:

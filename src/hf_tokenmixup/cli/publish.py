@@ -10,6 +10,9 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
+
 from ..hub import upload_model_folder
 from .parser import TOKEN_HELP, CliParser
 from .program import run_command
@@ -35,7 +38,9 @@ def main(arguments: Sequence[str]) -> None:
     if Path(args.repo_id).is_dir() and not Path(args.folder).exists():
         raise ValueError(f"There is no folder {args.folder}, but {args.repo_id} is one. Pass the folder first.")
     logging.basicConfig(format="%(message)s")
-
+    # huggingface_hub's own warning about an unchanged repository goes to its handler and to that of the root logger.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    before = find_head(args.repo_id, args.revision, args.token)
     commit = upload_model_folder(
         args.folder,
         args.repo_id,
@@ -45,7 +50,15 @@ def main(arguments: Sequence[str]) -> None:
         message=args.message,
         license=args.license,
     )
-    print(commit.repo_url)
+    print(f"{commit.repo_url}{' (nothing has changed since the last upload)' if commit.oid == before else ''}")
+
+
+def find_head(repo_id: str, revision: str | None, token: str | None) -> str | None:
+    """The latest commit of a branch. None if there is none or the Hub does not tell, which the upload reports."""
+    try:
+        return HfApi(token=token).model_info(repo_id, revision=revision).sha
+    except (HTTPError, OfflineModeIsEnabled, OSError, ValueError):
+        return None
 
 
 def entry_point() -> None:

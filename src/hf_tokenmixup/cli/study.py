@@ -4,19 +4,27 @@
   python scripts/study.py 5 --seeds 42 --output_dir outputs/short -- --num_train_epochs 310
   python scripts/study.py rho --values 0.001 0.005 0.01
   python scripts/study.py small --seeds 42 43 44
+  python scripts/study.py transfer --seeds 42 43 44
+  python scripts/study.py 1 --part cifar100 --max_time 25
   python scripts/study.py 4 --report_only
 
-Tables 3 (saliency detectors), 4 (ablation of HTM) and 5 (combinations with other mixups); small (a small CCT on
-CIFAR-10 for a CPU); sweeps rho, tau and kappa. With several seeds, differences are paired and have an interval.
-Options of finetune.py after -- apply to every row. Each row and seed is a run in a process of its own. A finished run
-is not repeated, and an interrupted one resumes from its last checkpoint. Two of these commands with the same output
-folder share the runs of a study, on a GPU each.
+Tables 1 (plain, HTM, VTM, both; --part names the dataset), 3 (saliency detectors), 4 (ablation of HTM) and 5
+(combinations with other mixups). Studies for a CPU: small (a small CCT on CIFAR-10) and transfer (a small ViT,
+pretrained on 50 classes of CIFAR-100 and fine-tuned on the others). Sweeps: rho, tau and kappa. With several seeds,
+differences are paired and have an interval.
+
+Options of finetune.py after -- apply to every run. Each row and seed is a run in a process of its own. A finished run
+is not repeated, and an interrupted one resumes from its last checkpoint. --max_time ends the study during a run, and
+the same command continues it. Two of these commands with the same output folder share the runs of a study, on a GPU
+each.
 """
 
+import math
 import shlex
 import shutil
 import signal
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +32,7 @@ from pathlib import Path
 import torch
 
 from ..models import load_classifier
-from ..studies.definitions import STUDIES, SWEEPS, Study, StudyRow, sweep_study
+from ..studies.definitions import STUDIES, SWEEPS, TABLE_1_PARTS, Study, StudyRow, sweep_study
 from ..studies.results import format_table, save_results, summarize
 from ..studies.runner import (
     LOG_FILE,
@@ -37,7 +45,6 @@ from ..studies.runner import (
     load_top1,
     parse_option_words,
     run_dir,
-    run_if_needed,
     validate_run_spec,
 )
 from ..training.checkpointing.disk_space import check_writable
@@ -45,9 +52,11 @@ from .arguments import ParsedArguments, build_parser, parse_options
 from .parser import CliParser
 from .program import program_name, run_command
 from .recipes import expand_recipe, get_option_name, split_lists
+from .study_runs import RunStarter
 
-FINETUNE = ("-m", "hf_tokenmixup.cli.finetune")
 DEFAULT_SEED = 42
+TABLE_1 = "1"
+STUDY_NAMES = (TABLE_1, *STUDIES, *SWEEPS)
 OptionWords = dict[str, list[str]]
 # Options of finetune.py that cannot be passed after `--`, and what to do instead.
 RESERVED_OPTIONS = {
@@ -55,6 +64,7 @@ RESERVED_OPTIONS = {
     "seed": "Pass --seeds before `--`.",
     "output_dir": "Pass --output_dir before `--`.",
     "dry_run": "Run scripts/finetune.py with it.",
+    "max_time": "Pass --max_time before `--`.",
     "resume_from_checkpoint": "A run with a checkpoint resumes by itself.",
     "push_to_hub": "Run scripts/publish.py afterwards.",
     "hub_model_id": "Run scripts/publish.py afterwards.",
@@ -69,7 +79,8 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[Namespace, list[str]]:
     """
     split = arguments.index("--") if "--" in arguments else len(arguments)
     parser = CliParser(usage="%(prog)s STUDY [options] [-- options of finetune.py]", description=__doc__)
-    parser.add_argument("study", metavar="STUDY", help=f"{', '.join([*STUDIES, *SWEEPS])}.")
+    parser.add_argument("study", metavar="STUDY", help=f"{', '.join(STUDY_NAMES)}.")
+    parser.add_argument("--part", help=f"Part of Table 1: {', '.join(TABLE_1_PARTS)}.")
     parser.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help=f"Seeds to train with ({DEFAULT_SEED}).")
     parser.add_argument("--values", nargs="+", metavar="VALUE", help="Values of a sweep.")
     parser.add_argument("--recipe", help="Recipe of a sweep (HTM or VTM of CCT-7/3x1 on CIFAR-100).")
@@ -77,6 +88,12 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[Namespace, list[str]]:
         "--output_dir", type=Path, default=Path("outputs/studies"), help="One folder for all studies (%(default)s)."
     )
     parser.add_argument("--launcher", default="accelerate launch", help="Command that starts a run (%(default)s).")
+    parser.add_argument(
+        "--max_time",
+        type=float,
+        metavar="MINUTES",
+        help="Stop a run after this time, and start no other one. Loading and the last checkpoint take longer.",
+    )
     parser.add_argument("--report_only", action="store_true", help="Run no training; show the results of all seeds.")
     args, unknown = parser.parse_known_args(split_lists(arguments[:split], parser))
     overrides = list(arguments[split + 1 :])
@@ -84,9 +101,15 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[Namespace, list[str]]:
         raise ValueError(f"There is no option --{name}. {RESERVED_OPTIONS[name]}")
     if unknown:
         raise ValueError(f"Unknown arguments: {' '.join(unknown)}. Pass options of finetune.py after `--`.")
-    if args.study not in STUDIES | SWEEPS:
-        raise ValueError(f"There is no study {args.study!r}. Studies: {', '.join([*STUDIES, *SWEEPS])}.")
-    if args.study in STUDIES and (args.values or args.recipe):
+    if args.study not in STUDY_NAMES:
+        raise ValueError(f"There is no study {args.study!r}. Studies: {', '.join(STUDY_NAMES)}.")
+    if args.study == TABLE_1 and args.part not in TABLE_1_PARTS:
+        raise ValueError(f"--part must be one of {', '.join(TABLE_1_PARTS)} for Table 1, got {args.part!r}.")
+    if args.study != TABLE_1 and args.part is not None:
+        raise ValueError(f"--part is for Table 1, and {args.study} has no parts. Remove it.")
+    if args.max_time is not None and not 0 < args.max_time < math.inf:
+        raise ValueError(f"--max_time must be a finite number of minutes above 0, got {args.max_time}.")
+    if args.study not in SWEEPS and (args.values or args.recipe):
         raise ValueError(
             f"--values and --recipe are for {', '.join(SWEEPS)}; the rows of the other studies are fixed."
         )
@@ -105,6 +128,8 @@ def option_names_in(arguments: Sequence[str]) -> set[str]:
 
 def build_study(args: Namespace) -> Study:
     """The study that the arguments name."""
+    if args.study == TABLE_1:
+        return TABLE_1_PARTS[args.part]
     if args.study in STUDIES:
         return STUDIES[args.study]
     sweep = SWEEPS[args.study]
@@ -154,6 +179,8 @@ def check_rows(study: Study, args: Namespace, overrides: Sequence[str]) -> dict[
         ValueError: No row can be trained (with the reason of the first), two rows are the same run, or a sweep has no
             effect.
     """
+    if study.base is not None:
+        validate_row(study.base, overrides)
     names: dict[str, str] = {}
     errors: dict[StudyRow, ValueError] = {}
     for row in study.rows:
@@ -260,15 +287,24 @@ def run_study(study: Study, args: Namespace, overrides: Sequence[str]) -> None:
     check_writable(args.output_dir)
     for reason in rejected.values():
         print(f"not trained: {reason}", flush=True)
+    deadline = None if args.max_time is None else time.monotonic() + 60 * args.max_time
+    starter = RunStarter(launcher, overrides, args.output_dir, deadline)
+    base = None
+    if study.base is not None and "model_name_or_path" not in option_names_in(overrides):
+        base = train_base(study.base, args, starter)
     failures: dict[Path, str] = {}
     first_with_error: dict[str | None, StudyRow] = {}
+    timed_out, failed = False, False
     for number, ((row, seed), run_spec) in enumerate(run_specs.items(), start=1):
-        print(f"[{number}/{len(run_specs)}] {row.name}, seed {seed}", flush=True)
         folder = run_dir(args.output_dir, row, seed)
-        command = [*launcher, *FINETUNE, "--recipe", row.recipe, *row.options, *overrides]
-        command += ["--seed", str(seed), "--output_dir", str(folder)]
-        if unfinished := run_if_needed(folder, run_spec, command, log=lambda line: print(f"  {line}", flush=True)):
+        timed_out = timed_out or starter.time_is_over
+        if timed_out and load_top1(folder) is None:
+            failures[folder] = f"{row.name}, seed {seed}: not started"
+            continue
+        print(f"[{number}/{len(run_specs)}] {row.name}, seed {seed}", flush=True)
+        if unfinished := starter.start(row, seed, run_spec, base):
             failures[folder] = f"{row.name}, seed {seed}: {unfinished.reason}"
+            timed_out, failed = timed_out or unfinished.timed_out, failed or not unfinished.timed_out
             if unfinished.error and len(failures) == number:
                 other = first_with_error.setdefault(unfinished.error, row)
                 if other != row:
@@ -281,9 +317,33 @@ def run_study(study: Study, args: Namespace, overrides: Sequence[str]) -> None:
     # Another process may have finished its runs by now.
     unfinished_runs = [reason for reason in rejected.values() for _ in seeds]
     unfinished_runs += [reason for folder, reason in failures.items() if load_top1(folder) is None]
-    if unfinished_runs:
-        count = f"{len(unfinished_runs)} of {len(study.rows) * len(seeds)} runs are not finished."
-        sys.exit("\n".join([f"{program_name()}: {count}", *dict.fromkeys(unfinished_runs)]))
+    if not unfinished_runs:
+        return
+    count = f"{len(unfinished_runs)} of {len(study.rows) * len(seeds)} runs are not finished."
+    report = "\n".join([count, *dict.fromkeys(unfinished_runs)])
+    if failed or rejected or not timed_out:
+        sys.exit(f"{program_name()}: {report}")
+    print(f"\n{report}\n--max_time is over. Run the same command to continue.")
+
+
+def train_base(base: StudyRow, args: Namespace, starter: RunStarter) -> Path:
+    """Train the model that the rows of a study start from, unless it is trained. Returns its folder.
+
+    Raises:
+        ValueError: Its folder contains another run.
+        SystemExit: It is not finished.
+    """
+    folder = run_dir(args.output_dir, base, DEFAULT_SEED)
+    overrides = parse_option_words(starter.overrides)
+    run_specs = build_run_specs([base], [DEFAULT_SEED], shlex.split(args.launcher), overrides)
+    print(f"[{base.name}] seed {DEFAULT_SEED}", flush=True)
+    unfinished = starter.start(base, DEFAULT_SEED, run_specs[base, DEFAULT_SEED])
+    if unfinished is None:
+        return folder
+    if unfinished.timed_out:
+        print(f"\n{base.name} is not finished. --max_time is over. Run the same command to continue.")
+        sys.exit(0)
+    sys.exit(f"{program_name()}: the model that the rows start from is not finished: {unfinished.reason}")
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -163,7 +163,7 @@ def encode_labels(
                 "rows or choose another split with `eval_split`."
             )
     return {
-        split: _replace_label_column(dataset, column, *encoded[split], names) for split, dataset in splits.items()
+        split: replace_label_column(dataset, column, *encoded[split], names) for split, dataset in splits.items()
     }, names
 
 
@@ -257,9 +257,18 @@ def _read_label_ids(dataset: Dataset, column: str, label_type: str, split: str) 
     return names, label_ids
 
 
-def _replace_label_column(
-    dataset: Dataset, column: str, split_names: list[str], label_ids: np.ndarray, names: list[str]
+def replace_label_column(
+    dataset: Dataset, column: str, split_names: Sequence[str], label_ids: np.ndarray, names: list[str]
 ) -> Dataset:
+    """Replace a label column by a ClassLabel of other names. Images are neither read nor copied.
+
+    Args:
+        dataset: the split.
+        column: the label column.
+        split_names: names of the labels in the order of `label_ids`.
+        label_ids: index of each row's label in `split_names`.
+        names: class names in order. Labels that are not among them become -1.
+    """
     feature = dataset.features[column]
     if isinstance(feature, ClassLabel) and list(feature.names) == names:
         return dataset

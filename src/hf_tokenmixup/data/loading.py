@@ -17,6 +17,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Value, load_dataset
 from datasets.exceptions import DatasetsError
 from sklearn.model_selection import train_test_split
 
+from .class_selection import select_classes
 from .columns import encode_labels, find_image_column, find_label_column, read_labels
 from .digits import load_digits_dataset
 from .folder_listing import TABLE_EXTENSIONS
@@ -73,6 +74,7 @@ def load_image_dataset(
     cache_dir: str | None = None,
     token: str | bool | None = None,
     *,
+    classes: Sequence[str] | None = None,
     do_train: bool = True,
     do_eval: bool = True,
     label_names: Sequence[str] | None = None,
@@ -101,6 +103,7 @@ def load_image_dataset(
         seed: seed of the random subsets and of the held-out fraction.
         cache_dir: cache folder of `datasets`.
         token: token for the Hub.
+        classes: names of the classes to use; images of the others are left out. None: all classes.
         do_train: whether the training split is requested. Otherwise it is neither required nor validated.
         do_eval: whether the evaluation split is requested.
         label_names: class names to use instead of those in the data, such as those of the evaluated model.
@@ -108,7 +111,7 @@ def load_image_dataset(
     Raises:
         ValueError: if there is not exactly one source, or the dataset, a folder, a split or a column does not exist or
             is empty, or labels are missing or out of range, or the splits have different classes, or there is only one
-            class for training, or a number is out of range.
+            class for training, or a class of `classes` does not exist, or a number is out of range.
     """
     for name, size in (("max_train_samples", max_train_samples), ("max_eval_samples", max_eval_samples)):
         if size is not None and size < 1:
@@ -162,11 +165,14 @@ def load_image_dataset(
         find_image_column(dataset_dict[split], split, image_column)
         find_label_column(dataset_dict[split], split, label_column)
     splits, names = _encode_split_labels(dataset_dict, loaded_splits, train_split, label_column, label_names)
+    if classes is not None:
+        splits, names = select_classes(splits, label_column, names, classes)
     splits = {split: _resolve_image_paths(dataset, image_column, dataset_name) for split, dataset in splits.items()}
     if do_train and len(names) < 2:
+        remedy = "more `classes`" if classes else "another column with `label_column_name`"
         raise ValueError(
             f"Training needs at least two classes, but column '{label_column}' of split '{train_split}' has "
-            f"{len(names)}: {names}. Choose another column with `label_column_name`."
+            f"{len(names)}: {names}. Choose {remedy}."
         )
     if train_dir is not None and validation_dir is not None:
         _validate_eval_classes(splits, label_column, names)

@@ -1,6 +1,7 @@
 """Load streamed training and evaluation splits with their columns, class names and, if known, lengths."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +45,7 @@ def load_streaming_image_dataset(
     cache_dir: str | None = None,
     token: str | bool | None = None,
     *,
+    classes: Sequence[str] | None = None,
     do_train: bool = True,
     do_eval: bool = True,
 ) -> StreamingImageDatasetSplits:
@@ -55,7 +57,7 @@ def load_streaming_image_dataset(
     Raises:
         ValueError: if the dataset, a split or a column does not exist, or the dataset cannot be streamed, or the class
             names are unknown before all labels are read, or an argument needs the complete split
-            (`max_train_samples`, `max_eval_samples`, no evaluation split).
+            (`max_train_samples`, `max_eval_samples`, `classes`, no evaluation split).
     """
     folders = bool(train_dir or validation_dir)
     if folders or not dataset_name or dataset_name == "digits" or find_image_folders(dataset_name) is not None:
@@ -64,11 +66,12 @@ def load_streaming_image_dataset(
             f"dataset_name={dataset_name!r}, train_dir={train_dir!r}, validation_dir={validation_dir!r}. Remove "
             "`streaming`: image folders are read file by file without it, and digits is in memory."
         )
-    for parameter, size, hint in (
+    for parameter, value, hint in (
         ("max_train_samples", max_train_samples, "train for fewer steps with `max_steps`"),
         ("max_eval_samples", max_eval_samples, "name a smaller split with `eval_split`"),
+        ("classes", classes, "store the images of these classes as a dataset of their own"),
     ):
-        if size is not None:
+        if value is not None:
             raise ValueError(
                 f"`{parameter}` selects images of the complete split, which is not possible for a stream. Remove "
                 f"`{parameter}` and {hint}, or remove `streaming`."

@@ -40,7 +40,7 @@ class EvaluationResult:
         split: Name of the split.
         num_images: Number of images.
         top1: Top-1 accuracy in [0, 1].
-        top5: Top-5 accuracy in [0, 1].
+        top5: Top-5 accuracy in [0, 1]. None for a model of at most five classes, for which it is 1.
         loss: Mean cross-entropy in nats.
         calibration_error: Expected calibration error in [0, 1], see `hf_tokenmixup.metrics.calibration_error`; None if
             it was not computed.
@@ -66,7 +66,7 @@ class EvaluationResult:
     split: str
     num_images: int
     top1: float
-    top5: float
+    top5: float | None
     loss: float
     images_per_second: float
     batch_size: int
@@ -88,7 +88,7 @@ class EvaluationResult:
             "dataset": dataset + _format_version(self.dataset_revision or self.dataset_fingerprint),
             "split": f"{self.split}, {self.num_images:,} images",
             "top-1": f"{self.top1:.2%}",
-            "top-5": f"{self.top5:.2%}",
+            "top-5": None if self.top5 is None else f"{self.top5:.2%}",
             "loss": f"{self.loss:.4f}",
             "ECE": "unknown" if self.calibration_error is None else f"{self.calibration_error:.4f}",
             "images/s": f"{self.images_per_second:,.1f}, batches of {self.batch_size}{processes}",
@@ -96,7 +96,7 @@ class EvaluationResult:
             "MACs/image": "unknown" if self.macs is None else f"{self.macs:,}",
             "hardware": f"{self.hardware}, {self.dtype}",
         }
-        lines = [f"{name:10}  {value}" for name, value in rows.items()]
+        lines = [f"{name:10}  {value}" for name, value in rows.items() if value is not None]
         if self.corruption_mean is not None:
             header = [f"severity {self.corruption_mean.severity}", "top-1", "loss", "ECE"]
             cells = [

@@ -8,8 +8,6 @@ from ..utils.environment import is_local_dataset, public_dataset
 from .card_redaction import as_hub_repo_id
 from .model_summary import ModelSummary
 
-RESULT_COLUMNS = ("dataset", "split", "images", "top-1", "top-5", "cross-entropy", "calibration error")
-
 
 # transformers.modelcard.make_markdown_table rounds numbers, needs distinct column names and does not escape `|`.
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -63,25 +61,41 @@ def format_versions(versions: dict[str, str]) -> str:
 
 
 def model_table(model: ModelSummary, macs: int | None) -> str:
-    """Format the size and the classes of a model as a table.
+    """Format the size of a model as a table.
 
     Args:
         model: Summary of the model.
         macs: Multiply-accumulate operations per image, if known.
     """
     rows = [("parameters", f"{model.num_parameters:,}")]
-    rows += [("multiply-accumulate operations per image", f"{macs / 1e9:.2f} G")] if macs else []
+    rows += [("multiply-accumulate operations per image", _format_macs(macs))] if macs else []
     rows += [*model.sizes, ("classes", model.num_labels)]
-    rows += [("class names", ", ".join(model.class_names))] if model.class_names else []
     return markdown_table(("model", model.name), rows)
 
 
-def result_row(evaluation: EvaluationResult) -> tuple[str, ...]:
-    """Format the values of an evaluation for the columns in `RESULT_COLUMNS`."""
+def join_words(words: Sequence[str]) -> str:
+    """Format names on one line: `cat, dog and horse`."""
+    words = [_format_cell(word) for word in words]
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
+
+
+def result_table(evaluations: Sequence[EvaluationResult]) -> str:
+    """Format the values of evaluations as a table, without a column for top-5 if no evaluation has it."""
+    header = ["dataset", "split", "images", "top-1", "top-5", "cross-entropy", "calibration error"]
+    columns = [
+        column
+        for column in zip(header, *map(_result_row, evaluations), strict=True)
+        if column[0] != "top-5" or any(column[1:])
+    ]
+    names, *rows = zip(*columns, strict=True)
+    return markdown_table(names, rows)
+
+
+def _result_row(evaluation: EvaluationResult) -> tuple[str, ...]:
     dataset = public_dataset(evaluation.dataset)
     dataset = hub_link(dataset) if is_local_dataset(dataset) else f"`{dataset}`"
     dataset += f" ({evaluation.dataset_config})" if evaluation.dataset_config else ""
-    accuracies = (f"{100 * accuracy:.2f}" for accuracy in (evaluation.top1, evaluation.top5))
+    accuracies = ("" if value is None else f"{100 * value:.2f}" for value in (evaluation.top1, evaluation.top5))
     calibration = "" if evaluation.calibration_error is None else f"{evaluation.calibration_error:.4f}"
     return dataset, evaluation.split, f"{evaluation.num_images:,}", *accuracies, f"{evaluation.loss:.4f}", calibration
 
@@ -106,6 +120,10 @@ def paper_table(paper: PaperTable) -> str:
         header.append("top-5")
         rows = [[*cells, row.top5] for cells, row in zip(rows, paper.rows.values(), strict=True)]
     return markdown_table(header, rows)
+
+
+def _format_macs(macs: int) -> str:
+    return f"{macs / 1e9:.2f} G" if macs >= 1e9 else f"{macs / 1e6:.2f} M"
 
 
 def _format_cell(value: object) -> str:

@@ -24,6 +24,8 @@ _FRONT_MATTER = re.compile(r"\A(\s*---(\r\n|\r|\n))(.*?)(?<=[\r\n])---[ \t]*(?:[
 _LINE_BREAK = re.compile(r"\r\n|\r|\n")
 # Dataset type for local folders, as in the model cards of transformers.
 LOCAL_DATASET_TYPE = "imagefolder"
+# Tag of generated cards.
+GENERATED_TAG = "hf_tokenmixup"
 _GENERATED_LICENSE = re.compile(
     r"(\n## License(?:\r\n|\r|\n){2})(?:`[^`\n]+`|The license of these weights is not recorded here)"
 )
@@ -103,7 +105,7 @@ def validate_card(folder: Path) -> None:
 
 
 def insert_license(card: str, license: str) -> str:
-    """Set the license in the metadata of a model card, and in the License section of a generated card.
+    """Set the license in the metadata of a model card, and in the License section of a generated card, or add that.
 
     Args:
         card: Text of the card, with or without metadata, with any line breaks.
@@ -115,8 +117,11 @@ def insert_license(card: str, license: str) -> str:
     Raises:
         ValueError: The metadata is not a YAML mapping.
     """
-    if _FRONT_MATTER.match(card.removeprefix("\ufeff")):
+    if found := _FRONT_MATTER.match(card.removeprefix("\ufeff")):
         card = _GENERATED_LICENSE.sub(lambda match: f"{match[1]}`{license}`", card)
+        if GENERATED_TAG in (_parse(found[3]).get("tags") or []) and "## License" not in card:
+            line_break = found[2]
+            card = line_break.join([card.rstrip(), "", "## License", "", f"`{license}`.", ""])
     return _set_metadata(card, "license", lambda _: license)
 
 

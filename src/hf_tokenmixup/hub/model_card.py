@@ -19,7 +19,7 @@ from ..paper_results import PaperTable, find_paper_results
 from ..utils.environment import public_dataset, strip_local_path
 from ..utils.redaction import is_secret_name
 from . import card_formatting as text
-from .card_metadata import build_eval_results, insert_eval_results, read_card
+from .card_metadata import GENERATED_TAG, build_eval_results, insert_eval_results, read_card
 from .card_redaction import as_hub_repo_id, redact_text, redact_value
 from .model_summary import ModelSummary, summarize_model
 
@@ -197,6 +197,8 @@ def _render(
         training=facts,
         model=model,
         parameters=text.format_millions(model.num_parameters),
+        article="an" if model.name.strip("`")[0] in "AEIOU" else "a",
+        class_names=text.join_words(model.class_names),
         size=text.model_table(model, next((item.macs for item in evaluations if item.macs), None)),
         uses_tokenmixup=model.uses_tokenmixup,
         supports_tokenmixup=model.supports_tokenmixup,
@@ -214,7 +216,7 @@ def _render(
         and text.markdown_table(
             ("hyperparameter", "value"), ((f"`{name}`", value) for name, value in facts.hyperparameters.items())
         ),
-        results=text.markdown_table(text.RESULT_COLUMNS, map(text.result_row, evaluations)),
+        results=text.result_table(evaluations),
         evaluations=[
             {"command": redact_text(item.command), "setup": text.evaluation_setup(item)} for item in evaluations
         ],
@@ -231,7 +233,7 @@ def _metadata(
     license: str | None,
 ) -> ModelCardData:
     results = [result for evaluation in evaluations for result in build_eval_results(evaluation)]
-    tags = ["image-classification", "hf_tokenmixup", *(["tokenmixup"] if model.uses_tokenmixup else []), model.family]
+    tags = ["image-classification", GENERATED_TAG, *(["tokenmixup"] if model.uses_tokenmixup else []), model.family]
     return ModelCardData(
         base_model=training.base_model if training else None,
         datasets=[training.dataset] if training and as_hub_repo_id(training.dataset) else None,

@@ -1,4 +1,4 @@
-"""The studies: the rows of the paper's Tables 3, 4 and 5, a small study for two cores, and sweeps over one setting.
+"""The studies: the rows of the paper's Tables 1, 3, 4 and 5, small studies for a CPU, and sweeps over one setting.
 
 A row is a recipe; a row of a sweep adds one option. `runner` trains rows, `results` aggregates their accuracies.
 """
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..paper_results import get_paper_top1
+from ..paper_results import PAPER_RESULTS, get_paper_top1
 
 # What HTM did in a run, by the names in its results without the prefix `train_`.
 MIXING_RESULTS = ("mixed_fraction", "replaced_fraction", "label_mass_moved")
@@ -48,6 +48,8 @@ class Study:
         reference: Index of the row that the others are compared with.
         metrics: Evaluation metrics besides top-1, by the names in a run's results without the prefix `eval_`. Lower
             values are better.
+        base: Row that is trained first, once, and whose model all rows start from. None: they start from their
+            recipes' models.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Study:
     rows: tuple[StudyRow, ...]
     reference: int = 0
     metrics: tuple[str, ...] = ()
+    base: StudyRow | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,26 @@ def _paper_row(name: str, recipe_suffix: str) -> StudyRow:
     return StudyRow(name, recipe, get_paper_top1(recipe))
 
 
+def _table_1(part: str, title: str, recipes: str, suffix: str = "") -> Study:
+    names = {"plain": "baseline", "HTM": "htm", "VTM": "vtm", "HTM, VTM": "htm-vtm"}
+    rows = tuple(
+        StudyRow(
+            name,
+            f"{recipes}-{system}{suffix}",
+            # The paper has no runs of 300 epochs.
+            None if suffix else float(PAPER_RESULTS[recipes].rows[system].top1),
+        )
+        for name, system in names.items()
+    )
+    return Study(f"table1-{part}", f"Table 1: {title}", rows)
+
+
+# Table 1 by dataset and length.
+TABLE_1_PARTS = {
+    "cifar100": _table_1("cifar100", "CCT-7/3x1 on CIFAR-100, 300 epochs instead of 1,500", _CCT, "-300"),
+    "cifar100-1500": _table_1("cifar100-1500", "CCT-7/3x1 on CIFAR-100", _CCT),
+    "cifar10-1500": _table_1("cifar10-1500", "CCT-7/3x1 on CIFAR-10", "cct-7-3x1-cifar10"),
+}
 TABLES = {
     "3": Study(
         "table3",
@@ -128,6 +151,10 @@ def _small_row(name: str, variant: str, *options: str) -> StudyRow:
     return StudyRow(name, "cct-2-3x2-cifar10-cpu", options=options, variant=f"-small-{variant}")
 
 
+def _transfer_row(name: str, variant: str, *options: str) -> StudyRow:
+    return StudyRow(name, "vit-cifar100-fine-tuning-cpu", options=options, variant=f"-{variant}")
+
+
 _INPUT_MIXING_OPTIONS = ("--mixup_alpha", "0.8", "--cutmix_alpha", "1.0")
 # Not in the paper.
 SMALL_STUDIES = {
@@ -144,6 +171,18 @@ SMALL_STUDIES = {
             _small_row(f"{_MIXING}, VTM", "mixing-vtm", "--horizontal_layers", *_INPUT_MIXING_OPTIONS),
         ),
         metrics=("loss", "calibration_error"),
+    ),
+    "transfer": Study(
+        "transfer",
+        "Small ViT on CIFAR-100: pretrained on 50 classes, fine-tuned on the other 50 with 2,500 images, 20 epochs",
+        (
+            _transfer_row("plain", "plain", "--horizontal_layers", "--vertical_layers"),
+            _transfer_row("HTM", "htm", "--vertical_layers"),
+            _transfer_row("VTM", "vtm", "--horizontal_layers"),
+            _transfer_row("HTM, VTM", "htm-vtm"),
+        ),
+        metrics=("loss", "calibration_error"),
+        base=StudyRow("pretraining", "vit-cifar100-pretraining-cpu"),
     ),
 }
 STUDIES = TABLES | SMALL_STUDIES

@@ -66,10 +66,12 @@ class Unfinished:
     Attributes:
         reason: One sentence for the report.
         error: Message of finetune.py if it failed before its first checkpoint.
+        timed_out: Whether it stopped at its `max_time`, with a checkpoint to resume from.
     """
 
     reason: str
     error: str | None = None
+    timed_out: bool = False
 
 
 def parse_option_words(words: Sequence[str]) -> dict[str, list[str]]:
@@ -214,10 +216,14 @@ def run_if_needed(
     if (top1 := load_top1(folder)) is not None:
         log(f"top-1 {top1:.2%}, after {time.monotonic() - start:.0f} s")
         return None
+    checkpoint = find_last_checkpoint(folder)
+    if status == 0 and checkpoint:
+        log(f"stopped at {checkpoint.name}, after {time.monotonic() - start:.0f} s")
+        return Unfinished(f"stopped at {checkpoint.name}", timed_out=True)
     reason = find_failure_reason((folder / LOG_FILE).read_bytes()[log_start:].decode(errors="replace"))
     log(f"failed with status {status}: {reason}")
     error = None
-    if reason.startswith(FINETUNE_ERROR_PREFIX) and find_last_checkpoint(folder) is None:
+    if reason.startswith(FINETUNE_ERROR_PREFIX) and checkpoint is None:
         error = reason.removeprefix(FINETUNE_ERROR_PREFIX).replace(str(folder), "FOLDER")
     return Unfinished(f"status {status}, see {folder / LOG_FILE}", error)
 

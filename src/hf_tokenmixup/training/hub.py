@@ -157,7 +157,7 @@ class RunRecord(TrainerCallback):
             macs=count_macs(model, tuple(image.shape)),
             num_images=self._measured.get("num_images") or len(trainer.eval_dataset),
             top1=metrics["eval_top1"],
-            top5=metrics["eval_top5"],
+            top5=metrics["eval_top5"] if model.config.num_labels > 5 else None,
             loss=metrics["eval_loss"],
             calibration_error=metrics.get("eval_calibration_error"),
             images_per_second=metrics.get("eval_samples_per_second", 0.0),

@@ -19,11 +19,12 @@ from .inspection import HorizontalMixTrace, VerticalMemoryTrace, min_max
 from .token_grid import TokenGrid, render_mixed_images
 
 COLORMAP = "viridis"
+HEATMAP_ALPHA = 0.65
 MAX_NAME_LENGTH = 20
 MAX_RANKS = 9  # with more tokens, their ranks are not shown
 TOKEN_SELECTION_CAPTIONS = {
-    "saliency": "Tokens are replaced if the partner's saliency is higher by more than rho = {rho:g}.",
-    "random": "Random tokens are replaced, as many as are more salient in the partner by more than rho = {rho:g}.",
+    "saliency": "Tokens are replaced if the partner's saliency is higher by more than rho = {rho:.3g}.",
+    "random": "Random tokens are replaced, as many as are more salient in the partner by more than rho = {rho:.3g}.",
 }
 LABEL_MIXING_CAPTIONS = {
     "saliency": "The new label is weighted by the saliency that each image contributes.",
@@ -46,7 +47,7 @@ def plot_saliency(
     num_layers: int,
     note: str = "",
 ) -> Figure:
-    """Plot images next to their saliency by each detector, each map scaled to [0, 1] (Figure 3 of the paper).
+    """Plot images and their saliency by each detector over them, each map scaled to [0, 1] (Figure 3 of the paper).
 
     Args:
         images: (B, 3, H, W) in [0, 1].
@@ -76,8 +77,8 @@ def plot_saliency(
     for row, image, caption in zip(grid, images, captions, strict=True):
         _show_image(row[0], image, caption)
     for column, saliency in enumerate(maps.values(), start=1):
-        for row, scaled in zip(grid, min_max(saliency), strict=True):
-            _plot_heatmap(row[column], scaled, token_grid, Normalize(0, 1))
+        for row, image, scaled in zip(grid, images, min_max(saliency), strict=True):
+            _plot_heatmap(row[column], image, scaled, token_grid, Normalize(0, 1))
     bar = figure.colorbar(
         ScalarMappable(Normalize(0, 1), COLORMAP), ax=grid, shrink=min(1.0, 2 / len(images)), aspect=20
     )
@@ -146,9 +147,9 @@ def plot_horizontal_mixup(
     for row, index in zip(grid, mixed, strict=True):
         partner = int(trace.partner[index])
         _show_image(row[0], images[index], _class_name(trace.targets[index], class_names), frame=BLUE)
-        _plot_heatmap(row[1], trace.saliency[index], token_grid, norm)
+        _plot_heatmap(row[1], images[index], trace.saliency[index], token_grid, norm)
         _show_image(row[2], images[partner], _class_name(trace.targets[partner], class_names), frame=ORANGE)
-        _plot_heatmap(row[3], trace.saliency[partner], token_grid, norm)
+        _plot_heatmap(row[3], images[partner], trace.saliency[partner], token_grid, norm)
         _plot_replacement_mask(row[4], trace.replaced[index], token_grid)
         _show_image(row[5], mixed_images[index], "")
         _plot_label_bar(row[6], trace, index, class_names)
@@ -185,7 +186,8 @@ def plot_vertical_memory(
     add_title(
         figure,
         f"Vertical TokenMixup: tokens that layer {trace.layer} also attends to",
-        f"The {kappa} most salient tokens of each earlier layer: {layers * kappa} additional keys and values.",
+        f"Layer {trace.layer} attends to its own tokens and to the {kappa} most salient of each earlier layer, as "
+        f"{layers * kappa} more keys and values.",
         note,
     )
     for position, (row, image, caption) in enumerate(zip(grid, images, captions, strict=True)):
@@ -212,8 +214,23 @@ def _show_image(axes: Axes, image: torch.Tensor, caption: str, frame: str | None
         axes.spines[:].set(visible=True, color=frame, linewidth=3)
 
 
-def _plot_heatmap(axes: Axes, saliency: torch.Tensor, token_grid: TokenGrid, norm: Normalize) -> None:
-    axes.imshow(saliency.cpu().numpy(), cmap=COLORMAP, norm=norm, extent=_extent(token_grid), interpolation="nearest")
+def _plot_heatmap(
+    axes: Axes, image: torch.Tensor, saliency: torch.Tensor, token_grid: TokenGrid, norm: Normalize
+) -> None:
+    """Plot saliency in color over the image in shades of gray."""
+    gray = image.clamp(0, 1).mean(dim=0).cpu().numpy()
+    axes.imshow(gray, cmap="gray", norm=Normalize(0, 1))
+    axes.imshow(
+        saliency.cpu().numpy(),
+        cmap=COLORMAP,
+        norm=norm,
+        extent=_extent(token_grid),
+        interpolation="nearest",
+        alpha=HEATMAP_ALPHA,
+    )
+    # The second image would cut off a border that belongs to no token.
+    axes.set_xlim(-0.5, gray.shape[1] - 0.5)
+    axes.set_ylim(gray.shape[0] - 0.5, -0.5)
 
 
 def _plot_replacement_mask(axes: Axes, replaced: torch.Tensor, token_grid: TokenGrid) -> None:
@@ -262,10 +279,11 @@ def _plot_selected_tokens(axes: Axes, image: torch.Tensor, tokens: Sequence[int]
     axes.add_collection(PatchCollection(boxes, facecolor="none", edgecolor=ORANGE, linewidth=1.5))
     if len(tokens) > MAX_RANKS:
         return
+    # Inside its token, so that neighbors are not confused.
     for rank, box in enumerate(boxes, start=1):
         axes.annotate(
             str(rank),
-            (box.get_x() + box.get_width(), box.get_y()),
+            (box.get_x() + 0.75 * box.get_width(), box.get_y() + 0.25 * box.get_height()),
             fontsize=8,
             fontweight="bold",
             color="white",

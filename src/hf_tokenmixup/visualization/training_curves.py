@@ -43,7 +43,8 @@ class _Curve:
 class _Panel:
     """Curves that share axes, and what is shown if none of them was logged: another panel, or a note.
 
-    The axis of an accuracy ends at 100 %, and its legend shows the last values.
+    The axis of an accuracy ends at 100 %, and its legend shows the last values. `nothing` is a key of the log records
+    and a note that is shown where all of its values are 0.
     """
 
     title: str
@@ -52,6 +53,7 @@ class _Panel:
     missing: "str | _Panel"
     percent: bool = False
     accuracy: bool = False
+    nothing: tuple[str, str] | None = None
 
 
 # A wide line remains visible below the line that is drawn next, where both have the same values.
@@ -97,7 +99,9 @@ _PANELS = (
                 _Curve("mixed_samples", "mixed", BLUE, SOLID),
             ),
             missing="no horizontal TokenMixup was logged",
+            nothing=("mixed_samples", "no image was mixed"),
         ),
+        nothing=("mixed_fraction", "no image was mixed"),
         percent=True,
     ),
 )
@@ -242,6 +246,11 @@ def _plot_panel(axes: Axes, panel: _Panel, log_history: list[dict]) -> None:
         axes.set_yticks([])
         return
     _set_scales(axes, panel.percent, panel.accuracy)
+    if panel.nothing is not None:
+        key, note = panel.nothing
+        values = _series(log_history, key)[1]
+        if values and not any(values):
+            axes.text(0.5, 0.5, note, transform=axes.transAxes, ha="center", va="center", color="0.4")
     axes.legend(frameon=False)
 
 
