@@ -50,13 +50,15 @@ def train_on_tiny_images() -> dict[str, object]:
     }
 
 
-def run_readme_quickstart(block: str, **fixtures):
-    all_images = 'eval_split="test")'
-    assert all_images in block
-    names = run_block(block.replace(all_images, f"{all_images[:-1]}, max_train_samples=128, max_eval_samples=64)"))
-    assert "top-1 " in fixtures["capsys"].readouterr().out
-    assert len(names["data"].label_names) == names["model"].config.num_labels == 10
-    assert type(AutoModelForImageClassification.from_pretrained("outputs/digits")) is ViTForImageClassification
+def run_readme_loop(block: str, **fixtures):
+    all_images, epochs = 'eval_split="test")', "range(20)"
+    assert all_images in block and epochs in block
+    block = block.replace(all_images, f"{all_images[:-1]}, max_train_samples=128)").replace(epochs, "range(1)")
+    names = run_block(block)
+    printed = fixtures["capsys"].readouterr().out
+    assert "'mixed_fraction': " in printed and names["metrics"].compute()["mixed_fraction"] <= 1
+    assert type(names["model"]) is ViTForImageClassification
+    check_exported("outputs/loop", names["model"])
 
 
 def run_loading_of_a_run(block: str, **fixtures):
@@ -137,7 +139,7 @@ def run_own_loop(block: str, **fixtures):
 
 # Page, a part of the block that no other block of the page has, and the function that runs it.
 RUNNERS = [
-    ("README.md", "TokenMixupTrainer(", run_readme_quickstart),
+    ("README.md", "MixingMetrics()", run_readme_loop),
     ("README.md", "# with a new ScoreNet", run_loading_of_a_run),
     ("docs/index.md", "pipeline(", run_pipeline_of_a_folder),
     ("docs/index.md", "TokenMixupTrainer(", run_first_training_in_python),
