@@ -14,7 +14,7 @@ AVOIDED := the.host a.training trainings told tells kept held lies stands whole 
 TERMS := standard.deviations?|held.out|a.training.(run|step|set|split|dataset|image|batch|loop|log|script|epoch|folder)s?
 WORDS_IN := src scripts tests docs README.md CONTRIBUTING.md CHANGELOG.md
 
-.PHONY: quality style test test-slow constraints words
+.PHONY: quality style test test-slow docs constraints words
 
 # Checks the source code without changing it.
 quality:
@@ -35,12 +35,16 @@ test:
 test-slow:
 	pytest -m slow
 
+# Builds the documentation into site/. Needs pip install -e ".[docs]". `mkdocs serve` shows it while you write.
+docs:
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
+
 # Writes constraints.txt with the newest versions. Needs Python and pip alone.
 constraints:
 	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
 	python3 -m venv "$$folder/venv"; \
 	"$$folder/venv/bin/pip" install --quiet uv; \
-	"$$folder/venv/bin/uv" pip compile setup.py constraints.in --extra dev --extra lora --universal \
+	"$$folder/venv/bin/uv" pip compile setup.py constraints.in --extra dev --extra docs --extra lora --universal \
 		--python-version 3.10 --no-annotate --no-header --quiet --output-file "$$folder/versions.txt" \
 		$(addprefix --no-emit-package ,$(OF_TORCH)) >/dev/null; \
 	{ echo "# Exact versions that are tested together, for \`pip install -c constraints.txt ...\`. Renew: make constraints"; \

@@ -57,12 +57,20 @@ setup(
         "lora": ["peft>=0.20"],
         "dev": [
             "hypothesis>=6.100",
+            "ipykernel>=6.29",
             "mypy>=1.11",
+            "nbclient>=0.10",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "setuptools>=77",
             "ruff>=0.14,<0.18",
             "peft>=0.20",
+        ],
+        "docs": [
+            "mkdocs>=1.6,<2",
+            "mkdocs-jupyter>=0.25",
+            "mkdocs-material>=9.7,<10",
+            "mkdocstrings[python]>=1.0,<2",
         ],
     },
 )

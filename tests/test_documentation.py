@@ -2,18 +2,13 @@
 
 import dataclasses
 import re
-from pathlib import Path
 
 import pytest
-import torch
-from helpers.tiny_training import Images, plain_vit, tokenmixup_vit
-from transformers import AutoModelForImageClassification, ViTForImageClassification
+from helpers.documents import PAGES, ROOT
+from helpers.tiny_training import Images, tokenmixup_vit
 
 from hf_tokenmixup.configuration import TokenMixupConfigMixin
 from hf_tokenmixup.models import FAMILIES, summarize_mixing_metrics
-
-ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -22,9 +17,14 @@ def test_documentation_relative_link_exists(page):
     assert [target for target in targets if not (page.parent / target).exists()] == []
 
 
-def test_documentation_page_is_linked_from_readme():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert [page.name for page in PAGES[2:] if f"(docs/{page.name})" not in readme] == []
+def test_documentation_page_is_in_the_navigation_of_the_site():
+    navigation = re.findall(r": (\S+\.(?:md|ipynb))$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    pages = [*(ROOT / "docs").rglob("*.md"), *(ROOT / "docs").rglob("*.ipynb")]
+    assert sorted(navigation) == sorted(page.relative_to(ROOT / "docs").as_posix() for page in pages)
+
+
+def test_readme_links_the_documentation():
+    assert "(docs/index.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_settings_page_lists_each_setting_with_default():
@@ -54,47 +54,6 @@ def test_settings_page_lists_each_logged_metric():
         (ROOT / "docs" / "settings.md").read_text(encoding="utf-8").split("## Logged metrics")[1].split("\n## ")[0]
     )
     assert sorted(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == sorted([*logged, "vertical_attention"])
-
-
-def run_example_of_adding(example, names, monkeypatch):
-    """Run the example with a small ViT instead of the model of the Hub, and check what it trained and saved."""
-    model, steps = plain_vit(), []
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with monkeypatch.context() as patch:
-        patch.setattr(AutoModelForImageClassification, "from_pretrained", lambda name, num_labels: model)
-        model.register_forward_hook(lambda module, args, output: steps.append(output.mixing_metrics))
-        exec(example, names | {"torch": torch})
-    assert len(steps) == 3 and all(metrics["vertical_tokens"] == 4 * 2 * 3 for metrics in steps)
-    loaded, info = AutoModelForImageClassification.from_pretrained("outputs/added", output_loading_info=True)
-    assert type(loaded) is type(model) is ViTForImageClassification
-    assert not info["missing_keys"] and not info["unexpected_keys"]
-    weights = loaded.state_dict()
-    assert weights.keys() == before.keys()
-    assert not any(torch.equal(weights[name], before[name]) for name in ("classifier.weight", "vit.layernorm.weight"))
-
-
-def test_training_page_examples_of_other_trainers_run(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    section = (ROOT / "docs" / "training.md").read_text(encoding="utf-8").split("## Other trainers and loops")[1]
-    examples = re.findall(r"^```python\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
-    images = Images(16)
-    for example, folder in zip(examples, ("outputs/stock/plain", "outputs/added", "outputs/loop"), strict=True):
-        model = tokenmixup_vit()
-        loader = [{"pixel_values": images.pixels[i : i + 4], "labels": images.labels[i : i + 4]} for i in (0, 4, 8)]
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        names = {"model": model, "train_dataset": images, "train_dataloader": loader, "optimizer": optimizer}
-        if folder == "outputs/added":
-            run_example_of_adding(example, names, monkeypatch)
-            continue
-        exec(example, names)
-        assert "'mixed_fraction': " in capsys.readouterr().out
-        if "trainer" in names:
-            assert names["trainer"].state.log_history[-2]["mixed_fraction"] == 1
-        else:
-            assert names["metrics"].compute()["mixed_samples"] == 4
-        plain, info = AutoModelForImageClassification.from_pretrained(folder, output_loading_info=True)
-        assert not info["missing_keys"] and not info["unexpected_keys"]
-        assert torch.equal(plain.classifier.weight, model.classifier.weight)
 
 
 def test_families_page_lists_each_model_type():

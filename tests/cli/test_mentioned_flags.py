@@ -121,6 +121,12 @@ def test_flag_exceptions_are_used():
     assert [(name, flag) for name, flag in EXCEPTIONS if flag not in advised(PACKAGE / name)] == []
 
 
+def test_flags_of_the_troubleshooting_page_exist():
+    named = set(FLAG.findall((ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")))
+    known = set().union(*(flags_of(command) for command in COMMANDS))
+    assert named and named <= known
+
+
 def test_documentation_flags_exist_in_commands():
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages).replace("\\\n", " ")
