@@ -4,6 +4,7 @@
   python tests/kill_and_resume.py --kills 9 --dataloader_num_workers 2 --dataloader_persistent_workers True
   python tests/kill_and_resume.py --kills 9 --streamed --dataloader_num_workers 2
   python tests/kill_and_resume.py --kills 9 --adapted --bf16
+  python tests/kill_and_resume.py --kills 9 --checkpoint dinov2
   python tests/kill_and_resume.py --kills 24 --random --seed 1
 
 The run is one of scripts/finetune.py with every option that draws random numbers or averages. Unknown options are
@@ -33,9 +34,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from helpers.commands import HANG_S, SCRIPTS
+from helpers.family_checkpoints import CHECKPOINTS, write_checkpoint
 from observed_training import Moment, Order
 from safetensors.torch import load_file
-from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from hf_tokenmixup.data.digits import load_digits_dataset
 from hf_tokenmixup.training.checkpointing.integrity import CALLBACK_STATE_KEY, find_checkpoint_error, list_checkpoints
@@ -229,12 +230,11 @@ def stream_of_digits(folder: Path) -> list[str]:
     return ["--streaming", "--shuffle_buffer", "50", "--dataset_name", str(folder)]
 
 
-def adapters_of_a_model(folder: Path) -> list[str]:
-    """Write a base model into a folder and return the options that train LoRA adapters of this model."""
-    torch.manual_seed(0)
-    ViTForImageClassification(ViTConfig(**MODEL, num_labels=10)).save_pretrained(folder)
-    ViTImageProcessor(size={"height": MODEL["image_size"], "width": MODEL["image_size"]}).save_pretrained(folder)
-    return ["--model_name_or_path", str(folder), "--lora_rank", "4"]
+def pretrained_model(folder: Path, checkpoint: str, adapted: bool) -> list[str]:
+    """Write a checkpoint into a folder and return the options that fine-tune it, completely or by LoRA adapters."""
+    dropout = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+    options = write_checkpoint(folder, checkpoint, **dropout)
+    return [*options, "--lora_rank", "4"] if adapted else options
 
 
 def kill_and_resume(
@@ -244,6 +244,7 @@ def kill_and_resume(
     options: list[str],
     streamed: bool = False,
     adapted: bool = False,
+    checkpoint: str | None = None,
     at_random: bool = False,
     log: Callable = print,
 ) -> tuple[list[Moment], list[Kill]]:
@@ -256,6 +257,7 @@ def kill_and_resume(
         options: further options of finetune.py.
         streamed: read the images as a stream.
         adapted: train LoRA adapters.
+        checkpoint: fine-tune this one of `CHECKPOINTS`; None: train from scratch, or adapters of a ViT.
         at_random: kill from outside, at random times.
         log: called with each line of the report.
 
@@ -264,7 +266,10 @@ def kill_and_resume(
     """
     chance = random.Random(seed)
     data = stream_of_digits(folder / "digits") if streamed else DATA
-    options = [*OPTIONS, *data, *(adapters_of_a_model(folder / "model") if adapted else FROM_SCRATCH), *options]
+    model = FROM_SCRATCH
+    if adapted or checkpoint:
+        model = pretrained_model(folder / "model", checkpoint or "vit", adapted)
+    options = [*OPTIONS, *data, *model, *options]
     Kills(folder / "uninterrupted", options).finish_unobserved()
     log("trained without a kill")
     done: list[Kill] = []
@@ -375,12 +380,14 @@ def main() -> None:
     parser.add_argument("--random", action="store_true", help="Kill from outside, at random times.")
     parser.add_argument("--streamed", action="store_true", help="Read the images as a stream of four shards.")
     parser.add_argument("--adapted", action="store_true", help="Train LoRA adapters of rank 4, of another model.")
+    parser.add_argument("--checkpoint", choices=CHECKPOINTS, help="Fine-tune a model of this family.")
     parser.add_argument("--folder", type=Path, help="Where to train (a temporary folder).")
     args, options = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        how = {"streamed": args.streamed, "adapted": args.adapted, "at_random": args.random}
+        how = {"streamed": args.streamed, "adapted": args.adapted, "checkpoint": args.checkpoint}
+        how["at_random"] = args.random
         _, kills = kill_and_resume(folder, args.kills, args.seed, options, **how, log=partial(print, flush=True))
         found = list(differences(folder / "uninterrupted", folder / "killed"))
     hits = ", ".join(f"{phase} {count}" for phase, count in Counter(kill.moment.phase for kill in kills).most_common())

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from accelerate import DistributedType, PartialState
 from helpers.commands import HANG_S
+from helpers.families import TESTED
 from helpers.tiny_training import Images, tokenmixup_cct, tokenmixup_family, tokenmixup_vit
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import SequentialSampler, WeightedRandomSampler
@@ -21,12 +22,8 @@ from transformers import TrainerCallback, set_seed
 
 from hf_tokenmixup.training import TokenMixupTrainer, TokenMixupTrainingArguments
 
-MODELS = {
-    "vit": tokenmixup_vit,
-    "cct": tokenmixup_cct,
-    "dinov2": partial(tokenmixup_family, "dinov2"),
-    "siglip": partial(tokenmixup_family, "siglip"),
-}
+MODELS = {model_type: partial(tokenmixup_family, model_type) for model_type in TESTED}
+MODELS |= {"vit": tokenmixup_vit, "cct": tokenmixup_cct}
 ARGUMENTS = {
     "use_cpu": True,
     "report_to": "none",

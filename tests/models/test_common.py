@@ -1,6 +1,6 @@
 """What the common model tests of transformers check, for each TokenMixup class and for its base class.
 
-`test_families.py` has those on initialization, saving, loading, gradient checkpointing and attention implementations.
+`test_family_*.py` have those on loading, saving, gradient checkpointing and attention implementations.
 """
 
 import copy

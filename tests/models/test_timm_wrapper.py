@@ -1,6 +1,7 @@
 """TokenMixup in architectures of timm behind `TimmWrapperForImageClassification`."""
 
 import copy
+import inspect
 import json
 
 import pytest
@@ -12,6 +13,7 @@ import timm
 from PIL import Image
 from safetensors.torch import save_file
 from timm.layers import apply_rot_embed_cat
+from timm.models.eva import EvaBlock
 from torch.nn import functional as F
 from transformers import (
     AutoImageProcessor,
@@ -24,6 +26,7 @@ from hf_tokenmixup.data.transforms import resize_image_processor
 from hf_tokenmixup.functional import select_salient_tokens, token_saliency
 from hf_tokenmixup.models import FAMILIES, load_classifier
 from hf_tokenmixup.models.gradient_checkpointing import enable_checkpointing
+from hf_tokenmixup.models.timm_wrapper.layers_timm_wrapper import find_unsupported_layer
 
 TINY = {"embed_dim": 24, "depth": 4, "num_heads": 3, "img_size": 20, "patch_size": 5}
 # Architecture, arguments, number of prefix tokens, and what the classifier reads.
@@ -42,6 +45,10 @@ VARIANTS = {
     "aimv2": ("aimv2_large_patch14_224", {}, 0, "mean"),
     "mixed rotary": ("vit_small_patch16_rope_mixed_224", {"qk_norm": False}, 1, "cls"),
 }
+if timm.is_model("vit_base_patch16_sapiens2"):
+    # Three heads share one key and value in the layers in the middle. Positions have no random scale in training.
+    grouped = {"num_kv_heads": [3, 1, 1, 3], "rope_rescale_coords": 1.0}
+    VARIANTS["sapiens2"] = ("vit_base_patch16_sapiens2", grouped, 9, "cls")
 DROPOUT = {"proj_drop_rate": 0.2, "attn_drop_rate": 0.2, "drop_path_rate": 0.2}
 BOTH = {"horizontal_layers": [1], "horizontal_tau": None, "horizontal_rho": 0.002, "vertical_layers": [2, 3]}
 VERTICAL = {"vertical_layers": [2, 3]}
@@ -182,8 +189,9 @@ def attend_by_hand(attention, normed, memory, rope, slots):
                 (normed, sources, sources), attention.qkv.weight.chunk(3), biases, strict=True
             )
         )
-    query, key, value = (states.unflatten(1, (3, 8)).transpose(0, 1) for states in (query, key, value))  # (H, N, d)
+    query, key, value = (states.unflatten(1, (-1, 8)).transpose(0, 1) for states in (query, key, value))  # (H, N, d)
     query, key = attention.q_norm(query), attention.k_norm(key)
+    key, value = (torch.stack([states[head * len(states) // 3] for head in range(3)]) for states in (key, value))
     if rope is not None:
         half = {"half": True} if getattr(attention, "rotate_half", False) else {}
         rope = rope.expand(3, -1, -1)
@@ -289,6 +297,15 @@ def test_unsupported_architecture_raises(architecture, model_args, message):
     config_class, _ = FAMILIES["timm_wrapper"]
     with pytest.raises(ValueError, match=message):
         config_class(architecture=architecture, model_args=model_args)
+
+
+def test_gated_attention_is_unsupported():
+    block = EvaBlock(24, 3)
+    assert find_unsupported_layer([block]) is None
+    if "gated_attn" not in inspect.signature(EvaBlock).parameters:
+        pytest.skip("this version of timm has no gated attention")
+    gated = EvaBlock(24, 3, gated_attn=True)
+    assert find_unsupported_layer([block, gated]) == "EvaBlock with gated EvaAttention"
 
 
 def save_like_timm(folder, variant, num_classes, **model_args):

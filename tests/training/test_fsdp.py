@@ -4,6 +4,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from helpers.families import TESTED
 from helpers.process_worker import launch
 from transformers import ViTForImageClassification
 
@@ -47,11 +48,8 @@ def zero(stage: int) -> dict:
     return {"deepspeed": {**dict.fromkeys(own, "auto"), **torch_adam, "zero_optimization": {"stage": stage}}}
 
 
-def test_fsdp2_trains_and_resumes_as_ddp(tmp_path):
-    sharded = cases({"fsdp": True, "fsdp_config": {"version": 2}})
-    kinds = ("FULL_STATE_DICT", "SHARDED_STATE_DICT")
-    got = launch(2, [*sharded, *(case for kind in kinds for case in saved_and_resumed(kind))], tmp_path / "fsdp")
-    expected = launch(2, cases({}), tmp_path / "ddp")
+def assert_trains_as_ddp(got, expected):
+    """The sharded processes have the losses, gradients and weights of DDP."""
     for name, ranks in expected.items():
         assert ranks[0]["gradients"] and any(count["mixed_samples"] for seen in ranks for count in seen["counts"])
         for seen, other in zip(got[name], ranks, strict=True):
@@ -60,6 +58,22 @@ def test_fsdp2_trains_and_resumes_as_ddp(tmp_path):
             assert losses[0] == pytest.approx(losses[1], rel=1e-6)
             torch.testing.assert_close(seen["gradients"], other["gradients"], atol=1e-6, rtol=1e-5)
             torch.testing.assert_close(seen["weights"], other["weights"], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("model_type", [name for name in TESTED if name not in ("vit", "cct")])
+def test_fsdp2_trains_family_as_ddp(tmp_path, model_type):
+    case = {"name": model_type, "model": model_type, "settings": {"horizontal_tau": None}, "images": 16}
+    case["arguments"] = STEPS | {"optim": "sgd", "learning_rate": 0.1}
+    sharded = case | {"arguments": case["arguments"] | {"fsdp": True, "fsdp_config": {"version": 2}}}
+    assert_trains_as_ddp(launch(2, [sharded], tmp_path / "fsdp"), launch(2, [case], tmp_path / "ddp"))
+
+
+def test_fsdp2_trains_and_resumes_as_ddp(tmp_path):
+    sharded = cases({"fsdp": True, "fsdp_config": {"version": 2}})
+    kinds = ("FULL_STATE_DICT", "SHARDED_STATE_DICT")
+    got = launch(2, [*sharded, *(case for kind in kinds for case in saved_and_resumed(kind))], tmp_path / "fsdp")
+    expected = launch(2, cases({}), tmp_path / "ddp")
+    assert_trains_as_ddp(got, expected)
 
     for kind in kinds:
         (complete, _), (resumed, _) = got[f"{kind}-whole"], got[f"{kind}-resumed"]

@@ -23,6 +23,8 @@ class TokenMixupBeitConfig(TokenMixupConfigMixin, BeitConfig):
         ValueError: if a setting is out of range or does not fit the model.
     """
 
+    display_name = "BEiT"
+
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         self.validate_tokenmixup_config()

@@ -20,6 +20,8 @@ class TokenMixupDeiTConfig(TokenMixupConfigMixin, DeiTConfig):
         ValueError: if a setting is out of range or does not fit the model.
     """
 
+    display_name = "DeiT"
+
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         self.validate_tokenmixup_config()
