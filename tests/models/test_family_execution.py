@@ -9,7 +9,16 @@ from helpers.family_steps import step
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
+@pytest.fixture
+def fresh_compiler():
+    """All families share the code of a forward pass, and only a few versions of one code object are compiled."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
 @pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="plain ViT does not compile either: a host decorator")
+@pytest.mark.usefixtures("fresh_compiler")
 def test_compiled_forward_is_one_graph(build, images, labels):
     model = build(**BOTH)
     expected_output, expected = step(model, images, labels)
@@ -22,6 +31,7 @@ def test_compiled_forward_is_one_graph(build, images, labels):
 
 
 @pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="plain ViT does not compile either: a host decorator")
+@pytest.mark.usefixtures("fresh_compiler")
 def test_compiled_forward_validates_labels(build, images, labels):
     compiled = torch.compile(build(**BOTH), fullgraph=True, backend="aot_eager")
     assert compiled(images, labels=labels).loss.isfinite()
