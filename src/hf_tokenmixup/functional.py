@@ -51,7 +51,7 @@ class MixStatistics(NamedTuple):
     Attributes:
         partner_weight: (B,) weight of the partner's label, Eq. (11); 0 for an image that is not mixed.
         gain: (B,) saliency gain from the image's partner, Eq. (6).
-        random_gain: (B,) expected saliency gain from a random image of the batch.
+        random_gain: (B,) expected saliency gain from a random image of the batch; 0 for an image that is not easy.
     """
 
     partner_weight: torch.Tensor
@@ -85,11 +85,11 @@ def generator_kwargs(generator: torch.Generator | None) -> dict[str, Any]:
 
 
 def soft_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of each image with a class distribution, in nats.
+    """Cross-entropy of each image with its label, in nats.
 
     Args:
         logits: (B, C) class scores.
-        targets: (B, C) class distributions.
+        targets: (B, C) class distributions, or (B,) int64 class indices, for which fewer operators are needed.
 
     Returns:
         (B,) cross-entropy in float32 or float64.
@@ -99,7 +99,7 @@ def soft_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Ten
         tensor([1.3863, 1.3863])
     """
     logits = upcast_to_float32(logits)
-    return F.cross_entropy(logits, targets.to(logits.dtype), reduction="none")
+    return F.cross_entropy(logits, targets.to(logits.dtype) if targets.ndim == 2 else targets, reduction="none")
 
 
 def difficulty(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -107,7 +107,7 @@ def difficulty(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
     Args:
         logits: (B, C) class scores of ScoreNet.
-        targets: (B, C) class distributions.
+        targets: (B, C) class distributions, or (B,) int64 class indices.
 
     Returns:
         (B,) difficulty in float32 or float64.
@@ -200,6 +200,12 @@ def saliency_gain(saliency: torch.Tensor, rho: float) -> torch.Tensor:
         tensor([[0.0000, 0.3750],
                 [0.1250, 0.0000]], dtype=torch.float64)
     """
+    # Non-finite saliency makes its row and column NaN or infinite.
+    return 0.5 * _doubled_gain(saliency, rho).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).clamp(min=0.0)
+
+
+def _doubled_gain(saliency: torch.Tensor, rho: float) -> torch.Tensor:
+    """Twice the gain matrix of `saliency_gain`, before non-finite and, by rounding, negative values are removed."""
     if saliency.numel() == 0:
         return saliency.new_zeros(len(saliency), len(saliency))
     saliency = saliency.to(torch.float32 if saliency.device.type == "mps" else torch.float64)
@@ -208,11 +214,9 @@ def saliency_gain(saliency: torch.Tensor, rho: float) -> torch.Tensor:
         # Every rho above the largest difference gives zero. Capping it there avoids cancellation in the sums.
         finite = torch.where(saliency.isfinite(), saliency, 0.0)
         threshold = (finite.amax() - finite.amin()).clamp(max=rho)
-    half_total = 0.5 * saliency.sum(dim=1)
-    half_signed = half_total[None, :] - (half_total + 0.5 * saliency.shape[1] * threshold)[:, None]
-    gain = torch.add(half_signed, torch.cdist(saliency + threshold, saliency, p=1), alpha=0.5)
-    # Non-finite saliency makes its row and column NaN or infinite.
-    return gain.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).clamp(min=0.0)
+    raised = saliency + threshold
+    signed = saliency.sum(dim=1)[None, :] - raised.sum(dim=1)[:, None]
+    return signed + torch.cdist(raised, saliency, p=1)
 
 
 def _maximum_assignment(score: np.ndarray) -> np.ndarray:
@@ -235,22 +239,29 @@ def _maximum_assignment(score: np.ndarray) -> np.ndarray:
 
 
 @torch.library.custom_op("hf_tokenmixup::optimal_assignment", mutates_args=(), **_CUDAGRAPH_UNSAFE)
-def _optimal_assignment(gain: torch.Tensor, easy: torch.Tensor, group_size: int | None) -> torch.Tensor:
+def _optimal_assignment(
+    gain: torch.Tensor, easy: torch.Tensor, group_size: int | None, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    # Returns the partners, and scale times the gain of each image from its partner and, if easy, from a random image.
     # One tensor for both inputs needs only one copy to the CPU.
     packed = torch.cat([gain, easy[:, None].to(gain.dtype)], dim=1).cpu()
-    score, easy_rows = packed[:, :-1].nan_to_num(nan=0.0), packed[:, -1].bool()
+    score, easy_rows = packed[:, :-1].nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).clamp(min=0.0), packed[:, -1].bool()
     partner = torch.arange(len(packed))
     num_groups = -(-len(packed) // group_size) if group_size else 1
     for group in partner.clone().tensor_split(max(1, num_groups)):
         rows = group[easy_rows[group]]
         if len(rows):
             partner[rows] = group[torch.from_numpy(_maximum_assignment(score[rows][:, group].double().numpy()))]
-    return partner.to(gain.device)
+    gains = torch.stack([score.gather(1, partner[:, None])[:, 0], score.mean(dim=1) * easy_rows])
+    return partner.to(gain.device), (scale * gains).to(gain.device, torch.float32)
 
 
 @_optimal_assignment.register_fake
-def _(gain: torch.Tensor, easy: torch.Tensor, group_size: int | None) -> torch.Tensor:
-    return gain.new_empty(gain.shape[0], dtype=torch.int64)
+def _(
+    gain: torch.Tensor, easy: torch.Tensor, group_size: int | None, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    partner = gain.new_empty(gain.shape[0], dtype=torch.int64)
+    return partner, gain.new_empty((2, gain.shape[0]), dtype=torch.float32)
 
 
 def optimal_assignment(gain: torch.Tensor, easy: torch.Tensor, group_size: int | None = None) -> torch.Tensor:
@@ -277,7 +288,7 @@ def optimal_assignment(gain: torch.Tensor, easy: torch.Tensor, group_size: int |
     """
     if group_size is not None and group_size < 1:
         raise ValueError(f"group_size must be at least 1, or None for the complete batch, got {group_size}.")
-    return _optimal_assignment(gain.detach(), easy, group_size)
+    return _optimal_assignment(gain.detach(), easy, group_size, 1.0)[0]
 
 
 def random_assignment(easy: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
@@ -362,10 +373,11 @@ def mix_tokens(
         tensor([[1., 5., 3.],
                 [4., 5., 6.]])
     """
-    replaced = F.pad(replaced, (num_prefix_tokens, 0), value=False)
-    self_index = torch.arange(len(hidden), device=hidden.device)
-    image = torch.where(replaced, partner[:, None], self_index[:, None])
-    return gather_tokens(hidden, image, torch.arange(hidden.shape[1], device=hidden.device))
+    if num_prefix_tokens:
+        replaced = F.pad(replaced, (num_prefix_tokens, 0), value=False)
+    batch, num_tokens, _ = hidden.shape
+    rows = torch.arange(batch * num_tokens, device=hidden.device).view(batch, num_tokens)
+    return _gather_rows(hidden, torch.where(replaced, rows[partner], rows))
 
 
 def mix_targets(
@@ -422,7 +434,7 @@ def _partner_weight(saliency: torch.Tensor, partner_saliency: torch.Tensor, repl
     received = torch.where(replaced, partner_saliency, 0.0).sum(dim=1)
     total = torch.where(replaced, partner_saliency, saliency).sum(dim=1)
     # The division gives NaN for a total that is zero, infinite or NaN.
-    return torch.where(total > 0, received / total, 0.0).nan_to_num(nan=0.0)
+    return (received / total).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def horizontal_mix(
@@ -517,10 +529,9 @@ def horizontal_mix_with_statistics(
     with torch.no_grad():
         saliency = upcast_to_float32(saliency)
         if assignment == "optimal":
-            gains = saliency_gain(saliency, rho)
-            partner = optimal_assignment(gains, easy, group_size)
-            gains = gains.to(saliency.dtype)
-            gain, random_gain = gains.gather(1, partner[:, None])[:, 0], gains.mean(dim=1)
+            # The matching has the gains on the CPU, so their statistics need no operators of the device.
+            partner, gains = _optimal_assignment(_doubled_gain(saliency, rho), easy, group_size, 0.5)
+            gain, random_gain = gains.unbind()
         else:
             partner = random_assignment(easy, generator)
             gain = (saliency[partner] - saliency - rho).clamp(min=0).sum(dim=1)
@@ -543,7 +554,11 @@ def horizontal_mix_with_statistics(
 
 
 def select_salient_tokens(
-    hidden: torch.Tensor, saliency: torch.Tensor, kappa: int, num_prefix_tokens: int
+    hidden: torch.Tensor,
+    saliency: torch.Tensor,
+    kappa: int,
+    num_prefix_tokens: int,
+    first: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Select the kappa most salient patch tokens of each image (section 3.4).
 
@@ -552,6 +567,7 @@ def select_salient_tokens(
         saliency: (B, T) saliency of the patch tokens.
         kappa: number of selected tokens, between 0 and T.
         num_prefix_tokens: P; prefix tokens are never selected.
+        first: `first_patch_rows` of `hidden`, if it is known from another layer.
 
     Returns:
         (B, kappa, D) tokens in order of decreasing saliency.
@@ -567,11 +583,28 @@ def select_salient_tokens(
     _validate_saliency_shape(hidden, saliency, num_prefix_tokens)
     if not 0 <= kappa <= saliency.shape[1]:
         raise ValueError(f"kappa must be between 0 and the number of patch tokens ({saliency.shape[1]}), got {kappa}.")
+    if first is None:
+        first = first_patch_rows(hidden, num_prefix_tokens)
+    return _gather_rows(hidden, first + saliency.topk(kappa, dim=1).indices)
+
+
+def first_patch_rows(hidden: torch.Tensor, num_prefix_tokens: int) -> torch.Tensor:
+    """Row of each image's first patch token among all tokens of a batch.
+
+    Args:
+        hidden: (B, N, D) tokens.
+        num_prefix_tokens: P.
+
+    Returns:
+        (B, 1) int64 indices into (B * N, D).
+
+    Example:
+        >>> first_patch_rows(torch.zeros(3, 5, 2), num_prefix_tokens=1)[:, 0]
+        tensor([ 1,  6, 11])
+    """
     batch, num_tokens, _ = hidden.shape
-    first = torch.arange(
-        num_prefix_tokens, num_prefix_tokens + batch * num_tokens, num_tokens, device=hidden.device
-    )  # row of each image's first patch token
-    return _gather_rows(hidden, first[:, None] + saliency.topk(kappa, dim=1).indices)
+    last = num_prefix_tokens + batch * num_tokens
+    return torch.arange(num_prefix_tokens, last, num_tokens, device=hidden.device)[:, None]
 
 
 def manifold_mix(

@@ -120,6 +120,7 @@ def apply_horizontal_mixup(
     targets: torch.Tensor,
     saliency_fn: Callable[[torch.Tensor], torch.Tensor],
     config: "TokenMixupConfigMixin",
+    labels: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, HorizontalMixRecord]:
     """Apply Algorithm 1: score the images, detect saliency, assign partners, mix tokens and labels.
 
@@ -130,13 +131,14 @@ def apply_horizontal_mixup(
         saliency_fn: computes the saliency (B, T) of tokens (B, N, D).
         config: model configuration. Images with a difficulty below `effective_tau` are easy. With `scorenet_detach`,
             the gradient of ScoreNet's loss does not reach the tokens.
+        labels: (B,) int64 class indices, if the targets are not mixed yet.
 
     Returns:
         Mixed tokens (B, N, D), mixed class distributions (B, C), ScoreNet's loss (B,) in nats, and the record of the
         layer.
     """
     logits = scorenet(hidden.detach() if config.scorenet_detach else hidden)
-    loss = difficulty(logits, targets)
+    loss = difficulty(logits, targets if labels is None else labels)
     image_difficulty = loss.detach()
     tau = config.effective_tau
     easy = torch.ones_like(image_difficulty, dtype=torch.bool) if tau is None else image_difficulty < tau

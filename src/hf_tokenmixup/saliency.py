@@ -108,24 +108,30 @@ def _received_attention(
     num_tokens = key.shape[2]
     if bias is not None:
         bias = upcast_to_float32(bias).expand(-1, heads, num_queries, num_tokens)
-    query, key = upcast_to_float32(query) * scale, upcast_to_float32(key).transpose(2, 3)
+    query, key = upcast_to_float32(query), upcast_to_float32(key).transpose(2, 3)
     if key.shape[1] < heads:
         # Treat the heads as queries of one head. A broadcast product would copy the keys for each head.
         query = query.flatten(1, 2)[:, None]
         bias = None if bias is None else bias.flatten(1, 2)[:, None]
     rows = max(1, max_elements // max(1, batch * query.shape[1] * num_tokens))
     if rows >= query.shape[2]:
-        return _softmax_of_scores(query, key, bias).mean(dim=(1, 2))
+        return _softmax_of_scores(query, key, scale, bias).mean(dim=(1, 2))
     queries = query.split(rows, dim=2)
     biases = [None] * len(queries) if bias is None else bias.split(rows, dim=2)
     chunks = [
-        _softmax_of_scores(chunk, key, term).sum(dim=(1, 2)) for chunk, term in zip(queries, biases, strict=True)
+        _softmax_of_scores(chunk, key, scale, term).sum(dim=(1, 2))
+        for chunk, term in zip(queries, biases, strict=True)
     ]
     return sum(chunks[1:], chunks[0]) / (heads * num_queries)
 
 
-def _softmax_of_scores(query: torch.Tensor, key: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    scores = query @ key
+def _softmax_of_scores(
+    query: torch.Tensor, key: torch.Tensor, scale: float, bias: torch.Tensor | None
+) -> torch.Tensor:
+    # One operator multiplies and scales. With beta=0 it does not read its first argument.
+    unread = torch.empty((), dtype=query.dtype, device=query.device)
+    scores = torch.baddbmm(unread, query.flatten(0, 1), key.flatten(0, 1), beta=0, alpha=scale)
+    scores = scores.unflatten(0, query.shape[:2])
     return (scores if bias is None else scores + bias).softmax(dim=-1)
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from .functional import select_salient_tokens
+from .functional import first_patch_rows, select_salient_tokens
 
 
 class VerticalMemory:
@@ -20,6 +20,7 @@ class VerticalMemory:
         self.num_prefix_tokens = num_prefix_tokens
         self._tokens: list[torch.Tensor] = []
         self._saliency: list[torch.Tensor] = []
+        self._first: torch.Tensor | None = None
 
     def append(self, hidden: torch.Tensor, saliency: torch.Tensor) -> None:
         """Store the kappa most salient input tokens of a layer.
@@ -28,7 +29,10 @@ class VerticalMemory:
             hidden: (B, N, D) input tokens of the layer.
             saliency: (B, T) saliency of the patch tokens.
         """
-        tokens = select_salient_tokens(hidden, saliency, self.kappa, self.num_prefix_tokens)
+        if self._first is None:
+            # All layers of a forward pass have the same number of tokens.
+            self._first = first_patch_rows(hidden, self.num_prefix_tokens)
+        tokens = select_salient_tokens(hidden, saliency, self.kappa, self.num_prefix_tokens, self._first)
         self._tokens.append(tokens.detach() if self.detach else tokens)
         self._saliency.append(saliency)
 

@@ -73,7 +73,11 @@ class SeparateProjectionsMixin(TokenMixupLayerMixin):
         attention, sources = self.attention_module, hidden if memory is None else torch.cat([hidden, memory], dim=1)
         scaling = getattr(attention, self.vertical_attention_class.scaling_name)
         normed, num_queries = self.apply_pre_norm(sources), 1 if cls_query_only else hidden.shape[1]
-        query, bias = split_heads(attention, attention.q_proj(normed[:, :num_queries])), self.attention_bias(**kwargs)
+        # On a matrix, the projection and its bias are one operator.
+        states = (
+            attention.q_proj(normed[:, 0])[:, None] if cls_query_only else attention.q_proj(normed[:, :num_queries])
+        )
+        query, bias = split_heads(attention, states), self.attention_bias(**kwargs)
         if bias is not None:
             bias = extend_bias(bias[..., :num_queries, :], sources.shape[1] - hidden.shape[1])
         if cls_query_only and has_plain_weight(attention.k_proj):

@@ -223,8 +223,9 @@ class TokenMixupLayerMixin(nn.Module):
         rollout_layers = context.layers[self.layer_index : self.layer_index + self.config.rollout_steps + 1]
         saliency_fn = partial(self._detect_saliency, rollout_layers, context, layer_kwargs=layer_kwargs)
         hidden_states, context.targets, loss, record = apply_horizontal_mixup(
-            self.scorenet, hidden_states, context.targets, saliency_fn, self.config
+            self.scorenet, hidden_states, context.targets, saliency_fn, self.config, context.labels
         )
+        context.labels = None
         context.scorenet_losses.append(loss)
         context.horizontal_records.append(record)
         if context.saliency is not None:
@@ -236,6 +237,7 @@ class TokenMixupLayerMixin(nn.Module):
         is_selected_layer = position == self.config.manifold_mixup_layers.index(self.layer_index)
         mixed, targets = manifold_mix(hidden_states, context.targets, partner, lam)
         context.targets = torch.where(is_selected_layer, targets, context.targets)
+        context.labels = None
         if context.saliency is not None:
             mixed_saliency = mix_with_partner(context.saliency, partner, lam)
             context.saliency = torch.where(is_selected_layer, mixed_saliency, context.saliency)

@@ -200,6 +200,8 @@ class TokenMixupModelMixin(ActivationCheckpointing, AdapterMethods):
         targets = to_soft_targets(labels, self.config.num_labels)
         num_items = kwargs.pop("num_items_in_batch", None)
         context = self._create_mixing_context(pixel_values, targets, kwargs) if mixing else None
+        if context is not None and not labels.is_floating_point():
+            context.labels = labels.long()
         outputs = super().forward(pixel_values, return_dict=True, tokenmixup=context, **kwargs)
         if context is None:
             outputs.loss = reduce_loss(soft_cross_entropy(outputs.logits, targets), num_items)
@@ -339,12 +341,12 @@ class TokenMixupModelMixin(ActivationCheckpointing, AdapterMethods):
     def _build_training_output(
         self, outputs: ImageClassifierOutput, context: TokenMixupContext, num_items: torch.Tensor | int | None
     ) -> TokenMixupOutput:
-        losses = soft_cross_entropy(outputs.logits, context.targets)
+        losses = soft_cross_entropy(outputs.logits, context.targets if context.labels is None else context.labels)
         loss, scorenet_loss = reduce_loss(losses, num_items), None
         if context.scorenet_losses:
             first, *others = context.scorenet_losses
             scorenet_loss = reduce_loss(sum(others, first), num_items)
-            loss = loss + self.config.scorenet_loss_weight * scorenet_loss
+            loss = torch.add(loss, scorenet_loss, alpha=self.config.scorenet_loss_weight)
         return TokenMixupOutput(
             loss=loss,
             logits=outputs.logits,

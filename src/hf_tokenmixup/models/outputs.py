@@ -91,19 +91,28 @@ class TokenMixupContext:
         layers: all transformer layers, for the attention rollout.
         memory: tokens collected for vertical layers.
         targets: (B, C) class distributions before mixing.
+        labels: (B,) int64 class indices of the targets; None if they are other distributions.
 
     Attributes:
         targets: (B, C) class distributions after the mixing so far.
+        labels: (B,) int64 class indices of the targets until they are mixed; then None.
         saliency: (B, T) saliency of the gradient detector, mixed together with the tokens; None for other detectors.
         manifold: parameters of manifold mixup; None if it is off.
         scorenet_losses: loss (B,) of ScoreNet for each horizontal layer so far.
         horizontal_records: record of each horizontal layer so far.
     """
 
-    def __init__(self, layers: Sequence[nn.Module], memory: VerticalMemory, targets: torch.Tensor):
+    def __init__(
+        self,
+        layers: Sequence[nn.Module],
+        memory: VerticalMemory,
+        targets: torch.Tensor,
+        labels: torch.Tensor | None = None,
+    ):
         self.layers = layers
         self.memory = memory
         self.targets = targets
+        self.labels = labels
         self.saliency: torch.Tensor | None = None
         self.manifold: ManifoldMixupParams | None = None
         self.scorenet_losses: list[torch.Tensor] = []
@@ -116,7 +125,9 @@ class TokenMixupContext:
             losses: (B,) cross-entropy with the mixed targets.
         """
         with torch.no_grad():
-            rows = {"classification_loss": losses, "target_entropy": torch.special.entr(self.targets).sum(dim=1)}
+            # A class index has an entropy of 0.
+            entropy = torch.special.entr(self.targets).sum(dim=1) if self.labels is None else torch.zeros_like(losses)
+            rows = {"classification_loss": losses, "target_entropy": entropy}
             if self.horizontal_records:
                 rows |= self._horizontal_metric_rows()
             # One stack and one sum for all metrics: many small kernels would cost more than the mixing.
@@ -143,7 +154,7 @@ class TokenMixupContext:
             "mixed_sample_tokens": mixed * num_tokens,
             "partner_label_weight": _mean([record.statistics.partner_weight for record in records]),
             "saliency_gain": _mean([record.statistics.gain for record in records]),
-            "random_saliency_gain": _mean([record.statistics.random_gain * record.easy for record in records]),
+            "random_saliency_gain": _mean([record.statistics.random_gain for record in records]),
         }
 
 

@@ -106,7 +106,9 @@ class TokenMixupCctLayer(TokenMixupLayerMixin, CctLayer):
         if cls_query_only:
             query = attention.split_heads(F.linear(normed[:, :1], query_weight), 1)[0]
             return QueryKey(project_queries_to_inputs(query, key_weight), normed[:, None], attention.scaling)
-        query, key = attention.split_heads(F.linear(normed, attention.qkv.weight[: 2 * len(key_weight)]), 2)
+        # One copy here, instead of one for each operand of the product.
+        projected = F.linear(normed, attention.qkv.weight[: 2 * len(key_weight)])
+        query, key = attention.split_heads(projected, 2).contiguous()
         return QueryKey(query[:, :, :num_queries], key, attention.scaling)
 
     def forward_with_attention(self, hidden: torch.Tensor, attention: torch.Tensor, **kwargs: Any) -> torch.Tensor:
