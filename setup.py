@@ -44,7 +44,7 @@ setup(
         "evaluate>=0.4.5,<0.5",
         "huggingface-hub>=1.5,<3",
         "scipy>=1.13",
-        "timm>=1.0.20,<2",
+        "timm>=1.0.26,<2",
         "scikit-learn>=1.5",
         "torchmetrics>=1.6,<2",
         "matplotlib>=3.9",

@@ -13,7 +13,7 @@ import timm
 from PIL import Image
 from safetensors.torch import save_file
 from timm.layers import apply_rot_embed_cat
-from timm.models.eva import EvaBlock
+from timm.models.eva import Eva, EvaBlock
 from torch.nn import functional as F
 from transformers import (
     AutoImageProcessor,
@@ -29,6 +29,8 @@ from hf_tokenmixup.models.gradient_checkpointing import enable_checkpointing
 from hf_tokenmixup.models.timm_wrapper.layers_timm_wrapper import find_unsupported_layer
 
 TINY = {"embed_dim": 24, "depth": 4, "num_heads": 3, "img_size": 20, "patch_size": 5}
+# Older versions of timm have no such argument.
+NO_QK_NORM = {"qk_norm": False} if "qk_norm" in inspect.signature(Eva).parameters else {}
 # Architecture, arguments, number of prefix tokens, and what the classifier reads.
 VARIANTS = {
     "vit": ("vit_tiny_patch16_224", {}, 1, "cls"),
@@ -43,7 +45,7 @@ VARIANTS = {
     "eva02 separate projections": ("eva02_base_patch14_448", {"global_pool": "token"}, 1, "cls"),
     "perception encoder": ("vit_pe_core_tiny_patch16_384", {"attn_pool_num_heads": 3}, 1, "mean"),
     "aimv2": ("aimv2_large_patch14_224", {}, 0, "mean"),
-    "mixed rotary": ("vit_small_patch16_rope_mixed_224", {"qk_norm": False}, 1, "cls"),
+    "mixed rotary": ("vit_small_patch16_rope_mixed_224", NO_QK_NORM, 1, "cls"),
 }
 if timm.is_model("vit_base_patch16_sapiens2"):
     # Three heads share one key and value in the layers in the middle. Positions have no random scale in training.

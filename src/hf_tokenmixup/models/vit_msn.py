@@ -53,6 +53,8 @@ class TokenMixupViTMSNForImageClassification(TokenMixupModelMixin, ViTMSNForImag
     base_model_class = ViTMSNForImageClassification
     layer_class = TokenMixupViTMSNLayer
     lora_target_modules = ("q_proj", "v_proj")
+    # Older versions rename the weights of a checkpoint for the plain class only.
+    min_transformers_version = "5.18"
 
 
 MODEL_TYPES = {"vit_msn": (TokenMixupViTMSNConfig, TokenMixupViTMSNForImageClassification)}

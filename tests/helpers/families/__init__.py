@@ -132,6 +132,9 @@ def build_tiny(model_type: str, *, seed: int = 0, randomize: bool = True, **sett
     config_class, model_class = FAMILIES[model_type]
     case = CASES[model_type]
     attention = {"attn_implementation": settings.pop("attn_implementation", "sdpa")}
+    if not model_class.base_model_class._supports_sdpa:
+        # Older versions of transformers refuse any implementation for models of timm.
+        attention = {}
     settings = SIZE | {"attention_probs_dropout_prob": 0.0} | case.own | settings
     set_seed(seed)
     model = model_class(config_class(**case.translate(settings), **attention)).train()
