@@ -26,16 +26,6 @@ from hf_tokenmixup.training import TokenMixupTrainer, TokenMixupTrainingArgument
 SETTINGS = {field.name for field in dataclasses.fields(TokenMixupConfigMixin)}
 
 
-@pytest.fixture
-def images():
-    return torch.randn(6, 3, 20, 20, generator=torch.Generator().manual_seed(1))
-
-
-@pytest.fixture
-def labels():
-    return torch.tensor([0, 1, 2, 3, 4, 0])
-
-
 @pytest.fixture(params=TESTED)
 def plain(request):
     """Plain model of a family in evaluation mode, without settings of TokenMixup."""

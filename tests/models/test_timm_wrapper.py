@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from helpers.family_steps import assert_same_step, step
 
 pytest.importorskip("timm", reason="timm is optional")
 
@@ -57,16 +58,6 @@ VERTICAL = {"vertical_layers": [2, 3]}
 CLEAN = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set()}
 
 
-@pytest.fixture
-def images():
-    return torch.randn(6, 3, 20, 20, generator=torch.Generator().manual_seed(1))
-
-
-@pytest.fixture
-def labels():
-    return torch.tensor([0, 1, 2, 3, 4, 0])
-
-
 def build(variant, *, model_args=None, **settings):
     """Tiny model in training mode. The noise in all parameters makes attention peaked and LayerScale large."""
     architecture, arguments, *_ = VARIANTS[variant]
@@ -88,22 +79,6 @@ def build_plain(model):
     state_dict = {name: tensor for name, tensor in model.state_dict().items() if "scorenet" not in name}
     plain.load_state_dict(state_dict)
     return plain.train(model.training)
-
-
-def step(model, images, labels, seed=2):
-    model.zero_grad()
-    torch.manual_seed(seed)
-    output = model(images, labels=labels)
-    output.loss.backward()
-    return output, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
-def assert_same_step(first, second):
-    (output, gradients), (other, other_gradients) = first, second
-    assert torch.equal(output.loss, other.loss) and torch.equal(output.logits, other.logits)
-    assert gradients.keys() == other_gradients.keys()
-    for name in gradients:
-        assert torch.equal(gradients[name], other_gradients[name]), name
 
 
 def attention_maps(plain, images):
