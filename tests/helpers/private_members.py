@@ -170,5 +170,8 @@ PRIVATE_MEMBERS = [
     PrivateMember("argparse.ArgumentParser", "_actions", None, "The names and types of all options, for recipes."),
     PrivateMember(HELP, "_metavar_formatter", "self action default_metavar", "The layout of --help."),
     PrivateMember(HELP, "_format_action_invocation", "self action", "As `_metavar_formatter`."),
+    PrivateMember(
+        HELP, "_get_help_string", "self action", "The defaults in --help, as argparse's own formatter has it."
+    ),
     PrivateMember(HELP, "_format_args", "self action default_metavar", "As `_metavar_formatter`."),
 ]
