@@ -15,7 +15,7 @@ from transformers import (
     pipeline,
 )
 
-from hf_tokenmixup.models import TokenMixupViTForImageClassification
+from hf_tokenmixup.models import TokenMixupViTForImageClassification, load_classifier
 
 
 def test_model_that_needs_newer_transformers_raises(build, monkeypatch):
@@ -126,3 +126,22 @@ def test_push_to_hub_uploads_base_model(build, monkeypatch):
     ((model, args, kwargs),) = pushed
     assert type(model) is plain_class and args == ("user/repo",) and kwargs == {"private": True}
     assert not any("scorenet" in name for name in model.state_dict())
+
+
+def test_load_at_another_image_size_interpolates_as_the_plain_model_and_mixes_all_tokens(build, tmp_path):
+    settings = {
+        "horizontal_layers": [1],
+        "horizontal_tau": None,
+        "horizontal_rho_relative": 0.1,
+        "vertical_layers": [2],
+    }
+    build().to_plain_model().save_pretrained(tmp_path)
+    plain = load_classifier(str(tmp_path), image_size=40, plain=True).eval()
+    model = load_classifier(str(tmp_path), image_size=40, tokenmixup=settings)
+    larger = torch.randn(4, 3, 40, 40, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        assert torch.equal(model.eval()(larger).logits, plain(larger).logits)
+    output = model.train()(larger, labels=torch.tensor([0, 1, 2, 3]))
+    rows, columns = model.token_grid(40, 40)
+    assert output.horizontal[0].replaced.shape == (4, rows * columns)
+    assert output.mixing_metrics["mixed_samples"] == 4 and output.loss.isfinite()
