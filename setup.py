@@ -54,12 +54,14 @@ setup(
         "jinja2>=3.1",
     ],
     extras_require={
+        "demo": ["gradio>=6.20,<7"],
         "lora": ["peft>=0.20"],
         "dev": [
             "hypothesis>=6.100",
             "ipykernel>=6.29",
             "mypy>=1.11",
             "nbclient>=0.10",
+            "playwright>=1.55",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "setuptools>=77",
