@@ -167,7 +167,7 @@ def build_app(
                     )
                 with gr.Column(scale=3, min_width=320):
                     with gr.Row():
-                        layer = gr.Slider(0, 3, 1, step=1, label="Layer", elem_id="layer")
+                        layer = gr.Slider(0, 2, 1, step=1, label="Layer", elem_id="layer")
                         kappa = gr.Slider(
                             1, 16, KAPPA, step=1, label="kappa", info="Tokens of each earlier layer.", elem_id="kappa"
                         )

@@ -18,12 +18,13 @@ DIGITS_CONFIG = {
     "image_size": 32,
     "patch_size": 8,
     "hidden_size": 48,
-    "num_hidden_layers": 4,
+    "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "intermediate_size": 96,
+    "initializer_range": 0.1,
 }
 BATCH_SIZE = 64
-LEARNING_RATE = 3e-3
+LEARNING_RATE = 5e-3
 NO_TAU = 1e-9  # nats: no image is easy, but ScoreNet learns
 
 
@@ -92,7 +93,7 @@ def enlarge_digit(image: Image.Image) -> Image.Image:
     return image.convert("RGB").resize((DIGIT_PIXELS, DIGIT_PIXELS), Image.Resampling.BICUBIC)
 
 
-def train_digits_classifier(epochs: int = 6, seed: int = 0) -> DemoClassifier:
+def train_digits_classifier(epochs: int = 8, seed: int = 0) -> DemoClassifier:
     """Train a small ViT on the digits, with a ScoreNet before each layer. No image is mixed during training.
 
     The global random number generators are not changed.
