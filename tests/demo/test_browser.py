@@ -87,12 +87,12 @@ def write_log(folder, *records):
 
 
 def numbers(page):
-    return page.inner_text("#numbers")
+    return page.inner_text("#numbers .numbers")
 
 
 def wait_for_other_numbers(page, before):
     page.wait_for_function(
-        "before => document.querySelector('#numbers').innerText !== before", arg=before, timeout=WAIT_MS
+        "before => document.querySelector('#numbers .numbers').innerText !== before", arg=before, timeout=WAIT_MS
     )
     return numbers(page)
 
@@ -110,7 +110,8 @@ def test_sliders_and_upload_change_the_numbers(open_page, tmp_path):
     for _ in range(4):
         slider.press("ArrowRight")
     after = wait_for_other_numbers(page, mixed)
-    assert after.splitlines()[:4] == mixed.splitlines()[:4]
+    # kappa changes the attention to collected tokens only.
+    assert after.splitlines()[:-1] == mixed.splitlines()[:-1]
     path = tmp_path / "photo.png"
     Image.fromarray(np.random.default_rng(0).integers(256, size=(40, 60, 3), dtype=np.uint8)).save(path)
     page.locator("#images input[type=file]").first.set_input_files(path)

@@ -22,16 +22,18 @@ REFRESH_SECONDS = 5
 MAX_CLASSIFIERS = 2  # in memory
 RHO, TAU, KAPPA = 1.3, 0.43, 3
 MAX_RHO = 5.0
-# Figures scroll sideways on a narrow screen, where their text would be too small.
+# Width of a figure, in pixels for each of its inches. A wide figure scrolls sideways on a narrow screen, where its text
+# would be too small.
+PIXELS, MIN_PIXELS = 72, 52
 CSS = """
 .figure { overflow-x: auto; background: white; border-radius: 8px; }
-.figure img { display: block; width: 100%; max-width: 1400px; min-width: 760px; margin: 0 auto; }
+.figure img { display: block; max-width: none; margin: 0 auto; }
 .numbers { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; }
-.numbers div { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 8px 12px; }
+.numbers div { display: flex; flex-direction: column; justify-content: space-between; border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 8px 12px; }
 .numbers b { display: block; font-size: 1.4em; }
 .note { padding: 8px 0; }
 .run table { border-collapse: collapse; }
-.run td { border-bottom: 1px solid var(--border-color-primary); padding: 4px 24px 4px 0; }
+.run table td { border: 0; border-bottom: 1px solid var(--border-color-primary); padding: 4px 24px 4px 0; }
 """
 INTRODUCTION = """# TokenMixup
 Horizontal TokenMixup (HTM) replaces the tokens of an image by more salient tokens of another one. Vertical TokenMixup
@@ -45,7 +47,10 @@ def figure_html(figure: Figure | None, text: str) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<div class="figure"><img alt="{escape(text)}" src="data:image/png;base64,{data}"></div>'
+    inches = figure.get_figwidth()
+    width = f"min({inches * PIXELS:.0f}px, max(100%, {inches * MIN_PIXELS:.0f}px))"
+    image = f'<img alt="{escape(text)}" style="width: {width}" src="data:image/png;base64,{data}">'
+    return f'<div class="figure">{image}</div>'
 
 
 def numbers_html(numbers: list[tuple[str, str]], message: str) -> str:
@@ -167,28 +172,40 @@ def build_app(
                     )
                 with gr.Column(scale=3, min_width=320):
                     with gr.Row():
-                        layer = gr.Slider(0, 2, 1, step=1, label="Layer", elem_id="layer")
+                        layer = gr.Slider(0, 2, 1, step=1, label="Layer", min_width=220, elem_id="layer")
                         kappa = gr.Slider(
-                            1, 16, KAPPA, step=1, label="kappa", info="Tokens of each earlier layer.", elem_id="kappa"
+                            1,
+                            16,
+                            KAPPA,
+                            step=1,
+                            label="kappa",
+                            info="Tokens of each earlier layer.",
+                            elem_id="kappa",
+                            min_width=220,
                         )
                     with gr.Row():
                         rho = gr.Slider(
                             0, MAX_RHO, RHO, step=0.05, label="rho",
-                            info="Minimum gain, as a multiple of 1 / number of patch tokens.", elem_id="rho",
+                            info="Minimum gain, as a multiple of 1 / number of patch tokens.", elem_id="rho", min_width=220,
                         )  # fmt: skip
                         tau = gr.Slider(
                             0.01, 1, TAU, step=0.01, label="tau",
-                            info="As a fraction of ln(number of classes).", elem_id="tau",
+                            info="As a fraction of ln(number of classes).", elem_id="tau", min_width=220,
                         )  # fmt: skip
                     with gr.Row():
                         detector = gr.Radio(
-                            list(SALIENCY_DETECTORS), value="attention", label="Detector", elem_id="detector"
+                            list(SALIENCY_DETECTORS),
+                            value="attention",
+                            label="Detector",
+                            elem_id="detector",
+                            min_width=220,
                         )
                         all_easy = gr.Checkbox(
                             True,
                             label="All images are easy",
                             info="tau is not used. Otherwise the layer needs a trained ScoreNet.",
                             elem_id="all_easy",
+                            min_width=220,
                         )
             numbers = gr.HTML(elem_id="numbers")
             gr.Markdown("### Horizontal: pairs, mixed images and labels")
