@@ -22,14 +22,15 @@ REFRESH_SECONDS = 5
 MAX_CLASSIFIERS = 2  # in memory
 RHO, TAU, KAPPA = 1.3, 0.43, 3
 MAX_RHO = 5.0
-# Width of a figure, in pixels for each of its inches. A wide figure scrolls sideways on a narrow screen, where its text
-# would be too small.
+# Width of a figure, in pixels for each of its inches. A wide figure scrolls sideways on a narrow screen, where its
+# text would be too small.
 PIXELS, MIN_PIXELS = 72, 52
 CSS = """
 .figure { overflow-x: auto; background: white; border-radius: 8px; }
 .figure img { display: block; max-width: none; margin: 0 auto; }
 .numbers { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; }
-.numbers div { display: flex; flex-direction: column; justify-content: space-between; border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 8px 12px; }
+.numbers div { display: flex; flex-direction: column; justify-content: space-between; }
+.numbers div { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 8px 12px; }
 .numbers b { display: block; font-size: 1.4em; }
 .note { padding: 8px 0; }
 .run table { border-collapse: collapse; }
@@ -186,11 +187,13 @@ def build_app(
                     with gr.Row():
                         rho = gr.Slider(
                             0, MAX_RHO, RHO, step=0.05, label="rho",
-                            info="Minimum gain, as a multiple of 1 / number of patch tokens.", elem_id="rho", min_width=220,
+                            info="Minimum gain, as a multiple of 1 / number of patch tokens.",
+                            elem_id="rho", min_width=220,
                         )  # fmt: skip
                         tau = gr.Slider(
                             0.01, 1, TAU, step=0.01, label="tau",
-                            info="As a fraction of ln(number of classes).", elem_id="tau", min_width=220,
+                            info="As a fraction of ln(number of classes).",
+                            elem_id="tau", min_width=220,
                         )  # fmt: skip
                     with gr.Row():
                         detector = gr.Radio(
