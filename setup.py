@@ -32,7 +32,11 @@ setup(
     ],
     package_dir={"": "src"},
     packages=find_packages("src"),
-    package_data={"hf_tokenmixup": ["py.typed", "recipes/*.yaml"], "hf_tokenmixup.hub": ["templates/*.md"]},
+    package_data={
+        "hf_tokenmixup": ["py.typed", "recipes/*.yaml"],
+        "hf_tokenmixup.demo": ["app.css"],
+        "hf_tokenmixup.hub": ["templates/*.md"],
+    },
     entry_points={"console_scripts": ["hf-tokenmixup = hf_tokenmixup.cli.main:entry_point"]},
     python_requires=">=3.10",
     install_requires=[

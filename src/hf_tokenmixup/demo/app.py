@@ -25,17 +25,7 @@ MAX_RHO = 5.0
 # Width of a figure, in pixels for each of its inches. A wide figure scrolls sideways on a narrow screen, where its
 # text would be too small.
 PIXELS, MIN_PIXELS = 72, 52
-CSS = """
-.figure { overflow-x: auto; background: white; border-radius: 8px; }
-.figure img { display: block; max-width: none; margin: 0 auto; }
-.numbers { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; }
-.numbers div { display: flex; flex-direction: column; justify-content: space-between; }
-.numbers div { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 8px 12px; }
-.numbers b { display: block; font-size: 1.4em; }
-.note { padding: 8px 0; }
-.run table { border-collapse: collapse; }
-.run table td { border: 0; border-bottom: 1px solid var(--border-color-primary); padding: 4px 24px 4px 0; }
-"""
+CSS = Path(__file__).with_name("app.css")
 INTRODUCTION = """# TokenMixup
 Horizontal TokenMixup (HTM) replaces the tokens of an image by more salient tokens of another one. Vertical TokenMixup
 (VTM) lets a layer also attend to salient tokens of earlier layers. [Paper](https://arxiv.org/abs/2210.07562)"""
@@ -156,7 +146,7 @@ def build_app(
                         digit_images(),
                         label=f"Images (2 to {MAX_IMAGES})",
                         columns=3,
-                        height=240,
+                        height=330,
                         format="png",
                         object_fit="contain",
                         file_types=["image"],
@@ -195,21 +185,20 @@ def build_app(
                             info="As a fraction of ln(number of classes).",
                             elem_id="tau", min_width=220,
                         )  # fmt: skip
-                    with gr.Row():
-                        detector = gr.Radio(
-                            list(SALIENCY_DETECTORS),
-                            value="attention",
-                            label="Detector",
-                            elem_id="detector",
-                            min_width=220,
-                        )
-                        all_easy = gr.Checkbox(
-                            True,
-                            label="All images are easy",
-                            info="tau is not used. Otherwise the layer needs a trained ScoreNet.",
-                            elem_id="all_easy",
-                            min_width=220,
-                        )
+                    detector = gr.Radio(
+                        list(SALIENCY_DETECTORS),
+                        value="attention",
+                        label="Detector",
+                        elem_id="detector",
+                        min_width=220,
+                    )
+                    all_easy = gr.Checkbox(
+                        True,
+                        label="All images are easy",
+                        info="tau is not used. Otherwise the layer needs a trained ScoreNet.",
+                        elem_id="all_easy",
+                        min_width=220,
+                    )
             numbers = gr.HTML(elem_id="numbers")
             gr.Markdown("### Horizontal: pairs, mixed images and labels")
             horizontal = gr.HTML(elem_id="horizontal")
@@ -242,4 +231,4 @@ def build_app(
 def launch_options() -> dict[str, Any]:
     """Return the options of `launch` for the look of the app. The fonts are those of the system."""
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-    return {"theme": theme, "css": CSS, "footer_links": []}
+    return {"theme": theme, "css_paths": CSS, "footer_links": []}
