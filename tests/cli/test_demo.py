@@ -1,6 +1,7 @@
 """The command `demo`: options, errors and the folder of a Space. No server is started."""
 
 import json
+import socket
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
 
@@ -85,3 +86,13 @@ def test_public_demo_reads_no_other_folders(tmp_path, local_paths):
     _, table, version = show_run(str(run), None)
     assert ("2.5" in table, version is not None) == (local_paths, local_paths)
     assert ("cannot be read in a public demo" in table) != local_paths
+
+
+def test_demo_with_used_port_raises(demo):
+    pytest.importorskip("gradio", reason="gradio is not installed")
+    with socket.socket() as used:
+        used.bind(("127.0.0.1", 0))
+        used.listen()
+        port = used.getsockname()[1]
+        with pytest.raises(ValueError, match=f"cannot start at 127.0.0.1, port {port}: the port is in use"):
+            demo.main(["--port", str(port)])

@@ -118,7 +118,8 @@ def main(arguments: Sequence[str]) -> None:
         app.launch(server_name=host, server_port=port, share=args.share, **launch_options())
     except OSError as error:
         raise ValueError(
-            f"The server cannot use --host {host} --port {port}: {error}. Choose another --port."
+            f"The server cannot start at {host}, port {port}: the port is in use, or the address is not one of this "
+            "machine. Choose another --port or --host."
         ) from error
 
 
