@@ -44,7 +44,7 @@ constraints:
 	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
 	python3 -m venv "$$folder/venv"; \
 	"$$folder/venv/bin/pip" install --quiet uv; \
-	"$$folder/venv/bin/uv" pip compile setup.py constraints.in --extra dev --extra docs --extra lora --universal \
+	"$$folder/venv/bin/uv" pip compile setup.py constraints.in --extra demo --extra dev --extra docs --extra lora --universal \
 		--python-version 3.10 --no-annotate --no-header --quiet --output-file "$$folder/versions.txt" \
 		$(addprefix --no-emit-package ,$(OF_TORCH)) >/dev/null; \
 	{ echo "# Exact versions that are tested together, for \`pip install -c constraints.txt ...\`. Renew: make constraints"; \

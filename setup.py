@@ -32,7 +32,11 @@ setup(
     ],
     package_dir={"": "src"},
     packages=find_packages("src"),
-    package_data={"hf_tokenmixup": ["py.typed", "recipes/*.yaml"], "hf_tokenmixup.hub": ["templates/*.md"]},
+    package_data={
+        "hf_tokenmixup": ["py.typed", "recipes/*.yaml"],
+        "hf_tokenmixup.demo": ["app.css"],
+        "hf_tokenmixup.hub": ["templates/*.md"],
+    },
     entry_points={"console_scripts": ["hf-tokenmixup = hf_tokenmixup.cli.main:entry_point"]},
     python_requires=">=3.10",
     install_requires=[
@@ -54,12 +58,14 @@ setup(
         "jinja2>=3.1",
     ],
     extras_require={
+        "demo": ["gradio>=6.20,<7"],
         "lora": ["peft>=0.20"],
         "dev": [
             "hypothesis>=6.100",
             "ipykernel>=6.29",
             "mypy>=1.11",
             "nbclient>=0.10",
+            "playwright>=1.55",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "setuptools>=77",

@@ -8,7 +8,8 @@ import pytest
 from hf_tokenmixup import __version__
 from hf_tokenmixup.cli import main, program
 
-COMMANDS = ["finetune", "calibrate", "evaluate", "publish", "visualize", "study", "benchmark", "throughput", "convert"]
+COMMANDS = ["finetune", "calibrate", "evaluate", "publish", "visualize", "study", "benchmark", "throughput"]
+COMMANDS += ["demo", "convert"]
 
 
 def run(monkeypatch, *words):

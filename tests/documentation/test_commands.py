@@ -99,6 +99,8 @@ def parse_command(command: str, arguments: list[str], monkeypatch: pytest.Monkey
             import_command("publish").build_parser().parse_args(arguments)
         case "visualize":
             parse_visualize(arguments)
+        case "demo":
+            import_command("demo").build_parser().parse_args(arguments)
         case "convert":
             parse_convert(arguments)
         case _:

@@ -15,6 +15,7 @@ COMMANDS = {
     "study": "train the rows of a table of the paper, or a sweep, and compare them",
     "benchmark": "measure the overhead of TokenMixup",
     "throughput": "measure images per second of a training run",
+    "demo": "show mixing of images and curves of a run in a browser",
     "convert": "convert released weights into a folder that from_pretrained opens",
 }
 

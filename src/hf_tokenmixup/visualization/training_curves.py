@@ -151,10 +151,15 @@ def plot_training_curves(log_history: list[dict], path: str | Path) -> Path:
     Raises:
         ValueError: The suffix is neither `.png` nor `.pdf`.
     """
+    return save_figure(draw_training_curves(log_history), path)
+
+
+def draw_training_curves(log_history: list[dict]) -> Figure:
+    """Plot the curves of one run as `plot_training_curves` does, and return the figure."""
     figure = new_figure(13.5, 4.0)
     for axes, panel in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
         _plot_panel(axes, panel, log_history)
-    return save_figure(figure, path)
+    return figure
 
 
 def plot_runs(logs: Mapping[str, list[dict]]) -> Figure:
@@ -214,11 +219,20 @@ def read_training_log(path: str | Path) -> list[dict]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path} does not exist. Use the training_log.jsonl in the output folder of a run.")
-    records = []
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} must be text in UTF-8, with a JSON object in each line: {error}.") from error
+    return parse_training_log(text, path)
+
+
+def parse_training_log(text: str, path: Path) -> list[dict]:
+    """Parse the text of a `training_log.jsonl`; `path` is for messages.
+
+    Raises:
+        ValueError: A line is not a JSON object.
+    """
+    records = []
     for number, line in enumerate(text.splitlines(), start=1):
         try:
             record = json.loads(line)

@@ -1,0 +1,1 @@
+"""Demo of TokenMixup in a browser. Only `app` needs Gradio."""
