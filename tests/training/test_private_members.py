@@ -51,11 +51,18 @@ def resolve(full_name):
 
 OWNERS = {member.owner: resolve(member.owner) for member in PRIVATE_MEMBERS}
 
+# Libraries of extras. A module that needs one is checked where it is installed.
+OPTIONAL_LIBRARIES = ("gradio",)
+
 
 def own_modules():
     for module in pkgutil.walk_packages(hf_tokenmixup.__path__, "hf_tokenmixup."):
         if not module.name.endswith("__main__"):
-            yield importlib.import_module(module.name)
+            try:
+                yield importlib.import_module(module.name)
+            except ModuleNotFoundError as error:
+                if error.name not in OPTIONAL_LIBRARIES:
+                    raise
 
 
 def is_own(cls):
