@@ -52,11 +52,13 @@ class MixStatistics(NamedTuple):
         partner_weight: (B,) weight of the partner's label, Eq. (11); 0 for an image that is not mixed.
         gain: (B,) saliency gain from the image's partner, Eq. (6).
         random_gain: (B,) expected saliency gain from a random image of the batch; 0 for an image that is not easy.
+        is_easy: (B,) 1 for an easy image, 0 for others, in float32.
     """
 
     partner_weight: torch.Tensor
     gain: torch.Tensor
     random_gain: torch.Tensor
+    is_easy: torch.Tensor
 
 
 def validate_choice(name: str, value: object, allowed: Sequence[str]) -> None:
@@ -99,7 +101,10 @@ def soft_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Ten
         tensor([1.3863, 1.3863])
     """
     logits = upcast_to_float32(logits)
-    return F.cross_entropy(logits, targets.to(logits.dtype) if targets.ndim == 2 else targets, reduction="none")
+    if targets.ndim == 1:
+        return F.cross_entropy(logits, targets, reduction="none")
+    # The values of F.cross_entropy. Negated targets need no operator in backward.
+    return (logits.log_softmax(dim=1) * -targets.to(logits.dtype)).sum(dim=1)
 
 
 def difficulty(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -200,23 +205,29 @@ def saliency_gain(saliency: torch.Tensor, rho: float) -> torch.Tensor:
         tensor([[0.0000, 0.3750],
                 [0.1250, 0.0000]], dtype=torch.float64)
     """
+    distance, total, offset = _gain_terms(saliency, rho)
+    doubled = distance + (total[None, :] - total[:, None] - offset)
     # Non-finite saliency makes its row and column NaN or infinite.
-    return 0.5 * _doubled_gain(saliency, rho).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).clamp(min=0.0)
+    return 0.5 * doubled.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).clamp(min=0.0)
 
 
-def _doubled_gain(saliency: torch.Tensor, rho: float) -> torch.Tensor:
-    """Twice the gain matrix of `saliency_gain`, before non-finite and, by rounding, negative values are removed."""
+def _gain_terms(saliency: torch.Tensor, rho: float) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Terms of twice the gain matrix of `saliency_gain`.
+
+    Returns:
+        (B, B) distances, (B,) totals and an offset: 2 C_ij = distance_ij + total_j - total_i - offset, but for
+        non-finite and, by rounding, negative values.
+    """
     if saliency.numel() == 0:
-        return saliency.new_zeros(len(saliency), len(saliency))
+        return saliency.new_zeros(len(saliency), len(saliency)), saliency.new_zeros(len(saliency)), 0.0
     saliency = saliency.to(torch.float32 if saliency.device.type == "mps" else torch.float64)
-    threshold: float | torch.Tensor = rho
-    if rho > 1:
-        # Every rho above the largest difference gives zero. Capping it there avoids cancellation in the sums.
-        finite = torch.where(saliency.isfinite(), saliency, 0.0)
-        threshold = (finite.amax() - finite.amin()).clamp(max=rho)
-    raised = saliency + threshold
-    signed = saliency.sum(dim=1)[None, :] - raised.sum(dim=1)[:, None]
-    return signed + torch.cdist(raised, saliency, p=1)
+    total = saliency.sum(dim=1)
+    if rho <= 1:
+        return torch.cdist(saliency + rho, saliency, p=1), total, rho * saliency.shape[1]
+    # Every rho above the largest difference gives zero. Capping it there avoids cancellation in the sums.
+    finite = torch.where(saliency.isfinite(), saliency, 0.0)
+    cap = (finite.amax() - finite.amin()).clamp(max=rho)
+    return torch.cdist(saliency + cap, saliency, p=1) - cap * saliency.shape[1], total, 0.0
 
 
 def _maximum_assignment(score: np.ndarray) -> np.ndarray:
@@ -240,28 +251,42 @@ def _maximum_assignment(score: np.ndarray) -> np.ndarray:
 
 @torch.library.custom_op("hf_tokenmixup::optimal_assignment", mutates_args=(), **_CUDAGRAPH_UNSAFE)
 def _optimal_assignment(
-    gain: torch.Tensor, easy: torch.Tensor, group_size: int | None, scale: float
+    distance: torch.Tensor,
+    total: torch.Tensor,
+    easy: torch.Tensor,
+    offset: float,
+    scale: float,
+    group_size: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    # Returns the partners, and scale times the gain of each image from its partner and, if easy, from a random image.
-    # One tensor for both inputs needs only one copy to the CPU.
-    packed = torch.cat([gain, easy[:, None].to(gain.dtype)], dim=1).cpu()
-    score, easy_rows = packed[:, :-1].nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).clamp(min=0.0), packed[:, -1].bool()
+    # The score of an image (row) and its partner (column) is distance + total[column] - total[row] - offset. Returns
+    # the partners, and as rows: scale times the score of each image with its partner, and, if easy, with a random
+    # image; and 1 if easy. One tensor for all inputs needs only one copy to the CPU.
+    packed = torch.cat([distance, total[:, None], easy[:, None].to(distance.dtype)], dim=1).cpu()
+    totals, easy_rows = packed[:, -2], packed[:, -1]
+    score = packed[:, :-2] + (totals[None, :] - totals[:, None] - offset)
+    score = score.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).clamp(min=0.0)
     partner = torch.arange(len(packed))
     num_groups = -(-len(packed) // group_size) if group_size else 1
     for group in partner.clone().tensor_split(max(1, num_groups)):
-        rows = group[easy_rows[group]]
+        rows = group[easy_rows[group].bool()]
         if len(rows):
             partner[rows] = group[torch.from_numpy(_maximum_assignment(score[rows][:, group].double().numpy()))]
-    gains = torch.stack([score.gather(1, partner[:, None])[:, 0], score.mean(dim=1) * easy_rows])
-    return partner.to(gain.device), (scale * gains).to(gain.device, torch.float32)
+    gain, random_gain = scale * score.gather(1, partner[:, None])[:, 0], scale * score.mean(dim=1) * easy_rows
+    statistics = torch.stack([gain, random_gain, easy_rows])
+    return partner.to(distance.device), statistics.to(distance.device, torch.float32)
 
 
 @_optimal_assignment.register_fake
 def _(
-    gain: torch.Tensor, easy: torch.Tensor, group_size: int | None, scale: float
+    distance: torch.Tensor,
+    total: torch.Tensor,
+    easy: torch.Tensor,
+    offset: float,
+    scale: float,
+    group_size: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    partner = gain.new_empty(gain.shape[0], dtype=torch.int64)
-    return partner, gain.new_empty((2, gain.shape[0]), dtype=torch.float32)
+    partner = distance.new_empty(distance.shape[0], dtype=torch.int64)
+    return partner, distance.new_empty((3, distance.shape[0]), dtype=torch.float32)
 
 
 def optimal_assignment(gain: torch.Tensor, easy: torch.Tensor, group_size: int | None = None) -> torch.Tensor:
@@ -288,7 +313,7 @@ def optimal_assignment(gain: torch.Tensor, easy: torch.Tensor, group_size: int |
     """
     if group_size is not None and group_size < 1:
         raise ValueError(f"group_size must be at least 1, or None for the complete batch, got {group_size}.")
-    return _optimal_assignment(gain.detach(), easy, group_size, 1.0)[0]
+    return _optimal_assignment(gain.detach(), gain.new_zeros(len(gain)), easy, 0.0, 1.0, group_size)[0]
 
 
 def random_assignment(easy: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
@@ -431,8 +456,9 @@ def label_weights(
 
 
 def _partner_weight(saliency: torch.Tensor, partner_saliency: torch.Tensor, replaced: torch.Tensor) -> torch.Tensor:
-    received = torch.where(replaced, partner_saliency, 0.0).sum(dim=1)
-    total = torch.where(replaced, partner_saliency, saliency).sum(dim=1)
+    # The received saliency has zeros where the total has retained saliency, so one sum computes both.
+    retained = F.pad(saliency[None], (0, 0, 0, 0, 1, 0))  # (2, B, T)
+    received, total = torch.where(replaced, partner_saliency, retained).sum(dim=2)
     # The division gives NaN for a total that is zero, infinite or NaN.
     return (received / total).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
@@ -530,12 +556,13 @@ def horizontal_mix_with_statistics(
         saliency = upcast_to_float32(saliency)
         if assignment == "optimal":
             # The matching has the gains on the CPU, so their statistics need no operators of the device.
-            partner, gains = _optimal_assignment(_doubled_gain(saliency, rho), easy, group_size, 0.5)
-            gain, random_gain = gains.unbind()
+            distance, total, offset = _gain_terms(saliency, rho)
+            partner, rows = _optimal_assignment(distance, total, easy, offset, 0.5, group_size)
+            gain, random_gain, is_easy = rows.unbind()
         else:
             partner = random_assignment(easy, generator)
             gain = (saliency[partner] - saliency - rho).clamp(min=0).sum(dim=1)
-            random_gain = gain
+            random_gain, is_easy = gain, easy.float()
         partner_saliency = saliency[partner]
         replaced = partner_saliency - saliency > rho
         if token_selection == "random":
@@ -550,7 +577,7 @@ def horizontal_mix_with_statistics(
         partner=partner,
         replaced=replaced,
     )
-    return mix, MixStatistics(partner_weight, gain, random_gain)
+    return mix, MixStatistics(partner_weight, gain, random_gain, is_easy)
 
 
 def select_salient_tokens(
@@ -580,12 +607,59 @@ def select_salient_tokens(
         >>> select_salient_tokens(hidden, torch.tensor([[0.1, 0.3, 0.2]]), kappa=2, num_prefix_tokens=1)[..., 0]
         tensor([[3., 4.]])
     """
+    return _gather_rows(hidden, _salient_rows(hidden, saliency, kappa, num_prefix_tokens, first))
+
+
+def collect_salient_tokens(
+    hidden: torch.Tensor,
+    saliency: torch.Tensor,
+    kappa: int,
+    num_prefix_tokens: int,
+    first: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Select the kappa most salient patch tokens of each image from tokens that a layer goes on with.
+
+    Values and gradients are those of `select_salient_tokens`. The gradient of the selected tokens is added to that of
+    the layer's tokens in one operator, without a tensor (B, N, D) of zeros, if the layer uses the returned tokens.
+    Arguments and errors are those of `select_salient_tokens`.
+
+    Returns:
+        (B, N, D) tokens for the layer, equal to `hidden`, and (B, kappa, D) selected tokens.
+
+    Example:
+        >>> hidden = torch.tensor([[[1.0], [2.0], [3.0], [4.0]]], requires_grad=True)
+        >>> tokens, selected = collect_salient_tokens(hidden, torch.tensor([[0.1, 0.3, 0.2]]), 2, num_prefix_tokens=1)
+        >>> (tokens.sum() + selected.sum()).backward()
+        >>> hidden.grad[..., 0]
+        tensor([[1., 1., 2., 2.]])
+    """
+    return _CollectTokens.apply(hidden, _salient_rows(hidden, saliency, kappa, num_prefix_tokens, first))
+
+
+class _CollectTokens(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        ctx.save_for_backward(rows)
+        return hidden.view_as(hidden), _gather_rows(hidden, rows)
+
+    @staticmethod
+    def backward(ctx: Any, grad_hidden: torch.Tensor, grad_selected: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (rows,) = ctx.saved_tensors
+        # No row is selected twice, so the order of the additions does not matter.
+        grad = grad_hidden.flatten(0, 1).index_add(0, rows.flatten(), grad_selected.flatten(0, 1))
+        return grad.view_as(grad_hidden), None
+
+
+def _salient_rows(
+    hidden: torch.Tensor, saliency: torch.Tensor, kappa: int, num_prefix_tokens: int, first: torch.Tensor | None
+) -> torch.Tensor:
+    """Rows (B, kappa) of the selected tokens among all tokens of a batch."""
     _validate_saliency_shape(hidden, saliency, num_prefix_tokens)
     if not 0 <= kappa <= saliency.shape[1]:
         raise ValueError(f"kappa must be between 0 and the number of patch tokens ({saliency.shape[1]}), got {kappa}.")
     if first is None:
         first = first_patch_rows(hidden, num_prefix_tokens)
-    return _gather_rows(hidden, first + saliency.topk(kappa, dim=1).indices)
+    return first + saliency.topk(kappa, dim=1).indices
 
 
 def first_patch_rows(hidden: torch.Tensor, num_prefix_tokens: int) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 import torch
 
-from .functional import first_patch_rows, select_salient_tokens
+from .functional import collect_salient_tokens, first_patch_rows, select_salient_tokens
 
 
 class VerticalMemory:
@@ -22,19 +22,27 @@ class VerticalMemory:
         self._saliency: list[torch.Tensor] = []
         self._first: torch.Tensor | None = None
 
-    def append(self, hidden: torch.Tensor, saliency: torch.Tensor) -> None:
+    def collect(self, hidden: torch.Tensor, saliency: torch.Tensor) -> torch.Tensor:
         """Store the kappa most salient input tokens of a layer.
 
         Args:
             hidden: (B, N, D) input tokens of the layer.
             saliency: (B, T) saliency of the patch tokens.
+
+        Returns:
+            (B, N, D) the input tokens, for the layer. With these the gradient of the stored tokens costs less.
         """
         if self._first is None:
             # All layers of a forward pass have the same number of tokens.
             self._first = first_patch_rows(hidden, self.num_prefix_tokens)
-        tokens = select_salient_tokens(hidden, saliency, self.kappa, self.num_prefix_tokens, self._first)
-        self._tokens.append(tokens.detach() if self.detach else tokens)
+        arguments = (saliency, self.kappa, self.num_prefix_tokens, self._first)
+        if self.detach:
+            tokens = select_salient_tokens(hidden.detach(), *arguments)
+        else:
+            hidden, tokens = collect_salient_tokens(hidden, *arguments)
+        self._tokens.append(tokens)
         self._saliency.append(saliency)
+        return hidden
 
     @property
     def num_tokens(self) -> int:

@@ -19,9 +19,9 @@ FAMILIES = {
     "cct": lambda **settings: TokenMixupCctForImageClassification(TokenMixupCctConfig(**SIZE, **settings)),
 }
 LIMITS = {
-    "htm": ({"horizontal_layers": [3]}, 51, 14),
-    "vtm": ({"vertical_layers": [3]}, 38, 17),
-    "both": ({"horizontal_layers": [3], "vertical_layers": [4]}, 92, 34),
+    "htm": ({"horizontal_layers": [3]}, 46, 13),
+    "vtm": ({"vertical_layers": [3]}, 38, 11),
+    "both": ({"horizontal_layers": [3], "vertical_layers": [4]}, 87, 25),
 }
 
 

@@ -214,7 +214,7 @@ class TokenMixupLayerMixin(nn.Module):
         memory = context.memory.tokens() if self.is_vertical and context.memory.num_tokens else None
         if self.feeds_vertical_memory and context.memory.kappa:
             saliency = self._detect_saliency((self,), context, hidden_states.detach(), layer_kwargs=layer_kwargs)
-            context.memory.append(hidden_states, saliency)
+            hidden_states = context.memory.collect(hidden_states, saliency)
         return hidden_states, memory
 
     def _apply_horizontal_mixup(

@@ -148,7 +148,7 @@ class TokenMixupContext:
         return {
             "difficulty": difficulty,
             "scorenet_loss": difficulty if len(records) == 1 else difficulty * len(records),
-            "easy_samples": _mean([record.easy.float() for record in records]),
+            "easy_samples": _mean([record.statistics.is_easy for record in records]),
             "mixed_samples": mixed,
             "replaced_tokens": _mean(replaced),
             "mixed_sample_tokens": mixed * num_tokens,
