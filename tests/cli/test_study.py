@@ -15,9 +15,18 @@ from observed_training import Moment, Order
 SCRIPT = SCRIPTS / "study.py"
 HTM = "cct-7-3x1-cifar100-htm"
 TABLE_4 = [HTM] + [f"{HTM}-{name}" for name in ("all-easy", "random-assignment", "random-tokens", "count-labels")]
-# A launcher, called with -m, the module of finetune and its options. Its top-1 depends on recipe and seed.
+# A launcher, called with -m, the module of finetune and its options. Its top-1 depends on recipe and seed. With the
+# module of evaluate, its top-1 on corrupted images is half of the other one.
 FAKE = """
 import json, os, pathlib, sys
+if sys.argv[2] == "hf_tokenmixup.cli.evaluate":
+    if "FAILING_EVALUATION" in os.environ:
+        sys.exit("evaluate.py: No such noise.")
+    with open(os.environ["EVALUATIONS"], "a") as calls:
+        calls.write(json.dumps(sys.argv[3:]) + "\\n")
+    top1 = json.loads((pathlib.Path(sys.argv[3]) / "all_results.json").read_text())["eval_top1"]
+    result = {"corruption_mean": {"top1": top1 / 2}}
+    sys.exit(pathlib.Path(sys.argv[sys.argv.index("--json") + 1]).write_text(json.dumps(result)) * 0)
 options = dict(zip(sys.argv[3:], sys.argv[4:]))
 folder = pathlib.Path(options["--output_dir"])
 name, seed = options["--recipe"], int(options["--seed"])
@@ -51,14 +60,16 @@ def script():
 @pytest.fixture
 def study(script, tmp_path, monkeypatch):
     """Run the command with the launcher above, and return the launched commands."""
-    fake, calls = tmp_path / "fake.py", tmp_path / "calls.txt"
+    fake, calls, evaluations = tmp_path / "fake.py", tmp_path / "calls.txt", tmp_path / "evaluations.txt"
     fake.write_text(FAKE)
     monkeypatch.setenv("CALLS", str(calls))
+    monkeypatch.setenv("EVALUATIONS", str(evaluations))
     # This machine may have an accelerator.
     monkeypatch.setattr(script.torch.accelerator, "is_available", lambda: False)
 
     def run(*arguments):
         calls.write_text("")
+        evaluations.write_text("")
         own, separator, overrides = " ".join(map(str, arguments)).partition(" -- ")
         where = ["--output_dir", str(tmp_path / "out"), "--launcher", f"python {fake}"]
         given = [] if "--report_only" in own else ["--", "--use_cpu", "true", *overrides.split()]
@@ -66,6 +77,7 @@ def study(script, tmp_path, monkeypatch):
             script.main([*own.split(), *where, *given])
         finally:
             run.launched = [json.loads(line) for line in calls.read_text().splitlines()]
+            run.evaluated = [json.loads(line) for line in evaluations.read_text().splitlines()]
         return run.launched
 
     return run
@@ -127,6 +139,48 @@ def test_study_small_reports_paired_differences_with_intervals(study, tmp_path, 
     # The interval of VTM contains 0.
     assert "+0.00 ± 2.48  " in output and result["VTM"]["paired_difference_low"] == pytest.approx(-2.484, abs=1e-3)
     assert result["plain"]["paired_difference"] is None and result["HTM"]["mixed_fraction"] == 0.25
+
+
+def test_study_transfer_evaluates_rows_on_corrupted_images(study, tmp_path, capsys):
+    study("transfer --seeds 1 2 -- --bf16 --max_eval_samples 9 --cache_dir files")
+    assert len(study.launched) == 9 and len(study.evaluated) == 8
+    folder = tmp_path / "out" / "vit-cifar100-fine-tuning-cpu-htm-seed-2"
+    words = next(words for words in study.evaluated if words[0] == str(folder))
+    data, args = import_command("evaluate").parse_options(words)
+    assert (data.dataset_name, data.label_column_name, data.eval_split) == ("uoft-cs/cifar100", "fine_label", "test")
+    assert len(data.classes) == 50 and data.max_eval_samples == 9
+    assert (args.seed, args.dtype, args.use_cpu, args.cache_dir) == (2, "bf16", True, "files")
+    assert len(args.corruptions) == 6 and args.json == folder / "corruptions.json"
+    output = capsys.readouterr().out
+    rows = json.loads((tmp_path / "out" / "transfer.json").read_text())["rows"]
+    assert all(row["corruption_top1"][seed] == pytest.approx(row["top1"][seed] / 2) for row in rows for seed in "12")
+    assert "corrupted: mean top-1 in percent on corrupted images" in output
+    study("transfer --seeds 1 2 -- --bf16 --max_eval_samples 9 --cache_dir files")
+    assert study.launched == [] and study.evaluated == []
+
+
+def test_study_of_table_evaluates_corruptions_only_if_asked(study, tmp_path, capsys):
+    study("3 --seeds 1")
+    assert study.evaluated == [] and "corruption_top1" not in (tmp_path / "out" / "table3.json").read_text()
+    # The runs are trained, and only evaluated now.
+    study("3 --seeds 1 --corruptions")
+    assert study.launched == [] and len(study.evaluated) > 1
+    capsys.readouterr()
+    study("3 --report_only --corruptions")
+    assert "corrupted" in capsys.readouterr().out and study.evaluated == []
+
+
+def test_study_reports_an_evaluation_that_fails_and_repeats_it(study, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("FAILING_EVALUATION", "1")
+    with pytest.raises(SystemExit, match="(?s)4 of 4 runs are not.*plain, seed 1: not evaluated on corrupted"):
+        study("transfer --seeds 1")
+    output = capsys.readouterr().out
+    assert "the evaluation on corrupted images failed with status 1: evaluate.py: No such noise." in output
+    # The other results are reported.
+    assert "loss" in output and "n  top-1" in output
+    monkeypatch.delenv("FAILING_EVALUATION")
+    study("transfer --seeds 1")
+    assert study.launched == [] and len(study.evaluated) == 4
 
 
 def test_study_with_max_time_stops_in_a_run_and_continues(study, tmp_path, capsys, monkeypatch):

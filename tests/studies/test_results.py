@@ -98,10 +98,10 @@ def test_paired_difference_equals_paired_t_test():
 
 
 def best_name(one, two, three, metric="top1"):
-    study = replace(STUDY, metrics=("loss",))
+    study = replace(STUDY, metrics=("loss", "corruption_top1"))
     by_row = {key: dict(enumerate(values)) for key, values in zip(("one", "two", "t"), (one, two, three), strict=True)}
-    losses = {key: {"loss": values} for key, values in by_row.items()}
-    best = find_best(summarize(study, by_row, metrics=losses), metric)
+    metrics = {key: {name: values for name in study.metrics} for key, values in by_row.items()}
+    best = find_best(summarize(study, by_row, metrics=metrics), metric)
     return best and best.row.name
 
 
@@ -119,8 +119,14 @@ def test_find_best_of_loss_is_the_lowest():
     assert best_name([1.0, 2.0, 3.0], [2.0, 3.1, 4.0], [0.5, 2.9, 2.5], "loss") is None
 
 
+def test_find_best_of_corruption_top1_is_the_highest():
+    assert best_name([1.0, 2.0, 3.0], [2.0, 3.1, 4.0], [0.5, 1.4, 2.5], "corruption_top1") == "second"
+
+
 def test_format_table_shows_metrics_with_paired_differences(tmp_path):
-    study = replace(STUDY, rows=(StudyRow("first", "one"), StudyRow("second", "two")), metrics=("loss", "other"))
+    study = replace(
+        STUDY, rows=(StudyRow("first", "one"), StudyRow("second", "two")), metrics=("loss", "corruption_top1")
+    )
     top1 = {"one": {1: 70.0, 2: 71.0, 3: 72.0}, "two": {1: 71.0, 2: 72.1, 3: 73.0}}
     metrics = {"one": {"loss": {1: 0.5, 2: 0.6, 3: 0.7}}, "two": {"loss": {1: 0.45, 2: 0.6, 3: 0.66}}}
     results = summarize(study, top1, metrics=metrics)
@@ -135,4 +141,4 @@ def test_format_table_shows_metrics_with_paired_differences(tmp_path):
     row = json.loads((tmp_path / "small.json").read_text())["rows"][1]
     assert row["loss"] == {"1": 0.45, "2": 0.6, "3": 0.66} and row["loss_mean"] == pytest.approx(0.57)
     assert row["paired_difference_low"] == pytest.approx(1.0333 - 4.30265 * 0.057735 / 3**0.5, abs=1e-3)
-    assert row["other_mean"] is None and row["other"] == {}
+    assert row["corruption_top1_mean"] is None and row["corruption_top1"] == {}

@@ -6,12 +6,14 @@
   python scripts/study.py small --seeds 42 43 44
   python scripts/study.py transfer --seeds 42 43 44
   python scripts/study.py 1 --part cifar100 --max_time 25
+  python scripts/study.py 3 --corruptions
   python scripts/study.py 4 --report_only
 
 Tables 1 (plain, HTM, VTM, both; --part names the dataset), 3 (saliency detectors), 4 (ablation of HTM) and 5
 (combinations with other mixups). Studies for a CPU: small (a small CCT on CIFAR-10) and transfer (a small ViT,
 pretrained on 50 classes of CIFAR-100 and fine-tuned on the others). Sweeps: rho, tau and kappa. With several seeds,
-differences are paired and have an interval.
+differences are paired and have an interval. The rows of small and transfer, and with --corruptions those of the other
+studies, are also evaluated on corrupted images.
 
 Options of finetune.py after -- apply to every run. Each row and seed is a run in a process of its own. A finished run
 is not repeated, and an interrupted one resumes from its last checkpoint. --max_time ends the study during a run, and
@@ -19,6 +21,7 @@ the same command continues it. Two of these commands with the same output folder
 each.
 """
 
+import dataclasses
 import math
 import shlex
 import shutil
@@ -32,7 +35,15 @@ from pathlib import Path
 import torch
 
 from ..models import load_classifier
-from ..studies.definitions import STUDIES, SWEEPS, TABLE_1_PARTS, Study, StudyRow, sweep_study
+from ..studies.definitions import (
+    CORRUPTION_METRIC,
+    STUDIES,
+    SWEEPS,
+    TABLE_1_PARTS,
+    Study,
+    StudyRow,
+    sweep_study,
+)
 from ..studies.results import format_table, save_results, summarize
 from ..studies.runner import (
     LOG_FILE,
@@ -94,6 +105,11 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[Namespace, list[str]]:
         metavar="MINUTES",
         help="Stop a run after this time, and start no other one. Loading and the last checkpoint take longer.",
     )
+    parser.add_argument(
+        "--corruptions",
+        action="store_true",
+        help="Also evaluate the rows on corrupted images; always for small and transfer.",
+    )
     parser.add_argument("--report_only", action="store_true", help="Run no training; show the results of all seeds.")
     args, unknown = parser.parse_known_args(split_lists(arguments[:split], parser))
     overrides = list(arguments[split + 1 :])
@@ -127,6 +143,14 @@ def option_names_in(arguments: Sequence[str]) -> set[str]:
 
 
 def build_study(args: Namespace) -> Study:
+    """The study that the arguments name, with the metric of corrupted images if they ask for it."""
+    study = find_study(args)
+    if args.corruptions and CORRUPTION_METRIC not in study.metrics:
+        return dataclasses.replace(study, metrics=(*study.metrics, CORRUPTION_METRIC))
+    return study
+
+
+def find_study(args: Namespace) -> Study:
     """The study that the arguments name."""
     if args.study == TABLE_1:
         return TABLE_1_PARTS[args.part]
@@ -288,7 +312,8 @@ def run_study(study: Study, args: Namespace, overrides: Sequence[str]) -> None:
     for reason in rejected.values():
         print(f"not trained: {reason}", flush=True)
     deadline = None if args.max_time is None else time.monotonic() + 60 * args.max_time
-    starter = RunStarter(launcher, overrides, args.output_dir, deadline)
+    with_corruptions = CORRUPTION_METRIC in study.metrics
+    starter = RunStarter(launcher, overrides, args.output_dir, deadline, with_corruptions)
     base = None
     if study.base is not None and "model_name_or_path" not in option_names_in(overrides):
         base = train_base(study.base, args, starter)
@@ -298,11 +323,15 @@ def run_study(study: Study, args: Namespace, overrides: Sequence[str]) -> None:
     for number, ((row, seed), run_spec) in enumerate(run_specs.items(), start=1):
         folder = run_dir(args.output_dir, row, seed)
         timed_out = timed_out or starter.time_is_over
-        if timed_out and load_top1(folder) is None:
-            failures[folder] = f"{row.name}, seed {seed}: not started"
+        if timed_out and not starter.is_finished(folder):
+            reason = "not started" if load_top1(folder) is None else "not evaluated on corrupted images"
+            failures[folder] = f"{row.name}, seed {seed}: {reason}"
             continue
         print(f"[{number}/{len(run_specs)}] {row.name}, seed {seed}", flush=True)
-        if unfinished := starter.start(row, seed, run_spec, base):
+        unfinished = starter.start(row, seed, run_spec, base)
+        if unfinished is None and with_corruptions:
+            unfinished = starter.evaluate_corruptions(row, seed, run_spec)
+        if unfinished:
             failures[folder] = f"{row.name}, seed {seed}: {unfinished.reason}"
             timed_out, failed = timed_out or unfinished.timed_out, failed or not unfinished.timed_out
             if unfinished.error and len(failures) == number:
@@ -316,7 +345,7 @@ def run_study(study: Study, args: Namespace, overrides: Sequence[str]) -> None:
     print(save_report(study, args, seeds, run_spec))
     # Another process may have finished its runs by now.
     unfinished_runs = [reason for reason in rejected.values() for _ in seeds]
-    unfinished_runs += [reason for folder, reason in failures.items() if load_top1(folder) is None]
+    unfinished_runs += [reason for folder, reason in failures.items() if not starter.is_finished(folder)]
     if not unfinished_runs:
         return
     count = f"{len(unfinished_runs)} of {len(study.rows) * len(seeds)} runs are not finished."

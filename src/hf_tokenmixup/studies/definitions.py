@@ -9,8 +9,33 @@ from pathlib import Path
 
 from ..paper_results import PAPER_RESULTS, get_paper_top1
 
+# Mean top-1 accuracy on corrupted images, in percent. It needs an evaluation of its own after the training.
+CORRUPTION_METRIC = "corruption_top1"
 # What HTM did in a run, by the names in its results without the prefix `train_`.
 MIXING_RESULTS = ("mixed_fraction", "replaced_fraction", "label_mass_moved")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of a study besides top-1.
+
+    Attributes:
+        title: Heading of its column.
+        digits: Decimals in a table.
+        sign: 1 if higher values are better, -1 if lower ones are.
+    """
+
+    title: str
+    digits: int = 4
+    sign: int = -1
+
+
+# By the names in a run's results without the prefix `eval_`.
+METRICS = {
+    "loss": Metric("loss"),
+    "calibration_error": Metric("ECE"),
+    CORRUPTION_METRIC: Metric("corrupted", digits=2, sign=1),
+}
 
 
 @dataclass(frozen=True)
@@ -46,8 +71,7 @@ class Study:
         title: Heading of the table.
         rows: The rows in order.
         reference: Index of the row that the others are compared with.
-        metrics: Evaluation metrics besides top-1, by the names in a run's results without the prefix `eval_`. Lower
-            values are better.
+        metrics: Metrics of `METRICS` besides top-1.
         base: Row that is trained first, once, and whose model all rows start from. None: they start from their
             recipes' models.
     """
@@ -170,7 +194,7 @@ SMALL_STUDIES = {
             _small_row(f"{_MIXING}, HTM", "mixing-htm", "--vertical_layers", *_INPUT_MIXING_OPTIONS),
             _small_row(f"{_MIXING}, VTM", "mixing-vtm", "--horizontal_layers", *_INPUT_MIXING_OPTIONS),
         ),
-        metrics=("loss", "calibration_error"),
+        metrics=("loss", "calibration_error", CORRUPTION_METRIC),
     ),
     "transfer": Study(
         "transfer",
@@ -181,7 +205,7 @@ SMALL_STUDIES = {
             _transfer_row("VTM", "vtm", "--horizontal_layers"),
             _transfer_row("HTM, VTM", "htm-vtm"),
         ),
-        metrics=("loss", "calibration_error"),
+        metrics=("loss", "calibration_error", CORRUPTION_METRIC),
         base=StudyRow("pretraining", "vit-cifar100-pretraining-cpu"),
     ),
 }

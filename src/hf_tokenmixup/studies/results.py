@@ -13,10 +13,9 @@ from typing import Any
 import scipy
 
 from ..utils.tables import format_text_table
-from .definitions import MIXING_RESULTS, PAPER_MODEL_AND_DATASET, Study, StudyRow
+from .definitions import CORRUPTION_METRIC, METRICS, MIXING_RESULTS, PAPER_MODEL_AND_DATASET, Study, StudyRow
 
 CONFIDENCE = 0.95
-METRIC_TITLES = {"loss": "loss", "calibration_error": "ECE"}
 
 
 @dataclass(frozen=True)
@@ -163,9 +162,9 @@ def find_best(results: Sequence[RowResult], metric: str = "top1") -> RowResult |
 
     Args:
         results: One result per row.
-        metric: `top1`, of which higher values are better, or another metric of the study.
+        metric: `top1`, or another metric of the study.
     """
-    sign = 1 if metric == "top1" else -1
+    sign = 1 if metric == "top1" else METRICS[metric].sign
     candidates = [(result, result if metric == "top1" else result.metrics[metric]) for result in results]
     candidates = [(result, values) for result, values in candidates if values.mean is not None]
     if not candidates:
@@ -185,7 +184,7 @@ def format_table(study: Study, results: Sequence[RowResult]) -> str:
     has_paper = any(result.row.paper is not None for result in results)
     if has_paper:
         header += ["paper", "diff"]
-    header += [title for name in metrics for title in (METRIC_TITLES[name], "diff")]
+    header += [title for name in metrics for title in (METRICS[name].title, "diff")]
     has_mixing = any(result.mixing for result in results)
     if has_mixing:
         header += ["images", "tokens", "labels"]
@@ -201,11 +200,11 @@ def format_table(study: Study, results: Sequence[RowResult]) -> str:
         if has_paper:
             line += [_format_number(result.row.paper), _format_number(result.paper_difference, "+")]
         for name in metrics:
-            values = result.metrics[name]
-            cell = "" if values.mean is None else f"{values.mean:.4f}"
-            cell += "" if values.std is None else f" ± {values.std:.4f}"
+            values, digits = result.metrics[name], METRICS[name].digits
+            cell = "" if values.mean is None else f"{values.mean:.{digits}f}"
+            cell += "" if values.std is None else f" ± {values.std:.{digits}f}"
             marked = result is best[name]
-            line += [cell, "" if values.paired is None else _format_paired(values.paired, 4, marked)]
+            line += [cell, "" if values.paired is None else _format_paired(values.paired, digits, marked)]
         if has_mixing:
             line += [_format_percent(result.mixing.get(name)) for name in MIXING_RESULTS]
         lines.append(line)
@@ -219,6 +218,8 @@ def format_table(study: Study, results: Sequence[RowResult]) -> str:
         note += "; *: best mean, and the interval does not contain 0"
     if has_paper:
         note += f"; paper: {PAPER_MODEL_AND_DATASET}"
+    if CORRUPTION_METRIC in metrics:
+        note += "; corrupted: mean top-1 in percent on corrupted images"
     if has_mixing:
         note += "; HTM: images mixed, tokens replaced in them, label weight moved"
     return "\n".join([study.title, note, "", format_text_table(lines)])

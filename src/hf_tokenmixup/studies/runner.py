@@ -19,10 +19,12 @@ from statistics import mean
 from typing import BinaryIO
 
 from ..training.checkpointing.integrity import find_checkpoint_error, list_checkpoints
-from .definitions import MIXING_RESULTS, Study, StudyRow
+from .definitions import CORRUPTION_METRIC, MIXING_RESULTS, Study, StudyRow
 from .results import atomic_write_text
 
 RUN_SPEC_FILE, RESULTS_FILE, LOG_FILE = "study.json", "all_results.json", "finetune.log"
+# Result of evaluate.py on corrupted images.
+CORRUPTIONS_FILE = "corruptions.json"
 # These options do not change the trained model: output, credentials, resuming and data loading.
 IGNORED_OPTIONS = (
     "recipe",
@@ -40,7 +42,7 @@ IGNORED_OPTIONS = (
     "dataloader_pin_memory",
 )
 TERMINATE_TIMEOUT_S = 60.0
-FINETUNE_ERROR_PREFIX = "finetune.py: "
+ERROR_PREFIXES = ("finetune.py: ", "evaluate.py: ")
 MAX_DIFFERENCES = 3
 
 
@@ -136,6 +138,9 @@ def collect_metrics(output_dir: Path, study: Study, seeds: Sequence[int]) -> dic
         folders = {seed: run_dir(output_dir, row, seed) for seed in seeds}
         results = {seed: _read_json(path / RESULTS_FILE) for seed, path in folders.items()}
         results = {seed: result for seed, result in results.items() if "eval_top1" in result}
+        for seed, result in results.items():
+            if (top1 := load_corruption_top1(folders[seed])) is not None:
+                result[f"eval_{CORRUPTION_METRIC}"] = 100 * top1
         found[row.key] = {
             name: {seed: result[f"eval_{name}"] for seed, result in results.items() if f"eval_{name}" in result}
             for name in study.metrics
@@ -146,6 +151,11 @@ def collect_metrics(output_dir: Path, study: Study, seeds: Sequence[int]) -> dic
 def load_top1(folder: Path) -> float | None:
     """Read the top-1 accuracy of a run, in [0, 1]. None if the run is not finished."""
     return _read_json(folder / RESULTS_FILE).get("eval_top1")
+
+
+def load_corruption_top1(folder: Path) -> float | None:
+    """Read the mean top-1 accuracy of a run on corrupted images, in [0, 1]. None if it is not evaluated on them."""
+    return (_read_json(folder / CORRUPTIONS_FILE).get("corruption_mean") or {}).get("top1")
 
 
 def find_last_checkpoint(folder: Path) -> Path | None:
@@ -223,9 +233,38 @@ def run_if_needed(
     reason = find_failure_reason((folder / LOG_FILE).read_bytes()[log_start:].decode(errors="replace"))
     log(f"failed with status {status}: {reason}")
     error = None
-    if reason.startswith(FINETUNE_ERROR_PREFIX) and checkpoint is None:
-        error = reason.removeprefix(FINETUNE_ERROR_PREFIX).replace(str(folder), "FOLDER")
+    if reason.startswith(ERROR_PREFIXES) and checkpoint is None:
+        error = reason.partition(": ")[2].replace(str(folder), "FOLDER")
     return Unfinished(f"status {status}, see {folder / LOG_FILE}", error)
+
+
+def evaluate_corruptions_if_needed(
+    folder: Path, command: Sequence[str], log: Callable[[str], None]
+) -> Unfinished | None:
+    """Evaluate a finished run on corrupted images unless this is done.
+
+    Args:
+        folder: Output folder of the run.
+        command: Command line of evaluate.py that writes `CORRUPTIONS_FILE`.
+        log: Is called with one line at the end.
+
+    Returns:
+        None if the run is evaluated, otherwise the reason why not.
+    """
+    with _lock_run_dir(folder) as log_file:
+        if log_file is None:
+            log("skipped: locked by another process")
+            return Unfinished(f"locked by another process, whose command line contains {folder}")
+        if load_corruption_top1(folder) is not None:
+            return None
+        log_start = log_file.tell()
+        status = run_process(command, log_file)
+    if (top1 := load_corruption_top1(folder)) is not None:
+        log(f"top-1 {top1:.2%} on corrupted images")
+        return None
+    reason = find_failure_reason((folder / LOG_FILE).read_bytes()[log_start:].decode(errors="replace"))
+    log(f"the evaluation on corrupted images failed with status {status}: {reason}")
+    return Unfinished(f"not evaluated on corrupted images, see {folder / LOG_FILE}")
 
 
 def run_process(command: Sequence[str], log_file: BinaryIO) -> int:
@@ -244,9 +283,9 @@ def run_process(command: Sequence[str], log_file: BinaryIO) -> int:
 
 
 def find_failure_reason(log: str) -> str:
-    """Find the line of a log that explains a failure: finetune.py's message, an exception, or the last line."""
+    """Find the line of a log that explains a failure: a message of the command, an exception, or the last line."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    messages = [line for line in lines if line.startswith(FINETUNE_ERROR_PREFIX)]
+    messages = [line for line in lines if line.startswith(ERROR_PREFIXES)]
     # The launcher's own exception comes last and only repeats the command.
     exceptions = [
         line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line) and "CalledProcess" not in line
