@@ -28,6 +28,9 @@ def build_parser() -> CliParser:
     parser.add_argument("--message", default="Upload model", help="Commit message (%(default)s).")
     parser.add_argument("--token", help=TOKEN_HELP)
     parser.add_argument("--license", help="License in the model card, as the Hub names it: apache-2.0, mit, ...")
+    parser.add_argument(
+        "--example_image", metavar="FILE", help="Image to publish in the model card, with the model's prediction."
+    )
     return parser
 
 
@@ -49,6 +52,7 @@ def main(arguments: Sequence[str]) -> None:
         revision=args.revision,
         message=args.message,
         license=args.license,
+        example_image=args.example_image,
     )
     print(f"{commit.repo_url}{' (nothing has changed since the last upload)' if commit.oid == before else ''}")
 

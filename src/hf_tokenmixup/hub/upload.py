@@ -21,6 +21,7 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHT
 
 from .card_metadata import insert_license, read_card
 from .card_redaction import redact_json
+from .example_image import EXAMPLE_NAME, add_example_image, open_example_image
 from .model_card import build_model_card
 
 # An output folder also contains checkpoints, optimizer states and files with local paths.
@@ -38,6 +39,7 @@ UPLOAD_PATTERNS = {
         "all_results.json",
         "training_log.jsonl",
         "training_curves.png",
+        EXAMPLE_NAME,
     ],
     # `*` matches slashes too.
     "ignore_patterns": ["*/*"],
@@ -82,6 +84,7 @@ def upload_model_folder(
     revision: str | None = None,
     message: str = "Upload model",
     license: str | None = None,
+    example_image: str | Path | None = None,
     blocking: bool = True,
 ) -> CommitInfo | Future[CommitInfo]:
     """Upload the exported model in a folder. Only files that match `UPLOAD_PATTERNS` are uploaded.
@@ -98,23 +101,29 @@ def upload_model_folder(
         revision: Branch to upload to. None: `main`.
         message: Commit message.
         license: License of the weights for the model card. None keeps that of the card.
+        example_image: Image file for the model card, which shows it with the model's prediction, see
+            `hf_tokenmixup.hub.example_image.add_example_image`. None keeps that of the card.
         blocking: False uploads in the background and returns a future, which raises the errors of huggingface_hub.
 
     Returns:
         The commit, or a future of it.
 
     Raises:
-        ValueError: The folder does not contain an exported model, or the license is invalid.
+        ValueError: The folder does not contain an exported model, the license is invalid, or the example image cannot
+            be read.
         HubUploadError: There is no write access, or the upload failed.
     """
     validate_model_folder(folder)
     folder = Path(folder)
     if license is not None:
         validate_license(license)
+    image = None if example_image is None else open_example_image(example_image)
     repo_id = create_and_check_repo(repo_id, token=token, private=private)
     if license is not None:
         validate_license(license, on_hub=True, token=token)
     update_card_repo_id(folder, repo_id, license)
+    if image is not None:
+        add_example_image(folder, image)
     api = HfApi(token=token)
     upload = partial(commit_files, api, folder, repo_id, message=message, revision=revision, **UPLOAD_PATTERNS)
     if not blocking:
