@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.commands import HANG_S, SCRIPTS
 from kill_and_resume import (
     AT_THE_END,
@@ -26,6 +27,7 @@ from kill_and_resume import (
     plan,
 )
 from observed_training import Moment, Order
+from safetensors.torch import load_file
 
 from hf_tokenmixup.training.checkpointing.integrity import find_checkpoint_error
 
@@ -75,6 +77,24 @@ def test_sigterm_two_processes_stop_after_the_same_step_and_resume(tmp_path, ord
     assert json.loads((out / "all_results.json").read_text())["train_loss"] > 0
     steps = [json.loads(line) for line in (out / "training_log.jsonl").read_text().splitlines()]
     assert [record["step"] for record in steps if "loss" in record] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.slow
+def test_max_time_two_processes_stop_after_the_same_step_and_equal_an_unbroken_run(tmp_path):
+    """The processes have clocks of their own, which begin at different times."""
+    torchrun = ["torchrun", "--standalone", "--nproc_per_node", 2, SCRIPT, *OPTIONS, "--lr_scheduler_type", "constant"]
+    out, unbroken = tmp_path / "out", tmp_path / "unbroken"
+    ended = launch(*torchrun, "--output_dir", out, "--max_steps", 100_000, "--max_time", 0.02, check=True)
+    (checkpoint,) = out.glob("checkpoint-*")
+    step = step_of(checkpoint)
+    assert f"saving a checkpoint at step {step} and stopping" in ended.stdout
+    assert not (out / "model.safetensors").exists()
+    last = ["--max_steps", step + 2]
+    launch(*torchrun, "--output_dir", out, *last, "--resume_from_checkpoint", "last", check=True)
+    launch(*torchrun, "--output_dir", unbroken, *last, check=True)
+    models = [load_file(folder / "model.safetensors") for folder in (out, unbroken)]
+    assert all(torch.equal(tensor, models[1][name]) for name, tensor in models[0].items())
+    assert models[0].keys() == models[1].keys()
 
 
 @pytest.mark.slow
