@@ -19,15 +19,15 @@ def stream_text(cell) -> str:
 @pytest.fixture
 def executed_notebook(hub, tmp_path):
     """The notebook after a run of one epoch that publishes its model to the fake Hub."""
-    small = {"EPOCHS": "1", "HUB_MODEL_ID": "alice/digits", "PYTHONPATH": str(ROOT / "src")}
+    small = {"EPOCHS": "1", "HUB_MODEL_ID": "alice/photographs", "PYTHONPATH": str(ROOT / "src")}
     return execute_notebook(tmp_path, hub.environment("hf_alice", cache=tmp_path / "cache") | small)
 
 
 def test_notebook_trains_and_publishes_a_model(executed_notebook, hub):
     texts = "\n".join(stream_text(cell) for cell in executed_notebook.cells if cell.cell_type == "code")
-    assert "1150 images to train on, 287 to evaluate on" in texts
-    assert f"published {hub.url}/alice/digits" in texts
-    files = hub.files("alice/digits")
+    assert "480 images to train on, 120 to evaluate on" in texts
+    assert f"published {hub.url}/alice/photographs" in texts
+    files = hub.files("alice/photographs")
     assert {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"} <= set(files)
     assert json.loads(files["config.json"])["horizontal_layers"] == [1]
     assert not any("scorenet" in name for name in load(files["model.safetensors"]))
