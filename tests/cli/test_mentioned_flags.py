@@ -1,13 +1,11 @@
 """Flags in messages, help texts and the documentation exist in their commands."""
 
-import argparse
 import ast
-import importlib
 import re
-from functools import cache
 from pathlib import Path
 
 import pytest
+from helpers.commands import command_parsers
 
 from hf_tokenmixup.cli.main import COMMANDS
 
@@ -40,31 +38,11 @@ EXCEPTIONS = {
 }
 
 
-class ParserFound(Exception):
-    pass
-
-
-@cache
 def flags_of(command: str) -> frozenset[str]:
     """The options of a command and its subcommands, and those of finetune if the command accepts them."""
-
-    def found(parser, *args, **kwargs):
-        # Parsers with one option search for a recipe.
-        if len(parser._actions) > 1:
-            raise ParserFound(parser)
-        return parse_known_args(parser, *args, **kwargs)
-
-    parse_known_args = argparse.ArgumentParser.parse_known_args
-    main = importlib.import_module(f"hf_tokenmixup.cli.{command}").main
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(ParserFound) as caught:
-        patch.setattr(argparse.ArgumentParser, "parse_known_args", found)
-        main([])
-    (parser,) = caught.value.args
-    parsers = [parser]
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            parsers += action.choices.values()
-    flags = {flag for parser in parsers for action in parser._actions for flag in action.option_strings}
+    flags = {
+        flag for parser in command_parsers(command) for action in parser._actions for flag in action.option_strings
+    }
     return frozenset(flags | (flags_of("finetune") if command in WITH_FINETUNE else set()))
 
 

@@ -1,15 +1,18 @@
-"""Each command in a bash block of the documentation is one that its program accepts. Nothing is run.
+"""Each command in a bash block of the documentation, or in a help text, is one that its program accepts.
+
+Nothing is run.
 
 Options of training runs are parsed as on a machine without a GPU.
 """
 
 import re
 import shlex
+import textwrap
 from argparse import Namespace
 
 import pytest
 from accelerate.commands.launch import launch_command_parser
-from helpers.commands import SCRIPTS, import_command
+from helpers.commands import SCRIPTS, command_parsers, import_command
 from helpers.documents import ROOT, fenced_blocks, page_texts, split_commands
 from torch.distributed.run import get_args_parser
 
@@ -50,7 +53,7 @@ def parse_with_finetune_options(command: str, parse: str, forced: str, arguments
 
 def parse_throughput(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def build_trainer(options: list[str]) -> None:
-        parse_options(options)
+        parse_options([*options, "--use_cpu"])
         raise ParsedError
 
     throughput = import_command("throughput")
@@ -103,6 +106,8 @@ def parse_command(command: str, arguments: list[str], monkeypatch: pytest.Monkey
             import_command("demo").build_parser().parse_args(arguments)
         case "convert":
             parse_convert(arguments)
+        case "model_cards":
+            command_parsers("model_cards")[0].parse_args(arguments)
         case _:
             raise AssertionError(f"There is no way to parse the command {command}.")
 
@@ -169,6 +174,30 @@ COMMANDS_IN_BLOCKS = sorted(
 def test_documented_command_is_accepted_by_its_program(page, command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     check_command(shlex.split(command), monkeypatch)
+
+
+def help_examples(description: str) -> list[list[str]]:
+    """Words of each command in the indented paragraphs of a help text."""
+    paragraphs = [text for text in description.split("\n\n") if text.startswith("  ")]
+    return [words for text in paragraphs for words in split_commands(textwrap.dedent(text))]
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "model_cards"])
+def test_help_example_is_accepted_by_its_command(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    script = {name: script for script, name in SCRIPT_NAMES.items()}.get(command, command)
+    for parser in command_parsers(command):
+        examples = help_examples(parser.description)
+        assert examples, parser.prog
+        for words in examples:
+            # The prog of a subcommand is the script and its own name.
+            assert {f"scripts/{script}.py", *parser.prog.split()[1:]} <= set(words), words
+            check_command(words, monkeypatch)
+
+
+def test_help_examples_are_the_commands_of_indented_paragraphs():
+    text = "Title.\n\n  # task\n  python a.py \\\n      --b\n  python c.py\n\npart  words\n      more words\n"
+    assert help_examples(text) == [["python", "a.py", "--b"], ["python", "c.py"]]
 
 
 @pytest.mark.parametrize(

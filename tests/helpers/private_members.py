@@ -168,6 +168,8 @@ PRIVATE_MEMBERS = [
     PrivateMember("evaluate.Metric", "_info", "self", "How `evaluate` defines a metric."),
     PrivateMember("evaluate.Metric", "_compute", "self predictions references kwargs", "As `_info`."),
     PrivateMember("argparse.ArgumentParser", "_actions", None, "The names and types of all options, for recipes."),
+    PrivateMember("argparse.ArgumentParser", "_action_groups", None, "The groups of --help by topic."),
+    PrivateMember("argparse._ArgumentGroup", "_group_actions", None, "As `_action_groups`."),
     PrivateMember(HELP, "_metavar_formatter", "self action default_metavar", "The layout of --help."),
     PrivateMember(HELP, "_format_action_invocation", "self action", "As `_metavar_formatter`."),
     PrivateMember(

@@ -15,6 +15,7 @@ from ..data import LABEL_MAPPINGS
 from ..models import FAMILIES
 from ..training.lora import LoraArguments
 from ..training.training_args import CHECKPOINTING_NAMES, TokenMixupTrainingArguments
+from .option_groups import group_options
 from .parser import (
     CACHE_DIR_HELP,
     REVISION_HELP,
@@ -48,8 +49,6 @@ DRY_RUN_HELP = "Print what the settings of TokenMixup do in the first batches, a
 
 @dataclass
 class ModelArguments:
-    _argument_group_name = "model"
-
     model_name_or_path: str | None = HfArg(
         default=None,
         help=f"Model on the Hub or folder: any image classifier; TokenMixup needs type {', '.join(FAMILIES)}.",
@@ -179,8 +178,6 @@ class DataArguments(EvalDataArguments):
 
 @dataclass
 class AugmentationArguments:
-    _argument_group_name = "augmentation of training images"
-
     crop_scale: list[float] = HfArg(
         default_factory=lambda: [0.08, 1.0], help="Area of the random crop, minimum and maximum fraction."
     )
@@ -237,7 +234,6 @@ def build_parser(description: str = "") -> CliParser:
     shared.add_argument("--recipe", help=RECIPE_HELP)
     shared.add_argument("--print_recipe", metavar="RECIPE", help=PRINT_RECIPE_HELP)
     shared.add_argument("--dry_run", action="store_true", help=DRY_RUN_HELP)
-    group = shared.add_argument_group("TokenMixup", "Default: the value of the model's configuration.")
     for setting in dataclasses.fields(TokenMixupConfigMixin):
         default = getattr(TokenMixupConfigMixin(), setting.name)
         kwargs = {"type": type(default), "default": argparse.SUPPRESS, "choices": setting.metadata.get("choices")}
@@ -251,7 +247,7 @@ def build_parser(description: str = "") -> CliParser:
             kwargs["type"] = optional_int
         flags = dict.fromkeys((f"--{setting.name}", f"--{setting.name.replace('_', '-')}"))
         shown = f"on; --{setting.name} false turns it off" if default is True else _format_default(default)
-        group.add_argument(*flags, help=f"{setting.metadata['help']} (new models: {shown})", **kwargs)
+        shared.add_argument(*flags, help=f"{setting.metadata['help']} (new models: {shown})", **kwargs)
     parser = CliParser(
         TokenMixupTrainingArguments,
         parents=[shared],
@@ -260,11 +256,12 @@ def build_parser(description: str = "") -> CliParser:
         formatter_class=ShortHelpFormatter,
         add_help=False,
     )
+    group_options(parser)
     parser.add_argument("-h", "--help", action="help", help="Show the common options.")
     parser.add_argument(
         "--help_all",
         action=FullHelpAction,
-        help="Show all options, transformers' TrainingArguments included.",
+        help="Show all options, also the less common ones of transformers' TrainingArguments.",
     )
     return parser
 

@@ -1,22 +1,42 @@
-"""Benchmark the overhead of TokenMixup, as tables and as JSON. The cases of a part are measured in turn.
+"""Benchmark the overhead of TokenMixup, as tables and as JSON. The cases of a part
+are measured in turn.
 
-  python scripts/benchmark.py                                            # ViT-S/16, batch 16, all parts
-  python scripts/benchmark.py --model vit-base --batch_size 128 --dtype bf16 --part training --json costs.json
-  python scripts/benchmark.py --model cct-7-3x1 --part step --batch_size 1024 --group_size 512 256 128
-  python scripts/benchmark.py --recipe cct-7-3x1-cifar100-htm --dataset_name data/cifar100 --part detection training
+  # ViT-S/16, batches of 16 images, all parts
+  python scripts/benchmark.py
+  # training in bfloat16, with a JSON file
+  python scripts/benchmark.py --model vit-base --batch_size 128 --dtype bf16 \\
+      --part training --json costs.json
+  # assignment within groups of a large batch
+  python scripts/benchmark.py --model cct-7-3x1 --part step --batch_size 1024 \\
+      --group_size 512 256 128
+  # some optimizations of memory and time
+  python scripts/benchmark.py --part optimizations \\
+      --optimization bf16 gradient_checkpointing
+  # the model and the images of a training run
+  python scripts/benchmark.py --recipe cct-7-3x1-cifar100-htm \\
+      --dataset_name data/cifar100 --part detection training
+  # parameters and MACs, in seconds
+  python scripts/benchmark.py --part parameters
 
-detection      saliency by attention, by complete attention maps, by full rollout, by gradient, and at random
-step           the horizontal step after detection: gain, transfer to the CPU and back, assignment, mixing; with
-               --group_size also assignment within groups, and the fraction of the batch's gain that it reaches
-training       forward and backward of the plain model, HTM, VTM, both, and HTM by each detector; peak memory and
-               number of operators (kernels) of each
-optimizations  a training step of HTM + VTM, plain and with each optimization of memory or time (bf16, gradient
-               checkpointing, torch.compile, ...); peak memory of each: weights, moments, gradients and activations
+detection      saliency by attention, by complete attention maps, by full
+               rollout, by gradient, and at random
+step           the horizontal step after detection: gain, transfer to the CPU
+               and back, assignment, mixing; with --group_size also assignment
+               within groups, and the fraction of the batch's gain that it
+               reaches
+training       forward and backward of the plain model, HTM, VTM, both, and HTM
+               by each detector; peak memory and number of operators (kernels)
+               of each
+optimizations  a training step of HTM + VTM, plain and with each optimization of
+               memory or time (bf16, gradient checkpointing, torch.compile,
+               ...); peak memory of each: weights, moments, gradients and
+               activations
 parameters     parameters and MACs of the models of the paper's Tables 1 and 2
 
---model is a network with initialized weights on random images. --recipe is the model and the images of a training run,
-and takes all options of finetune.py. Every image is easy: the worst case. The step is measured
-for each --rho, training with the first, and HTM also with the others.
+--model is a network with initialized weights on random images. --recipe is the
+model and the images of a training run, and takes all options of finetune.py.
+Every image is easy: the worst case. The step is measured for each --rho,
+training with the first, and HTM also with the others.
 """
 
 import dataclasses
@@ -80,33 +100,44 @@ def parse_options(arguments: Sequence[str]) -> tuple[Namespace, list[str]]:
     Raises:
         ValueError: An option does not exist, has a wrong value, or cannot be used with another one.
     """
-    parser = CliParser(description=__doc__)
-    parser.add_argument("--part", nargs="+", choices=PARTS, default=PARTS, help="What to measure (all).")
-    source = parser.add_mutually_exclusive_group()
+    parser = CliParser(usage="%(prog)s [options] [--recipe RECIPE] [options of finetune.py]", description=__doc__)
+    group = parser.add_argument_group("network and images")
+    source = group.add_mutually_exclusive_group()
     source.add_argument("--model", choices=MODEL_PRESETS, default="vit-small", help="Network (vit-small).")
     source.add_argument("--recipe", help="Recipe of a training run, by name (see hf_tokenmixup/recipes) or path.")
-    parser.add_argument("--batch_size", type=int, help="Images (16 for ViT, 64 for CCT; the recipe's batch size).")
-    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="bf16 and fp16 use autocast.")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1.")
-    parser.add_argument(
+    group.add_argument("--batch_size", type=int, help="Images (16 for ViT, 64 for CCT; the recipe's batch size).")
+    group = parser.add_argument_group("cases")
+    group.add_argument(
+        "--part",
+        nargs="+",
+        choices=PARTS,
+        default=PARTS,
+        metavar="PART",
+        help=f"What to measure (default: all): {', '.join(PARTS)}.",
+    )
+    group.add_argument(
         "--rho",
         type=float,
         nargs="+",
         default=[0.0, 0.01],
         help="Values of rho, the minimum gain in saliency of a replaced token (0 0.01).",
     )
-    parser.add_argument("--group_size", type=int, nargs="+", default=[], help="Also assign within groups of N images.")
-    parser.add_argument(
+    group.add_argument("--group_size", type=int, nargs="+", default=[], help="Also assign within groups of N images.")
+    group.add_argument(
         "--optimization",
         nargs="+",
         choices=OPTIMIZATIONS,
         default=list(OPTIMIZATIONS),
-        help="Which optimizations (all).",
+        metavar="NAME",
+        help=f"Which optimizations (default: all): {', '.join(OPTIMIZATIONS)}.",
     )
-    parser.add_argument("--rounds", type=int, default=20, help="Measurements of each case (20).")
-    parser.add_argument("--warmup", type=int, default=2, help="Calls of each case before the measurements (2).")
-    parser.add_argument("--threads", type=int, help="CPU threads (torch's choice).")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="Write the results to this file.")
+    group = parser.add_argument_group("device, precision and measurements")
+    group.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1.")
+    group.add_argument("--dtype", choices=DTYPES, default="fp32", help="bf16 and fp16 use autocast.")
+    group.add_argument("--threads", type=int, help="CPU threads (torch's choice).")
+    group.add_argument("--rounds", type=int, default=20, help="Measurements of each case (20).")
+    group.add_argument("--warmup", type=int, default=2, help="Calls of each case before the measurements (2).")
+    group.add_argument("--json", metavar="FILE", type=Path, help="Write the results to this file.")
     args, others = parser.parse_known_args(split_lists(arguments, parser))
     if others and args.recipe is None:
         raise ValueError(f"Unknown arguments: {' '.join(others)}. Options of finetune.py need --recipe.")

@@ -1,13 +1,27 @@
-"""Forecast what rho, tau and kappa do in a model and on a dataset, and suggest values, before training.
+"""Forecast what rho, tau and kappa do in a model and on a dataset, and suggest
+values, before training.
 
+  # the model and the data of a recipe
   python scripts/calibrate.py --recipe digits-quickstart
-  python scripts/calibrate.py --model_name_or_path google/vit-base-patch16-224 --dataset_name uoft-cs/cifar100 \\
+  # a model and a dataset of the Hub, with a JSON file and a figure
+  python scripts/calibrate.py --dataset_name uoft-cs/cifar100 \\
+      --model_name_or_path google/vit-base-patch16-224 \\
       --per_device_train_batch_size 64 --output_dir outputs/calibration
-  python scripts/calibrate.py --from_scratch --model_type cct --image_size 32 --dataset_name uoft-cs/cifar10
+  # own photographs, one subfolder per class
+  python scripts/calibrate.py --train_dir photos/train \\
+      --model_name_or_path google/vit-base-patch16-224
+  # a checkpoint of a run, some layers, more images
+  python scripts/calibrate.py --dataset_name uoft-cs/cifar100 \\
+      --model_name_or_path outputs/cifar100/checkpoint-500 \\
+      --layers 3 4 --num_images 1024
+  # new weights
+  python scripts/calibrate.py --from_scratch --model_type cct \\
+      --image_size 32 --dataset_name uoft-cs/cifar10
 
-Takes all options of finetune.py: model, training images and their augmentation, batch size, and those settings of
-TokenMixup that are not calibrated. Nothing is trained, except a linear classifier for each layer whose ScoreNet is not
-in the checkpoint.
+Takes all options of finetune.py: model, training images and their augmentation,
+batch size, and those settings of TokenMixup that are not calibrated. Nothing is
+trained, except a linear classifier for each layer whose ScoreNet is not in the
+checkpoint.
 """
 
 import json

@@ -1,12 +1,23 @@
 """Convert released weights into a folder that from_pretrained opens.
 
-  python scripts/convert_weights.py cct_7_3x1_32_c100.pth outputs/cct --image_mean 0.5071 0.4867 0.4408 \\
-      --image_std 0.2675 0.2565 0.2761
-  python scripts/convert_weights.py model_best.pth.tar outputs/cct-htm --authors_tau 0.1 --horizontal_rho 0.01
+  # Compact-Transformers
+  python scripts/convert_weights.py cct_7_3x1_32_c100.pth outputs/cct \\
+      --image_mean 0.5071 0.4867 0.4408 --image_std 0.2675 0.2565 0.2761
+  # the authors' weights, with the settings and the normalization of a recipe
+  python scripts/convert_weights.py checkpoint.pth.tar outputs/cct-htm \\
+      --recipe cct-7-3x1-cifar100-htm
+  # the authors' weights, with settings one by one
+  python scripts/convert_weights.py model_best.pth.tar outputs/cct-htm \\
+      --authors_tau 0.1 --horizontal_rho 0.01
+  # the original ViT
   python scripts/convert_weights.py ViT-B_16.npz outputs/vit --image_size 384
+  # names of the classes
+  python scripts/convert_weights.py ViT-B_16.npz outputs/vit \\
+      --label_names imagenet_classes.txt
 
-The formats are the authors' CCT and ViT, Compact-Transformers and the original ViT (.npz); the names of the weights
-identify them. Weight files contain no settings of TokenMixup: with --recipe or a flag for a setting, the folder has
+The formats are the authors' CCT and ViT, Compact-Transformers and the original
+ViT (.npz); the names of the weights identify them. Weight files contain no
+settings of TokenMixup: with --recipe or a flag for a setting, the folder has
 the TokenMixup model, otherwise the plain model.
 """
 
@@ -27,28 +38,24 @@ SETTINGS = ("horizontal_layers", "vertical_layers", "horizontal_rho", "vertical_
 
 
 def build_parser() -> CliParser:
-    parser = CliParser(description=__doc__)
+    parser = CliParser(usage="%(prog)s file output_dir [options]", description=__doc__)
     parser.add_argument("file", help="Weights: .pth, .pth.tar, .pt, .bin, .npz or .safetensors.")
     parser.add_argument("output_dir", help="New folder.")
-    parser.add_argument("--recipe", help="Recipe with settings of TokenMixup, image mean and standard deviation.")
-    parser.add_argument(
-        "--horizontal_layers",
-        type=int,
-        nargs="*",
-        metavar="LAYER",
-        help="Layers of HTM.",
-    )
-    parser.add_argument("--vertical_layers", type=int, nargs="*", metavar="LAYER", help="Layers of VTM.")
-    tau = parser.add_mutually_exclusive_group()
+    group = parser.add_argument_group("settings of TokenMixup")
+    group.add_argument("--recipe", help="Recipe with settings of TokenMixup, image mean and standard deviation.")
+    group.add_argument("--horizontal_layers", type=int, nargs="*", metavar="LAYER", help="Layers of HTM.")
+    tau = group.add_mutually_exclusive_group()
     tau.add_argument("--horizontal_tau", type=optional_float, default=SUPPRESS, help="Tau in nats; none: all images.")
     tau.add_argument("--authors_tau", type=float, help="Tau as in the authors' code, which divides the loss by ten.")
-    parser.add_argument("--horizontal_rho", type=float, help="Minimum gain in saliency of a replaced token.")
-    parser.add_argument("--vertical_kappa", type=int, help="Number of tokens from each earlier layer.")
-    parser.add_argument("--image_size", type=int, nargs="+", metavar="PIXELS", help="Side, or height and width.")
-    parser.add_argument("--num_attention_heads", type=int, help="Heads, if not the usual number for the hidden size.")
-    parser.add_argument("--label_names", metavar="FILE", help="Text file with the class names in order, one per line.")
-    parser.add_argument("--image_mean", type=float, nargs="+", help="Normalization mean per channel.")
-    parser.add_argument("--image_std", type=float, nargs="+", help="Normalization standard deviation per channel.")
+    group.add_argument("--horizontal_rho", type=float, help="Minimum gain in saliency of a replaced token.")
+    group.add_argument("--vertical_layers", type=int, nargs="*", metavar="LAYER", help="Layers of VTM.")
+    group.add_argument("--vertical_kappa", type=int, help="Number of tokens from each earlier layer.")
+    group = parser.add_argument_group("network, classes and image processor")
+    group.add_argument("--num_attention_heads", type=int, help="Heads, if not the usual number for the hidden size.")
+    group.add_argument("--label_names", metavar="FILE", help="Text file with the class names in order, one per line.")
+    group.add_argument("--image_size", type=int, nargs="+", metavar="PIXELS", help="Side, or height and width.")
+    group.add_argument("--image_mean", type=float, nargs="+", help="Normalization mean per channel.")
+    group.add_argument("--image_std", type=float, nargs="+", help="Normalization standard deviation per channel.")
     return parser
 
 

@@ -1,12 +1,21 @@
-"""Show in a browser what TokenMixup does with images, and the curves of a run while it trains.
+"""Show in a browser what TokenMixup does with images, and the curves of a run
+while it trains.
 
+  # a small model of digits, without a download
   python scripts/demo.py
-  python scripts/demo.py --model outputs/cifar100 --run outputs/cifar100
+  # a model of the Hub, at another port
   python scripts/demo.py --model google/vit-base-patch16-224 --port 8000
-  python scripts/demo.py --space my-space
+  # a run, while it trains or afterwards
+  python scripts/demo.py --model outputs/cifar100 --run outputs/cifar100
+  # visitors from other machines, by a link or in the local network
+  python scripts/demo.py --share
+  python scripts/demo.py --host 0.0.0.0
+  # a Space
+  python scripts/demo.py --space my-space --model user/vit-cifar100
 
-Without --model, a small ViT for the included digits is trained in a few seconds, and nothing is downloaded. --space
-writes a folder that is a Space of the Hub. Needs gradio: pip install -e ".[demo]"
+Without --model, a small ViT for the included digits is trained in a few
+seconds. --space writes a folder that is a Space of the Hub. Needs gradio:
+pip install -e ".[demo]"
 """
 
 from argparse import Namespace

@@ -1,14 +1,26 @@
-"""Evaluate an image classifier: top-1, top-5, loss, calibration error, images per second, parameters and MACs.
+"""Evaluate an image classifier: top-1, top-5, loss, calibration error, images per
+second, parameters and MACs.
 
+  # a trained model
   python scripts/evaluate.py outputs/cifar100 --dataset_name uoft-cs/cifar100
-  accelerate launch --num_processes 4 scripts/evaluate.py google/vit-base-patch16-224 \\
-      --dataset_name ILSVRC/imagenet-1k --label_mapping number --dtype bf16 --num_workers 8 --json vit.json
-  python scripts/evaluate.py outputs/cifar100 --dataset_name uoft-cs/cifar100 --update_card
-  python scripts/evaluate.py outputs/cifar100 --dataset_name uoft-cs/cifar100 --corruptions gaussian_noise jpeg
+  # own photographs, one subfolder per class
+  python scripts/evaluate.py outputs/mine --validation_dir photos/validation
+  # several processes, in bfloat16, with a JSON file
+  accelerate launch --num_processes 4 scripts/evaluate.py \\
+      google/vit-base-patch16-224 --dataset_name ILSVRC/imagenet-1k \\
+      --label_mapping number --dtype bf16 --num_workers 8 --json vit.json
+  # corrupted images
+  python scripts/evaluate.py outputs/cifar100 --dataset_name uoft-cs/cifar100 \\
+      --corruptions gaussian_noise jpeg
+  # the result in the model card, of a folder or a repository
+  python scripts/evaluate.py outputs/cifar100 --dataset_name uoft-cs/cifar100 \\
+      --update_card
 
-The model is any image classifier of transformers, by its name on the Hub or its folder. Every image counts exactly
-once on any number of processes. Corruptions are applied at the size of the model's images, before the normalization.
-Their random numbers do not depend on the model, the batch size or the number of processes.
+The model is any image classifier of transformers, by its name on the Hub or its
+folder. Every image counts exactly once on any number of processes. Corruptions
+are applied at the size of the model's images, before the normalization. Their
+random numbers do not depend on the model, the batch size or the number of
+processes.
 """
 
 import dataclasses
@@ -80,6 +92,7 @@ def build_parser() -> CliParser:
     group.add_argument(
         "--seed", type=int, default=42, help="Draws images (--max_eval_samples, --train_val_split) and noise."
     )
+    group = parser.add_argument_group("corrupted images")
     group.add_argument(
         "--corruptions",
         nargs="*",
@@ -92,6 +105,7 @@ def build_parser() -> CliParser:
         metavar="N",
         help=f"Severity of the corruptions, 1 to 5 ({DEFAULT_SEVERITY}).",
     )
+    group = parser.add_argument_group("result")
     group.add_argument("--json", metavar="FILE", type=Path, help="Write the result to this file.")
     group.add_argument("--update_card", action="store_true", help="Write the result into the model's card.")
     add_hub_options(parser, remote_code=True)

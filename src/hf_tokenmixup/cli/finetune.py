@@ -1,13 +1,41 @@
 """Train or fine-tune an image classifier with TokenMixup.
 
-  accelerate launch scripts/finetune.py --recipe digits-quickstart
-  accelerate launch scripts/finetune.py --model_name_or_path google/vit-base-patch16-224 --ignore_mismatched_sizes \\
-      --dataset_name uoft-cs/cifar100 --do_train --do_eval --horizontal_layers 3 --vertical_layers 4 \\
+  # a dataset of the Hub
+  python scripts/finetune.py --do_train --do_eval --horizontal_layers 3 \\
+      --model_name_or_path google/vit-base-patch16-224 \\
+      --ignore_mismatched_sizes --dataset_name uoft-cs/cifar100 \\
       --output_dir outputs/cifar100
-  accelerate launch scripts/finetune.py --model_name_or_path outputs/cifar100 --dataset_name uoft-cs/cifar100 --do_eval
+  # own photographs, one subfolder per class
+  python scripts/finetune.py --do_train --do_eval --horizontal_layers 3 \\
+      --model_name_or_path google/vit-base-patch16-224 \\
+      --ignore_mismatched_sizes --train_dir photos/train \\
+      --output_dir outputs/photos
+  # from scratch
+  python scripts/finetune.py --do_train --do_eval --vertical_layers 4 \\
+      --from_scratch --model_type cct --image_size 32 \\
+      --dataset_name uoft-cs/cifar10 --output_dir outputs/cct
+  # a recipe, with a change
+  python scripts/finetune.py --recipe digits-quickstart --num_train_epochs 60
+  # evaluation of a trained model
+  python scripts/finetune.py --do_eval --dataset_name uoft-cs/cifar100 \\
+      --model_name_or_path outputs/cifar100
 
-A recipe is a YAML file of these options (by name from hf_tokenmixup's recipes, or by path); flags override it.
---print_recipe RECIPE prints one with all of its options.
+Additions to such a command, which ... stands for:
+
+  # several processes
+  accelerate launch --num_processes 4 scripts/finetune.py ...
+  # resuming after an interruption; the command can be repeated
+  python scripts/finetune.py ... --resume_from_checkpoint auto
+  # LoRA
+  python scripts/finetune.py ... --lora_rank 8 --learning_rate 1e-3
+  # upload of the trained model
+  python scripts/finetune.py ... --push_to_hub --hub_model_id USER/NAME
+  # forecast of what the settings do, without training
+  python scripts/finetune.py ... --dry_run
+
+A recipe is a YAML file of these options (by name from hf_tokenmixup's recipes,
+or by path); flags override it. --print_recipe RECIPE prints one with all of its
+options.
 """
 
 import atexit

@@ -1,9 +1,9 @@
-"""Write a model card for each system of the paper and each baseline, from the template and the recipe.
+"""Write a model card for each system of the paper and each baseline, from the
+template and the recipe.
 
   python scripts/model_cards.py
+  # writes nothing, and fails if a card is out of date
   python scripts/model_cards.py --check
-
-The second command writes nothing, and fails if a card is out of date.
 """
 
 import dataclasses

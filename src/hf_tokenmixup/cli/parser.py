@@ -8,46 +8,11 @@ from typing import Any
 
 from transformers import HfArgumentParser, TrainingArguments
 
+from .option_groups import SHOWN_OPTIONS
+
 TRANSFORMERS_OPTIONS = {item.name for item in dataclasses.fields(TrainingArguments)}
 # Versions of transformers before the renaming have this name from this package.
 TRANSFORMERS_OPTIONS |= {"activation_checkpointing_kwargs"}
-# Options of transformers that --help lists; --help_all lists the others too.
-COMMON_TRAINING_OPTIONS = (
-    "do_train",
-    "do_eval",
-    "output_dir",
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "per_device_eval_batch_size",
-    "gradient_accumulation_steps",
-    "learning_rate",
-    "lr_scheduler_type",
-    "lr_scheduler_kwargs",
-    "warmup_steps",
-    "optim",
-    "optim_args",
-    "weight_decay",
-    "max_grad_norm",
-    "label_smoothing_factor",
-    "bf16",
-    "fp16",
-    "torch_compile",
-    "activation_checkpointing",
-    "eval_strategy",
-    "save_strategy",
-    "save_total_limit",
-    "load_best_model_at_end",
-    "metric_for_best_model",
-    "logging_steps",
-    "report_to",
-    "seed",
-    "use_cpu",
-    "dataloader_num_workers",
-    "resume_from_checkpoint",
-    "push_to_hub",
-    "hub_model_id",
-)
 # Longer lists of choices are shown as NAME.
 MAX_CHOICES_SHOWN = 6
 
@@ -90,7 +55,7 @@ class ShortHelpFormatter(DefaultsHelpFormatter):
     show_all = False
 
     def add_argument(self, action: argparse.Action) -> None:
-        common = action.dest in COMMON_TRAINING_OPTIONS or action.dest not in TRANSFORMERS_OPTIONS
+        common = action.dest in SHOWN_OPTIONS or action.dest not in TRANSFORMERS_OPTIONS
         if (common or self.show_all) and not any(name.startswith("--no_") for name in action.option_strings):
             super().add_argument(action)
 

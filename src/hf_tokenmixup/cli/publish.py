@@ -1,9 +1,18 @@
-"""Upload a model folder to the Hub: weights, configuration, image processor and model card.
+"""Upload a model folder to the Hub: weights, configuration, image processor and
+model card.
 
   python scripts/publish.py outputs/cifar100 user/vit-cifar100
+  # a private repository
+  python scripts/publish.py outputs/cifar100 user/vit-cifar100 --private
+  # a branch
+  python scripts/publish.py outputs/cifar100 user/vit-cifar100 \\
+      --revision longer-training --message "Train for 100 epochs"
+  # another license in the model card
+  python scripts/publish.py outputs/cifar100 user/vit-cifar100 --license mit
 
-The folder is the output of finetune.py or convert_weights.py. Only the exported model is uploaded; checkpoints,
-optimizer states and logs are not. The command can be repeated after an interruption or a change.
+The folder is the output of finetune.py or convert_weights.py. Only the exported
+model is uploaded; checkpoints, optimizer states and logs are not. The command
+can be repeated after an interruption or a change.
 """
 
 import logging

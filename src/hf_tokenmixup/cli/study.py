@@ -1,24 +1,36 @@
-"""Train the rows of one of the paper's tables, of a small study or of a sweep, and compare them with each other.
+"""Train the rows of one of the paper's tables, of a small study or of a sweep, and
+compare them with each other.
 
+  # a table of the paper
   python scripts/study.py 4 --seeds 42 43 44
-  python scripts/study.py 5 --seeds 42 --output_dir outputs/short -- --num_train_epochs 310
+  # in periods of 25 minutes; the same command continues
+  python scripts/study.py 1 --part cifar100 --max_time 25
+  # with other options of finetune.py
+  python scripts/study.py 5 --output_dir outputs/short -- --num_train_epochs 310
+  # a sweep, and one of another recipe
   python scripts/study.py rho --values 0.001 0.005 0.01
+  python scripts/study.py kappa --recipe vit-b16-imagenet1k-vtm --values 3 10
+  # on a CPU
   python scripts/study.py small --seeds 42 43 44
   python scripts/study.py transfer --seeds 42 43 44
-  python scripts/study.py 1 --part cifar100 --max_time 25
+  # several processes for each run
+  python scripts/study.py 3 --launcher "accelerate launch --num_processes 4"
+  # also evaluated on corrupted images, as small and transfer always are
   python scripts/study.py 3 --corruptions
+  # the results so far
   python scripts/study.py 4 --report_only
 
-Tables 1 (plain, HTM, VTM, both; --part names the dataset), 3 (saliency detectors), 4 (ablation of HTM) and 5
-(combinations with other mixups). Studies for a CPU: small (a small CCT on CIFAR-10) and transfer (a small ViT,
-pretrained on 50 classes of CIFAR-100 and fine-tuned on the others). Sweeps: rho, tau and kappa. With several seeds,
-differences are paired and have an interval. The rows of small and transfer, and with --corruptions those of the other
-studies, are also evaluated on corrupted images.
+Tables 1 (plain, HTM, VTM, both; --part names the dataset), 3 (saliency
+detectors), 4 (ablation of HTM) and 5 (combinations with other mixups). Studies
+for a CPU: small (a small CCT on CIFAR-10) and transfer (a small ViT, pretrained
+on 50 classes of CIFAR-100 and fine-tuned on the others). Sweeps: rho, tau and
+kappa. With several seeds, differences are paired and have an interval.
 
-Options of finetune.py after -- apply to every run. Each row and seed is a run in a process of its own. A finished run
-is not repeated, and an interrupted one resumes from its last checkpoint. --max_time ends the study during a run, and
-the same command continues it. Two of these commands with the same output folder share the runs of a study, on a GPU
-each.
+Options of finetune.py after -- apply to every run. Each row and seed is a run
+in a process of its own. A finished run is not repeated, and an interrupted one
+resumes from its last checkpoint. --max_time ends the study during a run, and
+the same command continues it. Two of these commands with the same output folder
+share the runs of a study, on a GPU each.
 """
 
 import dataclasses

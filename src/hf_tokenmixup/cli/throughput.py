@@ -1,9 +1,15 @@
-"""Images per second of a training run: the input pipeline alone, the model alone, and both together.
+"""Images per second of a training run: the input pipeline alone, the model alone,
+and both together.
 
+  # a recipe
   python scripts/throughput.py --recipe cct-2-3x2-cifar10-cpu
-  python scripts/throughput.py --recipe cct-7-3x1-cifar100-htm --dataloader_num_workers 16 --torch_compile
+  # with other options of finetune.py
+  python scripts/throughput.py --recipe cct-7-3x1-cifar100-htm \\
+      --dataloader_num_workers 16 --torch_compile
+  # the input pipeline and timm's
+  python scripts/throughput.py --recipe cct-2-3x2-cifar10-cpu --compare_timm
 
-Takes all options of finetune.py, and --warmup, --steps, --rounds and --compare_timm. Nothing is saved.
+Takes all options of finetune.py, and those below. Nothing is saved.
 """
 
 import dataclasses
@@ -31,7 +37,7 @@ FORCED_OPTIONS = (
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = CliParser(description=__doc__)
+    parser = CliParser(usage="%(prog)s [options] [options of finetune.py]", description=__doc__)
     parser.add_argument("--warmup", type=int, default=10, help="Untimed steps at the start of a measurement.")
     parser.add_argument("--steps", type=int, default=30, help="Timed steps of a measurement.")
     parser.add_argument("--rounds", type=int, default=3, help="Measurements of each kind, in turn.")

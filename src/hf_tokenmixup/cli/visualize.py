@@ -1,17 +1,25 @@
 """Draw what TokenMixup attends to and does, and the curves of runs, as PNG or PDF.
 
-  python scripts/visualize.py saliency outputs/cifar100 --dataset_name uoft-cs/cifar100 --output saliency.png
-  python scripts/visualize.py horizontal outputs/cifar100 --images photos --rho 0.005 --output horizontal.pdf
-  python scripts/visualize.py vertical google/vit-base-patch16-224 --images dog.jpg --layer 4 --output vertical.png
-  python scripts/visualize.py curves outputs/baseline outputs/htm outputs/vtm --output curves.png
+  python scripts/visualize.py saliency outputs/cifar100 \\
+      --dataset_name uoft-cs/cifar100 --output saliency.png
+  python scripts/visualize.py horizontal outputs/cifar100 --images photos \\
+      --output horizontal.pdf
+  python scripts/visualize.py vertical google/vit-base-patch16-224 \\
+      --images dog.jpg --output vertical.png
+  python scripts/visualize.py curves outputs/baseline outputs/htm \\
+      --output curves.png
 
-saliency    images next to their saliency by gradient, by attention of one layer and by full rollout
-horizontal  the pairs of a batch: replaced tokens, the resulting mixed image, the new label
-vertical    the tokens of each earlier layer that a vertical layer also attends to
+saliency    images next to their saliency by gradient, by attention of one layer
+            and by full rollout
+horizontal  the pairs of a batch: replaced tokens, the resulting mixed image,
+            the new label
+vertical    the tokens of each earlier layer that a vertical layer also attends
+            to
 curves      accuracy, loss, mixed images and replaced tokens of several runs
 
-COMMAND --help lists the options. The model is one of a type that supports TokenMixup, by its name on the Hub
-or its folder, trained with TokenMixup or not. It runs in evaluation mode on the CPU.
+COMMAND --help lists the options of a command, and more examples. The model is
+one of a type that supports TokenMixup, by its name on the Hub or its folder,
+trained with TokenMixup or not. It runs in evaluation mode on the CPU.
 """
 
 import logging
@@ -58,6 +66,48 @@ DATA_OPTIONS = (
     "cache_dir",
     "token",
 )
+DESCRIPTIONS = {
+    "saliency": """Draw images next to their saliency by gradient, by attention of one layer and by
+full rollout.
+
+  # images of a dataset
+  python scripts/visualize.py saliency outputs/cifar100 \\
+      --dataset_name uoft-cs/cifar100 --max_samples 8 --output saliency.png
+  # own photographs, at another layer
+  python scripts/visualize.py saliency google/vit-base-patch16-224 \\
+      --images photos --layer 6 --output saliency.png
+""",
+    "horizontal": """Draw the pairs of a batch: replaced tokens, the resulting mixed image, the new
+label.
+
+  # images of a dataset
+  python scripts/visualize.py horizontal outputs/cifar100 \\
+      --dataset_name uoft-cs/cifar100 --output horizontal.png
+  # own photographs, with another rho
+  python scripts/visualize.py horizontal outputs/cifar100 --images photos \\
+      --rho 0.005 --output horizontal.pdf
+  # only easy images, by the trained ScoreNet of a checkpoint
+  python scripts/visualize.py horizontal outputs/cifar100/checkpoint-500 \\
+      --dataset_name uoft-cs/cifar100 --tau 2 --output horizontal.png
+  # a dataset whose classes are not those of the model
+  python scripts/visualize.py horizontal google/vit-base-patch16-224 \\
+      --dataset_name uoft-cs/cifar100 --predicted_labels --output horizontal.png
+""",
+    "vertical": """Draw the tokens of each earlier layer that a vertical layer also attends to.
+
+  # images of a dataset
+  python scripts/visualize.py vertical outputs/cifar100 \\
+      --dataset_name uoft-cs/cifar100 --output vertical.png
+  # a photograph, with another layer and number of tokens
+  python scripts/visualize.py vertical google/vit-base-patch16-224 \\
+      --images dog.jpg --layer 4 --kappa 10 --output vertical.png
+""",
+    "curves": """Draw accuracy, loss, mixed images and replaced tokens of several runs.
+
+  python scripts/visualize.py curves outputs/baseline outputs/htm outputs/vtm \\
+      --output curves.png
+""",
+}
 DEFAULT_NUM_IMAGES = {"saliency": 5, "horizontal": 6, "vertical": 5}
 
 
@@ -116,9 +166,9 @@ def build_parser() -> CliParser:
 
     usage = "%(prog)s MODEL --output FILE [options]"
     default = f"the model's own, else {DEFAULT_LAYER} or the last"
-    command = commands.add_parser("saliency", parents=[shared], usage=usage)
+    command = commands.add_parser("saliency", parents=[shared], usage=usage, description=DESCRIPTIONS["saliency"])
     command.add_argument("--layer", type=int, help=f"The layer whose input is shown ({default}).")
-    command = commands.add_parser("horizontal", parents=[shared], usage=usage)
+    command = commands.add_parser("horizontal", parents=[shared], usage=usage, description=DESCRIPTIONS["horizontal"])
     command.add_argument("--layer", type=int, help=f"The layer whose input is mixed ({default}).")
     command.add_argument(
         "--tau",
@@ -127,10 +177,10 @@ def build_parser() -> CliParser:
         "ScoreNet, checkpoints have).",
     )
     command.add_argument("--rho", type=float, help="Minimum gain in saliency of a replaced token (the model's).")
-    command = commands.add_parser("vertical", parents=[shared], usage=usage)
+    command = commands.add_parser("vertical", parents=[shared], usage=usage, description=DESCRIPTIONS["vertical"])
     command.add_argument("--layer", type=int, help=f"The layer that attends to earlier tokens ({default}).")
     command.add_argument("--kappa", type=int, help="Number of tokens from each earlier layer (the model's).")
-    command = commands.add_parser("curves", parents=[output])
+    command = commands.add_parser("curves", parents=[output], description=DESCRIPTIONS["curves"])
     command.add_argument("runs", nargs="+", metavar="RUN", help="Output folder of a run.")
     return parser
 

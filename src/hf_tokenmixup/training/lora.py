@@ -41,8 +41,6 @@ class LoraArguments:
         ValueError: The rank is negative, or another option is given without a rank.
     """
 
-    _argument_group_name = "LoRA (needs peft)"
-
     lora_rank: int | None = field(
         default=None,
         metadata={"help": "Only train adapters of this rank, classifier and ScoreNet (0: off)."},

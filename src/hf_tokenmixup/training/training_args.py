@@ -60,8 +60,6 @@ class TokenMixupTrainingArguments(TrainingArguments):
             launcher started several processes that are not connected.
     """
 
-    _argument_group_name = "training (transformers has more options)"
-
     mixup_alpha: float = field(
         default=0.0,
         metadata={"help": "Mixup of the input images: lam is drawn from Beta(alpha, alpha). 0: off."},
