@@ -52,7 +52,8 @@ def test_calibrate_prints_layers_and_flags_that_parse_and_writes_json_and_figure
     out = tmp_path / "new" / "out"
     calibrate(script, *DIGITS, *SCRATCH, "--num_images", 40, "--output_dir", out)
     printed = capsys.readouterr().out
-    assert "48 images in batches of 16, 16 patch tokens, 10 classes" in printed
+    assert "48 images in batches of 16 (--per_device_train_batch_size; HTM" in printed
+    assert "), 16 patch tokens, 10 classes" in printed and "They do not predict accuracy." in printed
     assert re.findall(r"^Layer (\d):.* (\w+) ScoreNet", printed, re.MULTILINE) == [
         (str(layer), "fitted") for layer in range(4)
     ]
@@ -73,7 +74,7 @@ def test_calibrate_with_recipe_measures_batches_of_recipe_and_writes_nothing(scr
     options = ["--recipe", "digits-quickstart", "--use_cpu", "--num_images", 64, "--layers", "1,2"]
     calibrate(script, *options)
     printed = capsys.readouterr().out
-    assert "64 images in batches of 64, 16 patch tokens" in printed
+    assert "64 images in batches of 64 (--per_device" in printed
     assert re.findall(r"^Layer (\d)", printed, re.MULTILINE) == ["1", "2"]
     assert list(tmp_path.iterdir()) == []
 
@@ -157,7 +158,7 @@ def test_dry_run_prints_settings_in_force_and_writes_nothing(finetune, tmp_path,
     options += "--vertical_layers 2 --vertical_kappa 3 --dry_run".split()
     finetune.main(options)
     printed = capsys.readouterr().out
-    assert "Dry run: nothing is trained or written.\n256 images in batches of 16, 16 patch tokens" in printed
+    assert "Dry run: nothing is trained or written.\n256 images in batches of 16 (--per_device" in printed
     tau = 0.5 * math.log(10)
     for layer in (1, 3):
         assert f"layer {layer}, HTM: rho 0.025 (0.4 / T), tau {tau:.3g} nats (0.5 ln C)\n" in printed

@@ -332,8 +332,12 @@ def test_study_with_runs_of_other_options_raises(study, tmp_path):
 
 
 def test_study_with_report_only_trains_nothing(study, tmp_path, capsys):
-    with pytest.raises(ValueError, match="No run of this study is finished in"):
+    checkpoint = tmp_path / "out" / f"{TABLE_4[1]}-seed-42" / "checkpoint-5"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "trainer_state.json").write_text("{}")
+    with pytest.raises(ValueError, match="No run of this study is finished in .*, and 1 have a checkpoint. Start or"):
         study("4 --report_only")
+    checkpoint.joinpath("trainer_state.json").unlink()
     study("rho --values 0.1 0.2 --seeds 1 -- --num_train_epochs 3")
     study("rho --values 0.1 --seeds 2 -- --num_train_epochs 3")
     (tmp_path / "out" / f"rho-{HTM}.json").unlink()

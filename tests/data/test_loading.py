@@ -130,7 +130,7 @@ def test_load_fraction_of_train_is_stratified_and_seeded(load, caplog):
     assert np.bincount(data.evaluation["label"][:]).tolist() == [12, 6, 2]
     train, held_out = set(data.train["row"][:]), set(data.evaluation["row"][:])
     assert not train & held_out and train | held_out == set(range(100))
-    assert "validation_fraction=0.2" in caplog.text and "20 of the 100" in caplog.text
+    assert "80 are for training and 20 for evaluation (a fraction of 0.2, drawn with seed 42)" in caplog.text
     assert data.eval_split.startswith("train (held out: 0.2")
 
 

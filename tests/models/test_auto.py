@@ -34,6 +34,12 @@ def test_load_classifier_vit_checkpoint_with_tokenmixup_and_new_classes(tmp_path
     assert torch.equal(model.vit.layers[0].mlp.fc1.weight, plain.vit.layers[0].mlp.fc1.weight)
 
 
+def test_load_classifier_with_another_number_of_classes_does_not_warn_about_names(tmp_path, capfd):
+    ViTForImageClassification(ViTConfig(**VIT, num_labels=5)).save_pretrained(tmp_path)
+    load_classifier(str(tmp_path), label_names=["a", "b", "c"], ignore_mismatched_sizes=True)
+    assert "incompatible" not in capfd.readouterr().err
+
+
 def test_load_classifier_keeps_other_settings_of_checkpoint(tmp_path):
     options = {"model_type": "vit", "from_scratch": True, "config_overrides": VIT}
     first = load_classifier(**options, tokenmixup={"vertical_layers": [1], "vertical_kappa": 2})

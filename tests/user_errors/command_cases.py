@@ -217,7 +217,7 @@ COMMAND_CASES = [
     command("study", "flag of another command", "4 --seed 3", "no option --seed. Pass --seeds before"),
     command(
         "study", "value that is not a number", "rho --values a --output_dir {folder}",
-        "rho a", "--horizontal_rho", "'a'",
+        "a sweep over rho", "--values", "'a'",
     ),
     command(
         "study", "launcher with an unclosed quotation mark",
@@ -227,7 +227,7 @@ COMMAND_CASES = [
     command(
         "study", "output_dir that is a file",
         "rho --recipe digits-quickstart --values 0.1 --launcher true --output_dir {file} -- --use_cpu",
-        "output_dir", "is not writable", "File exists",
+        "output_dir", "is not writable", "Not a directory",
     ),
     command(
         "study", "report without a finished run", "4 --report_only --output_dir {folder}",

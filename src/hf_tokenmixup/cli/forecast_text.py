@@ -91,7 +91,8 @@ def _format_tau(config: TokenMixupConfigMixin) -> str:
 
 
 def _format_images(result: CalibrationResult | SettingsForecast) -> str:
-    return f"{result.num_images} images in batches of {result.batch_size}, {result.num_patch_tokens} patch tokens"
+    batches = f"batches of {result.batch_size} (--per_device_train_batch_size; HTM finds partners within a batch)"
+    return f"{result.num_images} images in {batches}, {result.num_patch_tokens} patch tokens"
 
 
 def _format_layer(layer: LayerCalibration) -> str:
@@ -164,7 +165,8 @@ def _format_suggestion(result: CalibrationResult) -> str:
             if item.vertical_kappa == suggestion.vertical_kappa
         )
         lines.append(
-            f"kappa: {vertical.vertical_kappa}; layer {suggestion.vertical_layer} gives {vertical.attention_mass:.1%} "
-            f"of its attention to {vertical.collected_tokens} tokens of earlier layers (aim: at least 3%)."
+            f"kappa: {vertical.vertical_kappa} from each earlier layer; layer {suggestion.vertical_layer} gives these "
+            f"{vertical.collected_tokens} tokens {vertical.attention_mass:.1%} of its attention (aim: at least 3%)."
         )
+    lines.append("These values aim at fractions of images, tokens and attention. They do not predict accuracy.")
     return "Suggestion\n" + "\n".join(f"  {line}" for line in lines)

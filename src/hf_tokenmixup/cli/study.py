@@ -63,6 +63,7 @@ from ..studies.runner import (
     collect_metrics,
     collect_mixing,
     collect_top1,
+    find_last_checkpoint,
     find_seeds,
     load_run_spec,
     load_top1,
@@ -141,6 +142,8 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[Namespace, list[str]]:
         raise ValueError(
             f"--values and --recipe are for {', '.join(SWEEPS)}; the rows of the other studies are fixed."
         )
+    for value in args.values or []:
+        validate_sweep_value(args.study, value)
     if args.seeds and (min(args.seeds) < 0 or len(set(args.seeds)) < len(args.seeds)):
         raise ValueError(f"--seeds must be different numbers of at least 0, got {' '.join(map(str, args.seeds))}.")
     if args.report_only and overrides:
@@ -148,6 +151,20 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[Namespace, list[str]]:
     for name in sorted(RESERVED_OPTIONS.keys() & option_names_in(overrides)):
         raise ValueError(f"--{name} cannot be passed after `--`. {RESERVED_OPTIONS[name]}")
     return args, overrides
+
+
+def validate_sweep_value(study: str, value: str) -> None:
+    """Check a value of a sweep.
+
+    Raises:
+        ValueError: It is not a number, or for tau not `none`.
+    """
+    if value.lower() == "none" and study == "tau":
+        return
+    try:
+        float(value)
+    except ValueError as error:
+        raise ValueError(f"--values of a sweep over {study} must be numbers, got {value!r}.") from error
 
 
 def option_names_in(arguments: Sequence[str]) -> set[str]:
@@ -199,7 +216,8 @@ def validate_row(row: StudyRow, overrides: Sequence[str]) -> ParsedArguments:
                     config_overrides=options.model.parse_config_overrides(),
                 )
     except ValueError as error:
-        raise ValueError(f"Row {row.name!r}: {error}") from error
+        hint = " Pass options of finetune.py after `--`." if "--" in str(error) else ""
+        raise ValueError(f"Row {row.name!r}: {error}{hint}") from error
     if not (options.training.do_train and options.training.do_eval):
         raise ValueError(f"Row {row.name!r}: a study needs both --do_train and --do_eval.")
     return options
@@ -297,7 +315,11 @@ def report_only(study: Study, args: Namespace) -> None:
     finished = {run: folder for run, folder in folders.items() if load_top1(folder) is not None}
     first = next((request for folder in finished.values() if (request := load_run_spec(folder))), None)
     if first is None:
-        raise ValueError(f"No run of this study is finished in {args.output_dir}.")
+        started = sum(find_last_checkpoint(folder) is not None for folder in folders.values())
+        raise ValueError(
+            f"No run of this study is finished in {args.output_dir}, and {started} have a checkpoint. Start or "
+            "continue them with the same command without --report_only."
+        )
     expected = build_run_specs(study.rows, seeds, first.launcher, first.overrides)
     for run, folder in finished.items():
         validate_run_spec(folder, expected[run])

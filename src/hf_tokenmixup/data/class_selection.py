@@ -8,6 +8,8 @@ from datasets import Dataset
 from ..utils.text import did_you_mean, format_list
 from .columns import read_labels, replace_label_column
 
+MAX_NAMES_SHOWN = 20
+
 
 def select_classes(
     splits: Mapping[str, Dataset], column: str, names: Sequence[str], classes: Sequence[str]
@@ -34,9 +36,10 @@ def select_classes(
         repeated = sorted({name for name in classes if classes.count(name) > 1})
         raise ValueError(f"`classes` must be different names, got {format_list(repeated)} more than once.")
     if unknown := [name for name in classes if name not in names]:
+        known = f"Its {len(names)} classes are {format_list(names, MAX_NAMES_SHOWN)}."
         raise ValueError(
             f"`classes` has {unknown[0]!r}, which the dataset does not have"
-            f"{did_you_mean(unknown[0], names, repr)} Its {len(names)} classes are {format_list(names)}."
+            f"{did_you_mean(unknown[0], names, repr)} {known}"
         )
     kept = [name for name in names if name in wanted]
     ids = [index for index, name in enumerate(names) if name in wanted]

@@ -185,12 +185,12 @@ def load_image_dataset(
         train, evaluation = _train_test_split(train, label_column, validation_fraction, seed)
         eval_name = f"{train_split} (held out: {validation_fraction:.3g} of it, seed {seed})"
         logger.warning(
-            "There is no evaluation split among %s. %d of the %d images of '%s' are used for evaluation instead of "
-            "training (validation_fraction=%g, seed=%d).",
-            sorted(dataset_dict),
-            len(evaluation),
+            "Of the %d images of '%s', %d are for training and %d for evaluation (a fraction of %g, drawn with seed "
+            "%d), as there is no other split to evaluate on.",
             len(train) + len(evaluation),
             train_split,
+            len(train),
+            len(evaluation),
             validation_fraction,
             seed,
         )

@@ -27,7 +27,7 @@ MAX_RHO = 5.0
 PIXELS, MIN_PIXELS = 72, 52
 CSS = Path(__file__).with_name("app.css")
 INTRODUCTION = """# TokenMixup
-Horizontal TokenMixup (HTM) replaces the tokens of an image by more salient tokens of another one. Vertical TokenMixup
+Horizontal TokenMixup (HTM) replaces some tokens of an image by more salient tokens of another one. Vertical TokenMixup
 (VTM) lets a layer also attend to salient tokens of earlier layers. [Paper](https://arxiv.org/abs/2210.07562)"""
 
 
@@ -163,7 +163,16 @@ def build_app(
                     )
                 with gr.Column(scale=3, min_width=320):
                     with gr.Row():
-                        layer = gr.Slider(0, 2, 1, step=1, label="Layer", min_width=220, elem_id="layer")
+                        layer = gr.Slider(
+                            0,
+                            2,
+                            1,
+                            step=1,
+                            label="Layer",
+                            info="HTM before it, VTM in it.",
+                            min_width=220,
+                            elem_id="layer",
+                        )
                         kappa = gr.Slider(
                             1,
                             16,
@@ -177,13 +186,13 @@ def build_app(
                     with gr.Row():
                         rho = gr.Slider(
                             0, MAX_RHO, RHO, step=0.05, label="rho",
-                            info="Minimum gain, as a multiple of 1 / number of patch tokens.",
+                            info="Minimum difference in saliency, as a multiple of 1 / number of patch tokens.",
                             elem_id="rho", min_width=220,
                         )  # fmt: skip
                         tau = gr.Slider(
                             0.01, 1, TAU, step=0.01, label="tau",
-                            info="As a fraction of ln(number of classes).",
-                            elem_id="tau", min_width=220,
+                            info="As a fraction of ln(number of classes). Not used while all images are easy.",
+                            elem_id="tau", min_width=220, interactive=False,
                         )  # fmt: skip
                     detector = gr.Radio(
                         list(SALIENCY_DETECTORS),
@@ -219,6 +228,13 @@ def build_app(
         figures = [numbers, horizontal, saliency, vertical]
         shown = {"fn": with_errors(show), "inputs": settings, "outputs": figures, "api_visibility": "private"}
         changed = [item.change for item in (images, layer, rho, all_easy, tau, kappa, detector)]
+        all_easy.change(
+            lambda is_on: gr.update(interactive=not is_on),
+            all_easy,
+            tau,
+            api_visibility="private",
+            show_progress="hidden",
+        )
         gr.on(changed, **shown, trigger_mode="always_last", show_progress="minimal")
         limits = {"fn": with_errors(change_model), "inputs": [name, layer, kappa], "outputs": [layer, kappa]}
         for event in (name.submit, app.load):

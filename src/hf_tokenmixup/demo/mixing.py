@@ -200,10 +200,14 @@ def format_numbers(numbers: MixingNumbers) -> list[tuple[str, str]]:
     """Format the numbers as pairs of a name and a value."""
     mixed = f"{numbers.images_mixed} of {numbers.num_images}"
     attention = "–" if numbers.attention_mass is None else f"{numbers.attention_mass:.1%}"
+    relative = numbers.rho * numbers.num_patch_tokens
     tau = "" if numbers.tau is None else f" (tau = {numbers.tau:.3g} nats)"
     return [
-        (f"Easy images{tau}", f"{numbers.images_easy} of {numbers.num_images}"),
-        (f"Images mixed (rho = {numbers.rho:.3g})", mixed),
+        (
+            f"Easy images{tau}",
+            "not measured" if numbers.tau is None else f"{numbers.images_easy} of {numbers.num_images}",
+        ),
+        (f"Images mixed (rho = {relative:.3g} / {numbers.num_patch_tokens} = {numbers.rho:.3g})", mixed),
         (f"Tokens replaced in them (of {numbers.num_patch_tokens})", f"{numbers.tokens_replaced:.1%}"),
         ("Label mass moved", f"{numbers.label_mass:.1%}"),
         ("Attention to collected tokens", attention),

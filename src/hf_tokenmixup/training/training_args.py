@@ -184,6 +184,9 @@ class TokenMixupTrainingArguments(TrainingArguments):
                 "DeepSpeed ZeRO stage 3 is not supported, since saliency reads a layer's weights before the layer "
                 "runs. Use stage 1 or 2 in the DeepSpeed configuration, or FSDP2 (`fsdp`)."
             )
+        if not torch.accelerator.is_available():
+            # It would have no effect, and torch would warn.
+            self.dataloader_pin_memory = False
         self.check()
         self._validate_distributed_init()
 

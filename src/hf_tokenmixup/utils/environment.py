@@ -40,7 +40,8 @@ def describe_hardware(num_devices: int = 1, device: torch.device | str | None = 
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     device = torch.device(device)
     if device.type == "cpu":
-        name = f"CPU, {torch.get_num_threads()} threads"
+        num_threads = torch.get_num_threads()
+        name = f"CPU, {num_threads} thread{'s' if num_threads > 1 else ''}"
     elif device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:

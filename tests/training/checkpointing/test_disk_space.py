@@ -43,7 +43,7 @@ def test_check_writable_path_of_file_raises(arguments, tmp_path):
     message = "`output_dir` .*file/out is not writable .Not a directory.. Check"
     with pytest.raises(OutputDirError, match=message):
         trainer_of(args).train()
-    with pytest.raises(OutputDirError, match="File exists"):
+    with pytest.raises(OutputDirError, match="Not a directory"):
         check_writable(tmp_path / "file")
 
 
@@ -51,8 +51,9 @@ def test_check_writable_read_only_folder_raises(tmp_path, monkeypatch):
     def refuse(**kwargs):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    check_writable(tmp_path / "out")
-    assert not list((tmp_path / "out").iterdir())
+    check_writable(tmp_path / "new" / "out")
+    # A run that is refused afterwards leaves no folder.
+    assert not list(tmp_path.iterdir())
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)
     with pytest.raises(OutputDirError, match="Read-only file system"):
         check_writable(tmp_path / "out")

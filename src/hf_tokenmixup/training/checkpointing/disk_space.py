@@ -42,7 +42,7 @@ class SaveError(OSError):
 
 
 def check_writable(folder: str | Path) -> None:
-    """Create the folder if needed and check that it is writable.
+    """Check that a folder is writable, or can be created. It is not created.
 
     Raises:
         OutputDirError: It is not.
@@ -50,8 +50,9 @@ def check_writable(folder: str | Path) -> None:
     if not str(folder):
         raise OutputDirError("`output_dir` must name a folder, got ''.")
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
+        path = Path(folder).absolute()
+        existing = next(parent for parent in (path, *path.parents) if parent.exists())
+        with tempfile.TemporaryFile(dir=existing) as file:
             file.write(bytes(4096))
             file.flush()
     except OSError as error:
