@@ -78,13 +78,14 @@ class TokenMixupConfigMixin:
         [], "Layers before which tokens are mixed between images (HTM); empty: off."
     )
     horizontal_tau: float | None = _config_field(
-        None, "Images with a ScoreNet loss below this value, in nats, are easy and are mixed; none: all images."
+        None,
+        "Images with a ScoreNet loss below this value, in nats, are easy and are mixed; given as none: all images.",
     )
     horizontal_tau_relative: float | None = _config_field(
         0.43, "Replaces horizontal_tau: the value as a fraction of ln(number of classes), the loss of a guess."
     )
     horizontal_rho: float | None = _config_field(
-        None, "Minimum saliency gain of a replaced token, an attention probability."
+        None, "Minimum difference in saliency of a replaced token, an attention probability."
     )
     horizontal_rho_relative: float | None = _config_field(
         1.3, "Replaces horizontal_rho: the value as a multiple of uniform attention, 1 / number of patch tokens."

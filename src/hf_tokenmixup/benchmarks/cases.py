@@ -109,7 +109,7 @@ def step_cases(
         hidden: (B, N, D) tokens.
         saliency: (B, T).
         targets: (B, C) class probabilities.
-        rho: Minimum saliency gain of a replaced token.
+        rho: Minimum difference in saliency of a replaced token.
         num_prefix_tokens: P.
         group_sizes: Group sizes for `functional.optimal_assignment`.
 
@@ -150,7 +150,7 @@ def relative_gain(saliency: torch.Tensor, rho: float, group_sizes: Iterable[int]
 
     Args:
         saliency: (B, T). Every image is easy.
-        rho: Minimum saliency gain of a replaced token.
+        rho: Minimum difference in saliency of a replaced token.
         group_sizes: Maximum numbers of images per group.
 
     Returns:

@@ -7,12 +7,15 @@ model card.
   # a branch
   python scripts/publish.py outputs/cifar100 user/vit-cifar100 \\
       --revision longer-training --message "Train for 100 epochs"
-  # another license in the model card
+  # an image in the model card, with the model's prediction
+  python scripts/publish.py outputs/cifar100 user/vit-cifar100 --example_image cat.jpg
+  # a license in the model card
   python scripts/publish.py outputs/cifar100 user/vit-cifar100 --license mit
 
-The folder is the output of finetune.py or convert_weights.py. Only the exported
-model is uploaded; checkpoints, optimizer states and logs are not. The command
-can be repeated after an interruption or a change.
+The folder is the output of finetune.py or convert_weights.py. Uploaded are the
+exported model, its image processor, the model card, and the results, log and
+curves of the run; checkpoints, optimizer states and the files of trackers are
+not. The command can be repeated after an interruption or a change.
 """
 
 import logging

@@ -117,7 +117,7 @@ def forecast_horizontal(
 
     Args:
         saliency: (B, T) saliency of each batch.
-        rho: Minimum saliency gain of a replaced token.
+        rho: Minimum difference in saliency of a replaced token.
         config: Model configuration. Its assignment, selection of tokens and relabeling are used.
         generator: Random number generator of the random choices; None uses torch's default generator.
     """

@@ -30,7 +30,7 @@ class HorizontalMixTrace:
 
     Attributes:
         layer: Index of the layer after the step.
-        rho: Minimum saliency gain of a replaced token.
+        rho: Minimum difference in saliency of a replaced token.
         detector: Saliency detector.
         token_selection: Selection of replaced tokens.
         relabel: Mixing of labels.
@@ -138,7 +138,7 @@ def trace_horizontal_mixup(
         targets: Class indices (B,) or probabilities (B, C).
         layer: Index of the layer.
         tau: Images with a ScoreNet loss below this value in nats are easy and may be mixed. None: all images.
-        rho: Minimum saliency gain of a replaced token. None: that of the model.
+        rho: Minimum difference in saliency of a replaced token. None: that of the model.
         generator: Random generator for settings with random choices.
 
     Returns:
