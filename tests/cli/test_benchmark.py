@@ -13,6 +13,7 @@ from helpers.tiny_training import VIT
 from hf_tokenmixup.benchmarks.compared_models import PAPER_BASELINES
 from hf_tokenmixup.benchmarks.model_presets import ModelPreset
 from hf_tokenmixup.models import TokenMixupViTConfig, TokenMixupViTForImageClassification
+from hf_tokenmixup.utils.environment import describe_hardware
 
 SCRIPT = SCRIPTS / "benchmark.py"
 BRIEF = ["--rounds", "2", "--warmup", "1", "--device", "cpu"]
@@ -73,7 +74,7 @@ def test_benchmark_of_network_writes_tables_and_json(script, tmp_path, capsys):
     parts = ["--part", "training", "detection", "step"]
     result = run(script, tmp_path, "--model", "tiny", *parts, "--group_size", 4, 100, "--dtype", "bf16")
     text = capsys.readouterr().out
-    assert text.startswith(f"tiny ViT, batch 8, bf16, CPU, {torch.get_num_threads()} threads, rho 0 and 0.01\n")
+    assert text.startswith(f"tiny ViT, batch 8, bf16, {describe_hardware(device='cpu')}, rho 0 and 0.01\n")
     assert {"setting", "detection", "step", "training", "command", "versions"} == set(result)
 
     detection, training = result["detection"], result["training"]

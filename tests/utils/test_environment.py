@@ -85,7 +85,9 @@ def test_public_dataset_keeps_hub_name():
     assert public_dataset("https://me:s3cr3t@host.org/x.zip") == "https://host.org/x.zip"
 
 
-def test_describe_hardware_and_library_versions():
-    assert describe_hardware(1, device="cpu") == f"CPU, {torch.get_num_threads()} threads"
+def test_describe_hardware_and_library_versions(monkeypatch):
+    for num_threads, text in ((1, "CPU, 1 thread"), (2, "CPU, 2 threads")):
+        monkeypatch.setattr(torch, "get_num_threads", lambda count=num_threads: count)
+        assert describe_hardware(1, device="cpu") == text
     assert describe_hardware(2, device="cpu").startswith("2 x CPU")
     assert torch.__version__.startswith(library_versions()["torch"])

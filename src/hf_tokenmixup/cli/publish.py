@@ -8,7 +8,8 @@ model card.
   python scripts/publish.py outputs/cifar100 user/vit-cifar100 \\
       --revision longer-training --message "Train for 100 epochs"
   # an image in the model card, with the model's prediction
-  python scripts/publish.py outputs/cifar100 user/vit-cifar100 --example_image cat.jpg
+  python scripts/publish.py outputs/cifar100 user/vit-cifar100 \\
+      --example_image cat.jpg
   # a license in the model card
   python scripts/publish.py outputs/cifar100 user/vit-cifar100 --license mit
 

@@ -99,7 +99,10 @@ def load_classifier(
                 f"The dataset determines the {len(label_names)} classes. Remove {', '.join(overridden)} from "
                 "config_overrides."
             )
-        # They determine the number of classes. With `num_labels`, transformers would warn about the model's own names.
+        # They determine the number of classes. With `num_labels`, transformers would warn about the model's own names,
+        # but the configuration of timm models needs it.
+        if model_type == "timm_wrapper":
+            changes["num_labels"] = len(label_names)
         changes["id2label"] = dict(enumerate(label_names))
         changes["label2id"] = {name: index for index, name in enumerate(label_names)}
         if (problem_type := changes.get("problem_type")) not in (None, SINGLE_LABEL):
