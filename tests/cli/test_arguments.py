@@ -123,3 +123,8 @@ def test_parse_options_removed_option_without_replacement_is_unknown():
         check_unknown_options(["--no_cuda"], parser)
     with pytest.raises(ValueError, match=r"There is no option --warmup_ratio\."):
         check_unknown_options(["--warmup_ratio"], parser)
+
+
+def test_parse_options_unknown_option_is_reported_before_wrong_values():
+    with pytest.raises(ValueError, match=r"There is no option --max_step: did you mean --max_steps\?"):
+        parse("--max_step", "5", "--max_time", "-1")

@@ -287,9 +287,10 @@ def parse_options(arguments: Sequence[str], description: str = "") -> ParsedArgu
     expanded = _use_newer_names(expand_recipe(arguments, parser))
     check_removed_values(expanded, parser)
     try:
-        training, namespace, remaining = parser.parse_args_into_dataclasses(
-            expanded, return_remaining_strings=True, look_for_args_file=False
-        )
+        # A misspelled option may be the reason why the values of others are rejected.
+        remaining = parser.parse_known_args(expanded)[1]
+        if not remaining:
+            training, namespace = parser.parse_args_into_dataclasses(expanded, look_for_args_file=False)
     except ValueError as error:
         raise ValueError(f"{error}{recipe_hint(str(error), arguments)}") from error
     check_unknown_options(remaining, parser)

@@ -119,10 +119,8 @@ def parse_options(arguments: Sequence[str]) -> tuple[EvalDataArguments, Namespac
         ValueError: An option does not exist, has a wrong value, or cannot be used with another one.
     """
     parser = build_parser()
-    data_args, args, remaining = parser.parse_args_into_dataclasses(
-        arguments, return_remaining_strings=True, look_for_args_file=False
-    )
-    check_unknown_options(remaining, parser)
+    check_unknown_options(parser.parse_known_args(arguments)[1], parser)
+    data_args, args = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
     validate_options(data_args, args)
     return data_args, args
 

@@ -84,6 +84,7 @@ from ..utils.environment import public_dataset, redact_command
 from .arguments import DataArguments, ModelArguments, ParsedArguments, build_parser, format_recipe, parse_options
 from .forecast_text import first_batches, format_forecast
 from .launch_command import launch_command
+from .log_lines import print_log_as_lines
 from .parser import flags_by_parameter
 from .processors import open_image_processor, override_attributes
 from .program import exit_with, invocation, out_of_memory_message, program_name, worker_error
@@ -366,6 +367,7 @@ def build_trainer(arguments: Sequence[str]) -> TokenMixupTrainer:
         callbacks=[JsonlLoggerCallback(), TrainingCurvesCallback()] if args.do_train else None,
     )
     trainer.dry_run = options.dry_run
+    print_log_as_lines(trainer)
     # After the trainer is built, since its accelerator has the launcher's settings.
     for name, card_data in build_card_data(options, arguments, data, trainer).items():
         setattr(trainer, name, card_data)

@@ -279,7 +279,10 @@ class TokenMixupModelMixin(ActivationCheckpointing, AdapterMethods):
         newly_initialized = sorted({key.rsplit(".", 2)[0] for key in loading_info.missing_keys if ".scorenet." in key})
         super()._adjust_missing_and_unexpected_keys(loading_info)
         if newly_initialized:
-            logger.warning("ScoreNet is newly initialized: the checkpoint has no %s.", ", ".join(newly_initialized))
+            logger.warning(
+                "ScoreNet is newly initialized, as for every model that is not a training checkpoint: there is no %s.",
+                ", ".join(newly_initialized),
+            )
 
     def _validate_labels_once(self, labels: torch.Tensor) -> None:
         # Reading values synchronizes an accelerator, so only the labels of the first batch are validated there. On the
