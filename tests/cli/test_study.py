@@ -142,7 +142,7 @@ def test_study_small_reports_paired_differences_with_intervals(study, tmp_path, 
 
 
 def test_study_transfer_evaluates_rows_on_corrupted_images(study, tmp_path, capsys):
-    study("transfer --seeds 1 2 -- --bf16 --max_eval_samples 9 --cache_dir files")
+    study("transfer --seeds 1 2 -- --bf16 --max_eval_samples 9 --cache_dir=files")
     assert len(study.launched) == 9 and len(study.evaluated) == 8
     folder = tmp_path / "out" / "vit-cifar100-fine-tuning-cpu-htm-seed-2"
     words = next(words for words in study.evaluated if words[0] == str(folder))
@@ -155,7 +155,7 @@ def test_study_transfer_evaluates_rows_on_corrupted_images(study, tmp_path, caps
     rows = json.loads((tmp_path / "out" / "transfer.json").read_text())["rows"]
     assert all(row["corruption_top1"][seed] == pytest.approx(row["top1"][seed] / 2) for row in rows for seed in "12")
     assert "corrupted: mean top-1 in percent on corrupted images" in output
-    study("transfer --seeds 1 2 -- --bf16 --max_eval_samples 9 --cache_dir files")
+    study("transfer --seeds 1 2 -- --bf16 --max_eval_samples 9 --cache_dir=files")
     assert study.launched == [] and study.evaluated == []
 
 

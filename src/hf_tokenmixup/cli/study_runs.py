@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from transformers.hf_argparser import string_to_bool
+
 from ..studies.definitions import StudyRow
 from ..studies.runner import (
     CORRUPTIONS_FILE,
@@ -14,6 +16,7 @@ from ..studies.runner import (
     evaluate_corruptions_if_needed,
     load_corruption_top1,
     load_top1,
+    parse_option_words,
     run_dir,
     run_if_needed,
 )
@@ -101,16 +104,14 @@ class RunStarter:
                 options["dtype"] = [dtype]
         if is_on(run_spec, "use_cpu"):
             options["use_cpu"] = []
+        given = parse_option_words(self.overrides, ignored=())
+        options |= {name: given[name] for name in HUB_OPTIONS if name in given}
         command = [*self.launcher, *EVALUATE, str(folder)]
         for name, values in options.items():
             command += [f"--{name}", *values]
-        overrides = list(self.overrides)
-        for option in (f"--{name}" for name in HUB_OPTIONS):
-            if option in overrides:
-                command += overrides[(index := overrides.index(option)) : index + 2]
         return evaluate_corruptions_if_needed(folder, command, log=lambda line: print(f"  {line}", flush=True))
 
 
 def is_on(run_spec: RunSpec, name: str) -> bool:
     """Whether a run has a switch of finetune.py on, which may be given without a value."""
-    return name in run_spec.options and " ".join(run_spec.options[name]).lower() in ("", "true", "1", "yes", "y", "t")
+    return name in run_spec.options and string_to_bool(" ".join(run_spec.options[name]) or "true")

@@ -76,10 +76,12 @@ class Unfinished:
     timed_out: bool = False
 
 
-def parse_option_words(words: Sequence[str]) -> dict[str, list[str]]:
+def parse_option_words(words: Sequence[str], ignored: Sequence[str] = IGNORED_OPTIONS) -> dict[str, list[str]]:
     """Parse the words of a command line into values by option name; the last of repeated options is used.
 
-    Options in `IGNORED_OPTIONS`, tokens among them, are omitted.
+    Args:
+        words: Words of the command line.
+        ignored: Options to omit; by default tokens and others that do not change the trained model.
     """
     options: dict[str, list[str]] = {}
     current: list[str] = []
@@ -89,7 +91,7 @@ def parse_option_words(words: Sequence[str]) -> dict[str, list[str]]:
             current = options[name.replace("-", "_")] = [value] if equals else []
         else:
             current.append(word)
-    return {name: values for name, values in options.items() if name not in IGNORED_OPTIONS}
+    return {name: values for name, values in options.items() if name not in ignored}
 
 
 def run_dir(output_dir: Path, row: StudyRow, seed: int) -> Path:
