@@ -67,7 +67,7 @@ FROZEN = {
     "dinov2-s14-cifar100": (40, {"layer_decay": 0.75, "config_overrides": {"drop_path_rate": 0.1}}),
     "dinov3-s16-cifar100": (39, {"layer_decay": 0.75, "config_overrides": {"model_args": {"drop_path_rate": 0.1}}}),
     "siglip2-b16-cifar100": (39, {"layer_decay": 0.65, "learning_rate": 0.00005, "gradient_accumulation_steps": 2}),
-    "digits-quickstart": (31, {"dataset_name": "digits", "hflip": 0.0, "save_strategy": "no"}),
+    "digits-quickstart": (30, {"dataset_name": "digits", "hflip": 0.0, "save_strategy": "no"}),
     f"{VIT}-baseline": (32, {"per_device_train_batch_size": 504, "optim_args": "momentum=0.9"}),
     f"{VIT}-htm": (38, {"per_device_train_batch_size": 504, "horizontal_layers": [3], "scorenet_detach": True}),
     f"{VIT}-htm-vtm": (40, {"per_device_train_batch_size": 126, "horizontal_layers": [3], "vertical_layers": [4]}),
