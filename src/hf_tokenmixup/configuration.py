@@ -222,7 +222,7 @@ class TokenMixupConfigMixin:
         return self.horizontal_tau_relative * math.log(self.num_labels)
 
     def effective_rho(self, num_patch_tokens: int) -> float:
-        """Return the minimum saliency gain of a replaced token.
+        """Return the minimum difference in saliency of a replaced token.
 
         Args:
             num_patch_tokens: T, which depends on the image size.

@@ -195,7 +195,7 @@ def saliency_gain(saliency: torch.Tensor, rho: float) -> torch.Tensor:
 
     Args:
         saliency: (B, T) saliency of the patch tokens.
-        rho: minimum saliency gain of a replaced token, at least 0. With infinity every gain is zero.
+        rho: minimum difference in saliency of a replaced token, at least 0. With infinity every gain is zero.
 
     Returns:
         (B, B) gain. Image i (row) receives tokens from image j (column).
@@ -340,7 +340,7 @@ def replace_mask(saliency: torch.Tensor, partner: torch.Tensor, rho: float) -> t
     Args:
         saliency: (B, T) saliency of the patch tokens.
         partner: (B,) int64 index of the partner.
-        rho: minimum saliency gain of a replaced token, at least 0.
+        rho: minimum difference in saliency of a replaced token, at least 0.
 
     Returns:
         (B, T) bool, True for tokens to replace by the partner's token. NaN compares as False.
@@ -484,7 +484,7 @@ def horizontal_mix(
         targets: (B, C) class distributions.
         saliency: (B, T) saliency of the patch tokens.
         easy: (B,) bool, the images to mix.
-        rho: minimum saliency gain of a replaced token, at least 0.
+        rho: minimum difference in saliency of a replaced token, at least 0.
         num_prefix_tokens: P, the number of leading tokens that are never replaced.
         assignment: `"optimal"` or `"random"` partners (Table 4).
         group_size: group size of the optimal assignment, see `optimal_assignment`.
@@ -617,7 +617,7 @@ def collect_salient_tokens(
     num_prefix_tokens: int,
     first: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Select the kappa most salient patch tokens of each image from tokens that a layer goes on with.
+    """Select the kappa most salient patch tokens of each image from the input tokens of a layer.
 
     Values and gradients are those of `select_salient_tokens`. The gradient of the selected tokens is added to that of
     the layer's tokens in one operator, without a tensor (B, N, D) of zeros, if the layer uses the returned tokens.

@@ -96,7 +96,7 @@ def horizontal_mix_from_config(
         saliency: (B, T) saliency of the patch tokens.
         easy: (B,) bool, the images to mix.
         config: model configuration.
-        rho: minimum saliency gain of a replaced token, instead of the configuration's.
+        rho: minimum difference in saliency of a replaced token, instead of the configuration's.
         generator: random number generator of the random choices; None uses torch's default generator.
     """
     return horizontal_mix_with_statistics(

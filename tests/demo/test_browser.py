@@ -101,6 +101,8 @@ def test_sliders_and_upload_change_the_numbers(open_page, tmp_path):
     page = open_page()
     before = numbers(page)
     assert "of 6" in before and "Label mass moved" in before
+    tau = page.locator("#tau input[type=number]")
+    assert tau.is_disabled()
     number = page.locator("#rho input[type=number]")
     number.fill("0")
     number.press("Tab")

@@ -120,7 +120,7 @@ def parse_options(arguments: Sequence[str]) -> tuple[Namespace, list[str]]:
         type=float,
         nargs="+",
         default=[0.0, 0.01],
-        help="Values of rho, the minimum gain in saliency of a replaced token (0 0.01).",
+        help="Values of rho, the minimum difference in saliency of a replaced token (0 0.01).",
     )
     group.add_argument("--group_size", type=int, nargs="+", default=[], help="Also assign within groups of N images.")
     group.add_argument(

@@ -47,7 +47,7 @@ def build_parser() -> CliParser:
     tau = group.add_mutually_exclusive_group()
     tau.add_argument("--horizontal_tau", type=optional_float, default=SUPPRESS, help="Tau in nats; none: all images.")
     tau.add_argument("--authors_tau", type=float, help="Tau as in the authors' code, which divides the loss by ten.")
-    group.add_argument("--horizontal_rho", type=float, help="Minimum gain in saliency of a replaced token.")
+    group.add_argument("--horizontal_rho", type=float, help="Minimum difference in saliency of a replaced token.")
     group.add_argument("--vertical_layers", type=int, nargs="*", metavar="LAYER", help="Layers of VTM.")
     group.add_argument("--vertical_kappa", type=int, help="Number of tokens from each earlier layer.")
     group = parser.add_argument_group("network, classes and image processor")

@@ -57,14 +57,7 @@ def format_log(logs: Mapping[str, Any]) -> str:
 class LinePrinterCallback(PrinterCallback):
     """Prints the log as lines, without progress bars."""
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs,
-    ):
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs=None, **kwargs):
         if logs and state.is_local_process_zero:
             print(format_log(logs), flush=True)
 
@@ -72,14 +65,7 @@ class LinePrinterCallback(PrinterCallback):
 class LineProgressCallback(ProgressCallback):
     """Shows progress bars, and prints the log as lines above them."""
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs,
-    ):
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs=None, **kwargs):
         if logs and state.is_world_process_zero and self.training_bar is not None:
             self.training_bar.write(format_log(logs))
 

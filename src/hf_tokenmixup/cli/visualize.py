@@ -176,7 +176,7 @@ def build_parser() -> CliParser:
         help="Mix only images with a ScoreNet loss below this, in nats (none: all; exported models have no trained "
         "ScoreNet, checkpoints have).",
     )
-    command.add_argument("--rho", type=float, help="Minimum gain in saliency of a replaced token (the model's).")
+    command.add_argument("--rho", type=float, help="Minimum difference in saliency of a replaced token (the model's).")
     command = commands.add_parser("vertical", parents=[shared], usage=usage, description=DESCRIPTIONS["vertical"])
     command.add_argument("--layer", type=int, help=f"The layer that attends to earlier tokens ({default}).")
     command.add_argument("--kappa", type=int, help="Number of tokens from each earlier layer (the model's).")
