@@ -103,10 +103,21 @@ def test_benchmark_of_network_writes_tables_and_json(script, tmp_path, capsys):
                 assert float(shown[name][2]) == pytest.approx(timing["ratio"]["median"], rel=0.02, abs=1e-4)
     assert table(text, "horizontal step, rho 0.01")["assignment, groups of 4"][-1].endswith("%")
     plain, htm = (training["peak_memory"][name] for name in ("plain", "HTM"))
-    assert table(text, "training step")["HTM"][-2] == f"{htm / plain:.3f}"
-    operators = training["operators"]
-    assert table(text, "training step")["HTM"][-1] == f"+{operators['HTM'] - operators['plain']}"
-    assert operators["HTM, full maps"] > operators["HTM"] > operators["plain"] > 100
+    assert table(text, "training step")["HTM"][-4] == f"{htm / plain:.3f}"
+    work = training["work"]
+    plain, htm = work["plain"], work["HTM"]
+    assert table(text, "training step")["HTM"][-3:] == [
+        f"+{htm['operators'] - plain['operators']}",
+        f"{htm['flops'] / plain['flops']:.3f}",
+        f"{htm['moved_bytes'] / plain['moved_bytes']:.3f}",
+    ]
+    for count in plain:
+        assert work["HTM, full maps"][count] > htm[count] > plain[count] > 100
+
+
+def test_benchmark_without_variants_trains_the_systems_only(script, tmp_path):
+    result = run(script, tmp_path, "--model", "tiny", "--part", "training", "--systems_only")
+    assert list(result["training"]["timings"]) == ["plain", *SYSTEMS]
 
 
 def test_benchmark_of_optimizations_skips_unsupported(script, tmp_path, capsys):

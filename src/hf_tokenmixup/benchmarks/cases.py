@@ -192,6 +192,7 @@ def training_models(
     settings_by_name: Mapping[str, dict[str, Any]],
     group_sizes: Iterable[int] = (),
     rhos: Iterable[float] = (),
+    with_variants: bool = True,
 ) -> dict[str, nn.Module]:
     """Build the base model, the model with each setting, and variants of the first setting.
 
@@ -203,6 +204,7 @@ def training_models(
         settings_by_name: TokenMixup settings by name.
         group_sizes: Maximum numbers of images per group.
         rhos: Other values of `horizontal_rho`.
+        with_variants: False builds the base model and the given settings only.
 
     Returns:
         Models by name, the base model as `plain`.
@@ -216,6 +218,7 @@ def training_models(
         variants |= {f"groups of {size}": {"assignment_group_size": size} for size in group_sizes}
     variants["full maps"] = {"saliency_route": "output_attentions"}
     all_settings = dict(settings_by_name)
-    all_settings |= {f"{first}, {name}": settings | changes for name, changes in variants.items()}
+    if with_variants:
+        all_settings |= {f"{first}, {name}": settings | changes for name, changes in variants.items()}
     clones = {name: clone_with_config(model, **values) for name, values in all_settings.items()}
     return {"plain": model.to_plain_model()} | clones

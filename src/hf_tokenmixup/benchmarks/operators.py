@@ -1,35 +1,78 @@
-"""Number of operators of a training step, which is its cost where kernel launches are the limit."""
+"""What a training step computes, free of noise: operators (kernel launches), floating-point operations and bytes."""
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 # Operators that launch no kernel, besides those that return views.
 FREE_OPERATORS = frozenset({"detach", "_unsafe_view", "empty", "scalar_tensor"})
 
 
+@dataclass(frozen=True)
+class Work:
+    """What a call computes.
+
+    Attributes:
+        operators: number of operators, without those that launch no kernel.
+        flops: floating-point operations of matrix products, convolutions and attention.
+        moved_bytes: bytes of the tensors that operators read and write.
+    """
+
+    operators: int
+    flops: int
+    moved_bytes: int
+
+
+# `FlopCounterMode` of torch follows the modules of a model by gradient hooks, which fail where a forward pass computes
+# a gradient, as the gradient detector does.
 class CountOperators(TorchDispatchMode):
     """Context manager that counts the operators of torch, without those that launch no kernel.
 
     Attributes:
         counts: number of calls by the name of the operator.
+        flops: floating-point operations, by torch's formulas.
+        moved_bytes: bytes of all tensors that the operators take and return. Within an operator, temporary tensors
+            and repeated reads do not count.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[str] = Counter()
+        self.flops = 0
+        self.moved_bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if (formula := flop_registry.get(func.overloadpacket)) is not None:
+            self.flops += formula(*args, **(kwargs or {}), out_val=result)
         name = func.__name__.partition(".")[0]
         if not (func.is_view or name in FREE_OPERATORS):
             self.counts[name] += 1
-        return func(*args, **(kwargs or {}))
+            self.moved_bytes += sum(_stored_bytes(value) for value in tree_leaves((args, kwargs, result)))
+        return result
 
 
-def count_operators(call: Callable[[], object]) -> int:
-    """Return the number of operators in a call."""
+def count_work(call: Callable[[], object]) -> Work:
+    """Count what a function computes.
+
+    Args:
+        call: is called twice.
+    """
     with CountOperators() as counter:
         call()
-    return counter.counts.total()
+    # Some versions of torch do not count fused attention kernels (torch 2.6 on CPU).
+    with sdpa_kernel(SDPBackend.MATH), CountOperators() as flop_counter:
+        call()
+    return Work(counter.counts.total(), flop_counter.flops, counter.moved_bytes)
+
+
+def _stored_bytes(value: Any) -> int:
+    """Bytes of a tensor in memory, those of an expanded tensor once; 0 for other values."""
+    return min(value.nbytes, value.untyped_storage().nbytes()) if isinstance(value, torch.Tensor) else 0

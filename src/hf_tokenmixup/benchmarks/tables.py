@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from ..utils.tables import format_text_table
 from .compared_models import NUM_LABELS, ModelCosts, PaperModel
+from .operators import Work
 from .timing import Quartiles, Timing
 
 MIB = 2**20
@@ -15,7 +16,7 @@ def timing_table(
     reference: str | None = None,
     *,
     peak_memory: Mapping[str, int] | None = None,
-    operators: Mapping[str, int] | None = None,
+    work: Mapping[str, Work] | None = None,
     relative_gain: Mapping[str, float] | None = None,
 ) -> str:
     """Format latencies in milliseconds as median and quartiles, and as ratios to a reference.
@@ -24,12 +25,13 @@ def timing_table(
         timings: Timings by name.
         reference: Name of the timing that the ratios refer to.
         peak_memory: Bytes by name.
-        operators: Number of operators by name; the table has the differences to the reference.
+        work: What is computed, by name. The table has the number of operators beyond the reference's, and operations
+            and bytes as ratios to the reference's.
         relative_gain: Fractions in [0, 1] for some of the names.
     """
     header = ["", "ms", "quartiles"] + ([f"of {reference}", "quartiles"] if reference else [])
     header += ["peak MiB", f"of {reference}"] if peak_memory else []
-    header += ["operators"] if operators else []
+    header += ["operators", "FLOPs", "bytes moved"] if work else []
     header += ["relative gain"] if relative_gain else []
     rows = [header]
     for name, timing in timings.items():
@@ -38,8 +40,8 @@ def timing_table(
             row += _format_quartiles(timing.ratio) if timing.ratio else ["1", ""]
         if peak_memory:
             row += [f"{peak_memory[name] / MIB:.1f}", f"{peak_memory[name] / peak_memory[reference]:.3f}"]
-        if operators:
-            row += [f"{operators[name]}" if name == reference else f"{operators[name] - operators[reference]:+d}"]
+        if work:
+            row += _format_work(work[name], None if name == reference else work[reference])
         if relative_gain:
             row += [f"{relative_gain[name]:.1%}" if name in relative_gain else ""]
         rows.append(row)
@@ -63,6 +65,13 @@ def parameter_table(table: int, counted: Sequence[tuple[PaperModel, ModelCosts |
         macs = [f"{value / 1e9:.2f} G" for value in (costs.macs, costs.macs_weights_only)] if costs else ["", ""]
         rows.append([model.name, model.parameters, *parameters, model.macs, *macs])
     return format_text_table(rows, separator="   ")
+
+
+def _format_work(work: Work, reference: Work | None) -> list[str]:
+    if reference is None:
+        return [f"{work.operators}", f"{work.flops / 1e9:.4g} G", f"{work.moved_bytes / MIB:.4g} MiB"]
+    ratios = (work.flops / reference.flops, work.moved_bytes / reference.moved_bytes)
+    return [f"{work.operators - reference.operators:+d}", *(f"{ratio:.3f}" for ratio in ratios)]
 
 
 def _format_quartiles(values: Quartiles, factor: float = 1.0) -> list[str]:

@@ -25,8 +25,8 @@ step           the horizontal step after detection: gain, transfer to the CPU
                within groups, and the fraction of the batch's gain that it
                reaches
 training       forward and backward of the plain model, HTM, VTM, both, and HTM
-               by each detector; peak memory and number of operators (kernels)
-               of each
+               by each detector; peak memory, number of operators (kernels),
+               floating-point operations, and bytes read and written of each
 optimizations  a training step of HTM + VTM, plain and with each optimization of
                memory or time (bf16, gradient checkpointing, torch.compile,
                ...); peak memory of each: weights, moments, gradients and
@@ -67,7 +67,7 @@ from ..benchmarks.cases import (
 )
 from ..benchmarks.compared_models import PAPER_BASELINES, PaperModel, count_costs
 from ..benchmarks.model_presets import MODEL_PRESETS
-from ..benchmarks.operators import count_operators
+from ..benchmarks.operators import count_work
 from ..benchmarks.optimizations import OPTIMIZATIONS, benchmark_optimizations
 from ..benchmarks.tables import parameter_table, timing_table
 from ..benchmarks.timing import peak_memory, time_interleaved
@@ -123,6 +123,11 @@ def parse_options(arguments: Sequence[str]) -> tuple[Namespace, list[str]]:
         help="Values of rho, the minimum difference in saliency of a replaced token (0 0.01).",
     )
     group.add_argument("--group_size", type=int, nargs="+", default=[], help="Also assign within groups of N images.")
+    group.add_argument(
+        "--systems_only",
+        action="store_true",
+        help="Train only the plain model, HTM, VTM and both: no other detectors.",
+    )
     group.add_argument(
         "--optimization",
         nargs="+",
@@ -265,7 +270,9 @@ def measure_step(setup: BenchmarkSetup, args: Namespace, timing: dict[str, Any])
 
 
 def measure_training(setup: BenchmarkSetup, args: Namespace, timing: dict[str, Any]) -> dict[str, Any]:
-    models = training_models(setup.model, setup.systems, valid_group_sizes(setup, args), args.rho[1:])
+    models = training_models(
+        setup.model, setup.systems, valid_group_sizes(setup, args), args.rho[1:], not args.systems_only
+    )
     steps = {
         name: make_training_step(model, setup.images, setup.labels, DTYPES[args.dtype])
         for name, model in models.items()
@@ -273,10 +280,10 @@ def measure_training(setup: BenchmarkSetup, args: Namespace, timing: dict[str, A
     timings = time_interleaved(steps, reference="plain", **timing)
     weights = {name: sum(tensor.nbytes for tensor in model.parameters()) for name, model in models.items()}
     memory = {name: weights[name] + peak_memory(step, args.device) for name, step in steps.items()}
-    operators = {name: count_operators(step) for name, step in steps.items()}
-    table = timing_table(timings, "plain", peak_memory=memory, operators=operators)
+    work = {name: count_work(step) for name, step in steps.items()}
+    table = timing_table(timings, "plain", peak_memory=memory, work=work)
     print(f"\ntraining step\n{table}", flush=True)
-    return {"reference": "plain", "timings": timings, "peak_memory": memory, "operators": operators}
+    return {"reference": "plain", "timings": timings, "peak_memory": memory, "work": work}
 
 
 def measure_optimizations(setup: BenchmarkSetup, args: Namespace, timing: dict[str, Any]) -> dict[str, Any]:

@@ -147,7 +147,9 @@ class TokenMixupLayerMixin(nn.Module):
         memory = None
         if tokenmixup is not None:
             layer_kwargs = {"attention_mask": attention_mask, **kwargs}
-            hidden_states, memory = self.apply_tokenmixup(hidden_states, tokenmixup, layer_kwargs)
+            hidden_states, memory, projected = self.apply_tokenmixup(hidden_states, tokenmixup, layer_kwargs)
+            if projected is not None:
+                kwargs["projected"] = projected
         if memory is not None:
             # This layer may have appended its own tokens.
             num_tokens = memory.shape[1]
@@ -162,6 +164,17 @@ class TokenMixupLayerMixin(nn.Module):
         return checkpoint_layer(
             self._gradient_checkpointing_func, layer, hidden_states, attention_mask, memory, *kwargs.values()
         )
+
+    def share_projection(self, hidden: torch.Tensor) -> torch.Tensor | None:
+        """Project the input of the layer once, for the saliency of its tokens and for its attention.
+
+        Args:
+            hidden: (B, N, D) input of the layer.
+
+        Returns:
+            What `compute_query_key` and `base_forward` take as `projected`; None if each projects its input.
+        """
+        return None
 
     def add_memory_positions(
         self, layer_kwargs: Mapping[str, Any], positions_fn: Callable[[], torch.Tensor]
@@ -196,7 +209,7 @@ class TokenMixupLayerMixin(nn.Module):
 
     def apply_tokenmixup(
         self, hidden_states: torch.Tensor, context: TokenMixupContext, layer_kwargs: Mapping[str, Any]
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Apply manifold mixup and HTM, then read from and append to the memory of VTM.
 
         Args:
@@ -205,17 +218,24 @@ class TokenMixupLayerMixin(nn.Module):
             layer_kwargs: arguments of the base layer that its attention may depend on.
 
         Returns:
-            (B, N, D) tokens, and the memory (B, M, D) of a vertical layer; None in other layers.
+            (B, N, D) tokens; the memory (B, M, D) of a vertical layer, None in other layers; and the projection of
+            the tokens, see `share_projection`.
         """
         if context.manifold is not None and self.layer_index in self.config.manifold_mixup_layers:
             hidden_states = self._apply_manifold_mixup(hidden_states, context)
         if self.is_horizontal:
             hidden_states = self._apply_horizontal_mixup(hidden_states, context, layer_kwargs)
         memory = context.memory.tokens() if self.is_vertical and context.memory.num_tokens else None
+        projected = None
         if self.feeds_vertical_memory and context.memory.kappa:
+            # With checkpointing, the layer computes its projection again in the backward pass.
+            if memory is None and self.config.saliency_detector == "attention" and not self.gradient_checkpointing:
+                projected = self.share_projection(hidden_states)
+            if projected is not None:
+                layer_kwargs = {**layer_kwargs, "projected": projected.detach()}
             saliency = self._detect_saliency((self,), context, hidden_states.detach(), layer_kwargs=layer_kwargs)
             hidden_states = context.memory.collect(hidden_states, saliency)
-        return hidden_states, memory
+        return hidden_states, memory, projected
 
     def _apply_horizontal_mixup(
         self, hidden_states: torch.Tensor, context: TokenMixupContext, layer_kwargs: Mapping[str, Any]

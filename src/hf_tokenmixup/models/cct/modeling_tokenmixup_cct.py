@@ -66,22 +66,26 @@ class VerticalCctAttention(CctAttention):
 
     def forward(
         self,
-        hidden_states: torch.Tensor,
+        hidden_states: torch.Tensor | None,
         attention_mask: torch.Tensor | None = None,
         memory: torch.Tensor | None = None,
+        projected: torch.Tensor | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attend to the tokens and to the memory.
 
         Args:
-            hidden_states: (B, N, D) normalized tokens.
+            hidden_states: (B, N, D) normalized tokens; None if they are already projected.
             attention_mask: as in the base class; ignored if there is a memory.
             memory: (B, M, D) normalized tokens of earlier layers; None calls the base class.
+            projected: (B, N, 3 * D) queries, keys and values of the tokens. Excludes a memory.
             kwargs: keyword arguments of the attention function.
 
         Returns:
             (B, N, D) tokens and the attention weights (B, H, N, N + M), None if not available.
         """
+        if projected is not None:
+            return self.attend(*self.split_heads(projected, 3), attention_mask, **kwargs)
         if memory is None:
             return super().forward(hidden_states, attention_mask, **kwargs)
         query, key, value = self.query_key_value(torch.cat([hidden_states, memory], dim=1))
@@ -93,10 +97,48 @@ class TokenMixupCctLayer(TokenMixupLayerMixin, CctLayer):
 
     vertical_attention_class = VerticalCctAttention
 
+    def init_tokenmixup(self, config: TokenMixupCctConfig, layer_index: int) -> None:
+        """See `TokenMixupLayerMixin`. The attention of layers that provide tokens can take a shared projection."""
+        super().init_tokenmixup(config, layer_index)
+        if self.feeds_vertical_memory:
+            self.attention.__class__ = self.vertical_attention_class
+
+    def share_projection(self, hidden: torch.Tensor) -> torch.Tensor | None:
+        """See `TokenMixupLayerMixin`. The CLS query needs no keys, and autocast would change the saliency."""
+        if (
+            self.config.effective_saliency_query == "cls"
+            or torch.is_autocast_enabled(hidden.device.type)
+            or not has_plain_weight(self.attention.qkv)
+        ):
+            return None
+        return self.attention.qkv(self.pre_norm(hidden))
+
+    def base_forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        memory: torch.Tensor | None,
+        projected: torch.Tensor | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """Apply the base layer, with a memory (B, M, D) or with the projection of `share_projection`."""
+        if projected is None:
+            return super().base_forward(hidden_states, attention_mask, memory, **kwargs)
+        attn_output, _ = self.attention(None, attention_mask, projected=projected, **kwargs)
+        return self.feed_forward(hidden_states + self.drop_path(attn_output))
+
     def compute_query_key(
-        self, hidden: torch.Tensor, cls_query_only: bool, memory: torch.Tensor | None = None, **kwargs: Any
+        self,
+        hidden: torch.Tensor,
+        cls_query_only: bool,
+        memory: torch.Tensor | None = None,
+        projected: torch.Tensor | None = None,
+        **kwargs: Any,
     ) -> QueryKey:
-        """See `hf_tokenmixup.saliency.SupportsAttentionSaliency`."""
+        """See `hf_tokenmixup.saliency.SupportsAttentionSaliency`. `projected` is that of `share_projection`."""
+        if projected is not None:
+            query, key = self.attention.split_heads(projected, 3)[:2].contiguous()
+            return QueryKey(query, key, self.attention.scaling)
         attention, sources = self.attention, hidden if memory is None else torch.cat([hidden, memory], dim=1)
         normed, num_queries = self.apply_pre_norm(sources), 1 if cls_query_only else hidden.shape[1]
         if not has_plain_weight(attention.qkv):

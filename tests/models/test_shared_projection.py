@@ -1,0 +1,99 @@
+"""One projection of a layer's input for the saliency of its tokens and for its attention, in CCT."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from helpers.family_steps import step
+from torch.utils.flop_counter import FlopCounterMode
+
+from hf_tokenmixup.models import TokenMixupCctConfig, TokenMixupCctForImageClassification
+from hf_tokenmixup.models.cct.modeling_tokenmixup_cct import TokenMixupCctLayer
+from hf_tokenmixup.models.gradient_checkpointing import enable_checkpointing
+
+WIDTH, TOKENS, BATCH = 32, 64, 6
+SIZE = {"hidden_size": WIDTH, "num_attention_heads": 2, "intermediate_size": 64, "num_labels": 5, "image_size": 32}
+SIZE |= {"num_conv_layers": 2, "num_hidden_layers": 4}
+
+
+def build(**settings):
+    torch.manual_seed(0)
+    return TokenMixupCctForImageClassification(TokenMixupCctConfig(**SIZE, **settings)).train()
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(BATCH, 3, 32, 32, generator=generator), torch.arange(BATCH) % 5
+
+
+def run_step(model, batch, **kwargs):
+    with FlopCounterMode(display=False) as counter:
+        output, gradients = step(model, *batch, **kwargs)
+    return output, gradients, counter.get_total_flops()
+
+
+def run_separately(model, batch, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(TokenMixupCctLayer, "share_projection", lambda self, hidden: None)
+        return run_step(model, batch)
+
+
+@pytest.mark.parametrize("mixing", [{}, {"horizontal_layers": [1]}, {"vertical_detach": True}])
+def test_shared_projection_has_values_of_separate_ones_and_saves_their_products(mixing, batch, monkeypatch):
+    model = build(vertical_layers=[2], vertical_kappa=3, **mixing)
+    output, gradients, flops = run_step(model, batch)
+    expected_output, expected_gradients, expected_flops = run_separately(model, batch, monkeypatch)
+    assert torch.equal(output.loss, expected_output.loss) and torch.equal(output.logits, expected_output.logits)
+    assert gradients.keys() == expected_gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected_gradients[name], msg=name)
+    query_and_key = 2 * BATCH * TOKENS * WIDTH * 2 * WIDTH
+    assert expected_flops - flops == 2 * query_and_key  # layers 0 and 1 provide tokens
+
+
+def add_hook(model):
+    for layer in model.get_transformer_layers():
+        layer.attention.qkv.register_forward_hook(lambda *args: None)
+
+
+SEPARATE = {
+    "a CLS query": ({"pooling": "cls", "tokenizer": "patch", "patch_size": 4}, None, None),
+    "random saliency": ({"saliency_detector": "random"}, None, None),
+    "autocast": ({}, None, torch.bfloat16),
+    "hooks of the projection": ({}, add_hook, None),
+    "gradient checkpointing": ({}, enable_checkpointing, None),
+}
+
+
+@pytest.mark.parametrize("case", SEPARATE)
+def test_share_projection_where_saliency_or_memory_would_suffer_is_not_used(case, batch, monkeypatch):
+    settings, change, dtype = SEPARATE[case]
+    model = build(vertical_layers=[2], vertical_kappa=3, **settings)
+    if change is not None:
+        change(model)
+    with torch.autocast("cpu", dtype) if dtype else nullcontext():
+        _, gradients, flops = run_step(model, batch)
+        _, expected_gradients, expected_flops = run_separately(model, batch, monkeypatch)
+    assert flops == expected_flops
+    assert all(torch.equal(gradient, expected_gradients[name]) for name, gradient in gradients.items())
+
+
+def test_shared_projection_vertical_layer_that_provides_tokens_projects_its_memory_too(batch, monkeypatch):
+    model = build(vertical_layers=[1, 2], vertical_kappa=3)
+    output, _, flops = run_step(model, batch)
+    expected_output, _, expected_flops = run_separately(model, batch, monkeypatch)
+    assert torch.equal(output.logits, expected_output.logits)
+    assert expected_flops - flops == 2 * BATCH * TOKENS * WIDTH * 2 * WIDTH  # layer 0 alone
+
+
+def test_shared_projection_output_attentions_has_the_attention_of_each_layer(batch):
+    model = build(vertical_layers=[2], attention_probs_dropout_prob=0.0, attn_implementation="eager", vertical_kappa=3)
+    output, *_ = run_step(model, batch, output_attentions=True)
+    assert [tuple(attention.shape[2:]) for attention in output.attentions] == [
+        (TOKENS, TOKENS),
+        (TOKENS, TOKENS),
+        (TOKENS, TOKENS + 6),
+        (TOKENS, TOKENS),
+    ]
+    torch.testing.assert_close(output.attentions[0].sum(-1), torch.ones(BATCH, 2, TOKENS))
