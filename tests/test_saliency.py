@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from hf_tokenmixup.benchmarks.timing import peak_memory
 from hf_tokenmixup.functional import attention_rollout, soft_cross_entropy, token_saliency
 from hf_tokenmixup.models import TokenMixupViTConfig, TokenMixupViTForImageClassification
 from hf_tokenmixup.saliency import (
@@ -42,13 +43,21 @@ def outputs(model):
         return model.eval()(torch.randn(6, 3, 20, 20), output_attentions=True, output_hidden_states=True)
 
 
-@pytest.mark.parametrize("elements", [1, 500, 2**24])
+# Of 3 images with 2 heads and 11 tokens: a query, two queries, two images, all.
+@pytest.mark.parametrize("elements", [1, 50, 500, 2**24])
 @pytest.mark.parametrize("queries", [1, 11])
 def test_received_attention_chunks_match_full_map(queries, elements):
     query, key = torch.randn(3, 2, 11, 4), torch.randn(3, 2, 11, 4)
     attention = (query @ key.transpose(2, 3) * 0.5).softmax(dim=-1)
     received = received_attention(query[:, :, :queries], key, 0.5, max_elements=elements)
     torch.testing.assert_close(received, attention[:, :, :queries].mean(dim=(1, 2)), atol=1e-7, rtol=1e-6)
+
+
+def test_received_attention_on_cpu_keeps_maps_small_enough_for_the_cache():
+    query, key = torch.randn(64, 4, 128, 8), torch.randn(64, 4, 128, 8)
+    complete = 64 * 4 * 128 * 128 * 4  # bytes of the map of all images
+    small = peak_memory(lambda: received_attention(query, key, 0.5))
+    assert small < complete < peak_memory(lambda: received_attention(query, key, 0.5, max_elements=2**24))
 
 
 @pytest.mark.parametrize("elements", [1, 2**24])
@@ -166,7 +175,7 @@ def test_eval_mode_restores_mode_of_each_module(model):
     frozen.train()
 
 
-@pytest.mark.parametrize("elements", [1, 500, 2**24])
+@pytest.mark.parametrize("elements", [1, 50, 200, 2**24])
 @pytest.mark.parametrize("queries", [1, 7])
 @pytest.mark.parametrize("bias_shape", [(1, 3), (2, 3), (2, 1)])
 def test_received_attention_adds_bias(bias_shape, queries, elements):

@@ -18,6 +18,7 @@ from .functional import attention_rollout, generator_kwargs, soft_cross_entropy,
 
 SALIENCY_DETECTORS = ("attention", "gradient", "random")
 MAX_ATTENTION_MAP_ELEMENTS = 2**24  # 64 MiB in float32
+CACHED_ATTENTION_MAP_ELEMENTS = 2**20  # 4 MiB in float32, which the cache of a CPU holds
 
 
 class QueryKey(NamedTuple):
@@ -80,7 +81,7 @@ def received_attention(
     key: torch.Tensor,
     scale: float,
     bias: torch.Tensor | None = None,
-    max_elements: int = MAX_ATTENTION_MAP_ELEMENTS,
+    max_elements: int | None = None,
 ) -> torch.Tensor:
     """Attention that each token receives, averaged over heads and queries.
 
@@ -90,13 +91,18 @@ def received_attention(
         scale: factor of the dot products.
         bias: additive term of the scores, broadcast to (B, H, Q, N); None: no term.
         max_elements: maximum number of attention map elements in memory. At least one query is computed at a time.
+            None: 2**24, and for several queries on a CPU 2**20, so that the maps stay in its cache.
 
     Returns:
         (B, N) attention in float32 or float64.
     """
+    several_queries = query.shape[2] > 1
+    if max_elements is None:
+        cached = several_queries and query.device.type == "cpu"
+        max_elements = CACHED_ATTENTION_MAP_ELEMENTS if cached else MAX_ATTENTION_MAP_ELEMENTS
     # A single query is one chunk. For more queries the number of chunks depends on the batch size, and each number
     # would be a graph of its own.
-    if torch.compiler.is_compiling() and query.shape[2] > 1:
+    if torch.compiler.is_compiling() and several_queries:
         return _received_attention_op(query, key, scale, bias, max_elements)
     return _received_attention(query, key, scale, bias, max_elements)
 
@@ -107,22 +113,36 @@ def _received_attention(
     batch, heads, num_queries, _ = query.shape
     num_tokens = key.shape[2]
     if bias is not None:
-        bias = upcast_to_float32(bias).expand(-1, heads, num_queries, num_tokens)
+        bias = upcast_to_float32(bias).expand(batch, heads, num_queries, num_tokens)
     query, key = upcast_to_float32(query), upcast_to_float32(key).transpose(2, 3)
     if key.shape[1] < heads:
         # Treat the heads as queries of one head. A broadcast product would copy the keys for each head.
         query = query.flatten(1, 2)[:, None]
         bias = None if bias is None else bias.flatten(1, 2)[:, None]
-    rows = max(1, max_elements // max(1, batch * query.shape[1] * num_tokens))
-    if rows >= query.shape[2]:
+    images = max_elements // (heads * num_queries * num_tokens)
+    if images >= batch:
         return _softmax_of_scores(query, key, scale, bias).mean(dim=(1, 2))
+    images, rows = max(1, images), max(1, max_elements // (query.shape[1] * num_tokens))
+    queries, keys = query.split(images), key.split(images)
+    biases = [None] * len(queries) if bias is None else bias.split(images)
+    chunks = [
+        _mean_of_rows(chunk, chunk_key, scale, term, rows)
+        for chunk, chunk_key, term in zip(queries, keys, biases, strict=True)
+    ]
+    return torch.cat(chunks)
+
+
+def _mean_of_rows(
+    query: torch.Tensor, key: torch.Tensor, scale: float, bias: torch.Tensor | None, rows: int
+) -> torch.Tensor:
+    """Attention that each token of some images receives, with up to `rows` queries at a time."""
     queries = query.split(rows, dim=2)
     biases = [None] * len(queries) if bias is None else bias.split(rows, dim=2)
-    chunks = [
+    sums = [
         _softmax_of_scores(chunk, key, scale, term).sum(dim=(1, 2))
         for chunk, term in zip(queries, biases, strict=True)
     ]
-    return sum(chunks[1:], chunks[0]) / (heads * num_queries)
+    return sum(sums[1:], sums[0]) / (query.shape[1] * query.shape[2])
 
 
 def _softmax_of_scores(

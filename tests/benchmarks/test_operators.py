@@ -29,3 +29,9 @@ def test_count_work_of_fused_attention_counts_both_products():
     query = torch.ones(2, 4, 6, 8)
     work = count_work(lambda: F.scaled_dot_product_attention(query, query, query))
     assert work.flops == 2 * (2 * 2 * 4 * 6 * 6 * 8)
+
+
+def test_count_work_with_few_images_counts_their_operators_only():
+    left, right = torch.ones(2, 3), torch.ones(3, 5)
+    chunks = count_work(lambda: [row @ right for row in left.split(1)], lambda: left @ right)
+    assert (chunks.operators, chunks.flops) == (1, 2 * 2 * 3 * 5)

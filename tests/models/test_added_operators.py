@@ -24,9 +24,9 @@ LIMITS = {
     ("vit", "htm"): (HTM, 44, 8),
     ("vit", "vtm"): (VTM, 38, 10),
     ("vit", "both"): (BOTH, 85, 19),
-    ("cct", "htm"): (HTM, 46, 13),
-    ("cct", "vtm"): (VTM, 32, 13),
-    ("cct", "both"): (BOTH, 79, 27),
+    ("cct", "htm"): (HTM, 47, 13),
+    ("cct", "vtm"): (VTM, 35, 13),
+    ("cct", "both"): (BOTH, 84, 27),
 }
 
 

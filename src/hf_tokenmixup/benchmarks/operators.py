@@ -59,18 +59,25 @@ class CountOperators(TorchDispatchMode):
         return result
 
 
-def count_work(call: Callable[[], object]) -> Work:
+def count_work(call: Callable[[], object], small_call: Callable[[], object] | None = None) -> Work:
     """Count what a function computes.
 
     Args:
         call: is called twice.
+        small_call: the same for so few images that a CPU, too, computes them in one chunk. Its operators count, which
+            are those of an accelerator. None: those of `call` count.
     """
     with CountOperators() as counter:
         call()
     # Some versions of torch do not count fused attention kernels (torch 2.6 on CPU).
     with sdpa_kernel(SDPBackend.MATH), CountOperators() as flop_counter:
         call()
-    return Work(counter.counts.total(), flop_counter.flops, counter.moved_bytes)
+    counts = counter.counts
+    if small_call is not None:
+        with CountOperators() as small_counter:
+            small_call()
+        counts = small_counter.counts
+    return Work(counts.total(), flop_counter.flops, counter.moved_bytes)
 
 
 def _stored_bytes(value: Any) -> int:

@@ -280,7 +280,12 @@ def measure_training(setup: BenchmarkSetup, args: Namespace, timing: dict[str, A
     timings = time_interleaved(steps, reference="plain", **timing)
     weights = {name: sum(tensor.nbytes for tensor in model.parameters()) for name, model in models.items()}
     memory = {name: weights[name] + peak_memory(step, args.device) for name, step in steps.items()}
-    work = {name: count_work(step) for name, step in steps.items()}
+    small_steps = {
+        name: make_training_step(model, setup.images[:2], setup.labels[:2], DTYPES[args.dtype])
+        for name, model in models.items()
+        if args.device == "cpu"
+    }
+    work = {name: count_work(step, small_steps.get(name)) for name, step in steps.items()}
     table = timing_table(timings, "plain", peak_memory=memory, work=work)
     print(f"\ntraining step\n{table}", flush=True)
     return {"reference": "plain", "timings": timings, "peak_memory": memory, "work": work}

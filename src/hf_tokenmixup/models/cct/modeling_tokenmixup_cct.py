@@ -136,10 +136,10 @@ class TokenMixupCctLayer(TokenMixupLayerMixin, CctLayer):
         **kwargs: Any,
     ) -> QueryKey:
         """See `hf_tokenmixup.saliency.SupportsAttentionSaliency`. `projected` is that of `share_projection`."""
-        if projected is not None:
-            query, key = self.attention.split_heads(projected, 3)[:2].contiguous()
-            return QueryKey(query, key, self.attention.scaling)
         attention, sources = self.attention, hidden if memory is None else torch.cat([hidden, memory], dim=1)
+        if projected is not None:
+            query, key = _copy_for_products(attention.split_heads(projected, 3)[:2])
+            return QueryKey(query, key, attention.scaling)
         normed, num_queries = self.apply_pre_norm(sources), 1 if cls_query_only else hidden.shape[1]
         if not has_plain_weight(attention.qkv):
             query, key, _ = attention.query_key_value(normed)
@@ -148,9 +148,8 @@ class TokenMixupCctLayer(TokenMixupLayerMixin, CctLayer):
         if cls_query_only:
             query = attention.split_heads(F.linear(normed[:, :1], query_weight), 1)[0]
             return QueryKey(project_queries_to_inputs(query, key_weight), normed[:, None], attention.scaling)
-        # One copy here, instead of one for each operand of the product.
         projected = F.linear(normed, attention.qkv.weight[: 2 * len(key_weight)])
-        query, key = attention.split_heads(projected, 2).contiguous()
+        query, key = _copy_for_products(attention.split_heads(projected, 2))
         return QueryKey(query[:, :, :num_queries], key, attention.scaling)
 
     def forward_with_attention(self, hidden: torch.Tensor, attention: torch.Tensor, **kwargs: Any) -> torch.Tensor:
@@ -159,6 +158,14 @@ class TokenMixupCctLayer(TokenMixupLayerMixin, CctLayer):
         attn_output = self.attention.proj((attention.to(value.dtype) @ value).transpose(1, 2).flatten(2))
         hidden = self.norm1(hidden + attn_output)
         return hidden + self.linear2(self.activation(self.linear1(hidden)))
+
+
+def _copy_for_products(query_key: torch.Tensor) -> torch.Tensor:
+    """Lay out queries and keys (2, B, H, N, d) for their product in one copy, instead of one for each operand.
+
+    On a CPU, the product is computed in chunks, and its copies of each chunk stay in the cache.
+    """
+    return query_key if query_key.device.type == "cpu" else query_key.contiguous()
 
 
 class TokenMixupCctForImageClassification(TokenMixupModelMixin, CctForImageClassification):
