@@ -23,7 +23,13 @@ from hf_tokenmixup.cli.validation import validate_options, validate_run
 
 BLOCKS = fenced_blocks("bash", "sh", "shell", "console")
 # Beginnings of commands of other programs, which no parser here can check.
-OTHER_PROGRAMS = ("python -m venv ", "source .venv/bin/activate", "pre-commit install", "hf auth login")
+OTHER_PROGRAMS = (
+    "python -m venv ",
+    "source .venv/bin/activate",
+    "pre-commit install",
+    "export MALLOC_",
+    "hf auth login",
+)
 SCRIPT_NAMES = {"convert_weights": "convert"}
 
 
