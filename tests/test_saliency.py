@@ -53,7 +53,7 @@ def test_received_attention_chunks_match_full_map(queries, elements):
     torch.testing.assert_close(received, attention[:, :, :queries].mean(dim=(1, 2)), atol=1e-7, rtol=1e-6)
 
 
-def test_received_attention_on_cpu_keeps_maps_small_enough_for_the_cache():
+def test_received_attention_on_cpu_computes_maps_of_few_images_at_a_time():
     query, key = torch.randn(64, 4, 128, 8), torch.randn(64, 4, 128, 8)
     complete = 64 * 4 * 128 * 128 * 4  # bytes of the map of all images
     small = peak_memory(lambda: received_attention(query, key, 0.5))

@@ -18,7 +18,7 @@ from .functional import attention_rollout, generator_kwargs, soft_cross_entropy,
 
 SALIENCY_DETECTORS = ("attention", "gradient", "random")
 MAX_ATTENTION_MAP_ELEMENTS = 2**24  # 64 MiB in float32
-CACHED_ATTENTION_MAP_ELEMENTS = 2**20  # 4 MiB in float32, which the cache of a CPU holds
+CACHED_ATTENTION_MAP_ELEMENTS = 2**20  # 4 MiB in float32, which fit in the cache of a CPU
 
 
 class QueryKey(NamedTuple):
@@ -91,7 +91,7 @@ def received_attention(
         scale: factor of the dot products.
         bias: additive term of the scores, broadcast to (B, H, Q, N); None: no term.
         max_elements: maximum number of attention map elements in memory. At least one query is computed at a time.
-            None: 2**24, and for several queries on a CPU 2**20, so that the maps stay in its cache.
+            None: 2**24, and for several queries on a CPU 2**20, so that the maps fit in its cache.
 
     Returns:
         (B, N) attention in float32 or float64.

@@ -14,7 +14,7 @@ from hf_tokenmixup.models.gradient_checkpointing import enable_checkpointing
 @pytest.fixture(autouse=True)
 def separate_projections(monkeypatch):
     """Without checkpointing, a projection that saliency also uses adds its gradient in another order."""
-    monkeypatch.setattr(TokenMixupCctLayer, "share_projection", lambda self, hidden: None)
+    monkeypatch.setattr(TokenMixupCctLayer, "project_input", lambda self, hidden: None)
 
 
 # For code that does not depend on the family.

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,18 +60,23 @@ class CountOperators(TorchDispatchMode):
         return result
 
 
-def count_work(call: Callable[[], object], small_call: Callable[[], object] | None = None) -> Work:
+def count_work(
+    call: Callable[[], object], small_call: Callable[[], object] | None = None, device: torch.device | str = "cpu"
+) -> Work:
     """Count what a function computes.
 
     Args:
-        call: is called twice.
-        small_call: the same for so few images that a CPU, too, computes them in one chunk. Its operators count, which
-            are those of an accelerator. None: those of `call` count.
+        call: function without arguments. It is called twice.
+        small_call: the same with few images, whose operators are counted instead. On a CPU, saliency by several
+            queries is detected in chunks of images, whose number depends on the batch size. None: those of `call`.
+        device: device of the tensors.
     """
     with CountOperators() as counter:
         call()
-    # Some versions of torch do not count fused attention kernels (torch 2.6 on CPU).
-    with sdpa_kernel(SDPBackend.MATH), CountOperators() as flop_counter:
+    # Some versions of torch do not count the fused attention of a CPU (torch 2.6). On an accelerator, complete maps
+    # could need more memory than there is.
+    attention = sdpa_kernel(SDPBackend.MATH) if torch.device(device).type == "cpu" else nullcontext()
+    with attention, CountOperators() as flop_counter:
         call()
     counts = counter.counts
     if small_call is not None:
@@ -81,5 +87,5 @@ def count_work(call: Callable[[], object], small_call: Callable[[], object] | No
 
 
 def _stored_bytes(value: Any) -> int:
-    """Bytes of a tensor in memory, those of an expanded tensor once; 0 for other values."""
+    """Bytes of a tensor, at most those of its memory, which an expanded tensor repeats; 0 for other values."""
     return min(value.nbytes, value.untyped_storage().nbytes()) if isinstance(value, torch.Tensor) else 0

@@ -69,7 +69,7 @@ def parameter_table(table: int, counted: Sequence[tuple[PaperModel, ModelCosts |
 
 def _format_work(work: Work, reference: Work | None) -> list[str]:
     if reference is None:
-        return [f"{work.operators}", f"{work.flops / 1e9:.4g} G", f"{work.moved_bytes / MIB:.4g} MiB"]
+        return [f"{work.operators}", f"{work.flops / 1e9:.4g} G", f"{work.moved_bytes / 2**30:.2f} GiB"]
     ratios = (work.flops / reference.flops, work.moved_bytes / reference.moved_bytes)
     return [f"{work.operators - reference.operators:+d}", *(f"{ratio:.3f}" for ratio in ratios)]
 

@@ -126,7 +126,7 @@ def parse_options(arguments: Sequence[str]) -> tuple[Namespace, list[str]]:
     group.add_argument(
         "--systems_only",
         action="store_true",
-        help="Train only the plain model, HTM, VTM and both: no other detectors.",
+        help="Train only the plain model, HTM, VTM and both, without variants of HTM.",
     )
     group.add_argument(
         "--optimization",
@@ -270,9 +270,8 @@ def measure_step(setup: BenchmarkSetup, args: Namespace, timing: dict[str, Any])
 
 
 def measure_training(setup: BenchmarkSetup, args: Namespace, timing: dict[str, Any]) -> dict[str, Any]:
-    models = training_models(
-        setup.model, setup.systems, valid_group_sizes(setup, args), args.rho[1:], not args.systems_only
-    )
+    group_sizes, with_variants = valid_group_sizes(setup, args), not args.systems_only
+    models = training_models(setup.model, setup.systems, group_sizes, args.rho[1:], with_variants=with_variants)
     steps = {
         name: make_training_step(model, setup.images, setup.labels, DTYPES[args.dtype])
         for name, model in models.items()
@@ -285,7 +284,7 @@ def measure_training(setup: BenchmarkSetup, args: Namespace, timing: dict[str, A
         for name, model in models.items()
         if args.device == "cpu"
     }
-    work = {name: count_work(step, small_steps.get(name)) for name, step in steps.items()}
+    work = {name: count_work(step, small_steps.get(name), args.device) for name, step in steps.items()}
     table = timing_table(timings, "plain", peak_memory=memory, work=work)
     print(f"\ntraining step\n{table}", flush=True)
     return {"reference": "plain", "timings": timings, "peak_memory": memory, "work": work}

@@ -44,7 +44,7 @@ class TokenMixupLayerMixin(nn.Module):
     """
 
     # Class of the attention of vertical layers, a subclass of the base layer's. It takes the keyword `memory`,
-    # normalized tokens (B, M, D).
+    # normalized tokens (B, M, D), and the keyword `projected` if the family defines `project_input`.
     vertical_attention_class: type[nn.Module]
 
     # transformers checkpoints a complete layer: it wraps `forward` in `__init_subclass__` or in `__call__`, depending
@@ -165,8 +165,8 @@ class TokenMixupLayerMixin(nn.Module):
             self._gradient_checkpointing_func, layer, hidden_states, attention_mask, memory, *kwargs.values()
         )
 
-    def share_projection(self, hidden: torch.Tensor) -> torch.Tensor | None:
-        """Project the input of the layer once, for the saliency of its tokens and for its attention.
+    def project_input(self, hidden: torch.Tensor) -> torch.Tensor | None:
+        """Project the input of a layer once, for the saliency of its tokens and for its attention.
 
         Args:
             hidden: (B, N, D) input of the layer.
@@ -219,7 +219,7 @@ class TokenMixupLayerMixin(nn.Module):
 
         Returns:
             (B, N, D) tokens; the memory (B, M, D) of a vertical layer, None in other layers; and the projection of
-            the tokens, see `share_projection`.
+            the tokens, see `project_input`.
         """
         if context.manifold is not None and self.layer_index in self.config.manifold_mixup_layers:
             hidden_states = self._apply_manifold_mixup(hidden_states, context)
@@ -230,7 +230,7 @@ class TokenMixupLayerMixin(nn.Module):
         if self.feeds_vertical_memory and context.memory.kappa:
             # With checkpointing, the layer computes its projection again in the backward pass.
             if memory is None and self.config.saliency_detector == "attention" and not self.gradient_checkpointing:
-                projected = self.share_projection(hidden_states)
+                projected = self.project_input(hidden_states)
             if projected is not None:
                 layer_kwargs = {**layer_kwargs, "projected": projected.detach()}
             saliency = self._detect_saliency((self,), context, hidden_states.detach(), layer_kwargs=layer_kwargs)

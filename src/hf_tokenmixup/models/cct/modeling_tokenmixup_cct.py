@@ -62,7 +62,10 @@ class TokenMixupCctConfig(TokenMixupConfigMixin, CctConfig):
 
 
 class VerticalCctAttention(CctAttention):
-    """Self-attention with additional keys and values from a memory of salient tokens, Eq. (13)."""
+    """Self-attention with additional keys and values from a memory of salient tokens, Eq. (13).
+
+    In layers that provide these tokens, it takes the projection that their saliency was computed from.
+    """
 
     def forward(
         self,
@@ -75,10 +78,10 @@ class VerticalCctAttention(CctAttention):
         """Attend to the tokens and to the memory.
 
         Args:
-            hidden_states: (B, N, D) normalized tokens; None if they are already projected.
+            hidden_states: (B, N, D) normalized tokens; None with `projected`.
             attention_mask: as in the base class; ignored if there is a memory.
             memory: (B, M, D) normalized tokens of earlier layers; None calls the base class.
-            projected: (B, N, 3 * D) queries, keys and values of the tokens. Excludes a memory.
+            projected: (B, N, 3 * D) queries, keys and values of the tokens; `memory` must be None.
             kwargs: keyword arguments of the attention function.
 
         Returns:
@@ -98,15 +101,16 @@ class TokenMixupCctLayer(TokenMixupLayerMixin, CctLayer):
     vertical_attention_class = VerticalCctAttention
 
     def init_tokenmixup(self, config: TokenMixupCctConfig, layer_index: int) -> None:
-        """See `TokenMixupLayerMixin`. The attention of layers that provide tokens can take a shared projection."""
+        """See `TokenMixupLayerMixin`. The attention of layers that provide tokens takes their projection."""
         super().init_tokenmixup(config, layer_index)
         if self.feeds_vertical_memory:
             self.attention.__class__ = self.vertical_attention_class
 
-    def share_projection(self, hidden: torch.Tensor) -> torch.Tensor | None:
+    def project_input(self, hidden: torch.Tensor) -> torch.Tensor | None:
         """See `TokenMixupLayerMixin`. The CLS query needs no keys, and autocast would change the saliency."""
         if (
-            self.config.effective_saliency_query == "cls"
+            self.attention._forward_pre_hooks
+            or self.config.effective_saliency_query == "cls"
             or torch.is_autocast_enabled(hidden.device.type)
             or not has_plain_weight(self.attention.qkv)
         ):
@@ -121,7 +125,7 @@ class TokenMixupCctLayer(TokenMixupLayerMixin, CctLayer):
         projected: torch.Tensor | None = None,
         **kwargs,
     ) -> torch.Tensor:
-        """Apply the base layer, with a memory (B, M, D) or with the projection of `share_projection`."""
+        """Apply the base layer, with a memory (B, M, D) or with the projection of `project_input`."""
         if projected is None:
             return super().base_forward(hidden_states, attention_mask, memory, **kwargs)
         attn_output, _ = self.attention(None, attention_mask, projected=projected, **kwargs)
@@ -135,7 +139,7 @@ class TokenMixupCctLayer(TokenMixupLayerMixin, CctLayer):
         projected: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> QueryKey:
-        """See `hf_tokenmixup.saliency.SupportsAttentionSaliency`. `projected` is that of `share_projection`."""
+        """See `hf_tokenmixup.saliency.SupportsAttentionSaliency`. `projected` is that of `project_input`."""
         attention, sources = self.attention, hidden if memory is None else torch.cat([hidden, memory], dim=1)
         if projected is not None:
             query, key = _copy_for_products(attention.split_heads(projected, 3)[:2])
@@ -148,8 +152,8 @@ class TokenMixupCctLayer(TokenMixupLayerMixin, CctLayer):
         if cls_query_only:
             query = attention.split_heads(F.linear(normed[:, :1], query_weight), 1)[0]
             return QueryKey(project_queries_to_inputs(query, key_weight), normed[:, None], attention.scaling)
-        projected = F.linear(normed, attention.qkv.weight[: 2 * len(key_weight)])
-        query, key = _copy_for_products(attention.split_heads(projected, 2))
+        query_key = F.linear(normed, attention.qkv.weight[: 2 * len(key_weight)])
+        query, key = _copy_for_products(attention.split_heads(query_key, 2))
         return QueryKey(query[:, :, :num_queries], key, attention.scaling)
 
     def forward_with_attention(self, hidden: torch.Tensor, attention: torch.Tensor, **kwargs: Any) -> torch.Tensor:
@@ -163,7 +167,7 @@ class TokenMixupCctLayer(TokenMixupLayerMixin, CctLayer):
 def _copy_for_products(query_key: torch.Tensor) -> torch.Tensor:
     """Lay out queries and keys (2, B, H, N, d) for their product in one copy, instead of one for each operand.
 
-    On a CPU, the product is computed in chunks, and its copies of each chunk stay in the cache.
+    On a CPU, the product is computed in chunks, and the copies of a chunk fit in the cache.
     """
     return query_key if query_key.device.type == "cpu" else query_key.contiguous()
 

@@ -35,12 +35,12 @@ def run_step(model, batch, **kwargs):
 
 def run_separately(model, batch, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(TokenMixupCctLayer, "share_projection", lambda self, hidden: None)
+        patch.setattr(TokenMixupCctLayer, "project_input", lambda self, hidden: None)
         return run_step(model, batch)
 
 
 @pytest.mark.parametrize("mixing", [{}, {"horizontal_layers": [1]}, {"vertical_detach": True}])
-def test_shared_projection_has_values_of_separate_ones_and_saves_their_products(mixing, batch, monkeypatch):
+def test_single_projection_has_values_of_separate_ones_and_saves_their_products(mixing, batch, monkeypatch):
     model = build(vertical_layers=[2], vertical_kappa=3, **mixing)
     output, gradients, flops = run_step(model, batch)
     expected_output, expected_gradients, expected_flops = run_separately(model, batch, monkeypatch)
@@ -57,17 +57,23 @@ def add_hook(model):
         layer.attention.qkv.register_forward_hook(lambda *args: None)
 
 
+def add_attention_hook(model):
+    for layer in model.get_transformer_layers():
+        layer.attention.register_forward_pre_hook(lambda module, args: (2 * args[0], *args[1:]))
+
+
 SEPARATE = {
     "a CLS query": ({"pooling": "cls", "tokenizer": "patch", "patch_size": 4}, None, None),
     "random saliency": ({"saliency_detector": "random"}, None, None),
     "autocast": ({}, None, torch.bfloat16),
     "hooks of the projection": ({}, add_hook, None),
+    "hooks of the attention": ({}, add_attention_hook, None),
     "gradient checkpointing": ({}, enable_checkpointing, None),
 }
 
 
 @pytest.mark.parametrize("case", SEPARATE)
-def test_share_projection_where_saliency_or_memory_would_suffer_is_not_used(case, batch, monkeypatch):
+def test_project_input_unsupported_setting_projects_separately(case, batch, monkeypatch):
     settings, change, dtype = SEPARATE[case]
     model = build(vertical_layers=[2], vertical_kappa=3, **settings)
     if change is not None:
@@ -79,7 +85,7 @@ def test_share_projection_where_saliency_or_memory_would_suffer_is_not_used(case
     assert all(torch.equal(gradient, expected_gradients[name]) for name, gradient in gradients.items())
 
 
-def test_shared_projection_vertical_layer_that_provides_tokens_projects_its_memory_too(batch, monkeypatch):
+def test_single_projection_vertical_layer_that_provides_tokens_projects_its_memory_too(batch, monkeypatch):
     model = build(vertical_layers=[1, 2], vertical_kappa=3)
     output, _, flops = run_step(model, batch)
     expected_output, _, expected_flops = run_separately(model, batch, monkeypatch)
@@ -87,7 +93,7 @@ def test_shared_projection_vertical_layer_that_provides_tokens_projects_its_memo
     assert expected_flops - flops == 2 * BATCH * TOKENS * WIDTH * 2 * WIDTH  # layer 0 alone
 
 
-def test_shared_projection_output_attentions_has_the_attention_of_each_layer(batch):
+def test_single_projection_output_attentions_has_the_attention_of_each_layer(batch):
     model = build(vertical_layers=[2], attention_probs_dropout_prob=0.0, attn_implementation="eager", vertical_kappa=3)
     output, *_ = run_step(model, batch, output_attentions=True)
     assert [tuple(attention.shape[2:]) for attention in output.attentions] == [
@@ -97,3 +103,13 @@ def test_shared_projection_output_attentions_has_the_attention_of_each_layer(bat
         (TOKENS, TOKENS),
     ]
     torch.testing.assert_close(output.attentions[0].sum(-1), torch.ones(BATCH, 2, TOKENS))
+
+
+def test_single_projection_gradients_match_gradient_checkpointing(batch):
+    model = build(vertical_layers=[2], vertical_kappa=3)
+    output, gradients, _ = run_step(model, batch)
+    enable_checkpointing(model)
+    checkpointed, checkpointed_gradients, _ = run_step(model, batch)
+    assert torch.equal(output.logits, checkpointed.logits) and gradients.keys() == checkpointed_gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, checkpointed_gradients[name], msg=name)
