@@ -35,3 +35,8 @@ def test_count_work_with_few_images_counts_their_operators_only():
     left, right = torch.ones(2, 3), torch.ones(3, 5)
     chunks = count_work(lambda: [row @ right for row in left.split(1)], lambda: left @ right)
     assert (chunks.operators, chunks.flops) == (1, 2 * 2 * 3 * 5)
+
+
+def test_count_work_of_list_of_tensors_counts_each():
+    parts = [torch.ones(2, 3), torch.ones(4, 3)]
+    assert count_work(lambda: torch.cat(parts)).moved_bytes == 2 * 4 * 18

@@ -1,7 +1,7 @@
 """What a training step computes, free of noise: operators (kernel launches), floating-point operations and bytes."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 # Operators that launch no kernel, besides those that return views.
@@ -39,8 +38,8 @@ class CountOperators(TorchDispatchMode):
     Attributes:
         counts: number of calls by the name of the operator.
         flops: floating-point operations, by torch's formulas.
-        moved_bytes: bytes of all tensors that the operators take and return. Within an operator, temporary tensors
-            and repeated reads do not count.
+        moved_bytes: bytes of all tensors that the operators take and return, of an expanded tensor at most those of its
+            memory. Within an operator, temporary tensors and repeated reads do not count.
     """
 
     def __init__(self) -> None:
@@ -56,7 +55,8 @@ class CountOperators(TorchDispatchMode):
         name = func.__name__.partition(".")[0]
         if not (func.is_view or name in FREE_OPERATORS):
             self.counts[name] += 1
-            self.moved_bytes += sum(_stored_bytes(value) for value in tree_leaves((args, kwargs, result)))
+            tensors = _tensors_in([*args, *(kwargs or {}).values(), result])
+            self.moved_bytes += sum(min(tensor.nbytes, tensor.untyped_storage().nbytes()) for tensor in tensors)
         return result
 
 
@@ -86,6 +86,10 @@ def count_work(
     return Work(counts.total(), flop_counter.flops, counter.moved_bytes)
 
 
-def _stored_bytes(value: Any) -> int:
-    """Bytes of a tensor, at most those of its memory, which an expanded tensor repeats; 0 for other values."""
-    return min(value.nbytes, value.untyped_storage().nbytes()) if isinstance(value, torch.Tensor) else 0
+def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """Tensors among arguments or results of an operator, which may be in lists."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors_in(item)
