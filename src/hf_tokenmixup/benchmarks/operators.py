@@ -38,8 +38,8 @@ class CountOperators(TorchDispatchMode):
     Attributes:
         counts: number of calls by the name of the operator.
         flops: floating-point operations, by torch's formulas.
-        moved_bytes: bytes of all tensors that the operators take and return, of an expanded tensor at most those of its
-            memory. Within an operator, temporary tensors and repeated reads do not count.
+        moved_bytes: bytes of all tensors that the operators take and return; an expanded tensor has at most those of
+            its memory. Within an operator, temporary tensors and repeated reads do not count.
     """
 
     def __init__(self) -> None:
