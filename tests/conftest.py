@@ -32,3 +32,13 @@ def hub(monkeypatch, tmp_path):
         yield server
     # Some versions of the client request this path by themselves.
     assert not [request for request in server.unknown_requests if request.path != "/api/agent-harnesses"]
+
+
+@pytest.fixture
+def separate_projections(monkeypatch):
+    """Project the input of CCT layers for saliency and for attention separately, as gradient checkpointing does.
+
+    One projection for both adds its gradient in another order, so that gradients are equal to rounding only.
+    """
+    layer = "hf_tokenmixup.models.cct.modeling_tokenmixup_cct.TokenMixupCctLayer"
+    monkeypatch.setattr(f"{layer}.project_input", lambda self, hidden: None)

@@ -7,15 +7,9 @@ import pytest
 from helpers.families import BOTH
 from helpers.family_steps import DROPOUT, assert_same_step, layer_path, step
 
-from hf_tokenmixup.models.cct.modeling_tokenmixup_cct import TokenMixupCctLayer
 from hf_tokenmixup.models.gradient_checkpointing import enable_checkpointing
 
-
-@pytest.fixture(autouse=True)
-def separate_projections(monkeypatch):
-    """Without checkpointing, a projection that saliency also uses adds its gradient in another order."""
-    monkeypatch.setattr(TokenMixupCctLayer, "project_input", lambda self, hidden: None)
-
+pytestmark = pytest.mark.usefixtures("separate_projections")
 
 # For code that does not depend on the family.
 general = pytest.mark.parametrize("build", ["vit", "cct"], indirect=True)

@@ -56,6 +56,7 @@ def plain_cct():
     return tokenmixup_cct().to_plain_model()
 
 
+@pytest.mark.usefixtures("separate_projections")
 @pytest.mark.parametrize("make_model", [tokenmixup_vit, tokenmixup_cct, plain_vit, plain_cct])
 @pytest.mark.parametrize("frozen", [("embeddings",), ("embeddings", ".layers.0.", ".layers.1.")])
 def test_gradient_checkpointing_reentrant_with_frozen_weights_trains_other_weights(arguments, make_model, frozen):
