@@ -24,6 +24,7 @@ class HorizontalMixRecord(NamedTuple):
         saliency: (B, T) saliency of the tokens before mixing.
         partner: (B,) int64 index of each image's partner.
         replaced: (B, T) bool, True where a patch token was replaced by the partner's token.
+        rows: (B, N) int64 row of each mixed token among all tokens (B * N, D) before mixing.
         statistics: label weights and saliency gains per image.
     """
 
@@ -33,6 +34,7 @@ class HorizontalMixRecord(NamedTuple):
     saliency: torch.Tensor
     partner: torch.Tensor
     replaced: torch.Tensor
+    rows: torch.Tensor
     statistics: MixStatistics
 
 
@@ -144,5 +146,7 @@ def apply_horizontal_mixup(
     easy = torch.ones_like(image_difficulty, dtype=torch.bool) if tau is None else image_difficulty < tau
     saliency = saliency_fn(hidden.detach())
     mix, statistics = horizontal_mix_from_config(hidden, targets, saliency, easy, config)
-    record = HorizontalMixRecord(logits, image_difficulty, easy, saliency, mix.partner, mix.replaced, statistics)
+    record = HorizontalMixRecord(
+        logits, image_difficulty, easy, saliency, mix.partner, mix.replaced, mix.rows, statistics
+    )
     return mix.hidden, mix.targets, loss, record

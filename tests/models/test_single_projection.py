@@ -39,17 +39,34 @@ def run_separately(model, batch, monkeypatch):
         return run_step(model, batch)
 
 
-@pytest.mark.parametrize("mixing", [{}, {"horizontal_layers": [1]}, {"vertical_detach": True}])
-def test_single_projection_has_values_of_separate_ones_and_saves_their_products(mixing, batch, monkeypatch):
-    model = build(vertical_layers=[2], vertical_kappa=3, **mixing)
+VTM = {"vertical_layers": [2], "vertical_kappa": 3}  # layers 0 and 1 provide tokens
+THRESHOLDS = {"horizontal_tau": None, "horizontal_rho": 0.0}  # all images are easy, any gain replaces a token
+HTM = {"horizontal_layers": [1], **THRESHOLDS} | {f"{name}_relative": None for name in THRESHOLDS}
+VALUES = {
+    "vtm": (VTM, 2),
+    "vtm detached": (VTM | {"vertical_detach": True}, 2),
+    "htm": (HTM, 1),
+    "htm twice": (HTM | {"horizontal_layers": [0, 3]}, 2),
+    "both": (VTM | HTM, 3),
+    "both, random choices": (VTM | HTM | {"assignment": "random", "token_selection": "random"}, 3),
+    "complete maps": (VTM | HTM | {"saliency_route": "output_attentions"}, 3),
+}
+
+
+@pytest.mark.parametrize("case", VALUES)
+def test_single_projection_has_values_of_separate_ones_and_saves_their_products(case, batch, monkeypatch):
+    mixing, num_detections = VALUES[case]
+    model = build(**mixing)
     output, gradients, flops = run_step(model, batch)
     expected_output, expected_gradients, expected_flops = run_separately(model, batch, monkeypatch)
     assert torch.equal(output.loss, expected_output.loss) and torch.equal(output.logits, expected_output.logits)
+    records = output.horizontal or ()
+    assert len(records) == len(mixing.get("horizontal_layers", ())) and all(r.replaced.any() for r in records)
     assert gradients.keys() == expected_gradients.keys()
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, expected_gradients[name], msg=name)
     query_and_key = 2 * BATCH * TOKENS * WIDTH * 2 * WIDTH
-    assert expected_flops - flops == 2 * query_and_key  # layers 0 and 1 provide tokens
+    assert expected_flops - flops == num_detections * query_and_key
 
 
 def add_hook(model):
@@ -72,10 +89,11 @@ SEPARATE = {
 }
 
 
+@pytest.mark.parametrize("mixing", [HTM, VTM], ids=["htm", "vtm"])
 @pytest.mark.parametrize("case", SEPARATE)
-def test_project_input_unsupported_setting_projects_separately(case, batch, monkeypatch):
+def test_project_input_unsupported_setting_projects_separately(case, mixing, batch, monkeypatch):
     settings, change, dtype = SEPARATE[case]
-    model = build(vertical_layers=[2], vertical_kappa=3, **settings)
+    model = build(**mixing, **settings)
     if change is not None:
         change(model)
     with torch.autocast("cpu", dtype) if dtype else nullcontext():

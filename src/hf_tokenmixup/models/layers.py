@@ -10,7 +10,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers.models.vit.modeling_vit import eager_attention_forward
 
 from ..configuration import TokenMixupConfigMixin
-from ..functional import manifold_mix, mix_with_partner
+from ..functional import gather_rows, manifold_mix, mix_with_partner
 from ..horizontal import ScoreNet, apply_horizontal_mixup
 from ..saliency import attention_saliency, eval_mode, random_saliency
 from .gradient_checkpointing import checkpoint_layer
@@ -172,9 +172,21 @@ class TokenMixupLayerMixin(nn.Module):
             hidden: (B, N, D) input of the layer.
 
         Returns:
-            What `compute_query_key` and `base_forward` take as `projected`; None if each projects its input.
+            (B, N, E), what `compute_query_key` and `base_forward` take as `projected`; None if each projects its input.
         """
         return None
+
+    def attach_projection(self, hidden: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """Connect known values of the projection to the graph, for families that define `project_input`.
+
+        Args:
+            hidden: (B, N, D) input of the layer.
+            values: (B, N, E) values of `project_input(hidden)`, without gradient.
+
+        Returns:
+            (B, N, E) the same values, with the gradient of `project_input`.
+        """
+        raise NotImplementedError
 
     def add_memory_positions(
         self, layer_kwargs: Mapping[str, Any], positions_fn: Callable[[], torch.Tensor]
@@ -223,13 +235,16 @@ class TokenMixupLayerMixin(nn.Module):
         """
         if context.manifold is not None and self.layer_index in self.config.manifold_mixup_layers:
             hidden_states = self._apply_manifold_mixup(hidden_states, context)
-        if self.is_horizontal:
-            hidden_states = self._apply_horizontal_mixup(hidden_states, context, layer_kwargs)
         memory = context.memory.tokens() if self.is_vertical and context.memory.num_tokens else None
+        # With checkpointing, the layer computes its projection again in the backward pass.
+        project_once = (
+            memory is None and self.config.saliency_detector == "attention" and not self.gradient_checkpointing
+        )
         projected = None
+        if self.is_horizontal:
+            hidden_states, projected = self._apply_horizontal_mixup(hidden_states, context, layer_kwargs, project_once)
         if self.feeds_vertical_memory and context.memory.kappa:
-            # With checkpointing, the layer computes its projection again in the backward pass.
-            if memory is None and self.config.saliency_detector == "attention" and not self.gradient_checkpointing:
+            if projected is None and project_once:
                 projected = self.project_input(hidden_states)
             if projected is not None:
                 layer_kwargs = {**layer_kwargs, "projected": projected.detach()}
@@ -238,8 +253,22 @@ class TokenMixupLayerMixin(nn.Module):
         return hidden_states, memory, projected
 
     def _apply_horizontal_mixup(
-        self, hidden_states: torch.Tensor, context: TokenMixupContext, layer_kwargs: Mapping[str, Any]
-    ) -> torch.Tensor:
+        self,
+        hidden_states: torch.Tensor,
+        context: TokenMixupContext,
+        layer_kwargs: Mapping[str, Any],
+        project_once: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Apply HTM. With `project_once`, return the projection of the mixed tokens too, see `project_input`.
+
+        Normalization and projection treat each token alone, so mixing the projections replaces projecting again.
+        """
+        projected = None
+        if project_once and not self.config.rollout_steps:
+            with torch.no_grad():
+                projected = self.project_input(hidden_states)
+            if projected is not None:
+                layer_kwargs = {**layer_kwargs, "projected": projected}
         rollout_layers = context.layers[self.layer_index : self.layer_index + self.config.rollout_steps + 1]
         saliency_fn = partial(self._detect_saliency, rollout_layers, context, layer_kwargs=layer_kwargs)
         hidden_states, context.targets, loss, record = apply_horizontal_mixup(
@@ -250,7 +279,9 @@ class TokenMixupLayerMixin(nn.Module):
         context.horizontal_records.append(record)
         if context.saliency is not None:
             context.saliency = torch.where(record.replaced, record.saliency[record.partner], record.saliency)
-        return hidden_states
+        if projected is not None:
+            projected = self.attach_projection(hidden_states, gather_rows(projected, record.rows))
+        return hidden_states, projected
 
     def _apply_manifold_mixup(self, hidden_states: torch.Tensor, context: TokenMixupContext) -> torch.Tensor:
         position, lam, partner = context.manifold

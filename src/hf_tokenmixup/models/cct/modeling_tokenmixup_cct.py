@@ -64,7 +64,7 @@ class TokenMixupCctConfig(TokenMixupConfigMixin, CctConfig):
 class VerticalCctAttention(CctAttention):
     """Self-attention with additional keys and values from a memory of salient tokens, Eq. (13).
 
-    In layers that provide these tokens, it takes the projection that their saliency was computed from.
+    In layers that mix or provide tokens, it takes the projection that their saliency was computed from.
     """
 
     def forward(
@@ -101,9 +101,9 @@ class TokenMixupCctLayer(TokenMixupLayerMixin, CctLayer):
     vertical_attention_class = VerticalCctAttention
 
     def init_tokenmixup(self, config: TokenMixupCctConfig, layer_index: int) -> None:
-        """See `TokenMixupLayerMixin`. The attention of layers that provide tokens takes their projection."""
+        """See `TokenMixupLayerMixin`. The attention takes the projection of tokens whose saliency is detected."""
         super().init_tokenmixup(config, layer_index)
-        if self.feeds_vertical_memory:
+        if self.feeds_vertical_memory or self.is_horizontal:
             self.attention.__class__ = self.vertical_attention_class
 
     def project_input(self, hidden: torch.Tensor) -> torch.Tensor | None:
@@ -116,6 +116,10 @@ class TokenMixupCctLayer(TokenMixupLayerMixin, CctLayer):
         ):
             return None
         return self.attention.qkv(self.pre_norm(hidden))
+
+    def attach_projection(self, hidden: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """See `TokenMixupLayerMixin`."""
+        return _KnownProjection.apply(self.pre_norm(hidden), self.attention.qkv.weight, values)
 
     def base_forward(
         self,
@@ -162,6 +166,23 @@ class TokenMixupCctLayer(TokenMixupLayerMixin, CctLayer):
         attn_output = self.attention.proj((attention.to(value.dtype) @ value).transpose(1, 2).flatten(2))
         hidden = self.norm1(hidden + attn_output)
         return hidden + self.linear2(self.activation(self.linear1(hidden)))
+
+
+class _KnownProjection(torch.autograd.Function):
+    """A linear layer without bias whose values (B, N, E) are known. Only its gradients are computed."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(hidden, weight)
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
+        hidden, weight = ctx.saved_tensors
+        rows = grad.flatten(0, 1)
+        grad_hidden = (rows @ weight).view_as(hidden) if ctx.needs_input_grad[0] else None
+        grad_weight = rows.mT @ hidden.flatten(0, 1) if ctx.needs_input_grad[1] else None
+        return grad_hidden, grad_weight, None
 
 
 def _copy_for_products(query_key: torch.Tensor) -> torch.Tensor:
