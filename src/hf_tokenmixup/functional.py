@@ -37,14 +37,12 @@ class HorizontalMix(NamedTuple):
         targets: (B, C) class distributions after mixing.
         partner: (B,) int64 index of each image's partner; an image that is not easy is its own partner.
         replaced: (B, T) bool, True where a patch token was replaced by the partner's token.
-        rows: (B, N) int64 row of each mixed token among all tokens (B * N, D) before mixing.
     """
 
     hidden: torch.Tensor
     targets: torch.Tensor
     partner: torch.Tensor
     replaced: torch.Tensor
-    rows: torch.Tensor
 
 
 class MixStatistics(NamedTuple):
@@ -534,7 +532,7 @@ def horizontal_mix(
         generator: random number generator of the random choices; None uses torch's default generator.
 
     Returns:
-        A `HorizontalMix` of tokens, targets, partners, replaced tokens and their rows.
+        A `HorizontalMix` of tokens, targets, partners and replaced tokens.
 
     Raises:
         ValueError: if a choice is unknown, `rho` is negative or NaN, or `saliency` is not of shape (B, T).
@@ -581,11 +579,11 @@ def horizontal_mix_with_statistics(
     token_selection: str = "saliency",
     relabel: str = "saliency",
     generator: torch.Generator | None = None,
-) -> tuple[HorizontalMix, MixStatistics]:
+) -> tuple[HorizontalMix, MixStatistics, torch.Tensor]:
     """Horizontal TokenMixup with statistics per image. Arguments and errors are those of `horizontal_mix`.
 
     Returns:
-        A `HorizontalMix` and its `MixStatistics`.
+        A `HorizontalMix`, its `MixStatistics`, and the rows (B, N) of the mixed tokens, see `mixed_rows`.
     """
     validate_choice("assignment", assignment, ASSIGNMENTS)
     validate_choice("token_selection", token_selection, TOKEN_SELECTIONS)
@@ -618,9 +616,8 @@ def horizontal_mix_with_statistics(
         targets=_interpolate_targets(targets, partner, partner_weight),
         partner=partner,
         replaced=replaced,
-        rows=rows,
     )
-    return mix, MixStatistics(partner_weight, gain, random_gain, is_easy)
+    return mix, MixStatistics(partner_weight, gain, random_gain, is_easy), rows
 
 
 def select_salient_tokens(

@@ -24,8 +24,8 @@ class HorizontalMixRecord(NamedTuple):
         saliency: (B, T) saliency of the tokens before mixing.
         partner: (B,) int64 index of each image's partner.
         replaced: (B, T) bool, True where a patch token was replaced by the partner's token.
-        rows: (B, N) int64 row of each mixed token among all tokens (B * N, D) before mixing.
         statistics: label weights and saliency gains per image.
+        rows: (B, N) int64 row of each mixed token among all tokens (B * N, D) before mixing.
     """
 
     scorenet_logits: torch.Tensor
@@ -34,8 +34,8 @@ class HorizontalMixRecord(NamedTuple):
     saliency: torch.Tensor
     partner: torch.Tensor
     replaced: torch.Tensor
-    rows: torch.Tensor
     statistics: MixStatistics
+    rows: torch.Tensor
 
 
 class ScoreNet(nn.Module):
@@ -89,7 +89,7 @@ def horizontal_mix_from_config(
     *,
     rho: float | None = None,
     generator: torch.Generator | None = None,
-) -> tuple[HorizontalMix, MixStatistics]:
+) -> tuple[HorizontalMix, MixStatistics, torch.Tensor]:
     """Call `hf_tokenmixup.functional.horizontal_mix_with_statistics` with the settings of a configuration.
 
     Args:
@@ -145,8 +145,6 @@ def apply_horizontal_mixup(
     tau = config.effective_tau
     easy = torch.ones_like(image_difficulty, dtype=torch.bool) if tau is None else image_difficulty < tau
     saliency = saliency_fn(hidden.detach())
-    mix, statistics = horizontal_mix_from_config(hidden, targets, saliency, easy, config)
-    record = HorizontalMixRecord(
-        logits, image_difficulty, easy, saliency, mix.partner, mix.replaced, mix.rows, statistics
-    )
+    mix, statistics, rows = horizontal_mix_from_config(hidden, targets, saliency, easy, config)
+    record = HorizontalMixRecord(logits, image_difficulty, easy, saliency, mix.partner, mix.replaced, statistics, rows)
     return mix.hidden, mix.targets, loss, record

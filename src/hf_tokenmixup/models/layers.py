@@ -172,7 +172,7 @@ class TokenMixupLayerMixin(nn.Module):
             hidden: (B, N, D) input of the layer.
 
         Returns:
-            (B, N, E), what `compute_query_key` and `base_forward` take as `projected`; None if each projects its input.
+            (B, N, E), which `compute_query_key` and `base_forward` take as `projected`; None if both project.
         """
         return None
 

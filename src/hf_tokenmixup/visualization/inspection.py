@@ -163,7 +163,7 @@ def trace_horizontal_mixup(
     )
     rho = config.effective_rho(saliency.shape[1]) if rho is None else rho
     easy = _select_easy(model, hidden, targets, layer, tau)
-    mix, _ = horizontal_mix_from_config(hidden, targets, saliency, easy, config, rho=rho, generator=generator)
+    mix, *_ = horizontal_mix_from_config(hidden, targets, saliency, easy, config, rho=rho, generator=generator)
     return HorizontalMixTrace(
         layer=layer,
         rho=rho,
