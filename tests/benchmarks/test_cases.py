@@ -9,10 +9,12 @@ from helpers.tiny_training import CLASSES, VIT, tokenmixup_vit
 from hf_tokenmixup.benchmarks.cases import (
     clone_with_config,
     compute_layer_input,
+    copy_cases,
     detection_cases,
     layer_saliency,
     make_training_step,
     relative_gain,
+    set_easy_fraction,
     step_cases,
     training_models,
 )
@@ -194,3 +196,41 @@ def test_layer_saliency_depends_on_rollout_steps(model, images):
     hidden = compute_layer_input(model, images, 0)
     one, two, three = (layer_saliency(model, hidden, 0, steps) for steps in range(3))
     assert not torch.equal(one, two) and not torch.equal(two, three)
+
+
+@pytest.mark.parametrize("easy", [1, 3, 5])
+def test_set_easy_fraction_makes_that_fraction_easy(images, labels, easy):
+    model = clone_with_config(vit(), **HTM)
+    set_easy_fraction(model, images, labels, (easy - 0.5) / BATCH)
+    (record,) = model(pixel_values=images, labels=labels).horizontal
+    assert record.easy.sum() == easy
+    assert record.difficulty[record.easy].max() < record.difficulty[~record.easy].min()
+
+
+def test_copy_cases_differ_in_the_wait_alone(images, labels, monkeypatch):
+    model, losses, copies = vit(), [], []
+    forward, to = model.forward, torch.Tensor.to
+    monkeypatch.setattr(model, "forward", lambda **batch: losses.append(forward(**batch)) or losses[-1])
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, *args, **kwargs: copies.append(kwargs) or to(self, *args))
+    cases = copy_cases(model, images, labels, torch.device("cpu"))
+    for name, non_blocking in (("blocking copy", False), ("non-blocking copy", True)):
+        copies.clear()
+        cases[name]()
+        assert copies.count({"non_blocking": non_blocking}) == 2
+    assert torch.equal(losses[0].loss, losses[1].loss) and torch.isfinite(losses[0].loss)
+
+
+@pytest.mark.parametrize("mode", ["eager", "default", "reduce-overhead"])
+def test_make_training_step_compiles_in_the_mode(images, labels, mode, monkeypatch):
+    modes, calls = [], []
+
+    def compile_model(model, mode):
+        modes.append(mode)
+        return lambda **batch: calls.append(mode) or model(**batch)
+
+    monkeypatch.setattr(torch, "compile", compile_model)
+    step = make_training_step(vit(), images, labels, compile_mode=mode)
+    step()
+    step()
+    expected = [] if mode == "eager" else [mode]
+    assert modes == expected and calls == 2 * expected  # compiled once

@@ -31,6 +31,9 @@ SYSTEMS = {
 }
 
 
+VARIANTS = ("gradient", "random", "random partners", "full rollout", "rho 0.01", "groups of 4", "full maps")
+
+
 @pytest.fixture(scope="module")
 def module():
     return import_command("benchmark")
@@ -84,9 +87,7 @@ def test_benchmark_of_network_writes_tables_and_json(script, tmp_path, capsys):
     pieces = ["gain", "transfer", "assignment", "assignment, groups of 4", "mixing", "complete step"]
     assert list(step["timings"]) == pieces and list(step["relative_gain"]) == ["assignment, groups of 4"]
     assert 0 < step["relative_gain"]["assignment, groups of 4"] <= 1
-    variants = [
-        f"HTM, {name}" for name in ("gradient", "random", "full rollout", "rho 0.01", "groups of 4", "full maps")
-    ]
+    variants = [f"HTM, {name}" for name in VARIANTS]
     assert list(training["timings"]) == ["plain", *SYSTEMS, *variants] == list(training["peak_memory"])
     assert training["peak_memory"]["HTM"] > training["peak_memory"]["plain"] > 4 * build().num_parameters()
 
@@ -118,6 +119,66 @@ def test_benchmark_of_network_writes_tables_and_json(script, tmp_path, capsys):
 def test_benchmark_without_variants_trains_the_systems_only(script, tmp_path):
     result = run(script, tmp_path, "--model", "tiny", "--part", "training", "--systems_only")
     assert list(result["training"]["timings"]) == ["plain", *SYSTEMS]
+
+
+def test_benchmark_with_compile_modes_has_a_table_of_each(script, tmp_path, capsys, monkeypatch):
+    modes = []
+    monkeypatch.setattr(torch, "compile", lambda model, mode: modes.append(mode) or model)
+    arguments = ["--model", "tiny", "--part", "training", "--systems_only"]
+    result = run(script, tmp_path, *arguments, "--compile_mode", "eager", "reduce-overhead")["training"]
+    text, compiled = capsys.readouterr().out, result["compiled"]["reduce-overhead"]
+    assert modes == ["reduce-overhead"] * 4 and list(result["compiled"]) == ["reduce-overhead"]
+    assert list(result["timings"]) == list(compiled["timings"]) == ["plain", *SYSTEMS]
+    assert "work" in result and "work" not in compiled  # operators are counted without compiler
+    for title, part in (("training step", result), ("training step, compiled, mode reduce-overhead", compiled)):
+        shown = float(table(text, title)["HTM"][0])
+        assert shown == pytest.approx(1000 * part["timings"]["HTM"]["seconds"]["median"], rel=0.02)
+
+
+def test_benchmark_with_easy_fraction_mixes_a_part_of_the_images(script, tmp_path, monkeypatch):
+    easy, build_models = {}, script.training_models
+
+    def training_models(*args, **kwargs):
+        models = build_models(*args, **kwargs)
+        for name, model in models.items():
+            forward = model.forward
+
+            def record(name=name, forward=forward, **batch):
+                output = forward(**batch)
+                for layer in getattr(output, "horizontal", None) or ():
+                    easy.setdefault(name, []).append(layer.easy.float().mean().item())
+                return output
+
+            model.forward = record
+        return models
+
+    monkeypatch.setattr(script, "training_models", training_models)
+    run(script, tmp_path, "--model", "tiny", "--part", "training", "--systems_only", "--easy_fraction", "0.25")
+    assert list(easy) == ["HTM", "HTM + VTM"]
+    # The first step sets tau. This network has no dropout, so the others mix the same images.
+    assert all(fractions[0] == 1 and set(fractions[1:]) == {0.25} for fractions in easy.values())
+
+
+def test_benchmark_on_device_has_its_idle_time(script, tmp_path, monkeypatch, capsys):
+    """The trace of a device is simulated, since its table needs no device."""
+    arguments = ["--model", "tiny", "--part", "training", "--systems_only", *BRIEF, "--json", tmp_path / "costs.json"]
+    args, others = script.parse_options(list(map(str, arguments)))
+    setup = script.build_setup(args, others)
+    idle = iter([0.1, 0.2, 0.3, 0.4])
+    monkeypatch.setattr(script, "device_idle_fraction", lambda step, device: next(idle))
+    for name in ("peak_memory", "count_work"):
+        monkeypatch.setattr(script, name, lambda step, *args, name=name, call=getattr(script, name): call(step))
+    args.device = "cuda"
+    result = script.measure_training(setup, args, {"rounds": 2, "warmup": 1})
+    assert result["device_idle"] == {"plain": 0.1, "HTM": 0.2, "VTM": 0.3, "HTM + VTM": 0.4}
+    shown = table(capsys.readouterr().out, "training step")
+    assert [row[-1] for row in shown.values()] == ["10.0%", "20.0%", "30.0%", "40.0%"]
+
+
+def test_parse_options_default_parts_are_those_of_the_device(script, monkeypatch):
+    assert script.parse_options(["--device", "cpu"])[0].part == [part for part in script.PARTS if part != "copies"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert script.parse_options([])[0].part == list(script.PARTS)
 
 
 def test_benchmark_of_optimizations_skips_unsupported(script, tmp_path, capsys):
@@ -215,6 +276,11 @@ def test_benchmark_of_parameters_matches_paper(script, tmp_path, monkeypatch, ca
         (["--rho", "-0.1"], "--rho must be at least 0 and below 1, got -0.1"),
         (["--rho", "nan"], "--rho must be at least 0 and below 1, got nan"),
         (["--group_size", "8", "1"], "--group_size must be at least 2, got 1"),
+        (["--easy_fraction", "0"], "--easy_fraction must be above 0 and at most 1, got 0"),
+        (["--easy_fraction", "1.5"], "--easy_fraction must be above 0 and at most 1, got 1.5"),
+        (["--compile_mode", "fast"], "invalid choice: 'fast'"),
+        (["--device", "cpu", "--dtype", "tf32"], "--dtype tf32 needs a CUDA device. Use fp32 or bf16"),
+        (["--device", "cpu", "--part", "copies"], "--part copies measures copies to a CUDA device. Omit it"),
         (["--device", "tpu"], "--device must be cpu, cuda or cuda:NUMBER, got tpu"),
         (["--json", "."], "--json must name a file"),
     ],

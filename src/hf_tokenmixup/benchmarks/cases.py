@@ -167,7 +167,11 @@ def relative_gain(saliency: torch.Tensor, rho: float, group_sizes: Iterable[int]
 
 
 def make_training_step(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, autocast: torch.dtype | None = None
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    autocast: torch.dtype | None = None,
+    compile_mode: str = "eager",
 ) -> Call:
     """Build a function that runs forward and backward and then deletes the gradients. It has no optimizer.
 
@@ -176,15 +180,63 @@ def make_training_step(
         images: (B, 3, H, W).
         labels: Labels for the model.
         autocast: dtype for autocast. None: no autocast.
+        compile_mode: mode of `torch.compile`; `"eager"` does not compile.
     """
+    forward = model if compile_mode == "eager" else torch.compile(model, mode=compile_mode)
 
     def step() -> None:
+        if compile_mode != "eager":
+            torch.compiler.cudagraph_mark_step_begin()
         with torch.autocast(images.device.type, autocast) if autocast else nullcontext():
-            loss = model(pixel_values=images, labels=labels).loss
+            loss = forward(pixel_values=images, labels=labels).loss
         loss.backward()
         model.zero_grad()
 
     return step
+
+
+def copy_cases(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    device: torch.device | str,
+    autocast: torch.dtype | None = None,
+) -> dict[str, Call]:
+    """Build training steps that start with the copy of their batch to the device.
+
+    Args:
+        model: A model in training mode, on the device.
+        images: (B, 3, H, W) on the CPU, in pinned memory for a copy that the CPU does not wait for.
+        labels: Labels for the model, on the CPU.
+        device: The device.
+        autocast: dtype for autocast. None: no autocast.
+
+    Returns:
+        Steps by name: with a `blocking copy`, for which the CPU waits, and with a `non-blocking copy`.
+    """
+
+    def step(non_blocking: bool) -> None:
+        batch = [tensor.to(device, non_blocking=non_blocking) for tensor in (images, labels)]
+        make_training_step(model, *batch, autocast)()
+
+    return {"blocking copy": lambda: step(False), "non-blocking copy": lambda: step(True)}
+
+
+def set_easy_fraction(
+    model: TokenMixupModelMixin, images: torch.Tensor, labels: torch.Tensor, fraction: float
+) -> None:
+    """Set tau of a model so that about a fraction of the images are easy. Dropout makes the number vary.
+
+    Args:
+        model: A model in training mode with horizontal layers.
+        images: (B, 3, H, W).
+        labels: Labels for the model.
+        fraction: Fraction in (0, 1) of easy images.
+    """
+    with torch.no_grad():
+        records = model(pixel_values=images, labels=labels).horizontal
+    difficulty = torch.cat([record.difficulty for record in records])
+    model.config.horizontal_tau = difficulty.quantile(fraction).item()
 
 
 def training_models(
@@ -196,8 +248,8 @@ def training_models(
 ) -> dict[str, nn.Module]:
     """Build the base model, the model with each setting, and variants of the first setting.
 
-    The variants have the other saliency detectors, complete attention maps, other values of rho, and an assignment
-    within groups.
+    The variants have the other saliency detectors, complete attention maps, random partners, other values of rho, and
+    an assignment within groups.
 
     Args:
         model: Model whose weights are shared.
@@ -213,6 +265,7 @@ def training_models(
     config = clone_with_config(model, **settings).config
     variants = {"gradient": {"saliency_detector": "gradient"}, "random": {"saliency_detector": "random"}}
     if config.horizontal_layers:
+        variants["random partners"] = {"assignment": "random"}
         variants["full rollout"] = {"rollout_steps": config.network.num_layers - 1 - max(config.horizontal_layers)}
         variants |= {f"rho {value:g}": {"horizontal_rho": value} for value in rhos}
         variants |= {f"groups of {size}": {"assignment_group_size": size} for size in group_sizes}

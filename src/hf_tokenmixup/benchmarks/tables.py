@@ -18,6 +18,7 @@ def timing_table(
     peak_memory: Mapping[str, int] | None = None,
     work: Mapping[str, Work] | None = None,
     relative_gain: Mapping[str, float] | None = None,
+    device_idle: Mapping[str, float] | None = None,
 ) -> str:
     """Format latencies in milliseconds as median and quartiles, and as ratios to a reference.
 
@@ -28,11 +29,13 @@ def timing_table(
         work: What is computed, by name. The table has the number of operators beyond the reference's, and operations
             and bytes as ratios to the reference's.
         relative_gain: Fractions in [0, 1] for some of the names.
+        device_idle: Fractions in [0, 1] of the time in which the device computes nothing, by name.
     """
     header = ["", "ms", "quartiles"] + ([f"of {reference}", "quartiles"] if reference else [])
     header += ["peak MiB", f"of {reference}"] if peak_memory else []
     header += ["operators", "FLOPs", "bytes moved"] if work else []
     header += ["relative gain"] if relative_gain else []
+    header += ["device idle"] if device_idle else []
     rows = [header]
     for name, timing in timings.items():
         row = [name, *_format_quartiles(timing.seconds, 1000)]
@@ -44,6 +47,8 @@ def timing_table(
             row += _format_work(work[name], None if name == reference else work[reference])
         if relative_gain:
             row += [f"{relative_gain[name]:.1%}" if name in relative_gain else ""]
+        if device_idle:
+            row += [f"{device_idle[name]:.1%}"]
         rows.append(row)
     return format_text_table(rows, separator="   ")
 

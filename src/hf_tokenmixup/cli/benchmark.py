@@ -6,6 +6,9 @@ are measured in turn.
   # training in bfloat16, with a JSON file
   python scripts/benchmark.py --model vit-base --batch_size 128 --dtype bf16 \\
       --part training --json costs.json
+  # compiled training on a GPU, with a tenth of the images easy
+  python scripts/benchmark.py --model cct-7-3x1 --batch_size 128 --part training \\
+      --compile_mode eager default reduce-overhead --easy_fraction 0.1
   # assignment within groups of a large batch
   python scripts/benchmark.py --model cct-7-3x1 --part step --batch_size 1024 \\
       --group_size 512 256 128
@@ -25,8 +28,11 @@ step           the horizontal step after detection: gain, transfer to the CPU
                within groups, and the fraction of the batch's gain that it
                reaches
 training       forward and backward of the plain model, HTM, VTM, both, and HTM
-               by each detector; peak memory, number of operators (kernels),
-               floating-point operations, and bytes read and written of each
+               by each detector and with random partners; peak memory, number
+               of operators (kernels), floating-point operations, and bytes read
+               and written of each; on a GPU also the time without a kernel
+copies         training steps with blocking and non-blocking copies of their
+               batch to a GPU
 optimizations  a training step of HTM + VTM, plain and with each optimization of
                memory or time (bf16, gradient checkpointing, torch.compile,
                ...); peak memory of each: weights, moments, gradients and
@@ -35,7 +41,7 @@ parameters     parameters and MACs of the models of the paper's Tables 1 and 2
 
 --model is a network with initialized weights on random images. --recipe is the
 model and the images of a training run, and takes all options of finetune.py.
-Every image is easy: the worst case. The step is measured for each --rho,
+Every image is easy: the worst case, unless --easy_fraction is given. The step is measured for each --rho,
 training with the first, and HTM also with the others.
 """
 
@@ -57,15 +63,18 @@ import torch
 from ..benchmarks.cases import (
     clone_with_config,
     compute_layer_input,
+    copy_cases,
     detection_cases,
     group_case,
     layer_saliency,
     make_training_step,
     relative_gain,
+    set_easy_fraction,
     step_cases,
     training_models,
 )
 from ..benchmarks.compared_models import PAPER_BASELINES, PaperModel, count_costs
+from ..benchmarks.device_time import device_idle_fraction
 from ..benchmarks.model_presets import MODEL_PRESETS
 from ..benchmarks.operators import count_work
 from ..benchmarks.optimizations import OPTIMIZATIONS, benchmark_optimizations
@@ -82,8 +91,9 @@ from .parser import CliParser
 from .program import check_output_file, invocation, run_command
 from .recipes import split_lists
 
-PARTS = ("detection", "step", "training", "optimizations", "parameters")
-DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+PARTS = ("detection", "step", "training", "copies", "optimizations", "parameters")
+COMPILE_MODES = ("eager", "default", "reduce-overhead")
+DTYPES = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 MIN_RUN_TIME = 0.02  # seconds; shorter calls are repeated
 # Nothing is evaluated or written, and the benchmark sets the precision.
 FORCED_OPTIONS = (
@@ -111,9 +121,8 @@ def parse_options(arguments: Sequence[str]) -> tuple[Namespace, list[str]]:
         "--part",
         nargs="+",
         choices=PARTS,
-        default=PARTS,
         metavar="PART",
-        help=f"What to measure (default: all): {', '.join(PARTS)}.",
+        help=f"What to measure (default: all; copies on a GPU only): {', '.join(PARTS)}.",
     )
     group.add_argument(
         "--rho",
@@ -129,6 +138,20 @@ def parse_options(arguments: Sequence[str]) -> tuple[Namespace, list[str]]:
         help="Train only the plain model, HTM, VTM and both, without variants of HTM.",
     )
     group.add_argument(
+        "--easy_fraction",
+        type=float,
+        default=1.0,
+        help="Fraction of easy images in training, about (1: all, the worst case).",
+    )
+    group.add_argument(
+        "--compile_mode",
+        nargs="+",
+        choices=COMPILE_MODES,
+        default=["eager"],
+        metavar="MODE",
+        help=f"Modes of torch.compile in training (eager: not compiled): {', '.join(COMPILE_MODES)}.",
+    )
+    group.add_argument(
         "--optimization",
         nargs="+",
         choices=OPTIMIZATIONS,
@@ -138,7 +161,7 @@ def parse_options(arguments: Sequence[str]) -> tuple[Namespace, list[str]]:
     )
     group = parser.add_argument_group("device, precision and measurements")
     group.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1.")
-    group.add_argument("--dtype", choices=DTYPES, default="fp32", help="bf16 and fp16 use autocast.")
+    group.add_argument("--dtype", choices=DTYPES, default="fp32", help="bf16 and fp16 use autocast; tf32 needs a GPU.")
     group.add_argument("--threads", type=int, help="CPU threads (torch's choice).")
     group.add_argument("--rounds", type=int, default=20, help="Measurements of each case (20).")
     group.add_argument("--warmup", type=int, default=2, help="Calls of each case before the measurements (2).")
@@ -146,7 +169,7 @@ def parse_options(arguments: Sequence[str]) -> tuple[Namespace, list[str]]:
     args, others = parser.parse_known_args(split_lists(arguments, parser))
     if others and args.recipe is None:
         raise ValueError(f"Unknown arguments: {' '.join(others)}. Options of finetune.py need --recipe.")
-    if args.recipe is not None and set(args.part) == {"parameters"}:
+    if args.recipe is not None and args.part is not None and set(args.part) == {"parameters"}:
         raise ValueError("--part parameters counts those of the paper's systems and reads no --recipe. Omit it.")
     if not all(0 <= rho < 1 for rho in args.rho):
         raise ValueError(f"--rho must be at least 0 and below 1, got {' '.join(f'{rho:g}' for rho in args.rho)}.")
@@ -160,6 +183,14 @@ def parse_options(arguments: Sequence[str]) -> tuple[Namespace, list[str]]:
         raise ValueError(f"--device must be cpu, cuda or cuda:NUMBER, got {args.device}.")
     if args.device != "cpu" and not torch.cuda.is_available():
         raise ValueError(f"There is no CUDA device for --device {args.device}. Pass --device cpu.")
+    if not 0 < args.easy_fraction <= 1:
+        raise ValueError(f"--easy_fraction must be above 0 and at most 1, got {args.easy_fraction:g}.")
+    if args.device == "cpu" and args.dtype == "tf32":
+        raise ValueError("--dtype tf32 needs a CUDA device. Use fp32 or bf16.")
+    if args.device == "cpu" and "copies" in (args.part or ()):
+        raise ValueError("--part copies measures copies to a CUDA device. Omit it.")
+    if args.part is None:
+        args.part = [part for part in PARTS if part != "copies" or args.device != "cpu"]
     if args.json is not None:
         check_output_file("--json", args.json)
     return args, others
@@ -272,22 +303,51 @@ def measure_step(setup: BenchmarkSetup, args: Namespace, timing: dict[str, Any])
 def measure_training(setup: BenchmarkSetup, args: Namespace, timing: dict[str, Any]) -> dict[str, Any]:
     group_sizes, with_variants = valid_group_sizes(setup, args), not args.systems_only
     models = training_models(setup.model, setup.systems, group_sizes, args.rho[1:], with_variants=with_variants)
-    steps = {
-        name: make_training_step(model, setup.images, setup.labels, DTYPES[args.dtype])
-        for name, model in models.items()
-    }
+    if args.easy_fraction < 1:
+        for model in models.values():
+            if getattr(model.config, "horizontal_layers", None):
+                set_easy_fraction(model, setup.images, setup.labels, args.easy_fraction)
+    results = {mode: measure_training_mode(setup, args, timing, models, mode) for mode in args.compile_mode}
+    compiled = {"compiled": results} if args.compile_mode != ["eager"] else {}
+    return results.pop("eager", {"reference": "plain"}) | compiled
+
+
+def measure_training_mode(
+    setup: BenchmarkSetup, args: Namespace, timing: dict[str, Any], models: dict[str, torch.nn.Module], mode: str
+) -> dict[str, Any]:
+    """Measure training steps with one mode of `torch.compile`. What they compute is counted without compiler."""
+    torch.compiler.reset()
+    make_step = partial(make_training_step, autocast=DTYPES[args.dtype], compile_mode=mode)
+    steps = {name: make_step(model, setup.images, setup.labels) for name, model in models.items()}
     timings = time_interleaved(steps, reference="plain", **timing)
     weights = {name: sum(tensor.nbytes for tensor in model.parameters()) for name, model in models.items()}
     memory = {name: weights[name] + peak_memory(step, args.device) for name, step in steps.items()}
-    small_steps = {
-        name: make_training_step(model, setup.images[:2], setup.labels[:2], DTYPES[args.dtype])
-        for name, model in models.items()
-        if args.device == "cpu"
-    }
-    work = {name: count_work(step, small_steps.get(name), args.device) for name, step in steps.items()}
-    table = timing_table(timings, "plain", peak_memory=memory, work=work)
-    print(f"\ntraining step\n{table}", flush=True)
-    return {"reference": "plain", "timings": timings, "peak_memory": memory, "work": work}
+    results: dict[str, Any] = {"reference": "plain", "timings": timings, "peak_memory": memory}
+    if args.device != "cpu":
+        results["device_idle"] = {name: device_idle_fraction(step, args.device) for name, step in steps.items()}
+    if mode == "eager":
+        small_steps = {
+            name: make_step(model, setup.images[:2], setup.labels[:2])
+            for name, model in models.items()
+            if args.device == "cpu"
+        }
+        results["work"] = {name: count_work(step, small_steps.get(name), args.device) for name, step in steps.items()}
+    table = timing_table(
+        timings, "plain", peak_memory=memory, work=results.get("work"), device_idle=results.get("device_idle")
+    )
+    title = "training step" if mode == "eager" else f"training step, compiled, mode {mode}"
+    print(f"\n{title}\n{table}", flush=True)
+    return results
+
+
+def measure_copies(setup: BenchmarkSetup, args: Namespace, timing: dict[str, Any]) -> dict[str, Any]:
+    name, settings = list(setup.systems.items())[-1]
+    model = clone_with_config(setup.model, **settings)
+    images, labels = setup.images.cpu().pin_memory(), setup.labels.cpu().pin_memory()
+    cases = copy_cases(model, images, labels, args.device, DTYPES[args.dtype])
+    timings = time_interleaved(cases, reference="blocking copy", **timing)
+    print(f"\ncopies of the batch, {name}\n{timing_table(timings, 'blocking copy')}", flush=True)
+    return {"reference": "blocking copy", "system": name, "timings": timings}
 
 
 def measure_optimizations(setup: BenchmarkSetup, args: Namespace, timing: dict[str, Any]) -> dict[str, Any]:
@@ -342,11 +402,13 @@ def main(arguments: Sequence[str]) -> None:
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     if args.threads is not None:
         torch.set_num_threads(args.threads)
+    if args.dtype == "tf32":
+        torch.set_float32_matmul_precision("high")
     if torch.device(args.device).index is not None:
         torch.cuda.set_device(args.device)
     results: dict[str, Any] = {}
     measures = {"detection": measure_detection, "step": measure_step, "training": measure_training}
-    measures["optimizations"] = measure_optimizations
+    measures |= {"copies": measure_copies, "optimizations": measure_optimizations}
     if any(part in measures for part in args.part):
         setup = build_setup(args, others)
         results["setting"] = {
