@@ -179,6 +179,7 @@ def test_training_models_have_the_settings_and_share_weights(model, images, labe
 VARIANTS = {
     "gradient": ("saliency_detector", "gradient"),
     "random": ("saliency_detector", "random"),
+    "random partners": ("assignment", "random"),
     "full rollout": ("rollout_steps", 1),
     "rho 0.25": ("horizontal_rho", 0.25),
     "groups of 3": ("assignment_group_size", 3),
@@ -201,7 +202,7 @@ def test_layer_saliency_depends_on_rollout_steps(model, images):
 @pytest.mark.parametrize("easy", [1, 3, 5])
 def test_set_easy_fraction_makes_that_fraction_easy(images, labels, easy):
     model = clone_with_config(vit(), **HTM)
-    set_easy_fraction(model, images, labels, (easy - 0.5) / BATCH)
+    set_easy_fraction(model, images, labels, (easy - 0.5) / (BATCH - 1))
     (record,) = model(pixel_values=images, labels=labels).horizontal
     assert record.easy.sum() == easy
     assert record.difficulty[record.easy].max() < record.difficulty[~record.easy].min()

@@ -7,8 +7,9 @@ are measured in turn.
   python scripts/benchmark.py --model vit-base --batch_size 128 --dtype bf16 \\
       --part training --json costs.json
   # compiled training on a GPU, with a tenth of the images easy
-  python scripts/benchmark.py --model cct-7-3x1 --batch_size 128 --part training \\
-      --compile_mode eager default reduce-overhead --easy_fraction 0.1
+  python scripts/benchmark.py --model cct-7-3x1 --batch_size 128 \\
+      --part training --compile_mode default reduce-overhead \\
+      --easy_fraction 0.1
   # assignment within groups of a large batch
   python scripts/benchmark.py --model cct-7-3x1 --part step --batch_size 1024 \\
       --group_size 512 256 128
@@ -41,8 +42,9 @@ parameters     parameters and MACs of the models of the paper's Tables 1 and 2
 
 --model is a network with initialized weights on random images. --recipe is the
 model and the images of a training run, and takes all options of finetune.py.
-Every image is easy: the worst case, unless --easy_fraction is given. The step is measured for each --rho,
-training with the first, and HTM also with the others.
+Every image is easy: the worst case, unless training has an --easy_fraction. The
+step is measured for each --rho, training with the first, and HTM also with the
+others.
 """
 
 import dataclasses

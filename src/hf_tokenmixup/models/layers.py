@@ -14,6 +14,7 @@ from ..functional import gather_rows, manifold_mix, mix_with_partner
 from ..horizontal import ScoreNet, apply_horizontal_mixup
 from ..saliency import attention_saliency, eval_mode, random_saliency
 from .gradient_checkpointing import checkpoint_layer
+from .known_projection import KnownProjection
 from .outputs import TokenMixupContext
 from .peft_utils import find_adapter_layers
 
@@ -44,7 +45,7 @@ class TokenMixupLayerMixin(nn.Module):
     """
 
     # Class of the attention of vertical layers, a subclass of the base layer's. It takes the keyword `memory`,
-    # normalized tokens (B, M, D), and the keyword `projected` if the family defines `project_input`.
+    # normalized tokens (B, M, D), and the keyword `projected` if the family defines `input_projection`.
     vertical_attention_class: type[nn.Module]
 
     # transformers checkpoints a complete layer: it wraps `forward` in `__init_subclass__` or in `__call__`, depending
@@ -107,7 +108,8 @@ class TokenMixupLayerMixin(nn.Module):
         self.is_horizontal = layer_index in config.horizontal_layers
         self.is_vertical = layer_index in config.vertical_layers
         self.feeds_vertical_memory = layer_index < config.num_collected_layers
-        if self.is_vertical:
+        projects_once = self.input_projection is not None and (self.is_horizontal or self.feeds_vertical_memory)
+        if self.is_vertical or projects_once:
             self.attention_module.__class__ = self.vertical_attention_class
         if self.is_horizontal:
             # On the meta device it draws no random numbers, so that a seed initializes the weights of the base model.
@@ -149,7 +151,10 @@ class TokenMixupLayerMixin(nn.Module):
             layer_kwargs = {"attention_mask": attention_mask, **kwargs}
             hidden_states, memory, projected = self.apply_tokenmixup(hidden_states, tokenmixup, layer_kwargs)
             if projected is not None:
-                kwargs["projected"] = projected
+                attn_output, _ = self.attention_module(None, attention_mask, projected=projected, **kwargs)
+                kwargs = {"attn_output": attn_output}
+            # As in the base layer, the projection is not needed after the attention.
+            del projected
         if memory is not None:
             # This layer may have appended its own tokens.
             num_tokens = memory.shape[1]
@@ -165,6 +170,15 @@ class TokenMixupLayerMixin(nn.Module):
             self._gradient_checkpointing_func, layer, hidden_states, attention_mask, memory, *kwargs.values()
         )
 
+    @property
+    def input_projection(self) -> nn.Linear | None:
+        """Linear layer without bias for queries, keys and values at once, which can serve saliency and attention.
+
+        The attention of a family that has one takes its values (B, N, 3 * D) as `projected`, and so does its
+        `compute_query_key`. None if each of them projects the input.
+        """
+        return None
+
     def project_input(self, hidden: torch.Tensor) -> torch.Tensor | None:
         """Project the input of a layer once, for the saliency of its tokens and for its attention.
 
@@ -172,21 +186,19 @@ class TokenMixupLayerMixin(nn.Module):
             hidden: (B, N, D) input of the layer.
 
         Returns:
-            (B, N, E), which `compute_query_key` and `base_forward` take as `projected`; None if both project.
+            (B, N, 3 * D) values of `input_projection`. None if saliency and attention must project separately: the CLS
+            query needs no keys, autocast would change the saliency, and hooks and adapters change the projection.
         """
-        return None
-
-    def attach_projection(self, hidden: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """Connect known values of the projection to the graph, for families that define `project_input`.
-
-        Args:
-            hidden: (B, N, D) input of the layer.
-            values: (B, N, E) values of `project_input(hidden)`, without gradient.
-
-        Returns:
-            (B, N, E) the same values, with the gradient of `project_input`.
-        """
-        raise NotImplementedError
+        projection = self.input_projection
+        if (
+            projection is None
+            or not has_plain_weight(projection)
+            or self.attention_module._forward_pre_hooks
+            or self.config.effective_saliency_query == "cls"
+            or torch.is_autocast_enabled(hidden.device.type)
+        ):
+            return None
+        return projection(self.pre_norm(hidden))
 
     def add_memory_positions(
         self, layer_kwargs: Mapping[str, Any], positions_fn: Callable[[], torch.Tensor]
@@ -280,7 +292,9 @@ class TokenMixupLayerMixin(nn.Module):
         if context.saliency is not None:
             context.saliency = torch.where(record.replaced, record.saliency[record.partner], record.saliency)
         if projected is not None:
-            projected = self.attach_projection(hidden_states, gather_rows(projected, record.rows))
+            projected = KnownProjection.apply(
+                self.pre_norm(hidden_states), self.input_projection.weight, gather_rows(projected, record.rows)
+            )
         return hidden_states, projected
 
     def _apply_manifold_mixup(self, hidden_states: torch.Tensor, context: TokenMixupContext) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from ...configuration import TokenMixupConfigMixin
@@ -100,39 +101,22 @@ class TokenMixupCctLayer(TokenMixupLayerMixin, CctLayer):
 
     vertical_attention_class = VerticalCctAttention
 
-    def init_tokenmixup(self, config: TokenMixupCctConfig, layer_index: int) -> None:
-        """See `TokenMixupLayerMixin`. The attention takes the projection of tokens whose saliency is detected."""
-        super().init_tokenmixup(config, layer_index)
-        if self.feeds_vertical_memory or self.is_horizontal:
-            self.attention.__class__ = self.vertical_attention_class
-
-    def project_input(self, hidden: torch.Tensor) -> torch.Tensor | None:
-        """See `TokenMixupLayerMixin`. The CLS query needs no keys, and autocast would change the saliency."""
-        if (
-            self.attention._forward_pre_hooks
-            or self.config.effective_saliency_query == "cls"
-            or torch.is_autocast_enabled(hidden.device.type)
-            or not has_plain_weight(self.attention.qkv)
-        ):
-            return None
-        return self.attention.qkv(self.pre_norm(hidden))
-
-    def attach_projection(self, hidden: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    @property
+    def input_projection(self) -> nn.Linear:
         """See `TokenMixupLayerMixin`."""
-        return _KnownProjection.apply(self.pre_norm(hidden), self.attention.qkv.weight, values)
+        return self.attention.qkv
 
     def base_forward(
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None,
         memory: torch.Tensor | None,
-        projected: torch.Tensor | None = None,
+        attn_output: torch.Tensor | None = None,
         **kwargs,
     ) -> torch.Tensor:
-        """Apply the base layer, with a memory (B, M, D) or with the projection of `project_input`."""
-        if projected is None:
+        """Apply the base layer, with a memory (B, M, D) or with the output (B, N, D) of its attention."""
+        if attn_output is None:
             return super().base_forward(hidden_states, attention_mask, memory, **kwargs)
-        attn_output, _ = self.attention(None, attention_mask, projected=projected, **kwargs)
         return self.feed_forward(hidden_states + self.drop_path(attn_output))
 
     def compute_query_key(
@@ -143,7 +127,7 @@ class TokenMixupCctLayer(TokenMixupLayerMixin, CctLayer):
         projected: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> QueryKey:
-        """See `hf_tokenmixup.saliency.SupportsAttentionSaliency`. `projected` is that of `project_input`."""
+        """See `hf_tokenmixup.saliency.SupportsAttentionSaliency`. `projected` is from `project_input`."""
         attention, sources = self.attention, hidden if memory is None else torch.cat([hidden, memory], dim=1)
         if projected is not None:
             query, key = _copy_for_products(attention.split_heads(projected, 3)[:2])
@@ -166,23 +150,6 @@ class TokenMixupCctLayer(TokenMixupLayerMixin, CctLayer):
         attn_output = self.attention.proj((attention.to(value.dtype) @ value).transpose(1, 2).flatten(2))
         hidden = self.norm1(hidden + attn_output)
         return hidden + self.linear2(self.activation(self.linear1(hidden)))
-
-
-class _KnownProjection(torch.autograd.Function):
-    """A linear layer without bias whose values (B, N, E) are known. Only its gradients are computed."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(hidden, weight)
-        return values.view_as(values)
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
-        hidden, weight = ctx.saved_tensors
-        rows = grad.flatten(0, 1)
-        grad_hidden = (rows @ weight).view_as(hidden) if ctx.needs_input_grad[0] else None
-        grad_weight = rows.mT @ hidden.flatten(0, 1) if ctx.needs_input_grad[1] else None
-        return grad_hidden, grad_weight, None
 
 
 def _copy_for_products(query_key: torch.Tensor) -> torch.Tensor:
