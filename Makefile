@@ -14,7 +14,7 @@ AVOIDED := the.host a.training trainings told tells kept held lies stands whole 
 TERMS := standard.deviations?|held.out|a.training.(run|step|set|split|dataset|image|batch|loop|log|script|epoch|folder)s?
 WORDS_IN := src scripts tests docs README.md CONTRIBUTING.md CHANGELOG.md
 
-.PHONY: quality style test test-slow docs constraints words
+.PHONY: quality style test test-slow benchmark-gpu docs constraints words
 
 # Checks the source code without changing it.
 quality:
@@ -34,6 +34,26 @@ test:
 # Tests that start several processes or kill runs; about half an hour on two cores.
 test-slow:
 	pytest -m slow
+
+# Measurements on a GPU: launches, compiler modes, copies, the assignment, precisions, and determinism. Results are in
+# GPU_RESULTS as JSON. A failed measurement, such as one without enough memory, does not stop the others.
+GPU_RESULTS := runs/benchmark-gpu
+benchmark-gpu:
+	@measure() { python scripts/benchmark.py --rho 0 --rounds 10 --json "$(GPU_RESULTS)/$$1.json" "$${@:2}" || failed=1; }; \
+	failed=0; cct="--model cct-7-3x1 --batch_size 128"; \
+	measure cct-launches $$cct --part training --dtype bf16 --systems_only --compile_mode eager default reduce-overhead; \
+	measure cct-detection $$cct --part detection --dtype bf16; \
+	for batch in 126 504; do \
+		measure "vit-copies-$$batch" --model vit-base --batch_size $$batch --part copies --dtype bf16; \
+		measure "vit-assignment-$$batch" --model vit-base --batch_size $$batch --part step training --dtype bf16 \
+			--easy_fraction 0.4; \
+		for dtype in bf16 tf32; do \
+			measure "vit-$$dtype-$$batch" --model vit-base --batch_size $$batch --part training --dtype $$dtype \
+				--systems_only; \
+		done; \
+	done; \
+	pytest -m gpu || failed=1; \
+	exit $$failed
 
 # Builds the documentation into site/. Needs pip install -e ".[docs]". `mkdocs serve` shows it while you write.
 docs:

@@ -1,7 +1,10 @@
 """scripts/benchmark.py: networks, recipes, tables, JSON and errors."""
 
 import json
+import os
 import runpy
+import shutil
+import subprocess
 import sys
 
 import pytest
@@ -175,6 +178,30 @@ def test_benchmark_on_device_has_its_idle_time(script, tmp_path, monkeypatch, ca
     assert result["device_idle"] == {"plain": 0.1, "HTM": 0.2, "VTM": 0.3, "HTM + VTM": 0.4}
     shown = table(capsys.readouterr().out, "training step")
     assert [row[-1] for row in shown.values()] == ["10.0%", "20.0%", "30.0%", "40.0%"]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_benchmark_gpu_measures_what_the_command_accepts(script, tmp_path, monkeypatch):
+    log = tmp_path / "calls"
+    for program, code in (("python", 1), ("pytest", 0)):  # a failed measurement does not stop the others
+        path = tmp_path / program
+        path.write_text(f'#!/usr/bin/env bash\nprintf "%s " {program} "$@" >>"{log}"; echo >>"{log}"; exit {code}\n')
+        path.chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    root = SCRIPTS.parent
+    done = subprocess.run(["make", "benchmark-gpu"], cwd=root, env=environment, check=False, capture_output=True)
+    assert done.returncode != 0
+    *calls, tests = [line.split() for line in log.read_text().splitlines()]
+    assert tests == ["pytest", "-m", "gpu"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.chdir(tmp_path)
+    parsed = [script.parse_options(call[2:])[0] for call in calls if call[:2] == ["python", "scripts/benchmark.py"]]
+    assert len(parsed) == len(calls) and len({args.json for args in parsed}) == len(calls)
+    measured = {(args.model, args.batch_size, part, args.dtype) for args in parsed for part in args.part}
+    assert measured >= {("vit-base", batch, "training", dtype) for batch in (126, 504) for dtype in ("bf16", "tf32")}
+    assert measured >= {("vit-base", 504, "copies", "bf16"), ("cct-7-3x1", 128, "detection", "bf16")}
+    (launches,) = [args for args in parsed if args.compile_mode != ["eager"]]
+    assert launches.compile_mode == ["eager", "default", "reduce-overhead"]
 
 
 def test_parse_options_default_parts_are_those_of_the_device(script, monkeypatch):

@@ -8,8 +8,8 @@ import torch
 class KnownProjection(torch.autograd.Function):
     """Linear layer without bias that returns given values. Only its gradients are computed.
 
-    `KnownProjection.apply(hidden, weight, values)` takes tokens (B, N, D), a weight (E, D), and values (B, N, E) without
-    gradient, which equal `torch.nn.functional.linear(hidden, weight)`. It returns these values.
+    `KnownProjection.apply(hidden, weight, values)` takes tokens (B, N, D), a weight (E, D), and the values (B, N, E)
+    of `torch.nn.functional.linear(hidden, weight)`. It returns these values. They have no gradient of their own.
     """
 
     @staticmethod
