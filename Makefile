@@ -39,21 +39,24 @@ test-slow:
 # GPU_RESULTS as JSON. A failed measurement, such as one without enough memory, does not stop the others.
 GPU_RESULTS := runs/benchmark-gpu
 benchmark-gpu:
-	@measure() { python scripts/benchmark.py --rho 0 --rounds 10 --json "$(GPU_RESULTS)/$$1.json" "$${@:2}" || failed=1; }; \
-	failed=0; cct="--model cct-7-3x1 --batch_size 128"; \
+	@python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "There is no CUDA device to measure.")'
+	@failed=""; cct="--model cct-7-3x1 --batch_size 128"; \
+	measure() { \
+		python scripts/benchmark.py --device cuda --rho 0 --rounds 10 --json "$(GPU_RESULTS)/$$1.json" "$${@:2}" \
+			|| failed+=" $$1"; \
+	}; \
 	measure cct-launches $$cct --part training --dtype bf16 --systems_only --compile_mode eager default reduce-overhead; \
-	measure cct-detection $$cct --part detection --dtype bf16; \
+	measure cct-tf32 $$cct --part training --dtype tf32 --systems_only; \
+	measure cct-detection $$cct --part detection; \
 	for batch in 126 504; do \
-		measure "vit-copies-$$batch" --model vit-base --batch_size $$batch --part copies --dtype bf16; \
-		measure "vit-assignment-$$batch" --model vit-base --batch_size $$batch --part step training --dtype bf16 \
-			--easy_fraction 0.4; \
-		for dtype in bf16 tf32; do \
-			measure "vit-$$dtype-$$batch" --model vit-base --batch_size $$batch --part training --dtype $$dtype \
-				--systems_only; \
-		done; \
+		vit="--model vit-base --batch_size $$batch"; \
+		measure "vit-copies-$$batch" $$vit --part copies --dtype bf16; \
+		measure "vit-assignment-$$batch" $$vit --part step training --dtype bf16 --easy_fraction 0.4; \
+		measure "vit-bf16-$$batch" $$vit --part training --dtype bf16 --systems_only; \
+		measure "vit-tf32-$$batch" $$vit --part detection training --dtype tf32 --systems_only; \
 	done; \
-	pytest -m gpu || failed=1; \
-	exit $$failed
+	pytest -m gpu || failed+=" tests"; \
+	if [ -n "$$failed" ]; then echo "These failed:$$failed"; exit 1; fi
 
 # Builds the documentation into site/. Needs pip install -e ".[docs]". `mkdocs serve` shows it while you write.
 docs:

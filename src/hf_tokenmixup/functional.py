@@ -678,9 +678,12 @@ def collect_salient_tokens(
 
 class _CollectTokens(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        ctx.save_for_backward(rows)
+    def forward(hidden: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return hidden.view_as(hidden), gather_rows(hidden, rows)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, ...], output: tuple[torch.Tensor, ...]) -> None:
+        ctx.save_for_backward(inputs[1])
 
     @staticmethod
     def backward(ctx: Any, grad_hidden: torch.Tensor, grad_selected: torch.Tensor) -> tuple[torch.Tensor, None]:

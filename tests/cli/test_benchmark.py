@@ -128,17 +128,17 @@ def test_benchmark_with_compile_modes_has_a_table_of_each(script, tmp_path, caps
     modes = []
     monkeypatch.setattr(torch, "compile", lambda model, mode: modes.append(mode) or model)
     arguments = ["--model", "tiny", "--part", "training", "--systems_only"]
-    result = run(script, tmp_path, *arguments, "--compile_mode", "eager", "reduce-overhead")["training"]
-    text, compiled = capsys.readouterr().out, result["compiled"]["reduce-overhead"]
-    assert modes == ["reduce-overhead"] * 4 and list(result["compiled"]) == ["reduce-overhead"]
+    result = run(script, tmp_path, *arguments, "--compile_mode", "eager", "default")["training"]
+    text, compiled = capsys.readouterr().out, result["compiled"]["default"]
+    assert modes == ["default"] * 4 and list(result["compiled"]) == ["default"]
     assert list(result["timings"]) == list(compiled["timings"]) == ["plain", *SYSTEMS]
     assert "work" in result and "work" not in compiled  # operators are counted without compiler
-    for title, part in (("training step", result), ("training step, compiled, mode reduce-overhead", compiled)):
+    for title, part in (("training step", result), ("training step, compiled, mode default", compiled)):
         shown = float(table(text, title)["HTM"][0])
         assert shown == pytest.approx(1000 * part["timings"]["HTM"]["seconds"]["median"], rel=0.02)
 
 
-def test_benchmark_with_easy_fraction_mixes_a_part_of_the_images(script, tmp_path, monkeypatch):
+def test_benchmark_with_easy_fraction_mixes_a_part_of_the_images(script, tmp_path, monkeypatch, capsys):
     easy, build_models = {}, script.training_models
 
     def training_models(*args, **kwargs):
@@ -157,7 +157,9 @@ def test_benchmark_with_easy_fraction_mixes_a_part_of_the_images(script, tmp_pat
         return models
 
     monkeypatch.setattr(script, "training_models", training_models)
-    run(script, tmp_path, "--model", "tiny", "--part", "training", "--systems_only", "--easy_fraction", "0.25")
+    arguments = ["--model", "tiny", "--part", "training", "--systems_only", "--easy_fraction", "0.25"]
+    assert run(script, tmp_path, *arguments)["setting"]["easy_fraction"] == 0.25
+    assert ", rho 0 and 0.01, about 25% easy images\n" in capsys.readouterr().out
     assert list(easy) == ["HTM", "HTM + VTM"]
     # The first step sets tau. This network has no dropout, so the others mix the same images.
     assert all(fractions[0] == 1 and set(fractions[1:]) == {0.25} for fractions in easy.values())
@@ -180,28 +182,44 @@ def test_benchmark_on_device_has_its_idle_time(script, tmp_path, monkeypatch, ca
     assert [row[-1] for row in shown.values()] == ["10.0%", "20.0%", "30.0%", "40.0%"]
 
 
+def run_make(folder, has_device):
+    """Run `make benchmark-gpu` with programs that write their arguments to a file. Measurements fail."""
+    log = folder / "calls"
+    for program, code in (("python", 1), ("pytest", 0)):
+        path = folder / program
+        check = f'if [ "$1" = -c ]; then exit {int(not has_device)}; fi'
+        path.write_text(
+            f'#!/usr/bin/env bash\n{check}\nprintf "%s " {program} "$@" >>"{log}"\necho >>"{log}"\nexit {code}\n'
+        )
+        path.chmod(0o755)
+    environment = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"}
+    command = ["make", "benchmark-gpu"]
+    done = subprocess.run(command, cwd=SCRIPTS.parent, env=environment, check=False, capture_output=True, text=True)
+    assert done.returncode != 0
+    return done.stdout, log.read_text().splitlines() if log.exists() else []
+
+
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_make_benchmark_gpu_measures_what_the_command_accepts(script, tmp_path, monkeypatch):
-    log = tmp_path / "calls"
-    for program, code in (("python", 1), ("pytest", 0)):  # a failed measurement does not stop the others
-        path = tmp_path / program
-        path.write_text(f'#!/usr/bin/env bash\nprintf "%s " {program} "$@" >>"{log}"; echo >>"{log}"; exit {code}\n')
-        path.chmod(0o755)
-    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    root = SCRIPTS.parent
-    done = subprocess.run(["make", "benchmark-gpu"], cwd=root, env=environment, check=False, capture_output=True)
-    assert done.returncode != 0
-    *calls, tests = [line.split() for line in log.read_text().splitlines()]
+    output, calls = run_make(tmp_path, has_device=True)
+    *calls, tests = [line.split() for line in calls]
     assert tests == ["pytest", "-m", "gpu"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.chdir(tmp_path)
     parsed = [script.parse_options(call[2:])[0] for call in calls if call[:2] == ["python", "scripts/benchmark.py"]]
     assert len(parsed) == len(calls) and len({args.json for args in parsed}) == len(calls)
+    # A failed measurement does not stop the others, and is named at the end.
+    assert output.splitlines()[-1] == f"These failed: {' '.join(args.json.stem for args in parsed)}"
     measured = {(args.model, args.batch_size, part, args.dtype) for args in parsed for part in args.part}
     assert measured >= {("vit-base", batch, "training", dtype) for batch in (126, 504) for dtype in ("bf16", "tf32")}
-    assert measured >= {("vit-base", 504, "copies", "bf16"), ("cct-7-3x1", 128, "detection", "bf16")}
+    assert measured >= {("vit-base", 504, "copies", "bf16"), ("cct-7-3x1", 128, "training", "tf32")}
     (launches,) = [args for args in parsed if args.compile_mode != ["eager"]]
     assert launches.compile_mode == ["eager", "default", "reduce-overhead"]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_benchmark_gpu_without_device_measures_nothing(tmp_path):
+    assert run_make(tmp_path, has_device=False) == ("", [])
 
 
 def test_parse_options_default_parts_are_those_of_the_device(script, monkeypatch):
@@ -308,6 +326,9 @@ def test_benchmark_of_parameters_matches_paper(script, tmp_path, monkeypatch, ca
         (["--group_size", "8", "1"], "--group_size must be at least 2, got 1"),
         (["--easy_fraction", "0"], "--easy_fraction must be above 0 and at most 1, got 0"),
         (["--easy_fraction", "1.5"], "--easy_fraction must be above 0 and at most 1, got 1.5"),
+        (["--part", "step", "--easy_fraction", "0.5"], "--easy_fraction changes --part training, which is not"),
+        (["--part", "detection", "step", "--compile_mode", "default"], "--compile_mode changes --part training"),
+        (["--device", "cpu", "--compile_mode", "reduce-overhead"], "On a CPU it is the same as default"),
         (["--compile_mode", "fast"], "invalid choice: 'fast'"),
         (["--device", "cpu", "--dtype", "tf32"], "--dtype tf32 needs a CUDA device. Use fp32 or bf16"),
         (["--device", "cpu", "--part", "copies"], "--part copies measures copies to a CUDA device. Omit it"),

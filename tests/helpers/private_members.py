@@ -155,6 +155,8 @@ PRIVATE_MEMBERS = [
     # torch.
     PrivateMember(MODULE, "_forward_hooks", None, "A projection with hooks is more than its weight."),
     PrivateMember(MODULE, "_forward_pre_hooks", None, "As `_forward_hooks`."),
+    PrivateMember(MODULE, "_backward_hooks", None, "As `_forward_hooks`."),
+    PrivateMember(MODULE, "_backward_pre_hooks", None, "As `_forward_hooks`."),
     PrivateMember("torch.utils", "_python_dispatch", None, "Count the operators of a step."),
     PrivateMember("torch", "_dynamo", None, "`maybe_mark_dynamic`: one graph for all batch sizes."),
     PrivateMember(

@@ -223,7 +223,11 @@ def copy_cases(
 
 
 def set_easy_fraction(
-    model: TokenMixupModelMixin, images: torch.Tensor, labels: torch.Tensor, fraction: float
+    model: TokenMixupModelMixin,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    fraction: float,
+    autocast: torch.dtype | None = None,
 ) -> None:
     """Set tau of a model so that about a fraction of the images are easy. Dropout makes the number vary.
 
@@ -231,9 +235,10 @@ def set_easy_fraction(
         model: A model in training mode with horizontal layers.
         images: (B, 3, H, W).
         labels: Labels for the model.
-        fraction: Fraction in (0, 1) of easy images.
+        fraction: Fraction in (0, 1) of easy images, over all horizontal layers.
+        autocast: dtype for autocast. None: no autocast.
     """
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(images.device.type, autocast) if autocast else nullcontext():
         records = model(pixel_values=images, labels=labels).horizontal
     difficulty = torch.cat([record.difficulty for record in records])
     model.config.horizontal_tau = difficulty.quantile(fraction).item()

@@ -191,6 +191,11 @@ def parse_options(arguments: Sequence[str]) -> tuple[Namespace, list[str]]:
         raise ValueError("--dtype tf32 needs a CUDA device. Use fp32 or bf16.")
     if args.device == "cpu" and "copies" in (args.part or ()):
         raise ValueError("--part copies measures copies to a CUDA device. Omit it.")
+    if args.device == "cpu" and "reduce-overhead" in args.compile_mode:
+        raise ValueError("--compile_mode reduce-overhead records CUDA graphs. On a CPU it is the same as default.")
+    for name in ("easy_fraction", "compile_mode"):
+        if args.part is not None and "training" not in args.part and getattr(args, name) != parser.get_default(name):
+            raise ValueError(f"--{name} changes --part training, which is not measured. Add it to --part.")
     if args.part is None:
         args.part = [part for part in PARTS if part != "copies" or args.device != "cpu"]
     if args.json is not None:
@@ -308,7 +313,7 @@ def measure_training(setup: BenchmarkSetup, args: Namespace, timing: dict[str, A
     if args.easy_fraction < 1:
         for model in models.values():
             if getattr(model.config, "horizontal_layers", None):
-                set_easy_fraction(model, setup.images, setup.labels, args.easy_fraction)
+                set_easy_fraction(model, setup.images, setup.labels, args.easy_fraction, DTYPES[args.dtype])
     results = {mode: measure_training_mode(setup, args, timing, models, mode) for mode in args.compile_mode}
     compiled = {"compiled": results} if args.compile_mode != ["eager"] else {}
     return results.pop("eager", {"reference": "plain"}) | compiled
@@ -323,8 +328,9 @@ def measure_training_mode(
     steps = {name: make_step(model, setup.images, setup.labels) for name, model in models.items()}
     timings = time_interleaved(steps, reference="plain", **timing)
     weights = {name: sum(tensor.nbytes for tensor in model.parameters()) for name, model in models.items()}
-    memory = {name: weights[name] + peak_memory(step, args.device) for name, step in steps.items()}
-    results: dict[str, Any] = {"reference": "plain", "timings": timings, "peak_memory": memory}
+    results: dict[str, Any] = {"reference": "plain", "timings": timings}
+    if mode != "reduce-overhead":  # the memory of recorded CUDA graphs is allocated before the measured call
+        results["peak_memory"] = {name: weights[name] + peak_memory(step, args.device) for name, step in steps.items()}
     if args.device != "cpu":
         results["device_idle"] = {name: device_idle_fraction(step, args.device) for name, step in steps.items()}
     if mode == "eager":
@@ -334,9 +340,8 @@ def measure_training_mode(
             if args.device == "cpu"
         }
         results["work"] = {name: count_work(step, small_steps.get(name), args.device) for name, step in steps.items()}
-    table = timing_table(
-        timings, "plain", peak_memory=memory, work=results.get("work"), device_idle=results.get("device_idle")
-    )
+    columns = {name: results.get(name) for name in ("peak_memory", "work", "device_idle")}
+    table = timing_table(timings, "plain", **columns)
     title = "training step" if mode == "eager" else f"training step, compiled, mode {mode}"
     print(f"\n{title}\n{table}", flush=True)
     return results
@@ -419,10 +424,13 @@ def main(arguments: Sequence[str]) -> None:
             "dtype": args.dtype,
             "hardware": describe_hardware(device=args.device),
             "rho": args.rho,
+            "easy_fraction": args.easy_fraction,
             "rounds": args.rounds,
         }
         rhos = " and ".join(f"{rho:g}" for rho in args.rho)
-        print("{model}, batch {batch_size}, {dtype}, {hardware}, rho ".format(**results["setting"]) + rhos, flush=True)
+        easy = f", about {args.easy_fraction:.0%} easy images" if args.easy_fraction < 1 else ""
+        title = "{model}, batch {batch_size}, {dtype}, {hardware}, rho ".format(**results["setting"])
+        print(title + rhos + easy, flush=True)
         timing = {"rounds": args.rounds, "warmup": args.warmup, "device": args.device, "min_run_time": MIN_RUN_TIME}
         results |= {part: measures[part](setup, args, timing) for part in measures if part in args.part}
     if "parameters" in args.part:

@@ -1,4 +1,4 @@
-"""A linear layer whose values are known, because those of its input's rows were computed before."""
+"""A linear layer whose output was computed before, for the same tokens in another order."""
 
 from typing import Any
 
@@ -6,16 +6,20 @@ import torch
 
 
 class KnownProjection(torch.autograd.Function):
-    """Linear layer without bias that returns given values. Only its gradients are computed.
+    """Linear layer without bias that takes its output instead of computing it. It computes the gradients only.
 
-    `KnownProjection.apply(hidden, weight, values)` takes tokens (B, N, D), a weight (E, D), and the values (B, N, E)
-    of `torch.nn.functional.linear(hidden, weight)`. It returns these values. They have no gradient of their own.
+    `KnownProjection.apply(hidden, weight, values)` takes tokens (B, N, D), a weight (E, D), and the output (B, N, E)
+    of `torch.nn.functional.linear(hidden, weight)`, without gradient. It returns this output.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(hidden, weight)
+    def forward(hidden: torch.Tensor, weight: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         return values.view_as(values)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        hidden, weight, _ = inputs
+        ctx.save_for_backward(hidden, weight)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:

@@ -35,6 +35,18 @@ class PlainLayer(NamedTuple):
     added: list[str]
 
 
+class ProjectedInput(NamedTuple):
+    """Input of a layer that was projected once, for the saliency of its tokens and for its attention.
+
+    Attributes:
+        normed: (B, N, D) normalized tokens.
+        values: (B, N, 3 * D) queries, keys and values of the tokens.
+    """
+
+    normed: torch.Tensor
+    values: torch.Tensor
+
+
 class TokenMixupLayerMixin(nn.Module):
     """Mixin that applies TokenMixup before a transformer layer. Precedes the base layer among the base classes.
 
@@ -45,7 +57,8 @@ class TokenMixupLayerMixin(nn.Module):
     """
 
     # Class of the attention of vertical layers, a subclass of the base layer's. It takes the keyword `memory`,
-    # normalized tokens (B, M, D), and the keyword `projected` if the family defines `input_projection`.
+    # normalized tokens (B, M, D). If the family defines `input_projection`, layers that mix or provide tokens have it
+    # too, it takes the keyword `projected`, and `base_forward` takes its output as `attn_output`.
     vertical_attention_class: type[nn.Module]
 
     # transformers checkpoints a complete layer: it wraps `forward` in `__init_subclass__` or in `__call__`, depending
@@ -108,8 +121,10 @@ class TokenMixupLayerMixin(nn.Module):
         self.is_horizontal = layer_index in config.horizontal_layers
         self.is_vertical = layer_index in config.vertical_layers
         self.feeds_vertical_memory = layer_index < config.num_collected_layers
-        projects_once = self.input_projection is not None and (self.is_horizontal or self.feeds_vertical_memory)
-        if self.is_vertical or projects_once:
+        # An attention of another class has a forward pass of its own. Only vertical layers must replace it.
+        is_base_attention = type(self.attention_module) is self.vertical_attention_class.__base__
+        detects = self.is_horizontal or self.feeds_vertical_memory
+        if self.is_vertical or (detects and is_base_attention and self.input_projection is not None):
             self.attention_module.__class__ = self.vertical_attention_class
         if self.is_horizontal:
             # On the meta device it draws no random numbers, so that a seed initializes the weights of the base model.
@@ -151,7 +166,9 @@ class TokenMixupLayerMixin(nn.Module):
             layer_kwargs = {"attention_mask": attention_mask, **kwargs}
             hidden_states, memory, projected = self.apply_tokenmixup(hidden_states, tokenmixup, layer_kwargs)
             if projected is not None:
-                attn_output, _ = self.attention_module(None, attention_mask, projected=projected, **kwargs)
+                normed, values = projected
+                attn_output, _ = self.attention_module(normed, attention_mask, projected=values, **kwargs)
+                del normed, values
                 kwargs = {"attn_output": attn_output}
             # As in the base layer, the projection is not needed after the attention.
             del projected
@@ -179,26 +196,33 @@ class TokenMixupLayerMixin(nn.Module):
         """
         return None
 
-    def project_input(self, hidden: torch.Tensor) -> torch.Tensor | None:
+    def project_input(self, hidden: torch.Tensor) -> ProjectedInput | None:
         """Project the input of a layer once, for the saliency of its tokens and for its attention.
 
         Args:
             hidden: (B, N, D) input of the layer.
 
         Returns:
-            (B, N, 3 * D) values of `input_projection`. None if saliency and attention must project separately: the CLS
-            query needs no keys, autocast would change the saliency, and hooks and adapters change the projection.
+            The normalized tokens and the values of `input_projection`. None if saliency and attention must project
+            separately: the CLS query needs no keys, autocast would change the saliency, and hooks, adapters and other
+            classes change the projection or the attention.
         """
-        projection = self.input_projection
+        projection, attention = self.input_projection, self.attention_module
         if (
             projection is None
             or not has_plain_weight(projection)
-            or self.attention_module._forward_pre_hooks
+            or projection.bias is not None
+            or type(attention) is not self.vertical_attention_class
+            or has_backward_hooks(projection)
+            or has_backward_hooks(attention)
+            or attention._forward_pre_hooks
+            or "forward" in vars(attention)
             or self.config.effective_saliency_query == "cls"
             or torch.is_autocast_enabled(hidden.device.type)
         ):
             return None
-        return projection(self.pre_norm(hidden))
+        normed = self.pre_norm(hidden)
+        return ProjectedInput(normed, projection(normed))
 
     def add_memory_positions(
         self, layer_kwargs: Mapping[str, Any], positions_fn: Callable[[], torch.Tensor]
@@ -233,7 +257,7 @@ class TokenMixupLayerMixin(nn.Module):
 
     def apply_tokenmixup(
         self, hidden_states: torch.Tensor, context: TokenMixupContext, layer_kwargs: Mapping[str, Any]
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor, torch.Tensor | None, ProjectedInput | None]:
         """Apply manifold mixup and HTM, then read from and append to the memory of VTM.
 
         Args:
@@ -259,7 +283,7 @@ class TokenMixupLayerMixin(nn.Module):
             if projected is None and project_once:
                 projected = self.project_input(hidden_states)
             if projected is not None:
-                layer_kwargs = {**layer_kwargs, "projected": projected.detach()}
+                layer_kwargs = {**layer_kwargs, "projected": projected.values.detach()}
             saliency = self._detect_saliency((self,), context, hidden_states.detach(), layer_kwargs=layer_kwargs)
             hidden_states = context.memory.collect(hidden_states, saliency)
         return hidden_states, memory, projected
@@ -270,7 +294,7 @@ class TokenMixupLayerMixin(nn.Module):
         context: TokenMixupContext,
         layer_kwargs: Mapping[str, Any],
         project_once: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor, ProjectedInput | None]:
         """Apply HTM. With `project_once`, return the projection of the mixed tokens too, see `project_input`.
 
         Normalization and projection treat each token alone, so mixing the projections replaces projecting again.
@@ -280,7 +304,7 @@ class TokenMixupLayerMixin(nn.Module):
             with torch.no_grad():
                 projected = self.project_input(hidden_states)
             if projected is not None:
-                layer_kwargs = {**layer_kwargs, "projected": projected}
+                layer_kwargs = {**layer_kwargs, "projected": projected.values}
         rollout_layers = context.layers[self.layer_index : self.layer_index + self.config.rollout_steps + 1]
         saliency_fn = partial(self._detect_saliency, rollout_layers, context, layer_kwargs=layer_kwargs)
         hidden_states, context.targets, loss, record = apply_horizontal_mixup(
@@ -292,9 +316,8 @@ class TokenMixupLayerMixin(nn.Module):
         if context.saliency is not None:
             context.saliency = torch.where(record.replaced, record.saliency[record.partner], record.saliency)
         if projected is not None:
-            projected = KnownProjection.apply(
-                self.pre_norm(hidden_states), self.input_projection.weight, gather_rows(projected, record.rows)
-            )
+            normed, values = self.pre_norm(hidden_states), gather_rows(projected.values, record.rows)
+            projected = ProjectedInput(normed, KnownProjection.apply(normed, self.input_projection.weight, values))
         return hidden_states, projected
 
     def _apply_manifold_mixup(self, hidden_states: torch.Tensor, context: TokenMixupContext) -> torch.Tensor:
@@ -362,8 +385,14 @@ def detect_saliency(
 
 
 def has_plain_weight(projection: nn.Module) -> bool:
-    """Whether a projection is a linear layer without adapters, hooks or other wrappers."""
-    return type(projection) is nn.Linear and not (projection._forward_hooks or projection._forward_pre_hooks)
+    """Whether a projection is a linear layer without adapters, hooks, a patched forward pass or other wrappers."""
+    hooks = projection._forward_hooks or projection._forward_pre_hooks
+    return type(projection) is nn.Linear and not hooks and "forward" not in vars(projection)
+
+
+def has_backward_hooks(module: nn.Module) -> bool:
+    """Whether gradients of a module's inputs or outputs are read or changed."""
+    return bool(module._backward_hooks or module._backward_pre_hooks)
 
 
 def unshard(module: nn.Module) -> None:

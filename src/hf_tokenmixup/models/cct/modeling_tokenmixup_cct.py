@@ -70,7 +70,7 @@ class VerticalCctAttention(CctAttention):
 
     def forward(
         self,
-        hidden_states: torch.Tensor | None,
+        hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         memory: torch.Tensor | None = None,
         projected: torch.Tensor | None = None,
@@ -79,7 +79,7 @@ class VerticalCctAttention(CctAttention):
         """Attend to the tokens and to the memory.
 
         Args:
-            hidden_states: (B, N, D) normalized tokens; None with `projected`.
+            hidden_states: (B, N, D) normalized tokens.
             attention_mask: as in the base class; ignored if there is a memory.
             memory: (B, M, D) normalized tokens of earlier layers; None calls the base class.
             projected: (B, N, 3 * D) queries, keys and values of the tokens; `memory` must be None.
@@ -127,7 +127,7 @@ class TokenMixupCctLayer(TokenMixupLayerMixin, CctLayer):
         projected: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> QueryKey:
-        """See `hf_tokenmixup.saliency.SupportsAttentionSaliency`. `projected` is from `project_input`."""
+        """See `hf_tokenmixup.saliency.SupportsAttentionSaliency`. `projected` has the values of `project_input`."""
         attention, sources = self.attention, hidden if memory is None else torch.cat([hidden, memory], dim=1)
         if projected is not None:
             query, key = _copy_for_products(attention.split_heads(projected, 3)[:2])
