@@ -43,10 +43,13 @@ def outputs(model):
         return model.eval()(torch.randn(6, 3, 20, 20), output_attentions=True, output_hidden_states=True)
 
 
-# Of 3 images with 2 heads and 11 tokens: a query, two queries, two images, all.
-@pytest.mark.parametrize("elements", [1, 50, 500, 2**24])
+# Of 3 images with 2 heads and 11 tokens: a query, two queries, then by the number of threads one head of one to three
+# images or all heads of an image, all.
+@pytest.mark.parametrize("elements", [1, 50, 130, 250, 400, 500, 2**24])
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
 @pytest.mark.parametrize("queries", [1, 11])
-def test_received_attention_chunks_match_full_map(queries, elements):
+def test_received_attention_chunks_match_full_map(queries, threads, elements, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     query, key = torch.randn(3, 2, 11, 4), torch.randn(3, 2, 11, 4)
     attention = (query @ key.transpose(2, 3) * 0.5).softmax(dim=-1)
     received = received_attention(query[:, :, :queries], key, 0.5, max_elements=elements)

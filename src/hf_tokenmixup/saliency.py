@@ -18,7 +18,7 @@ from .functional import attention_rollout, generator_kwargs, soft_cross_entropy,
 
 SALIENCY_DETECTORS = ("attention", "gradient", "random")
 MAX_ATTENTION_MAP_ELEMENTS = 2**24  # 64 MiB in float32
-CACHED_ATTENTION_MAP_ELEMENTS = 2**20  # 4 MiB in float32, which fit in the cache of a CPU
+CACHED_ATTENTION_MAP_ELEMENTS = 2**19  # 2 MiB in float32, which fit in the cache of a CPU
 
 
 class QueryKey(NamedTuple):
@@ -91,27 +91,29 @@ def received_attention(
         scale: factor of the dot products.
         bias: additive term of the scores, broadcast to (B, H, Q, N); None: no term.
         max_elements: maximum number of attention map elements in memory. At least one query is computed at a time.
-            None: 2**24, and for several queries on a CPU 2**20, so that the maps fit in its cache.
+            None: 2**24, and for several queries on a CPU 2**19 or one map of a head for each thread, so that the
+            maps fit in its cache.
 
     Returns:
         (B, N) attention in float32 or float64.
     """
-    several_queries = query.shape[2] > 1
-    if max_elements is None:
-        cached = several_queries and query.device.type == "cpu"
-        max_elements = CACHED_ATTENTION_MAP_ELEMENTS if cached else MAX_ATTENTION_MAP_ELEMENTS
     # A single query is one chunk. For more queries the number of chunks depends on the batch size, and each number
     # would be a graph of its own.
-    if torch.compiler.is_compiling() and several_queries:
+    if torch.compiler.is_compiling() and query.shape[2] > 1:
         return _received_attention_op(query, key, scale, bias, max_elements)
     return _received_attention(query, key, scale, bias, max_elements)
 
 
 def _received_attention(
-    query: torch.Tensor, key: torch.Tensor, scale: float, bias: torch.Tensor | None, max_elements: int
+    query: torch.Tensor, key: torch.Tensor, scale: float, bias: torch.Tensor | None, max_elements: int | None
 ) -> torch.Tensor:
     batch, heads, num_queries, _ = query.shape
     num_tokens = key.shape[2]
+    if max_elements is None:
+        max_elements = MAX_ATTENTION_MAP_ELEMENTS
+        if num_queries > 1 and query.device.type == "cpu":
+            one_per_thread = torch.get_num_threads() * num_queries * num_tokens
+            max_elements = min(max_elements, max(CACHED_ATTENTION_MAP_ELEMENTS, one_per_thread))
     if bias is not None:
         bias = upcast_to_float32(bias).expand(batch, heads, num_queries, num_tokens)
     query, key = upcast_to_float32(query), upcast_to_float32(key).transpose(2, 3)
@@ -119,30 +121,51 @@ def _received_attention(
         # Treat the heads as queries of one head. A broadcast product would copy the keys for each head.
         query = query.flatten(1, 2)[:, None]
         bias = None if bias is None else bias.flatten(1, 2)[:, None]
-    images = max_elements // (heads * num_queries * num_tokens)
-    if images >= batch:
+    if batch * heads * num_queries * num_tokens <= max_elements:
         return _softmax_of_scores(query, key, scale, bias).mean(dim=(1, 2))
-    images, rows = max(1, images), max(1, max_elements // (query.shape[1] * num_tokens))
+    heads_at_once, images, rows = _chunk_sizes(query, num_tokens, max_elements)
     queries, keys = query.split(images), key.split(images)
     biases = [None] * len(queries) if bias is None else bias.split(images)
-    chunks = [
-        _mean_of_rows(chunk, chunk_key, scale, term, rows)
+    sums = [
+        _sum_of_maps(chunk, chunk_key, scale, term, heads_at_once, rows)
         for chunk, chunk_key, term in zip(queries, keys, biases, strict=True)
     ]
-    return torch.cat(chunks)
+    return torch.cat(sums) / (heads * num_queries)
 
 
-def _mean_of_rows(
-    query: torch.Tensor, key: torch.Tensor, scale: float, bias: torch.Tensor | None, rows: int
+def _chunk_sizes(query: torch.Tensor, num_tokens: int, max_elements: int) -> tuple[int, int, int]:
+    """Numbers of heads, images and queries whose maps are computed at a time.
+
+    On a CPU, the product of one head of several images reads views of the heads. That of several heads copies them.
+    A number of images that is no multiple of the number of threads would let threads wait.
+    """
+    heads, num_queries = query.shape[1:3]
+    images, threads = max_elements // (num_queries * num_tokens), torch.get_num_threads()
+    if query.device.type == "cpu" and images >= threads:
+        return 1, images - images % threads, num_queries
+    images, rows = max_elements // (heads * num_queries * num_tokens), max_elements // (heads * num_tokens)
+    return heads, max(1, images), max(1, rows)
+
+
+def _sum_of_maps(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    scale: float,
+    bias: torch.Tensor | None,
+    heads_at_once: int,
+    rows: int,
 ) -> torch.Tensor:
-    """Attention that each token of some images receives, with up to `rows` queries at a time."""
-    queries = query.split(rows, dim=2)
-    biases = [None] * len(queries) if bias is None else bias.split(rows, dim=2)
-    sums = [
-        _softmax_of_scores(chunk, key, scale, term).sum(dim=(1, 2))
-        for chunk, term in zip(queries, biases, strict=True)
-    ]
-    return sum(sums[1:], sums[0]) / (query.shape[1] * query.shape[2])
+    """Sum over heads and queries of the attention that each token of some images receives, (B, N)."""
+    sums = []
+    for first in range(0, query.shape[1], heads_at_once):
+        heads = slice(first, first + heads_at_once)
+        queries = query[:, heads].split(rows, dim=2)
+        biases = [None] * len(queries) if bias is None else bias[:, heads].split(rows, dim=2)
+        sums += [
+            _softmax_of_scores(chunk, key[:, heads], scale, term).sum(dim=(1, 2))
+            for chunk, term in zip(queries, biases, strict=True)
+        ]
+    return sum(sums[1:], sums[0])
 
 
 def _softmax_of_scores(
@@ -162,7 +185,7 @@ _received_attention_op = torch.library.custom_op(
 
 @_received_attention_op.register_fake
 def _(
-    query: torch.Tensor, key: torch.Tensor, scale: float, bias: torch.Tensor | None, max_elements: int
+    query: torch.Tensor, key: torch.Tensor, scale: float, bias: torch.Tensor | None, max_elements: int | None
 ) -> torch.Tensor:
     return upcast_to_float32(query).new_empty((query.shape[0], key.shape[2]))
 
