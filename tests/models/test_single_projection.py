@@ -1,4 +1,4 @@
-"""One projection of a layer's input for the saliency of its tokens and for its attention, in CCT."""
+"""One projection of a layer's input, and one attention map, for the saliency of its tokens and for its attention."""
 
 from contextlib import nullcontext
 
@@ -17,6 +17,7 @@ from hf_tokenmixup.models import (
 from hf_tokenmixup.models.cct.modeling_cct import CctAttention
 from hf_tokenmixup.models.cct.modeling_tokenmixup_cct import TokenMixupCctLayer
 from hf_tokenmixup.models.gradient_checkpointing import enable_checkpointing
+from hf_tokenmixup.saliency import received_attention
 
 WIDTH, TOKENS, BATCH = 32, 64, 6
 SIZE = {"hidden_size": WIDTH, "num_attention_heads": 2, "intermediate_size": 64, "num_labels": 5, "image_size": 32}
@@ -25,7 +26,7 @@ SIZE |= {"num_conv_layers": 2, "num_hidden_layers": 4}
 
 def build(**settings):
     torch.manual_seed(0)
-    return TokenMixupCctForImageClassification(TokenMixupCctConfig(**SIZE, **settings)).train()
+    return TokenMixupCctForImageClassification(TokenMixupCctConfig(**(SIZE | settings))).train()
 
 
 @pytest.fixture
@@ -46,37 +47,50 @@ def run_separately(model, batch, monkeypatch):
         return run_step(model, batch)
 
 
+def assert_close_steps(result, expected):
+    torch.testing.assert_close(result[0].loss, expected[0].loss)
+    torch.testing.assert_close(result[0].logits, expected[0].logits)
+    assert result[1].keys() == expected[1].keys()
+    for name, gradient in result[1].items():
+        torch.testing.assert_close(gradient, expected[1][name], msg=name)
+
+
+PROJECTION = 2 * BATCH * TOKENS * WIDTH * 2 * WIDTH  # operations: queries and keys
+MAP = 2 * BATCH * TOKENS * TOKENS * WIDTH  # their product
+NO_DROPOUT = {"attention_probs_dropout_prob": 0.0}  # then the attention of a CPU computes no complete maps
 VTM = {"vertical_layers": [2], "vertical_kappa": 3}  # layers 0 and 1 provide tokens
 THRESHOLDS = {"horizontal_tau": None, "horizontal_rho": 0.0}  # all images are easy, any gain replaces a token
 HTM = {"horizontal_layers": [1], **THRESHOLDS} | {f"{name}_relative": None for name in THRESHOLDS}
+# Settings, number of detections, and those among them that read the map of the layer's own attention.
 VALUES = {
-    "vtm": (VTM, 2),
-    "vtm detached": (VTM | {"vertical_detach": True}, 2),
-    "htm": (HTM, 1),
-    "htm twice": (HTM | {"horizontal_layers": [0, 3]}, 2),
-    "both": (VTM | HTM, 3),
-    "both, random choices": (VTM | HTM | {"assignment": "random", "token_selection": "random"}, 3),
-    "complete maps": (VTM | HTM | {"saliency_route": "output_attentions"}, 3),
+    "vtm": (VTM, 2, 2),
+    "vtm detached": (VTM | {"vertical_detach": True}, 2, 2),
+    "vtm, eager attention": (VTM | NO_DROPOUT | {"attn_implementation": "eager"}, 2, 2),
+    "vtm, eager attention with dropout": (VTM | {"attn_implementation": "eager"}, 2, 2),
+    "vtm without dropout": (VTM | NO_DROPOUT, 2, 0),
+    "vtm, three heads": (VTM | {"hidden_size": 36, "num_attention_heads": 3}, 2, 2),
+    "htm": (HTM, 1, 0),
+    "htm twice": (HTM | {"horizontal_layers": [0, 3]}, 2, 0),
+    "both": (VTM | HTM, 3, 2),
+    "both without dropout": (VTM | HTM | NO_DROPOUT, 3, 0),
+    "both, random choices": (VTM | HTM | {"assignment": "random", "token_selection": "random"}, 3, 2),
+    "complete maps": (VTM | HTM | {"saliency_route": "output_attentions"}, 3, 0),
 }
 
 
 @pytest.mark.parametrize("case", VALUES)
 def test_single_projection_has_values_of_separate_ones_and_saves_their_products(case, batch, monkeypatch):
-    mixing, num_detections = VALUES[case]
+    mixing, num_detections, num_maps = VALUES[case]
     model = build(**mixing)
-    output, gradients, flops = run_step(model, batch)
-    expected_output, expected_gradients, expected_flops = run_separately(model, batch, monkeypatch)
-    if "horizontal_layers" in mixing:  # the product of a row may depend on its place in the batch, by rounding
-        torch.testing.assert_close(output.logits, expected_output.logits)
-    else:
-        assert torch.equal(output.loss, expected_output.loss) and torch.equal(output.logits, expected_output.logits)
-    records = output.horizontal or ()
+    result, expected = run_step(model, batch), run_separately(model, batch, monkeypatch)
+    # The product of a row may depend on its place in the batch, by rounding, and so do the routes to a map.
+    if "horizontal_layers" not in mixing and not num_maps:
+        assert torch.equal(result[0].loss, expected[0].loss) and torch.equal(result[0].logits, expected[0].logits)
+    assert_close_steps(result, expected)
+    records = result[0].horizontal or ()
     assert len(records) == len(mixing.get("horizontal_layers", ())) and all(r.replaced.any() for r in records)
-    assert gradients.keys() == expected_gradients.keys()
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(gradient, expected_gradients[name], msg=name)
-    query_and_key = 2 * BATCH * TOKENS * WIDTH * 2 * WIDTH
-    assert expected_flops - flops == num_detections * query_and_key
+    scale = model.config.hidden_size / WIDTH
+    assert expected[2] - result[2] == num_detections * PROJECTION * scale**2 + num_maps * MAP * scale
 
 
 def attentions(model):
@@ -152,10 +166,9 @@ def test_project_input_unsupported_setting_projects_separately(case, mixing, bat
 
 def test_single_projection_vertical_layer_that_provides_tokens_projects_its_memory_too(batch, monkeypatch):
     model = build(vertical_layers=[1, 2], vertical_kappa=3)
-    output, _, flops = run_step(model, batch)
-    expected_output, _, expected_flops = run_separately(model, batch, monkeypatch)
-    assert torch.equal(output.logits, expected_output.logits)
-    assert expected_flops - flops == 2 * BATCH * TOKENS * WIDTH * 2 * WIDTH  # layer 0 alone
+    result, expected = run_step(model, batch), run_separately(model, batch, monkeypatch)
+    assert_close_steps(result, expected)
+    assert expected[2] - result[2] == PROJECTION + MAP  # layer 0 alone
 
 
 def test_single_projection_output_attentions_has_the_attention_of_each_layer(batch):
@@ -172,12 +185,9 @@ def test_single_projection_output_attentions_has_the_attention_of_each_layer(bat
 
 def test_single_projection_gradients_match_gradient_checkpointing(batch):
     model = build(vertical_layers=[2], vertical_kappa=3)
-    output, gradients, _ = run_step(model, batch)
+    result = run_step(model, batch)
     enable_checkpointing(model)
-    checkpointed, checkpointed_gradients, _ = run_step(model, batch)
-    assert torch.equal(output.logits, checkpointed.logits) and gradients.keys() == checkpointed_gradients.keys()
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(gradient, checkpointed_gradients[name], msg=name)
+    assert_close_steps(result, run_step(model, batch))
 
 
 def test_single_projection_attention_rollout_projects_layers_separately(batch, monkeypatch):
@@ -216,6 +226,26 @@ def test_add_tokenmixup_with_htm_leaves_an_attention_of_another_class(batch):
     assert {type(attention) for attention in attentions(model)} == {DoubledAttention}
     assert torch.equal(model.eval()(batch[0]).logits, expected)
     assert all(record.replaced.any() for record in run_step(model.train(), batch)[0].horizontal)
+
+
+def test_attend_and_detect_has_output_and_saliency_of_separate_routes():
+    model = build(**VTM | {"hidden_size": 36, "num_attention_heads": 3})
+    attention, projected = model.cct.layers[0].attention, torch.randn(BATCH, TOKENS, 3 * 36)
+    torch.manual_seed(1)
+    output, received = attention.attend_and_detect(projected)
+    torch.manual_seed(1)
+    torch.testing.assert_close(output, attention(None, projected=projected)[0])
+    query, key, _ = attention.split_heads(projected, 3)
+    torch.testing.assert_close(received, received_attention(query, key, attention.scaling))
+    assert not received.requires_grad
+
+
+def test_single_map_forward_hook_of_attention_receives_the_usual_output(batch, monkeypatch):
+    model, lengths = build(**VTM), []
+    for attention in attentions(model):
+        attention.register_forward_hook(lambda module, args, output: lengths.append(len(output)))
+    result, expected = run_step(model, batch), run_separately(model, batch, monkeypatch)
+    assert lengths == 8 * [2] and expected[2] - result[2] == 2 * PROJECTION
 
 
 @pytest.mark.parametrize("mixing", [HTM, VTM], ids=["htm", "vtm"])

@@ -58,7 +58,8 @@ class TokenMixupLayerMixin(nn.Module):
 
     # Class of the attention of vertical layers, a subclass of the base layer's. It takes the keyword `memory`,
     # normalized tokens (B, M, D). If the family defines `input_projection`, layers that mix or provide tokens have it
-    # too, it takes the keyword `projected`, and `base_forward` takes its output as `attn_output`.
+    # too, it takes the keyword `projected`, `base_forward` takes its output as `attn_output`, and it has the methods
+    # `computes_map` and `attend_and_detect` (see `TokenMixupCctLayer`).
     vertical_attention_class: type[nn.Module]
 
     # transformers checkpoints a complete layer: it wraps `forward` in `__init_subclass__` or in `__call__`, depending
@@ -164,14 +165,9 @@ class TokenMixupLayerMixin(nn.Module):
         memory = None
         if tokenmixup is not None:
             layer_kwargs = {"attention_mask": attention_mask, **kwargs}
-            hidden_states, memory, projected = self.apply_tokenmixup(hidden_states, tokenmixup, layer_kwargs)
-            if projected is not None:
-                normed, values = projected
-                attn_output, _ = self.attention_module(normed, attention_mask, projected=values, **kwargs)
-                del normed, values
+            hidden_states, memory, attn_output = self.apply_tokenmixup(hidden_states, tokenmixup, layer_kwargs)
+            if attn_output is not None:
                 kwargs = {"attn_output": attn_output}
-            # As in the base layer, the projection is not needed after the attention.
-            del projected
         if memory is not None:
             # This layer may have appended its own tokens.
             num_tokens = memory.shape[1]
@@ -257,8 +253,10 @@ class TokenMixupLayerMixin(nn.Module):
 
     def apply_tokenmixup(
         self, hidden_states: torch.Tensor, context: TokenMixupContext, layer_kwargs: Mapping[str, Any]
-    ) -> tuple[torch.Tensor, torch.Tensor | None, ProjectedInput | None]:
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Apply manifold mixup and HTM, then read from and append to the memory of VTM.
+
+        A layer whose input is projected once applies its attention here, see `project_input`.
 
         Args:
             hidden_states: (B, N, D) tokens.
@@ -266,8 +264,8 @@ class TokenMixupLayerMixin(nn.Module):
             layer_kwargs: arguments of the base layer that its attention may depend on.
 
         Returns:
-            (B, N, D) tokens; the memory (B, M, D) of a vertical layer, None in other layers; and the projection of
-            the tokens, see `project_input`.
+            (B, N, D) tokens; the memory (B, M, D) of a vertical layer, None in other layers; and the output (B, N, D)
+            of the attention, None if it was not applied.
         """
         if context.manifold is not None and self.layer_index in self.config.manifold_mixup_layers:
             hidden_states = self._apply_manifold_mixup(hidden_states, context)
@@ -279,14 +277,34 @@ class TokenMixupLayerMixin(nn.Module):
         projected = None
         if self.is_horizontal:
             hidden_states, projected = self._apply_horizontal_mixup(hidden_states, context, layer_kwargs, project_once)
+        attn_output = None
         if self.feeds_vertical_memory and context.memory.kappa:
             if projected is None and project_once:
                 projected = self.project_input(hidden_states)
-            if projected is not None:
-                layer_kwargs = {**layer_kwargs, "projected": projected.values.detach()}
-            saliency = self._detect_saliency((self,), context, hidden_states.detach(), layer_kwargs=layer_kwargs)
+            if projected is not None and self._detects_in_attention(projected, **layer_kwargs):
+                attn_output, received = self.attention_module.attend_and_detect(projected.values)
+                saliency = received[:, self.config.num_prefix_tokens :]
+            else:
+                values = {} if projected is None else {"projected": projected.values.detach()}
+                saliency = self._detect_saliency(
+                    (self,), context, hidden_states.detach(), layer_kwargs={**layer_kwargs, **values}
+                )
             hidden_states = context.memory.collect(hidden_states, saliency)
-        return hidden_states, memory, projected
+        if projected is not None and attn_output is None:
+            attn_output, _ = self.attention_module(projected.normed, projected=projected.values, **layer_kwargs)
+        return hidden_states, memory, attn_output
+
+    def _detects_in_attention(
+        self, projected: ProjectedInput, attention_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> bool:
+        """Whether saliency is read from the map that the attention computes. A forward hook sees the usual output."""
+        attention = self.attention_module
+        return (
+            self.config.saliency_route == "auto"
+            and attention_mask is None
+            and not attention._forward_hooks
+            and attention.computes_map(projected.values)
+        )
 
     def _apply_horizontal_mixup(
         self,

@@ -95,6 +95,37 @@ class VerticalCctAttention(CctAttention):
         query, key, value = self.query_key_value(torch.cat([hidden_states, memory], dim=1))
         return self.attend(query[:, :, : hidden_states.shape[1]], key, value, **kwargs)
 
+    def computes_map(self, projected: torch.Tensor) -> bool:
+        """Whether the attention function computes complete maps, in the precision that saliency requires.
+
+        "eager" always does. On a CPU, "sdpa" does with dropout.
+
+        Args:
+            projected: (B, N, 3 * D) queries, keys and values of the tokens.
+        """
+        implementation = self.config._attn_implementation
+        on_cpu, has_dropout = projected.device.type == "cpu", self.training and self.attention_dropout > 0
+        has_map = implementation == "eager" or (implementation == "sdpa" and on_cpu and has_dropout)
+        return has_map and projected.dtype in (torch.float32, torch.float64)
+
+    def attend_and_detect(self, projected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Attend to the tokens, and detect their saliency from the same attention map, Eq. (2).
+
+        The output and its gradient are those of `forward`, and the saliency that of
+        `hf_tokenmixup.saliency.received_attention`, to rounding.
+
+        Args:
+            projected: (B, N, 3 * D) queries, keys and values of the tokens.
+
+        Returns:
+            (B, N, D) tokens and (B, N) saliency without gradient, averaged over heads and queries.
+        """
+        query, key, value = self.split_heads(projected, 3)
+        weights = ((query * self.scaling) @ key.mT).softmax(dim=-1)  # (B, H, N, N)
+        received = weights.detach().mean(dim=(1, 2))
+        attn_output = F.dropout(weights, self.attention_dropout, self.training) @ value
+        return self.dropout(self.proj(attn_output.transpose(1, 2).flatten(2))), received
+
 
 class TokenMixupCctLayer(TokenMixupLayerMixin, CctLayer):
     """CCT layer with TokenMixup: mixes its input (HTM) and attends to salient tokens of earlier layers (VTM)."""
