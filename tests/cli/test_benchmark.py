@@ -328,7 +328,7 @@ def test_benchmark_of_parameters_matches_paper(script, tmp_path, monkeypatch, ca
         (["--easy_fraction", "1.5"], "--easy_fraction must be above 0 and at most 1, got 1.5"),
         (["--part", "step", "--easy_fraction", "0.5"], "--easy_fraction changes --part training, which is not"),
         (["--part", "detection", "step", "--compile_mode", "default"], "--compile_mode changes --part training"),
-        (["--device", "cpu", "--compile_mode", "reduce-overhead"], "On a CPU it is the same as default"),
+        (["--device", "cpu", "--compile_mode", "reduce-overhead"], "On a CPU, pass --compile_mode default"),
         (["--compile_mode", "fast"], "invalid choice: 'fast'"),
         (["--device", "cpu", "--dtype", "tf32"], "--dtype tf32 needs a CUDA device. Use fp32 or bf16"),
         (["--device", "cpu", "--part", "copies"], "--part copies measures copies to a CUDA device. Omit it"),

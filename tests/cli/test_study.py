@@ -141,6 +141,20 @@ def test_study_small_reports_paired_differences_with_intervals(study, tmp_path, 
     assert result["plain"]["paired_difference"] is None and result["HTM"]["mixed_fraction"] == 0.25
 
 
+def test_study_with_compare_to_reports_differences_to_that_row(study, tmp_path, capsys):
+    study("small --seeds 1 2 3")
+    capsys.readouterr()
+    assert study("small --report_only --compare_to HTM") == []
+    content = json.loads((tmp_path / "out" / "small.json").read_text())
+    result = {row["row"]: row for row in content["rows"]}
+    assert content["compared_with"] == "HTM" and result["HTM"]["paired_difference"] is None
+    assert result["plain"]["paired_difference"] == pytest.approx(-1.2)
+    # VTM differs from plain by -1.0, 0.0 and 1.0 percent, HTM by 1.1, 1.2 and 1.3.
+    assert result["VTM"]["paired_difference"] == pytest.approx(-1.2)
+    output = capsys.readouterr().out
+    assert "differences to HTM" in output and "-1.20 ± 0.25  " in output
+
+
 def test_study_transfer_evaluates_rows_on_corrupted_images(study, tmp_path, capsys):
     study("transfer --seeds 1 2 -- --bf16 --max_eval_samples 9 --cache_dir=files")
     assert len(study.launched) == 9 and len(study.evaluated) == 8
@@ -365,6 +379,8 @@ def test_study_with_report_only_trains_nothing(study, tmp_path, capsys):
         ("4 -- --max_time 3", "--max_time cannot be passed after `--`. Pass --max_time before `--`."),
         ("4 --values 3", "--values and --recipe are for rho, tau, kappa"),
         ("small --recipe x", "--values and --recipe are for rho, tau, kappa; the rows of the other studies are fixed"),
+        ("small --compare_to htm", '--compare_to must name a row of the study, got \'htm\'. Rows: "plain", "HTM", '),
+        ("rho --values 1 2 --compare_to HTM", 'got \'HTM\'. Rows: "rho 1", "rho 2".'),
         ("4 --seeds 1 1", "--seeds must be different numbers of at least 0, got 1 1"),
         ("4 --seeds x", "argument --seeds: invalid int value: 'x'"),
         ("4 --num_train_epochs 3", "Unknown arguments: --num_train_epochs 3. Pass options of finetune.py after `--`."),

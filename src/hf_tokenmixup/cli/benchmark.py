@@ -191,7 +191,7 @@ def parse_options(arguments: Sequence[str]) -> tuple[Namespace, list[str]]:
     if args.device == "cpu" and "copies" in (args.part or ()):
         raise ValueError("--part copies measures copies to a CUDA device. Omit it.")
     if args.device == "cpu" and "reduce-overhead" in args.compile_mode:
-        raise ValueError("--compile_mode reduce-overhead records CUDA graphs. On a CPU it is the same as default.")
+        raise ValueError("--compile_mode reduce-overhead records CUDA graphs. On a CPU, pass --compile_mode default.")
     for name in ("easy_fraction", "compile_mode"):
         if args.part is not None and "training" not in args.part and getattr(args, name) != parser.get_default(name):
             raise ValueError(f"--{name} changes --part training, which is not measured. Add it to --part.")

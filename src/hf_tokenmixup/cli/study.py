@@ -17,8 +17,9 @@ compare them with each other.
   python scripts/study.py 3 --launcher "accelerate launch --num_processes 4"
   # also evaluated on corrupted images, as small and transfer always are
   python scripts/study.py 3 --corruptions
-  # the results so far
+  # the results so far, compared with another row
   python scripts/study.py 4 --report_only
+  python scripts/study.py 5 --report_only --compare_to "input mixup & CutMix"
 
 Tables 1 (plain, HTM, VTM, both; --part names the dataset), 3 (saliency
 detectors), 4 (ablation of HTM) and 5 (combinations with other mixups). Studies
@@ -123,6 +124,7 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[Namespace, list[str]]:
         action="store_true",
         help="Also evaluate the rows on corrupted images; always for small and transfer.",
     )
+    parser.add_argument("--compare_to", metavar="ROW", help="Row that the others are compared with, by its name.")
     parser.add_argument("--report_only", action="store_true", help="Run no training; show the results of all seeds.")
     args, unknown = parser.parse_known_args(split_lists(arguments[:split], parser))
     overrides = list(arguments[split + 1 :])
@@ -172,8 +174,18 @@ def option_names_in(arguments: Sequence[str]) -> set[str]:
 
 
 def build_study(args: Namespace) -> Study:
-    """The study that the arguments name, with the metric of corrupted images if they ask for it."""
+    """The study that the arguments name, with the metric of corrupted images and the row to compare with they ask for.
+
+    Raises:
+        ValueError: No row has this name.
+    """
     study = find_study(args)
+    names = [row.name for row in study.rows]
+    if args.compare_to is not None:
+        if args.compare_to not in names:
+            rows = ", ".join(f'"{name}"' for name in names)
+            raise ValueError(f"--compare_to must name a row of the study, got {args.compare_to!r}. Rows: {rows}.")
+        study = dataclasses.replace(study, reference=names.index(args.compare_to))
     if args.corruptions and CORRUPTION_METRIC not in study.metrics:
         return dataclasses.replace(study, metrics=(*study.metrics, CORRUPTION_METRIC))
     return study
