@@ -56,7 +56,30 @@ def test_received_attention_chunks_match_full_map(queries, threads, elements, mo
     torch.testing.assert_close(received, attention[:, :, :queries].mean(dim=(1, 2)), atol=1e-7, rtol=1e-6)
 
 
-def test_received_attention_on_cpu_computes_maps_of_few_images_at_a_time():
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("elements", [130, 250, 400, 500])
+def test_received_attention_keeps_to_its_limit(threads, elements, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    query, key, product, sizes = torch.randn(9, 2, 11, 4), torch.randn(9, 2, 11, 4), torch.baddbmm, []
+
+    def baddbmm(*args, **kwargs):
+        result = product(*args, **kwargs)
+        sizes.append(result.numel())
+        return result
+
+    monkeypatch.setattr(torch, "baddbmm", baddbmm)
+    received_attention(query, key, 0.5, max_elements=elements)
+    assert sum(sizes) == 9 * 2 * 11 * 11 and max(sizes) <= elements
+
+
+def test_received_attention_single_query_in_chunks_compiles_as_one_graph():
+    query, key = torch.randn(5, 2, 1, 4), torch.randn(5, 2, 11, 4)
+    compiled = torch.compile(received_attention, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(query, key, 0.5, None, 50), received_attention(query, key, 0.5))
+
+
+def test_received_attention_on_cpu_computes_maps_of_few_images_at_a_time(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     query, key = torch.randn(64, 4, 128, 8), torch.randn(64, 4, 128, 8)
     complete = 64 * 4 * 128 * 128 * 4  # bytes of the map of all images
     small = peak_memory(lambda: received_attention(query, key, 0.5))

@@ -91,14 +91,14 @@ def received_attention(
         scale: factor of the dot products.
         bias: additive term of the scores, broadcast to (B, H, Q, N); None: no term.
         max_elements: maximum number of attention map elements in memory. At least one query is computed at a time.
-            None: 2**24, and for several queries on a CPU 2**19 or one map of a head for each thread, so that the
-            maps fit in its cache.
+            None: 2**24. For several queries on a CPU, the larger one of 2**19 and one map of a head for each thread,
+            so that the maps fit in its cache, and at most 2**24.
 
     Returns:
         (B, N) attention in float32 or float64.
     """
-    # A single query is one chunk. For more queries the number of chunks depends on the batch size, and each number
-    # would be a graph of its own.
+    # A single query is one chunk, up to very large batches. For more queries the number of chunks depends on the batch
+    # size, and each number would be a graph of its own.
     if torch.compiler.is_compiling() and query.shape[2] > 1:
         return _received_attention_op(query, key, scale, bias, max_elements)
     return _received_attention(query, key, scale, bias, max_elements)
@@ -123,7 +123,8 @@ def _received_attention(
         bias = None if bias is None else bias.flatten(1, 2)[:, None]
     if batch * heads * num_queries * num_tokens <= max_elements:
         return _softmax_of_scores(query, key, scale, bias).mean(dim=(1, 2))
-    heads_at_once, images, rows = _chunk_sizes(query, num_tokens, max_elements)
+    by_head = num_queries > 1 and query.device.type == "cpu"
+    heads_at_once, images, rows = _chunk_sizes(query, num_tokens, max_elements, by_head)
     queries, keys = query.split(images), key.split(images)
     biases = [None] * len(queries) if bias is None else bias.split(images)
     sums = [
@@ -133,16 +134,18 @@ def _received_attention(
     return torch.cat(sums) / (heads * num_queries)
 
 
-def _chunk_sizes(query: torch.Tensor, num_tokens: int, max_elements: int) -> tuple[int, int, int]:
+def _chunk_sizes(query: torch.Tensor, num_tokens: int, max_elements: int, by_head: bool) -> tuple[int, int, int]:
     """Numbers of heads, images and queries whose maps are computed at a time.
 
-    On a CPU, the product of one head of several images reads views of the heads. That of several heads copies them.
-    A number of images that is no multiple of the number of threads would let threads wait.
+    With `by_head`, one head of several images, if there is one for each thread: this product reads views of the
+    heads, and that of several heads copies them. The number of images is a multiple of the number of threads, as some
+    threads would wait otherwise.
     """
-    heads, num_queries = query.shape[1:3]
-    images, threads = max_elements // (num_queries * num_tokens), torch.get_num_threads()
-    if query.device.type == "cpu" and images >= threads:
-        return 1, images - images % threads, num_queries
+    batch, heads, num_queries, _ = query.shape
+    if by_head:
+        images, threads = max_elements // (num_queries * num_tokens), torch.get_num_threads()
+        if min(images, batch) >= threads:
+            return 1, images - images % threads, num_queries
     images, rows = max_elements // (heads * num_queries * num_tokens), max_elements // (heads * num_tokens)
     return heads, max(1, images), max(1, rows)
 

@@ -377,6 +377,7 @@ def test_study_with_report_only_trains_nothing(study, tmp_path, capsys):
         ("4 --part cifar100", "--part is for Table 1, and 4 has no parts"),
         ("4 --max_time 0", "--max_time must be a finite number of minutes above 0, got 0.0"),
         ("4 -- --max_time 3", "--max_time cannot be passed after `--`. Pass --max_time before `--`."),
+        ("4 -- --compare_to HTM", "--compare_to cannot be passed after `--`. Pass --compare_to before `--`."),
         ("4 --values 3", "--values and --recipe are for rho, tau, kappa"),
         ("small --recipe x", "--values and --recipe are for rho, tau, kappa; the rows of the other studies are fixed"),
         ("small --compare_to htm", '--compare_to must name a row of the study, got \'htm\'. Rows: "plain", "HTM", '),

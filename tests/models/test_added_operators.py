@@ -28,7 +28,7 @@ LIMITS = {
     ("cct", "htm"): (HTM, 47, 13),
     ("cct", "vtm"): (VTM, 20, 8),
     ("cct", "both"): (BOTH, 64, 21),
-    # On a CPU, only attention with dropout computes the maps that saliency can be read from.
+    # On a CPU, `sdpa` computes the maps that saliency can be read from only with dropout.
     ("cct without dropout", "htm"): (HTM, 47, 13),
     ("cct without dropout", "vtm"): (VTM, 35, 11),
     ("cct without dropout", "both"): (BOTH, 84, 25),

@@ -6,6 +6,8 @@ import pytest
 import torch
 from helpers.family_steps import step
 from torch.utils.flop_counter import FlopCounterMode
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hf_tokenmixup.models import (
     CctConfig,
@@ -59,6 +61,7 @@ PROJECTION = 2 * BATCH * TOKENS * WIDTH * 2 * WIDTH  # operations: queries and k
 MAP = 2 * BATCH * TOKENS * TOKENS * WIDTH  # their product
 NO_DROPOUT = {"attention_probs_dropout_prob": 0.0}  # then the attention of a CPU computes no complete maps
 VTM = {"vertical_layers": [2], "vertical_kappa": 3}  # layers 0 and 1 provide tokens
+CLS_TOKEN = {"pooling": "cls", "tokenizer": "patch", "patch_size": 4}
 THRESHOLDS = {"horizontal_tau": None, "horizontal_rho": 0.0}  # all images are easy, any gain replaces a token
 HTM = {"horizontal_layers": [1], **THRESHOLDS} | {f"{name}_relative": None for name in THRESHOLDS}
 # Settings, number of detections, and those among them that read the map of the layer's own attention.
@@ -69,6 +72,7 @@ VALUES = {
     "vtm, eager attention with dropout": (VTM | {"attn_implementation": "eager"}, 2, 2),
     "vtm without dropout": (VTM | NO_DROPOUT, 2, 0),
     "vtm, three heads": (VTM | {"hidden_size": 36, "num_attention_heads": 3}, 2, 2),
+    "vtm with a CLS token": (VTM | CLS_TOKEN | {"saliency_query": "mean"}, 2, 2),
     "htm": (HTM, 1, 0),
     "htm twice": (HTM | {"horizontal_layers": [0, 3]}, 2, 0),
     "both": (VTM | HTM, 3, 2),
@@ -89,8 +93,9 @@ def test_single_projection_has_values_of_separate_ones_and_saves_their_products(
     assert_close_steps(result, expected)
     records = result[0].horizontal or ()
     assert len(records) == len(mixing.get("horizontal_layers", ())) and all(r.replaced.any() for r in records)
-    scale = model.config.hidden_size / WIDTH
-    assert expected[2] - result[2] == num_detections * PROJECTION * scale**2 + num_maps * MAP * scale
+    scale, tokens = model.config.hidden_size / WIDTH, TOKENS + model.config.num_prefix_tokens
+    projections = num_detections * PROJECTION * scale**2 * tokens / TOKENS
+    assert expected[2] - result[2] == projections + num_maps * MAP * scale * (tokens / TOKENS) ** 2
 
 
 def attentions(model):
@@ -136,7 +141,7 @@ def add_adapter(model):
 
 
 SEPARATE = {
-    "a CLS query": ({"pooling": "cls", "tokenizer": "patch", "patch_size": 4}, None, None),
+    "a CLS query": (CLS_TOKEN, None, None),
     "random saliency": ({"saliency_detector": "random"}, None, None),
     "autocast": ({}, None, torch.bfloat16),
     "hooks of the projection": ({}, add_hook, None),
@@ -228,27 +233,70 @@ def test_add_tokenmixup_with_htm_leaves_an_attention_of_another_class(batch):
     assert all(record.replaced.any() for record in run_step(model.train(), batch)[0].horizontal)
 
 
-def test_attend_and_detect_has_output_and_saliency_of_separate_routes():
+def test_attention_of_projection_appends_saliency_and_returns_the_usual_output():
     model = build(**VTM | {"hidden_size": 36, "num_attention_heads": 3})
-    attention, projected = model.cct.layers[0].attention, torch.randn(BATCH, TOKENS, 3 * 36)
+    attention, projected, received = model.cct.layers[0].attention, torch.randn(BATCH, TOKENS, 3 * 36), []
     torch.manual_seed(1)
-    output, received = attention.attend_and_detect(projected)
+    output, _ = attention(None, projected=projected, received=received)
     torch.manual_seed(1)
     torch.testing.assert_close(output, attention(None, projected=projected)[0])
     query, key, _ = attention.split_heads(projected, 3)
-    torch.testing.assert_close(received, received_attention(query, key, attention.scaling))
-    assert not received.requires_grad
+    torch.testing.assert_close(received[0], received_attention(query, key, attention.scaling))
+    assert not received[0].requires_grad
 
 
-def test_single_map_forward_hook_of_attention_receives_the_usual_output(batch, monkeypatch):
+def test_single_map_forward_hooks_of_attention_receive_and_change_the_usual_output(batch, monkeypatch):
     model, lengths = build(**VTM), []
+
+    def double(module, args, output):
+        lengths.append(len(output))
+        return 2 * output[0], *output[1:]
+
     for attention in attentions(model):
-        attention.register_forward_hook(lambda module, args, output: lengths.append(len(output)))
+        attention.register_forward_hook(double)
     result, expected = run_step(model, batch), run_separately(model, batch, monkeypatch)
-    assert lengths == 8 * [2] and expected[2] - result[2] == 2 * PROJECTION
+    assert lengths == 8 * [2] and expected[2] - result[2] == 2 * (PROJECTION + MAP)
+    assert_close_steps(result, expected)
 
 
-@pytest.mark.parametrize("mixing", [HTM, VTM], ids=["htm", "vtm"])
+def test_single_map_is_used_after_an_evaluation_with_hidden_states(batch, monkeypatch):
+    model = build(**VTM)
+    model.eval()(batch[0], output_hidden_states=True)
+    result, expected = run_step(model.train(), batch), run_separately(model, batch, monkeypatch)
+    assert expected[2] - result[2] == 2 * (PROJECTION + MAP)
+
+
+def test_single_map_is_not_used_with_arguments_of_the_attention(batch, monkeypatch):
+    model = build(**VTM)
+    result = run_step(model, batch, is_causal=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(TokenMixupCctLayer, "project_input", lambda self, hidden: None)
+        expected = run_step(model, batch, is_causal=True)
+    assert_close_steps(result, expected)
+    assert expected[2] - result[2] == 2 * PROJECTION
+
+
+def test_single_map_is_not_used_with_a_registered_attention_function(batch, monkeypatch):
+    model, calls = build(**VTM), []
+
+    def attention_function(*args, **kwargs):
+        calls.append(1)
+        return sdpa_attention_forward(*args, **kwargs)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", attention_function)
+    run_step(model, batch)
+    assert len(calls) == 4
+
+
+def test_computes_map_half_precision_is_false():
+    attention, projected = build(**VTM).cct.layers[0].attention, torch.randn(1, TOKENS, 3 * WIDTH)
+    assert attention.computes_map(projected) and not attention.computes_map(projected.bfloat16())
+    assert not attention.eval().computes_map(projected)
+
+
+@pytest.mark.parametrize(
+    "mixing", [HTM, VTM, VTM | {"attn_implementation": "eager"}], ids=["htm", "vtm", "vtm, eager attention"]
+)
 def test_single_projection_functional_gradient_equals_backward(mixing, batch):
     model = build(**mixing, attention_probs_dropout_prob=0.0, drop_path_rate=0.0)
     images, labels = batch

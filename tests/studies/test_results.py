@@ -46,6 +46,8 @@ def test_format_table_shows_std_and_paper_columns_where_present():
     ]
     one_seed = format_table(STUDY, summarize(STUDY, {"one": {42: 70.0}}))
     assert "±" not in one_seed and "seed 42;" in one_seed
+    unfinished = replace(STUDY, reference=2)
+    assert "to third, which has no finished run" in format_table(unfinished, summarize(unfinished, TOP1))
     without_paper = replace(STUDY, rows=STUDY.rows[2:])
     assert "paper" not in format_table(without_paper, summarize(without_paper, {}))
 

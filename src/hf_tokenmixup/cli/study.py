@@ -90,6 +90,7 @@ RESERVED_OPTIONS = {
     "output_dir": "Pass --output_dir before `--`.",
     "dry_run": "Run scripts/finetune.py with it.",
     "max_time": "Pass --max_time before `--`.",
+    "compare_to": "Pass --compare_to before `--`.",
     "resume_from_checkpoint": "A run with a checkpoint resumes by itself.",
     "push_to_hub": "Run scripts/publish.py afterwards.",
     "hub_model_id": "Run scripts/publish.py afterwards.",
@@ -174,7 +175,7 @@ def option_names_in(arguments: Sequence[str]) -> set[str]:
 
 
 def build_study(args: Namespace) -> Study:
-    """The study that the arguments name, with the metric of corrupted images and the row to compare with they ask for.
+    """The study that the arguments name, with the metric and the reference row that they ask for.
 
     Raises:
         ValueError: No row has this name.

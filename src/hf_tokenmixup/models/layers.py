@@ -19,6 +19,8 @@ from .outputs import TokenMixupContext
 from .peft_utils import find_adapter_layers
 
 _PLAIN_LAYER = "_plain_layer"
+# Arguments of a layer that do not change its attention map.
+_OUTPUT_FLAGS = {"output_attentions", "output_hidden_states", "return_dict"}
 
 
 class PlainLayer(NamedTuple):
@@ -58,8 +60,8 @@ class TokenMixupLayerMixin(nn.Module):
 
     # Class of the attention of vertical layers, a subclass of the base layer's. It takes the keyword `memory`,
     # normalized tokens (B, M, D). If the family defines `input_projection`, layers that mix or provide tokens have it
-    # too, it takes the keyword `projected`, `base_forward` takes its output as `attn_output`, and it has the methods
-    # `computes_map` and `attend_and_detect` (see `TokenMixupCctLayer`).
+    # too, and `base_forward` takes its output as `attn_output`. It then takes the keywords `projected` and `received`
+    # and has the method `computes_map` (see `VerticalCctAttention`).
     vertical_attention_class: type[nn.Module]
 
     # transformers checkpoints a complete layer: it wraps `forward` in `__init_subclass__` or in `__call__`, depending
@@ -282,8 +284,9 @@ class TokenMixupLayerMixin(nn.Module):
             if projected is None and project_once:
                 projected = self.project_input(hidden_states)
             if projected is not None and self._detects_in_attention(projected, **layer_kwargs):
-                attn_output, received = self.attention_module.attend_and_detect(projected.values)
-                saliency = received[:, self.config.num_prefix_tokens :]
+                received: list[torch.Tensor] = []
+                attn_output, _ = self.attention_module(projected.normed, projected=projected.values, received=received)
+                saliency = received[0][:, self.config.num_prefix_tokens :]
             else:
                 values = {} if projected is None else {"projected": projected.values.detach()}
                 saliency = self._detect_saliency(
@@ -297,13 +300,12 @@ class TokenMixupLayerMixin(nn.Module):
     def _detects_in_attention(
         self, projected: ProjectedInput, attention_mask: torch.Tensor | None = None, **kwargs: Any
     ) -> bool:
-        """Whether saliency is read from the map that the attention computes. A forward hook sees the usual output."""
-        attention = self.attention_module
+        """Whether saliency is read from the map that the attention computes, without arguments that change the map."""
         return (
             self.config.saliency_route == "auto"
             and attention_mask is None
-            and not attention._forward_hooks
-            and attention.computes_map(projected.values)
+            and kwargs.keys() <= _OUTPUT_FLAGS
+            and self.attention_module.computes_map(projected.values)
         )
 
     def _apply_horizontal_mixup(

@@ -212,6 +212,8 @@ def format_table(study: Study, results: Sequence[RowResult]) -> str:
     if seeds:
         note += f", {'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}"
     note += f"; differences to {study.rows[study.reference].name}"
+    if seeds and not results[study.reference].top1:
+        note += ", which has no finished run"
     if any(result.paired is not None for result in results):
         note += ", paired by seed, ± half of the 95 % interval (Student t)"
     if any(best.values()):

@@ -5,6 +5,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.vit.modeling_vit import eager_attention_forward
 
 from ...configuration import TokenMixupConfigMixin
 from ...network import Network
@@ -74,6 +77,7 @@ class VerticalCctAttention(CctAttention):
         attention_mask: torch.Tensor | None = None,
         memory: torch.Tensor | None = None,
         projected: torch.Tensor | None = None,
+        received: list[torch.Tensor] | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attend to the tokens and to the memory.
@@ -83,11 +87,17 @@ class VerticalCctAttention(CctAttention):
             attention_mask: as in the base class; ignored if there is a memory.
             memory: (B, M, D) normalized tokens of earlier layers; None calls the base class.
             projected: (B, N, 3 * D) queries, keys and values of the tokens; `memory` must be None.
+            received: list to which the saliency (B, N) of the tokens is appended, see `attend_and_detect`. So hooks
+                receive the usual output.
             kwargs: keyword arguments of the attention function.
 
         Returns:
             (B, N, D) tokens and the attention weights (B, H, N, N + M), None if not available.
         """
+        if projected is not None and received is not None:
+            attn_output, attn_weights, saliency = self.attend_and_detect(projected)
+            received.append(saliency)
+            return attn_output, attn_weights
         if projected is not None:
             return self.attend(*self.split_heads(projected, 3), attention_mask, **kwargs)
         if memory is None:
@@ -98,33 +108,38 @@ class VerticalCctAttention(CctAttention):
     def computes_map(self, projected: torch.Tensor) -> bool:
         """Whether the attention function computes complete maps, in the precision that saliency requires.
 
-        "eager" always does. On a CPU, "sdpa" does with dropout.
+        "eager" always does. On a CPU, "sdpa" does with dropout. Functions that a user registered are
+        called as they are.
 
         Args:
             projected: (B, N, 3 * D) queries, keys and values of the tokens.
         """
-        implementation = self.config._attn_implementation
+        interface = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         on_cpu, has_dropout = projected.device.type == "cpu", self.training and self.attention_dropout > 0
-        has_map = implementation == "eager" or (implementation == "sdpa" and on_cpu and has_dropout)
+        has_map = interface is eager_attention_forward or (
+            interface is sdpa_attention_forward and on_cpu and has_dropout
+        )
         return has_map and projected.dtype in (torch.float32, torch.float64)
 
-    def attend_and_detect(self, projected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def attend_and_detect(self, projected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Attend to the tokens, and detect their saliency from the same attention map, Eq. (2).
 
-        The output and its gradient are those of `forward`, and the saliency that of
-        `hf_tokenmixup.saliency.received_attention`, to rounding.
+        The output and its gradient are those of `attend`, and the saliency that of
+        `hf_tokenmixup.saliency.received_attention`, to rounding in float32.
 
         Args:
             projected: (B, N, 3 * D) queries, keys and values of the tokens.
 
         Returns:
-            (B, N, D) tokens and (B, N) saliency without gradient, averaged over heads and queries.
+            (B, N, D) tokens; the attention weights (B, H, N, N), with dropout; and the saliency (B, N) without
+            gradient and dropout, averaged over heads and queries.
         """
         query, key, value = self.split_heads(projected, 3)
-        weights = ((query * self.scaling) @ key.mT).softmax(dim=-1)  # (B, H, N, N)
-        received = weights.detach().mean(dim=(1, 2))
-        attn_output = F.dropout(weights, self.attention_dropout, self.training) @ value
-        return self.dropout(self.proj(attn_output.transpose(1, 2).flatten(2))), received
+        weights = ((query * self.scaling) @ key.mT).softmax(dim=-1)
+        saliency = weights.detach().mean(dim=(1, 2))
+        weights = F.dropout(weights, self.attention_dropout, self.training)
+        attn_output = (weights @ value).transpose(1, 2).flatten(2)
+        return self.dropout(self.proj(attn_output)), weights, saliency
 
 
 class TokenMixupCctLayer(TokenMixupLayerMixin, CctLayer):
@@ -186,7 +201,7 @@ class TokenMixupCctLayer(TokenMixupLayerMixin, CctLayer):
 def _copy_for_products(query_key: torch.Tensor) -> torch.Tensor:
     """Lay out queries and keys (2, B, H, N, d) for their product in one copy, instead of one for each operand.
 
-    On a CPU, the product is computed in chunks, and the copies of a chunk fit in the cache.
+    On a CPU, the product is computed in chunks, which need no copy or one that fits in the cache.
     """
     return query_key if query_key.device.type == "cpu" else query_key.contiguous()
 
